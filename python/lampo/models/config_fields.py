@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Typed, ranged reading of fields that came from outside: JSON files and GGUF metadata."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+_T = TypeVar("_T")
+
+
+class _Required(Enum):
+    TOKEN = 0
+
+
+REQUIRED: Final = _Required.TOKEN
+
+
+def shown(value: object) -> str:
+    """`repr` of a value from outside, short enough for one line of an error."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+
+
+class Fields:
+    """One source of fields, such as a config.json.
+
+    Every getter checks type and range and raises `ValueError` naming source, field, value and what
+    was expected. A field that is absent or null gives `default`; REQUIRED makes that an error.
+    """
+
+    def __init__(self, source: str, values: Mapping[str, Any]) -> None:
+        self.source = source
+        self.values = values
+
+    def error(self, key: str, expected: str) -> ValueError:
+        value = self.values.get(key)
+        got = "it is missing" if value is None else f"got {shown(value)}"
+        return ValueError(f"{self.source}: {key}: expected {expected}, {got}")
+
+    def has(self, key: str) -> bool:
+        return self.values.get(key) is not None
+
+    def integer(
+        self, key: str, low: int, high: int, default: _T | _Required = REQUIRED
+    ) -> int | _T:
+        value = self.values.get(key)
+        if value is None and default is not REQUIRED:
+            return default
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise self.error(key, f"an integer from {low} to {high}")
+        return value
+
+    def integers(self, key: str, low: int, high: int, max_count: int) -> tuple[int, ...]:
+        """One integer or a list of them, as eos_token_id may be; absent gives ()."""
+        value = self.values.get(key)
+        if value is None:
+            return ()
+        items = value if isinstance(value, list) else [value]
+        ok = len(items) <= max_count and all(_is_integer(i) and low <= i <= high for i in items)
+        if not ok:
+            raise self.error(key, f"up to {max_count} integers from {low} to {high}")
+        return tuple(dict.fromkeys(items))
+
+    def number(
+        self,
+        key: str,
+        low: float,
+        high: float,
+        default: _T | _Required = REQUIRED,
+        *,
+        open_low: bool = False,
+    ) -> float | _T:
+        """A finite number of [low, high], or of (low, high] where `open_low`."""
+        value = self.values.get(key)
+        if value is None and default is not REQUIRED:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            value = math.nan
+        if not low <= value <= high or (open_low and value == low):  # false for NaN
+            above = f"above {low:g}" if open_low else f"from {low:g}"
+            raise self.error(key, f"a finite number {above} to {high:g}")
+        return float(value)
+
+    def boolean(self, key: str, default: bool) -> bool:
+        value = self.values.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self.error(key, "true or false")
+        return value
+
+    def choice(self, key: str, choices: Sequence[str], default: str | _Required = REQUIRED) -> str:
+        value = self.values.get(key)
+        if value is None and default is not REQUIRED:
+            return default
+        if not isinstance(value, str) or value not in choices:
+            raise self.error(key, "one of " + ", ".join(choices))
+        return value
+
+    def mapping(self, key: str) -> Mapping[str, Any]:
+        value = self.values.get(key)
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping):
+            raise self.error(key, "an object")
+        return value
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def read_json_object(path: Path, max_bytes: int) -> dict[str, Any]:
+    """The object in a JSON file, strictly: bounded size and depth, finite numbers, no duplicates.
+
+    Raises:
+        ValueError: one line naming the file and what is wrong with it.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    with path.open("rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise ValueError(f"{path}: larger than the {max_bytes} bytes that are accepted")
+
+    def constant(name: str) -> float:
+        raise ValueError(f"{name} is not a JSON number")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in result:
+                raise ValueError(f"the key {shown(key)} stands twice")
+            result[key] = value
+        return result
+
+    try:
+        value = json.loads(data, parse_constant=constant, object_pairs_hook=unique)
+    except RecursionError:
+        raise ValueError(f"{path}: not JSON that can be read: nested too deeply") from None
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: not JSON that can be read: {reason}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {shown(value)}")
+    return value

