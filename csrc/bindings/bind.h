@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+// One bind_<group>() per binding file. In each, a native function takes handles, reads them as
+// TensorArgs, and runs the op without the GIL.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include "bindings/tensor_arg.h"
+
+namespace lampo {
+
+void bind_elementwise(pybind11::module_& m);
+void bind_runtime(pybind11::module_& m);
+
+/// Runs fn() with the GIL released. TensorArgs must outlive the call, so that they die with it
+/// held.
+template <class Fn>
+void without_gil(Fn&& fn) {
+  const pybind11::gil_scoped_release release;
+  fn();
+}
+
+}  // namespace lampo

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "bindings/bind.h"
+#include "ops.h"
+
+namespace py = pybind11;
+
+namespace lampo {
+
+void bind_elementwise(py::module_& m) {
+  m.def("rms_norm",
+        [](py::handle x, py::handle weight, py::handle residual, py::handle out, double eps) {
+          const TensorArg x_("x", x), weight_("weight", weight);
+          const OptionalOutArg residual_("residual", residual);
+          const OutArg out_("out", out);
+          const Stream stream = x_.stream();
+          without_gil([&] { rms_norm(x_, weight_, residual_, out_, eps, stream); });
+        });
+
+  m.def("layer_norm", [](py::handle x, py::handle weight, py::handle bias, py::handle residual,
+                         py::handle out, double eps) {
+    const TensorArg x_("x", x), weight_("weight", weight);
+    const OptionalArg bias_("bias", bias);
+    const OptionalOutArg residual_("residual", residual);
+    const OutArg out_("out", out);
+    const Stream stream = x_.stream();
+    without_gil([&] { layer_norm(x_, weight_, bias_, residual_, out_, eps, stream); });
+  });
+
+  m.def("silu_mul", [](py::handle gate_up, py::handle out) {
+    const TensorArg gate_up_("gate_up", gate_up);
+    const OutArg out_("out", out);
+    const Stream stream = gate_up_.stream();
+    without_gil([&] { silu_mul(gate_up_, out_, stream); });
+  });
+
+  m.def("gelu_mul", [](py::handle gate_up, py::handle out, bool tanh_approximation) {
+    const TensorArg gate_up_("gate_up", gate_up);
+    const OutArg out_("out", out);
+    const Stream stream = gate_up_.stream();
+    without_gil([&] { gelu_mul(gate_up_, out_, tanh_approximation, stream); });
+  });
+
+  m.def("gelu", [](py::handle x, py::handle out, bool tanh_approximation) {
+    const TensorArg x_("x", x);
+    const OutArg out_("out", out);
+    const Stream stream = x_.stream();
+    without_gil([&] { gelu(x_, out_, tanh_approximation, stream); });
+  });
+}
+
+}  // namespace lampo

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// From a Python object to a TensorView, by DLPack.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include "bindings/dlpack_abi.h"
+#include "common/tensor_view.h"
+
+namespace lampo {
+
+/// One tensor argument of one call. Keeps what it borrowed alive until it is destroyed, which must
+/// happen with the GIL held. Speaks, fastest first: the C exchange API of the object's own type
+/// (torch), __dlpack__(max_version=...), __dlpack__().
+class TensorArg {
+ public:
+  enum class Access { kRead, kWrite };
+
+  TensorArg(const char* name, pybind11::handle object, Access access = Access::kRead);
+  ~TensorArg();
+  TensorArg(const TensorArg&) = delete;
+  TensorArg& operator=(const TensorArg&) = delete;
+
+  operator const TensorView&() const { return view_; }
+  const TensorView& operator*() const { return view_; }
+  /// Null if the argument was None (allowed only through OptionalArg).
+  const TensorView* pointer() const { return present_ ? &view_ : nullptr; }
+  /// The stream on which the framework that owns this tensor is working.
+  Stream stream() const;
+
+ protected:
+  TensorArg() = default;
+  void read(const char* name, pybind11::handle object, Access access);
+
+ private:
+  void fill(const char* name, const dlpack::Tensor& tensor);
+  void read_capsule(const char* name, pybind11::handle object, Access access);
+
+  TensorView view_;
+  bool present_ = false;
+  const dlpack::ExchangeApi* api_ = nullptr;
+  dlpack::ManagedTensor* legacy_ = nullptr;
+  dlpack::ManagedTensorVersioned* versioned_ = nullptr;
+};
+
+struct OutArg : TensorArg {
+  OutArg(const char* name, pybind11::handle object) : TensorArg(name, object, Access::kWrite) {}
+};
+
+struct OptionalArg : TensorArg {
+  OptionalArg(const char* name, pybind11::handle object, Access access = Access::kRead) {
+    if (!object.is_none()) read(name, object, access);
+  }
+  operator OptionalTensor() const { return pointer(); }
+};
+
+struct OptionalOutArg : OptionalArg {
+  OptionalOutArg(const char* name, pybind11::handle object)
+      : OptionalArg(name, object, Access::kWrite) {}
+};
+
+}  // namespace lampo

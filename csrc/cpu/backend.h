@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CPU backend as csrc/ops/ sees it: the same functions as cuda/backend.h.
+#pragma once
+
+#include "params.h"
+
+namespace lampo::cpu {
+
+void rms_norm(const RmsNormParams& p);
+void layer_norm(const LayerNormParams& p);
+void activation(const ActivationParams& p);
+
+}  // namespace lampo::cpu

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// The functions that every ISA provides. A kernel is run by all threads of a team (team.h), never
+// throws, and allocates nothing.
+#pragma once
+
+#include "cpu/team.h"
+#include "params.h"
+
+namespace lampo::cpu {
+
+template <class Params>
+using Kernel = void (*)(const Params& params, const Team& team);
+
+struct KernelTable {
+  const char* isa;
+  Kernel<RmsNormParams> rms_norm;
+  Kernel<LayerNormParams> layer_norm;
+  Kernel<ActivationParams> activation;
+};
+
+namespace baseline {
+extern const KernelTable kTable;
+}
+namespace avx2 {
+extern const KernelTable kTable;
+}
+namespace avx512 {
+extern const KernelTable kTable;
+}
+
+/// The table in use: LAMPO_CPU_ISA, else the best this CPU can run.
+const KernelTable& kernels();
+
+}  // namespace lampo::cpu

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpu/kernel_table.h"
+
+#define LAMPO_STRING_(x) #x
+#define LAMPO_STRING(x) LAMPO_STRING_(x)
+
+namespace lampo::cpu::LAMPO_ISA {
+
+void rms_norm(const RmsNormParams& p, const Team& team);
+void layer_norm(const LayerNormParams& p, const Team& team);
+void activation(const ActivationParams& p, const Team& team);
+
+const KernelTable kTable = {
+    .isa = LAMPO_STRING(LAMPO_ISA),
+    .rms_norm = rms_norm,
+    .layer_norm = layer_norm,
+    .activation = activation,
+};
+
+}  // namespace lampo::cpu::LAMPO_ISA

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpu/thread_pool.h"
+
+#include <pthread.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "common/check.h"
+#include "cpu/topology.h"
+
+namespace lampo::cpu {
+namespace {
+
+constexpr int kMaxThreads = 1024;
+// Longer than the gap between two ops issued from Python, shorter than anybody notices as load.
+constexpr auto kSpinTime = std::chrono::microseconds(200);
+constexpr int kSpinsPerClockRead = 64;
+
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+/// Waits until `word` differs from `old`: spins first, then parks.
+uint32_t wait_for_change(const std::atomic<uint32_t>& word, uint32_t old) {
+  uint32_t now = word.load(std::memory_order_acquire);
+  if (now != old) return now;
+  const auto deadline = std::chrono::steady_clock::now() + kSpinTime;
+  do {
+    for (int i = 0; i < kSpinsPerClockRead; ++i) {
+      relax();
+      now = word.load(std::memory_order_acquire);
+      if (now != old) return now;
+    }
+  } while (std::chrono::steady_clock::now() < deadline);
+  while (now == old) {
+    word.wait(old, std::memory_order_acquire);
+    now = word.load(std::memory_order_acquire);
+  }
+  return now;
+}
+
+class ThreadPool {
+ public:
+  explicit ThreadPool(int size) : size_(size) {
+    for (int rank = 1; rank < size_; ++rank) {
+      threads_.emplace_back([this, rank] { work(rank); });
+    }
+  }
+
+  ~ThreadPool() {
+    job_size_ = 0;
+    start_job();
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+  int size() const { return size_; }
+
+  void run(TeamFunction fn, const void* context, int team_size) {
+    fn_ = fn;
+    context_ = context;
+    job_size_ = team_size;
+    remaining_.store(static_cast<uint32_t>(size_ - 1), std::memory_order_relaxed);
+    start_job();
+    fn(context, Team{0, team_size, team_size > 1 ? &barrier_ : nullptr});
+    uint32_t left = remaining_.load(std::memory_order_acquire);
+    while (left != 0) left = wait_for_change(remaining_, left);
+  }
+
+  /// After fork() the workers do not exist: forget them without joining.
+  void abandon() {
+    for (std::thread& thread : threads_) new (&thread) std::thread();
+    threads_.clear();
+  }
+
+ private:
+  void start_job() {
+    job_.fetch_add(1, std::memory_order_release);
+    job_.notify_all();
+  }
+
+  void work(int rank) {
+    uint32_t seen = 0;
+    for (;;) {
+      seen = wait_for_change(job_, seen);
+      if (job_size_ == 0) return;
+      if (rank < job_size_) fn_(context_, Team{rank, job_size_, &barrier_});
+      if (remaining_.fetch_sub(1, std::memory_order_acq_rel) == 1) remaining_.notify_one();
+    }
+  }
+
+  const int size_;
+  std::vector<std::thread> threads_;
+  TeamFunction fn_ = nullptr;
+  const void* context_ = nullptr;
+  int job_size_ = 0;
+  TeamBarrier barrier_;
+  alignas(64) std::atomic<uint32_t> job_{0};
+  alignas(64) std::atomic<uint32_t> remaining_{0};
+};
+
+int threads_from_environment() {
+  const char* text = std::getenv("LAMPO_NUM_THREADS");
+  if (text == nullptr || *text == '\0') return usable_cores();
+  char* end = nullptr;
+  const long value = std::strtol(text, &end, 10);
+  if (*end != '\0' || value < 1 || value > kMaxThreads) {
+    throw ArgumentError("LAMPO_NUM_THREADS: expected an integer in [1, 1024], got '" +
+                        std::string(text) + "'");
+  }
+  return static_cast<int>(value);
+}
+
+struct PoolState {
+  std::mutex mutex;
+  std::unique_ptr<ThreadPool> pool;
+  int wanted = 0;  // 0: not decided yet
+};
+
+PoolState& state();
+
+void before_fork() { state().mutex.lock(); }
+void after_fork_in_parent() { state().mutex.unlock(); }
+void after_fork_in_child() {
+  PoolState& s = state();
+  if (s.pool) {
+    s.pool->abandon();
+    s.pool.release();  // its threads and what they may hold live in the parent only
+  }
+  s.mutex.unlock();
+}
+
+/// Never destroyed: ops may still run while the interpreter shuts down.
+PoolState& state() {
+  static PoolState* instance = [] {
+    pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+    return new PoolState;
+  }();
+  return *instance;
+}
+
+int wanted_threads(PoolState& s) {
+  if (s.wanted == 0) s.wanted = threads_from_environment();
+  return s.wanted;
+}
+
+}  // namespace
+
+void Team::sync() const {
+  if (size == 1) return;
+  const uint32_t generation = barrier->generation.load(std::memory_order_relaxed);
+  if (barrier->arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == static_cast<uint32_t>(size)) {
+    barrier->arrived.store(0, std::memory_order_relaxed);
+    barrier->generation.store(generation + 1, std::memory_order_release);
+    barrier->generation.notify_all();
+    return;
+  }
+  wait_for_change(barrier->generation, generation);
+}
+
+void run_team(TeamFunction fn, const void* context, int num_threads) {
+  if (num_threads == 1) {
+    fn(context, Team{});
+    return;
+  }
+  PoolState& s = state();
+  const std::lock_guard lock(s.mutex);
+  const int size = wanted_threads(s);
+  if (size == 1) {
+    fn(context, Team{});
+    return;
+  }
+  if (!s.pool) s.pool = std::make_unique<ThreadPool>(size);
+  s.pool->run(fn, context, num_threads == 0 || num_threads > size ? size : num_threads);
+}
+
+int num_threads() {
+  PoolState& s = state();
+  const std::lock_guard lock(s.mutex);
+  return wanted_threads(s);
+}
+
+void set_num_threads(int count) {
+  check_range("num_threads", count, 1, kMaxThreads);
+  PoolState& s = state();
+  const std::lock_guard lock(s.mutex);
+  if (s.pool && s.pool->size() != count) s.pool.reset();
+  s.wanted = count;
+}
+
+}  // namespace lampo::cpu

@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+// SIMD as the kernels see it: F32, kWidth floats, with loads from and stores to every storage type.
+// One of three headers defines it, each inside namespace lampo::cpu::<isa>:
+//
+//   F32{x}                    all lanes x            F32{}  all lanes 0
+//   a + b, a - b, a * b, a / b, -a, max(a, b), min(a, b), round_even(a)
+//   fma(a, b, c)              a * b + c, fused where the ISA has it
+//   load(p), load_n(p, n)     n lanes from float, BF16, F16, int8_t or uint8_t; the rest 0
+//   store(p, a), store_n      to float, BF16, F16
+//   reduce_add(a), reduce_max(a)   in one fixed order
+//   exp2_int(n)               2^n for integral n in [-127, 128]: 0 and inf at the ends
+//   select_less(a, b, x, y)   a < b ? x : y, lane by lane
+#pragma once
+
+#if defined(__AVX512F__)
+#include "cpu/vec/vec_avx512.h"
+#elif defined(__AVX2__)
+#include "cpu/vec/vec_avx2.h"
+#else
+#include "cpu/vec/vec_baseline.h"
+#endif

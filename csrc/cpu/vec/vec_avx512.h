@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+// F32 in a 512-bit register: AVX-512 F, BW, DQ, VL and BF16.
+#pragma once
+
+#include <immintrin.h>
+
+#include "common/numeric.h"
+
+namespace lampo::cpu::LAMPO_ISA {
+
+struct F32 {
+  static constexpr int kWidth = 16;
+  __m512 v;
+  F32() : v(_mm512_setzero_ps()) {}
+  explicit F32(float x) : v(_mm512_set1_ps(x)) {}
+  explicit F32(__m512 x) : v(x) {}
+};
+
+static inline F32 operator+(F32 a, F32 b) { return F32(_mm512_add_ps(a.v, b.v)); }
+static inline F32 operator-(F32 a, F32 b) { return F32(_mm512_sub_ps(a.v, b.v)); }
+static inline F32 operator*(F32 a, F32 b) { return F32(_mm512_mul_ps(a.v, b.v)); }
+static inline F32 operator/(F32 a, F32 b) { return F32(_mm512_div_ps(a.v, b.v)); }
+static inline F32 operator-(F32 a) { return F32(_mm512_xor_ps(a.v, _mm512_set1_ps(-0.0f))); }
+static inline F32 fma(F32 a, F32 b, F32 c) { return F32(_mm512_fmadd_ps(a.v, b.v, c.v)); }
+static inline F32 max(F32 a, F32 b) { return F32(_mm512_max_ps(a.v, b.v)); }
+static inline F32 min(F32 a, F32 b) { return F32(_mm512_min_ps(a.v, b.v)); }
+static inline F32 round_even(F32 a) {
+  return F32(_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+static inline float reduce_add(F32 a) { return _mm512_reduce_add_ps(a.v); }
+static inline float reduce_max(F32 a) { return _mm512_reduce_max_ps(a.v); }
+static inline F32 exp2_int(F32 n) {
+  const __m512i bits =
+      _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23);
+  return F32(_mm512_castsi512_ps(bits));
+}
+static inline F32 select_less(F32 a, F32 b, F32 x, F32 y) {
+  return F32(_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), y.v, x.v));
+}
+
+static inline __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+static inline F32 widen_bf16(__m256i bits) {
+  return F32(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)));
+}
+
+static inline F32 load(const float* p) { return F32(_mm512_loadu_ps(p)); }
+static inline F32 load(const BF16* p) {
+  return widen_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+static inline F32 load(const F16* p) {
+  return F32(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+}
+static inline F32 load(const int8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return F32(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)));
+}
+static inline F32 load(const uint8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return F32(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)));
+}
+static inline F32 load_n(const float* p, int n) {
+  return F32(_mm512_maskz_loadu_ps(first_lanes(n), p));
+}
+static inline F32 load_n(const BF16* p, int n) {
+  return widen_bf16(_mm256_maskz_loadu_epi16(first_lanes(n), p));
+}
+static inline F32 load_n(const F16* p, int n) {
+  return F32(_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(n), p)));
+}
+static inline F32 load_n(const int8_t* p, int n) {
+  return F32(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(first_lanes(n), p))));
+}
+static inline F32 load_n(const uint8_t* p, int n) {
+  return F32(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first_lanes(n), p))));
+}
+
+/// Not vcvtneps2bf16: that flushes subnormals, and the ISAs should round alike.
+static inline __m256i narrow_bf16(F32 a) {
+  const __m512i bits = _mm512_castps_si512(a.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+  const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_blend_epi32(nan, rounded, quiet), 16));
+}
+static inline __m256i narrow_f16(F32 a) {
+  return _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+static inline void store(float* p, F32 a) { _mm512_storeu_ps(p, a.v); }
+static inline void store(BF16* p, F32 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_bf16(a));
+}
+static inline void store(F16* p, F32 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_f16(a));
+}
+static inline void store_n(float* p, F32 a, int n) {
+  _mm512_mask_storeu_ps(p, first_lanes(n), a.v);
+}
+static inline void store_n(BF16* p, F32 a, int n) {
+  _mm256_mask_storeu_epi16(p, first_lanes(n), narrow_bf16(a));
+}
+static inline void store_n(F16* p, F32 a, int n) {
+  _mm256_mask_storeu_epi16(p, first_lanes(n), narrow_f16(a));
+}
+
+}  // namespace lampo::cpu::LAMPO_ISA

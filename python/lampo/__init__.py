@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""lampo: fast decoding of transformer language models, on hand-written CUDA and CPU kernels."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from lampo._C import __version__
+
+if TYPE_CHECKING:
+    from lampo import ops
+    from lampo.llm import LLM
+    from lampo.outputs import CompletionOutput, Logprob, RequestOutput
+    from lampo.sampling_params import SamplingParams
+
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "Logprob",
+    "RequestOutput",
+    "SamplingParams",
+    "__version__",
+    "ops",
+]
+
+# Resolved at first use, so that `import lampo` costs milliseconds and torch loads when needed.
+_LAZY = {
+    "LLM": "lampo.llm",
+    "CompletionOutput": "lampo.outputs",
+    "Logprob": "lampo.outputs",
+    "RequestOutput": "lampo.outputs",
+    "SamplingParams": "lampo.sampling_params",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ops":
+        return importlib.import_module("lampo.ops")
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'lampo' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures that every test file may use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from lampo import _C
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(params=_C.compiled_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once per compiled kernel table; those this CPU lacks are skipped, aloud."""
+    name: str = request.param
+    if name not in _C.runnable_isas():
+        pytest.skip(f"this CPU cannot run the {name} kernels")
+    before = _C.cpu_isa()
+    _C.set_cpu_isa(name)
+    yield name
+    _C.set_cpu_isa(before)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(1234)
