@@ -9,12 +9,18 @@ namespace lampo::cpu::LAMPO_ISA {
 void rms_norm(const RmsNormParams& p, const Team& team);
 void layer_norm(const LayerNormParams& p, const Team& team);
 void activation(const ActivationParams& p, const Team& team);
+void append_kv(const AppendKvParams& p, const Team& team);
+void paged_attention(const PagedAttentionParams& p, const Team& team);
+void merge_states(const MergeStatesParams& p, const Team& team);
 
 const KernelTable kTable = {
     .isa = LAMPO_STRING(LAMPO_ISA),
     .rms_norm = rms_norm,
     .layer_norm = layer_norm,
     .activation = activation,
+    .append_kv = append_kv,
+    .paged_attention = paged_attention,
+    .merge_states = merge_states,
 };
 
 }  // namespace lampo::cpu::LAMPO_ISA

@@ -7,12 +7,18 @@ Each writes into ``out`` (allocated where it is not given) and is stateless.
 from __future__ import annotations
 
 from lampo.ops.activation import gelu, gelu_mul, silu_mul
+from lampo.ops.attention import merge_states, paged_attention, paged_attention_workspace_size
+from lampo.ops.kv_cache import append_kv
 from lampo.ops.norm import layer_norm, rms_norm
 
 __all__ = [
+    "append_kv",
     "gelu",
     "gelu_mul",
     "layer_norm",
+    "merge_states",
+    "paged_attention",
+    "paged_attention_workspace_size",
     "rms_norm",
     "silu_mul",
 ]
