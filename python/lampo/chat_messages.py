@@ -208,10 +208,13 @@ class SpecialTokenMask:
 
     def choose(self, strings: Sequence[str]) -> dict[str, str]:
         """For each character to be masked a private-use character that occurs in no string."""
-        used = set().union(*strings)
+        used: set[str] = set().union(*strings)
         free = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in used)
         masked = self.first_chars | {ending[0] for ending in self._endings}
-        return dict(zip(sorted(masked), free, strict=False))
+        marks = dict(zip(sorted(masked), free, strict=False))
+        if len(marks) < len(masked):
+            raise ValueError("messages: they use up all private-use characters of plane 15")
+        return marks
 
     def mask(self, text: str, marks: Mapping[str, str]) -> str:
         """Masks special tokens, and parts of them where the text begins and ends."""
