@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 # Quantized formats store blocks of 32 weights: 4-bit or 8-bit codes beside f16 scales.
@@ -247,3 +248,30 @@ def decode_step(model: ModelShape, batch_size: int = 1, depth: int = 0) -> Cost:
 def prefill_step(model: ModelShape, num_tokens: int, depth: int = 0) -> Cost:
     """A prompt of num_tokens after `depth` cached tokens, up to its first new token."""
     return step(model, [num_tokens], [depth + num_tokens])
+
+
+def model_shape_of_gguf(path: str | Path) -> ModelShape:
+    """The shape and the weight formats of a GGUF file of the Llama family."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(str(path))
+    architecture = reader.fields["general.architecture"].contents()
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+
+    def field(name: str) -> int:
+        return int(reader.fields[f"{architecture}.{name}"].contents())
+
+    embedding_table = tensors["token_embd.weight"]
+    head = tensors.get("output.weight", embedding_table)
+    heads = field("attention.head_count")
+    return ModelShape(
+        num_layers=field("block_count"),
+        hidden_size=field("embedding_length"),
+        intermediate_size=field("feed_forward_length"),
+        num_qo_heads=heads,
+        num_kv_heads=field("attention.head_count_kv"),
+        head_dim=field("embedding_length") // heads,
+        vocab_size=int(embedding_table.shape[1]),
+        weight_format=tensors["blk.0.ffn_up.weight"].tensor_type.name.lower(),
+        head_format=head.tensor_type.name.lower(),
+    )

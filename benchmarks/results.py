@@ -180,14 +180,15 @@ class Report:
         print("| " + " | ".join(text(row.get(name)) for name in self.columns) + " |", flush=True)
         self.cases.append({**row, **details})
 
-    def finish(self, mean_of: str | None = None) -> None:
-        """Prints the geometric mean of a column, and writes the JSON file if one was asked for."""
+    def finish(self, mean_of: str | tuple[str, ...] = ()) -> None:
+        """Prints the geometric mean of columns, and writes the JSON file if one was asked for."""
         print()
-        values = [case[mean_of] for case in self.cases if case.get(mean_of)] if mean_of else []
-        if values:
-            mean = timing.geometric_mean(values)
-            self.document["geometric_mean"] = {str(mean_of): mean}
-            print(f"geometric mean of {mean_of}, {len(values)} cases: {text(mean)}")
+        means = self.document["geometric_mean"] = {}
+        for column in (mean_of,) if isinstance(mean_of, str) else mean_of:
+            values = [case[column] for case in self.cases if case.get(column)]
+            if values:
+                means[column] = timing.geometric_mean(values)
+                print(f"geometric mean of {column}, {len(values)} cases: {text(means[column])}")
         if self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text(json.dumps(self.document, indent=1, ensure_ascii=False) + "\n")

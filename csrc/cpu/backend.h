@@ -9,5 +9,9 @@ namespace lampo::cpu {
 void rms_norm(const RmsNormParams& p);
 void layer_norm(const LayerNormParams& p);
 void activation(const ActivationParams& p);
+void linear(const LinearParams& p);
+void linear_packed(const LinearPackedParams& p);
+void pack_weight(const PackWeightParams& p);
+void embedding(const EmbeddingParams& p);
 
 }  // namespace lampo::cpu

@@ -9,12 +9,20 @@ namespace lampo::cpu::LAMPO_ISA {
 void rms_norm(const RmsNormParams& p, const Team& team);
 void layer_norm(const LayerNormParams& p, const Team& team);
 void activation(const ActivationParams& p, const Team& team);
+void linear(const LinearParams& p, const Team& team);
+void linear_packed(const LinearPackedParams& p, const Team& team);
+void pack_weight(const PackWeightParams& p, const Team& team);
+void embedding(const EmbeddingParams& p, const Team& team);
 
 const KernelTable kTable = {
     .isa = LAMPO_STRING(LAMPO_ISA),
     .rms_norm = rms_norm,
     .layer_norm = layer_norm,
     .activation = activation,
+    .linear = linear,
+    .linear_packed = linear_packed,
+    .pack_weight = pack_weight,
+    .embedding = embedding,
 };
 
 }  // namespace lampo::cpu::LAMPO_ISA

@@ -43,7 +43,6 @@ class TensorSource(Protocol):
 
     def load(self, name: str) -> torch.Tensor | QuantizedTensor: ...
     def release(self, name: str) -> None: ...
-    def close(self) -> None: ...
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -147,9 +146,8 @@ class Checkpoint:
         return self._source, self._source_names[name]
 
     def close(self) -> None:
-        if self._source is not None:
-            self._source.close()
-            self._source = None
+        """Lets go of the files; a mapping ends with the last tensor that views it."""
+        self._source = None
 
     def __enter__(self) -> Checkpoint:
         return self

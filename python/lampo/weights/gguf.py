@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import mmap
@@ -23,7 +22,11 @@ _MAX_FREQ_FACTORS = 4096
 
 
 class GGUFFile:
-    """A mapped GGUF file: its header, and its tensors by their GGUF names."""
+    """A mapped GGUF file: its header, and its tensors by their GGUF names.
+
+    The mapping is never closed by hand: torch.frombuffer keeps a reference to it and no more, so it
+    ends with the last tensor that views it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -89,11 +92,6 @@ class GGUFFile:
         start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
         if hasattr(mmap, "MADV_DONTNEED"):
             self._data.madvise(mmap.MADV_DONTNEED, start, info.offset + info.nbytes - start)
-
-    def close(self) -> None:
-        """Unmaps the file, or leaves that to the last tensor that still views it."""
-        with contextlib.suppress(BufferError):
-            self._data.close()
 
 
 def _map_private(fileno: int, nbytes: int) -> mmap.mmap:

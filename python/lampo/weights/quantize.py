@@ -7,9 +7,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-_CHUNK_ELEMENTS = 1 << 20  # bounds the temporaries of a dequantization
+_CHUNK_ELEMENTS = 1 << 18  # bounds the temporaries of a dequantization
 
 
 @dataclass(frozen=True)
@@ -80,30 +81,33 @@ class QuantizedTensor:
 
     def dequantize(self) -> torch.Tensor:
         """The matrix in f32: [rows, columns]."""
-        rows, columns = self.shape
-        out = torch.empty(rows, columns, dtype=torch.float32)
-        step = max(1, _CHUNK_ELEMENTS // columns)
-        for start in range(0, rows, step):
-            blocks = self.blocks[start : start + step]
-            blocks = blocks.reshape(-1, _BY_NAME[self.format][1].block_bytes)
-            out[start : start + step] = _unpack(blocks, self.format).view(-1, columns)
-        return out
+        out = np.empty(self.shape, dtype=np.float32)
+        elements = out.reshape(-1, 32)
+        blocks = self.blocks.numpy().reshape(elements.shape[0], -1)
+        step = _CHUNK_ELEMENTS // 32
+        with np.errstate(all="ignore"):  # scales may be inf or NaN in a broken file
+            for start in range(0, blocks.shape[0], step):
+                _unpack(blocks[start : start + step], self.format, elements[start : start + step])
+        return torch.from_numpy(out)
 
 
-def _unpack(blocks: torch.Tensor, format: str) -> torch.Tensor:
-    """[blocks, block_bytes] uint8 to [blocks, 32] f32."""
+def _unpack(blocks: npt.NDArray[np.uint8], format: str, out: npt.NDArray[np.float32]) -> None:
+    """[blocks, block_bytes] to [blocks, 32], in place."""
 
-    def half(start: int) -> torch.Tensor:
-        return blocks[:, start : start + 2].clone().view(torch.float16).float()
+    def half(start: int) -> npt.NDArray[np.float32]:
+        return blocks[:, start : start + 2].copy().view(np.float16).astype(np.float32)
 
-    scale = half(0)
     if format == "q8_0":
-        return blocks[:, 2:].view(torch.int8).float() * scale
-    nibbles = blocks[:, -16:]
-    q = torch.cat((nibbles & 15, nibbles >> 4), dim=1).float()
+        out[:] = blocks[:, 2:].view(np.int8)
+    else:
+        nibbles = blocks[:, -16:]
+        out[:, :16] = nibbles & 15
+        out[:, 16:] = nibbles >> 4
     if format == "q4_0":
-        return (q - 8) * scale
-    return q * scale + half(2)
+        out -= 8
+    out *= half(0)
+    if format == "q4_1":
+        out += half(2)
 
 
 def dequantize_blocks(

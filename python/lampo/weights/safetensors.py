@@ -35,7 +35,7 @@ class _Shard:
 
 
 class SafetensorsFolder:
-    """The tensors of a folder of safetensors files, by name.
+    """The tensors of a folder of safetensors files, by name; views keep the mappings alive.
 
     Raises:
         ValueError: one line naming the file, the tensor and what is wrong with it.
@@ -129,11 +129,6 @@ class SafetensorsFolder:
             start = start // mmap.PAGESIZE * mmap.PAGESIZE
             libc = ctypes.CDLL(None)
             libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
-
-    def close(self) -> None:
-        """Drops the files; a mapping ends with the last tensor that views it."""
-        self._shards.clear()
-        self._where.clear()
 
 
 def _single_file(folder: Path) -> Path:

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks the messages of a chat, and keeps what users wrote from turning into special tokens.
+
+A template prints what users wrote between special tokens of its own. To tell the two apart
+afterwards, the first character of a special token in a user's string is replaced by a private-use
+character before rendering and put back after the template's special tokens have been found. The
+length stays, and so does what a template can ask of a string (`trim`, `startswith`, slices), unless
+it asks for special tokens, which user text has none of.
+
+`mask` replaces what is, or could at either end of a string become, a special token. A template that
+cuts pieces out of a string could still join one; `mask_all` replaces every first character, which
+no template can get around, but which may mislead it ("</think>" begins with the same "<").
+`Tokenizer.encode_chat` uses the first, and the second to check it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+MAX_DEPTH = 32
+MAX_ROLE_CHARS = 64
+_ROLES = """
+    assistant developer document environment function ipython model observation system tool user
+"""
+KNOWN_ROLES = frozenset(_ROLES.split())
+TEMPLATE_ARGUMENTS: dict[str, tuple[type, ...]] = {
+    "builtin_tools": (list,),
+    "custom_instructions": (str,),
+    "date_string": (str,),
+    "documents": (list,),
+    "enable_thinking": (bool,),
+    "keep_past_thinking": (bool,),
+    "model_identity": (str,),
+    "preserve_thinking": (bool,),
+    "python_tools": (list,),
+    "reasoning_effort": (str,),
+    "thinking": (bool,),
+    "thinking_budget": (int,),
+    "tools_in_user_message": (bool,),
+    "xml_tools": (list,),
+}
+
+
+def check_messages(messages: object) -> list[dict[str, Any]]:
+    """A copy in plain JSON types, with lists of text parts joined.
+
+    messages: a list of {"role": str, "content": str or [{"type": "text", "text": str}, ...], ...};
+        content may be absent beside tool_calls.
+    Raises: ValueError naming the message and the field.
+    """
+    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
+        raise ValueError(f"messages: expected a list of messages, got {type(messages).__name__}")
+    if not messages:
+        raise ValueError("messages: expected at least one message")
+    return [_check_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+
+
+def _check_message(message: object, where: str) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise ValueError(
+            f"{where}: expected a dict with role and content, got {type(message).__name__}"
+        )
+    plain: dict[str, Any] = plain_value(message, where)
+    role = plain.get("role")
+    if not isinstance(role, str) or not role or len(role) > MAX_ROLE_CHARS:
+        raise ValueError(
+            f"{where}.role: expected 1 to {MAX_ROLE_CHARS} characters, got {_show(role)}"
+        )
+    content = plain.get("content")
+    if isinstance(content, list):
+        plain["content"] = "".join(
+            _part_text(part, f"{where}.content[{i}]") for i, part in enumerate(content)
+        )
+    elif content is None:
+        if not plain.get("tool_calls"):
+            raise ValueError(f"{where}.content: missing, expected a string")
+    elif not isinstance(content, str):
+        raise ValueError(
+            f"{where}.content: expected a string or a list of text parts, got {_show(content)}"
+        )
+    return plain
+
+
+def _part_text(part: object, where: str) -> str:
+    if not isinstance(part, dict) or part.get("type") != "text":
+        kind = part.get("type") if isinstance(part, dict) else part
+        raise ValueError(f'{where}: expected {{"type": "text", "text": ...}}, got {_show(kind)}')
+    text = part.get("text")
+    if not isinstance(text, str):
+        raise ValueError(f"{where}.text: expected a string, got {_show(text)}")
+    return text
+
+
+def check_arguments(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The arguments that a caller may hand to a template.
+
+    Raises: ValueError naming one that is not listed in TEMPLATE_ARGUMENTS or has the wrong type.
+    """
+    checked: dict[str, Any] = {}
+    for name, value in (arguments or {}).items():
+        kinds = TEMPLATE_ARGUMENTS.get(name)
+        if kinds is None:
+            raise ValueError(
+                f"template_kwargs: {_show(name)} is not one of {', '.join(TEMPLATE_ARGUMENTS)}"
+            )
+        if type(value) not in kinds:
+            raise ValueError(
+                f"template_kwargs.{name}: expected {kinds[0].__name__}, got {_show(value)}"
+            )
+        checked[name] = plain_value(value, f"template_kwargs.{name}")
+    return checked
+
+
+def check_tools(tools: object) -> list[dict[str, Any]] | None:
+    if tools is None:
+        return None
+    if not isinstance(tools, Sequence) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise ValueError(f"tools: expected a list of JSON objects, got {_show(tools)}")
+    plain: list[dict[str, Any]] = plain_value(tools, "tools")
+    return plain
+
+
+def plain_value(value: object, where: str, depth: int = 0) -> Any:
+    """A copy of exact JSON types: a template must not meet objects with methods of their own."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"{where}: nested deeper than {MAX_DEPTH}")
+    if value is None or type(value) in (bool, int, float):
+        return value
+    if isinstance(value, str):
+        return checked_text(str(value), where)
+    if isinstance(value, Mapping):
+        copy = {}
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"{where}: expected string keys, got {_show(key)}")
+            copy[checked_text(str(key), where)] = plain_value(item, f"{where}.{key}", depth + 1)
+        return copy
+    if isinstance(value, (list, tuple)):
+        return [plain_value(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
+    raise ValueError(f"{where}: a {type(value).__name__} is not a JSON value")
+
+
+def checked_text(text: str, where: str) -> str:
+    """The text, which must have a UTF-8 form."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where}: U+{ord(text[error.start]):04X} at index {error.start} is a lone surrogate, "
+            "not a character"
+        ) from None
+    return text
+
+
+def _show(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def strings_in(value: object) -> Iterable[str]:
+    """All strings of a JSON value, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            yield from strings_in(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from strings_in(item)
+
+
+class SpecialTokenMask:
+    """Hides the first characters of special tokens in user strings.
+
+    special_tokens: their texts.
+    literals: the strings that occur in the template; where one ends with the beginning of a special
+        token, user text could be its end, as in `'<|' + message.role + '|>'`. The roles that
+        everybody knows may be.
+    """
+
+    def __init__(self, special_tokens: Iterable[str], literals: Iterable[str]) -> None:
+        tokens = [token for token in special_tokens if token]
+        self._tokens = frozenset(tokens)
+        self._lengths = sorted({len(token) for token in tokens}, reverse=True)
+        self.first_chars = frozenset(token[0] for token in tokens)
+        self._beginnings = frozenset(token[:n] for token in tokens for n in range(1, len(token)))
+        self._longest = max(self._lengths, default=1)
+        ends: dict[str, list[str]] = {}
+        for literal in literals:
+            ends.setdefault(literal[-1], []).append(literal)
+        self._endings = tuple(
+            {
+                token[n:]
+                for token in tokens
+                for n in range(1, len(token))
+                for literal in ends.get(token[n - 1], ())
+                if literal.endswith(token[:n]) or token[:n].endswith(literal)
+            }
+        )
+
+    def needed(self, strings: Iterable[str]) -> bool:
+        """Whether any of the strings could take part in a special token."""
+        if self._endings:
+            return True
+        return any(char in text for text in strings for char in self.first_chars)
+
+    def choose(self, strings: Sequence[str]) -> dict[str, str]:
+        """For each character to be masked a private-use character that occurs in no string."""
+        used: set[str] = set().union(*strings)
+        free = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in used)
+        masked = self.first_chars | {ending[0] for ending in self._endings}
+        marks = dict(zip(sorted(masked), free, strict=False))
+        if len(marks) < len(masked):
+            raise ValueError("messages: they use up all private-use characters of plane 15")
+        return marks
+
+    def mask(self, text: str, marks: Mapping[str, str]) -> str:
+        """Masks special tokens, and parts of them where the text begins and ends."""
+        places = [
+            i
+            for char in self.first_chars
+            for i in _positions(text, char)
+            if any(text[i : i + n] in self._tokens for n in self._lengths)
+        ]
+        trimmed = text.rstrip()
+        for end in {len(text), len(trimmed)}:
+            places += [
+                end - n
+                for n in range(1, min(self._longest, end + 1))
+                if text[end - n : end] in self._beginnings
+            ]
+        start = len(text) - len(text.lstrip())
+        for at in {0, start}:
+            rest = text[at:].rstrip() if self._endings else ""
+            if rest and any(
+                rest.startswith(ending) or ending.startswith(rest) for ending in self._endings
+            ):
+                places.append(at)
+        if not places:
+            return text
+        chars = list(text)
+        for i in places:
+            chars[i] = marks[text[i]]
+        return "".join(chars)
+
+    def mask_all(self, text: str, marks: Mapping[str, str]) -> str:
+        text = self.mask(text, marks)
+        return text.translate({ord(char): marks[char] for char in self.first_chars})
+
+
+def map_strings(value: Any, change: Callable[[str], str], *, key: str = "") -> Any:
+    """The same JSON value with all strings changed, except known roles and names of fields."""
+    if isinstance(value, str):
+        return value if key == "role" and value in KNOWN_ROLES else change(value)
+    if isinstance(value, dict):
+        return {
+            (
+                name if name.isidentifier() and name.isascii() and name.islower() else change(name)
+            ): map_strings(item, change, key=name)
+            for name, item in value.items()
+        }
+    if isinstance(value, list):
+        return [map_strings(item, change) for item in value]
+    return value
+
+
+def _positions(text: str, char: str) -> Iterable[int]:
+    at = text.find(char)
+    while at >= 0:
+        yield at
+        at = text.find(char, at + 1)

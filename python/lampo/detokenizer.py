@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From token ids to text, all at once or as they come.
+
+A token is a run of bytes, and text is UTF-8 decoded from the bytes of all tokens, each ill-formed
+sequence becoming U+FFFD. A character may span tokens, so a stream holds back the bytes of a
+character that is not complete: at most 3.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lampo.tokenizer_source import WORD_BOUNDARY, TokenizerSource
+
+if TYPE_CHECKING:
+    from lampo.tokenizer import Tokenizer
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """Byte-level BPE writes a printable byte as itself and the n-th other one as U+0100 + n."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {
+        chr(256 + n): byte for n, byte in enumerate(others)
+    }
+
+
+_ALPHABET = _byte_level_alphabet()
+
+
+class TokenBytes:
+    """The bytes that each token stands for, looked up once per token."""
+
+    def __init__(self, source: TokenizerSource) -> None:
+        self._source = source
+        self._cache: dict[int, bytes] = {}
+
+    def __getitem__(self, token_id: int) -> bytes:
+        """Ids past the vocabulary (padding rows of an embedding) stand for no bytes."""
+        try:
+            return self._cache[token_id]
+        except KeyError:
+            return self._cache.setdefault(int(token_id), self._look_up(int(token_id)))
+
+    def _look_up(self, token_id: int) -> bytes:
+        if token_id < 0:
+            raise ValueError(f"token_ids: {token_id} is negative")
+        source = self._source
+        token = source.id_to_token(token_id) if token_id < source.vocab_size else None
+        if token is None:
+            return b""
+        if token_id in source.literal_ids:
+            return token.encode()
+        if source.byte_level:
+            try:
+                return bytes([_ALPHABET[char] for char in token])
+            except KeyError:  # not spelled in the alphabet, so it is text
+                return token.encode()
+        if source.byte_fallback and (match := _BYTE_TOKEN.fullmatch(token)):
+            return bytes([int(match[1], 16)])
+        return token.replace(WORD_BOUNDARY, " ").encode()
+
+
+class StreamDecoder:
+    """Turns tokens into text one at a time; the pieces add up to `Tokenizer.decode` of all.
+
+    tokenizer: whose tokens they are.
+    skip_special_tokens: leave control tokens out of the text.
+    prompt_token_ids: what the tokens continue. A SentencePiece tokenizer's first space is then
+        kept, and a character that the prompt began is completed.
+
+        decoder = StreamDecoder(tokenizer)
+        for token_id in generated:
+            print(decoder.push(token_id), end="")
+        print(decoder.flush())
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        skip_special_tokens: bool = True,
+        prompt_token_ids: Sequence[int] = (),
+    ) -> None:
+        self._bytes = tokenizer.token_bytes
+        self._skipped = tokenizer.special_token_ids if skip_special_tokens else frozenset()
+        self._strip_space = tokenizer.strip_leading_space
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        tail = b""
+        for token_id in reversed(prompt_token_ids):
+            if token_id not in self._skipped:
+                tail = self._bytes(token_id) + tail
+            if len(tail) >= 4:  # the longest character
+                break
+        if tail:
+            self._strip_space = False
+            self._utf8.decode(tail)
+
+    def push(self, token_id: int) -> str:
+        """The text that became final with this token; often one word, sometimes nothing."""
+        if token_id in self._skipped:
+            return ""
+        data = self._bytes(token_id)
+        if self._strip_space and data:
+            self._strip_space = False
+            data = data.removeprefix(b" ")
+        return self._utf8.decode(data)
+
+    def flush(self) -> str:
+        """What is left: U+FFFD for a character that never became complete, else nothing."""
+        return self._utf8.decode(b"", final=True)
