@@ -117,7 +117,7 @@ class SamplingParams:
             )
 
     def resolved(self, generation_config: Mapping[str, Any]) -> SamplingParams:
-        """These parameters with every None replaced by the model's default, or the neutral value."""
+        """A copy in which the model's default, or the neutral value, stands for every None."""
         neutral = {
             "max_tokens": max(DEFAULT_MAX_TOKENS, self.min_tokens),
             "temperature": 1.0,

@@ -24,7 +24,7 @@ class LLMEngine:
     """Runs sequences over one model and one KV pool, in static batches.
 
     A batch holds as many sequences as the pool has pages for at their greatest length; the others
-    wait for the next. Each step holds a lock, so several threads may iterate over runs of their own.
+    wait for the next. Each step holds a lock: several threads may iterate over runs of their own.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class LLMEngine:
         """Generates until every sequence has finished.
 
         Yields:
-            after each step, the sequences that advanced (in a step that only computes prompts: none).
+            after each step, the sequences that got a token: none while prompts are computed.
         """
         waiting = deque(s for s in sequences if not s.finished or s.prompt_logprobs is not None)
         while waiting:
@@ -129,9 +129,8 @@ class LLMEngine:
         """Tables for the prompt tokens that positions start, start + 1, ... predict."""
         assert sequence.prompt_logprobs is not None
         num_top = sequence.params.prompt_logprobs or 0
-        targets = sequence.token_ids[
-            start + 1 : min(start + 1 + len(hidden), sequence.num_prompt_tokens)
-        ]
+        end = min(start + 1 + len(hidden), sequence.num_prompt_tokens)
+        targets = sequence.token_ids[start + 1 : end]
         for first in range(0, len(targets), _LOGITS_ROWS):
             wanted = targets[first : first + _LOGITS_ROWS]
             logits = self._model.logits(hidden[first : first + len(wanted)])

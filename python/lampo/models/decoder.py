@@ -63,7 +63,7 @@ class Buffers:
         self.residual = rows(c.hidden_size)
         self.normed = rows(c.hidden_size)
         self.qkv = rows(q_size + 2 * kv_size)
-        q, k, v = self.qkv.split([q_size, kv_size, kv_size], dim=1)
+        q, k, v = torch.split(self.qkv, [q_size, kv_size, kv_size], dim=1)
         self.q = q.unflatten(1, (c.num_qo_heads, c.head_dim))
         self.k = k.unflatten(1, (c.num_kv_heads, c.head_dim))
         self.v = v.unflatten(1, (c.num_kv_heads, c.head_dim))
@@ -163,7 +163,7 @@ class Decoder:
         """Runs the blocks and writes the new tokens' keys and values into the cache.
 
         Returns:
-            [num_tokens, hidden_size], normed and ready for :meth:`logits`; valid until the next step.
+            [num_tokens, hidden_size], normed, for :meth:`logits`; valid until the next step.
         """
         b = self._buffers(step.token_ids.shape[0])
         ops.embedding(step.token_ids, self.embed_tokens, out=b.x)
