@@ -111,12 +111,14 @@ def torch_top_p_by_sort(logits: Any, top_p: float, generator: Any = None) -> Any
     """The usual top-p draw in torch, by a full sort: [batch_size, vocab_size] -> [batch_size].
 
     Keeps the smallest prefix of the sorted probabilities whose mass reaches top_p, the crossing
-    token included, then draws among the kept ones.
+    token included, and draws by inverting the cumulative sum: one uniform number per row, where
+    torch.multinomial would draw one per vocabulary entry and take half as long as the sort again.
     """
     import torch
 
     probs, ids = torch.softmax(logits, dim=-1).sort(dim=-1, descending=True)
-    mass_before = probs.cumsum(dim=-1) - probs
-    probs = probs.masked_fill(mass_before >= top_p, 0.0)
-    chosen = torch.multinomial(probs, 1, generator=generator)
-    return ids.gather(-1, chosen).squeeze(-1)
+    mass = probs.cumsum(dim=-1)
+    rows = (logits.shape[0], 1)
+    crossing = torch.searchsorted(mass, torch.full(rows, top_p)).clamp_(max=mass.shape[-1] - 1)
+    draw = torch.rand(rows, generator=generator) * mass.gather(-1, crossing)
+    return ids.gather(-1, torch.searchsorted(mass, draw).clamp_(max=crossing)).squeeze(-1)

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "common/tensor_view.h"
+#include "common/weight_format.h"
 
 namespace lampo {
 
@@ -142,6 +143,68 @@ struct MergeStatesParams {
   int64_t stride_lse_partial_split, stride_lse_partial_token;
   int64_t stride_out_token, stride_out_head;
   int64_t stride_lse_token;
+};
+
+/// out = x weight^T + bias
+struct LinearParams {
+  DType dtype;         // of x: float32 or bfloat16
+  DType out_dtype;     // float32 or dtype
+  DType weight_dtype;  // float32, bfloat16 or float16
+  DType bias_dtype;    // float32 or dtype
+  int64_t num_tokens;
+  int64_t in_features;
+  int64_t out_features;
+  const void* x;       // [num_tokens, in_features]
+  const void* weight;  // [out_features, in_features]
+  const void* bias;    // [out_features]; null: none
+  void* out;           // [num_tokens, out_features]
+  int64_t stride_x_token;
+  int64_t stride_weight_row;
+  int64_t stride_out_token;
+};
+
+/// As LinearParams, with packed weights (weight_format.h).
+struct LinearPackedParams {
+  DType dtype;
+  DType out_dtype;
+  DType bias_dtype;
+  WeightFormat format;
+  int64_t num_tokens;
+  int64_t in_features;
+  int64_t out_features;
+  const void* x;       // [num_tokens, in_features]
+  const void* weight;  // [ceil(out_features / 16)] strips
+  const void* bias;    // [out_features]; null: none
+  void* out;           // [num_tokens, out_features]
+  void* workspace;     // linear_workspace_size() bytes
+  int64_t stride_x_token;
+  int64_t stride_out_token;
+};
+
+/// GGUF blocks to strips.
+struct PackWeightParams {
+  WeightFormat format;
+  int64_t rows;
+  int64_t in_features;
+  const void* blocks;  // [rows, groups * block_bytes]
+  void* out;           // [ceil(rows / 16), strip_bytes]
+  int64_t stride_blocks_row;
+};
+
+/// out[t] = table[token_ids[t]]; ids are checked by csrc/ops/ where they lie on the CPU.
+struct EmbeddingParams {
+  DType dtype;  // of out: float32 or bfloat16
+  DType id_dtype;
+  DType table_dtype;  // of a dense table
+  bool packed;        // the table is strips of `format`
+  WeightFormat format;
+  int64_t num_tokens;
+  int64_t hidden_size;
+  const void* token_ids;  // [num_tokens] int32 or int64
+  const void* table;      // [vocab_size, hidden_size], or strips
+  void* out;              // [num_tokens, hidden_size]
+  int64_t stride_table_row;
+  int64_t stride_out_token;
 };
 
 }  // namespace lampo

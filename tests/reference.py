@@ -96,3 +96,18 @@ def merge_states(
     used = (weights > 0)[..., None]
     terms = torch.where(used, out_partial.double() * weights[..., None], 0.0)
     return terms.sum(0), lse
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    out = x.double() @ weight.double().T
+    return out if bias is None else out + bias.double()
+
+
+def quantize_activations(x: torch.Tensor) -> torch.Tensor:
+    """int8 in groups of 32, scale absmax / 127: what packed linears compute on, as float64."""
+    groups = x.float().unflatten(-1, (-1, 32))
+    absmax = groups.abs().amax(-1, keepdim=True)
+    # One rounding: `127.0 / absmax` would be a reciprocal and a product.
+    inverse = torch.where(absmax > 0, torch.full_like(absmax, 127.0) / absmax, 0.0)
+    quants = torch.round(groups * inverse).clamp(-127, 127)
+    return (quants.double() * (absmax / 127.0).double()).flatten(-2)

@@ -101,8 +101,8 @@ def check_sequences(
         expected, expected_lse = reference.attention(q[rows], k, v, scale, **options)
         plain = plain_attention(q[rows], k, v, scale, **options)
         # Plain PyTorch may be exact by luck where there are one or two keys: allow a few units of
-        # float32 on values of about 4.
-        assert_close(out[rows], expected, plain, floor=1e-6)
+        # float32 on values of about 4, and for the longer sums of larger heads.
+        assert_close(out[rows], expected, plain, floor=1e-6 * max(1, q.shape[-1] / 64))
         # The rounding of a dot product grows with the scores, of which lse is about the largest.
         assert_close(lse[rows], expected_lse, floor=2e-6 * max(1.0, float(expected_lse.max())))
 

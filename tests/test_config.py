@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from checkpoints import ROPES, SHAPE, make_model
 from lampo.models.config import ModelConfig, RopeConfig, generation_config_from_hf
@@ -149,6 +152,33 @@ def test_from_hf_old_rope_fields() -> None:
     assert (rope.theta, rope.scaling, rope.factor) == (1e6, "linear", 2.0)
     rope = ModelConfig.from_hf({**LLAMA, "rope_scaling": None, "rope_theta": 5e5}).rope
     assert (rope.theta, rope.scaling) == (5e5, "default")
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda v: st.lists(v, max_size=4) | st.dictionaries(st.text(max_size=20), v, max_size=4),
+    max_leaves=8,
+)
+
+
+@given(
+    changes=st.dictionaries(st.sampled_from(sorted({*LLAMA, "rope_scaling"})), JSON_VALUES),
+    rope=st.dictionaries(st.sampled_from(sorted(ROPES["llama3"])), JSON_VALUES),
+    base=st.sampled_from(sorted(ROPES)),
+)
+@settings(max_examples=300, deadline=None, database=None)
+def test_fuzz_from_hf(changes: dict[str, Any], rope: dict[str, Any], base: str) -> None:
+    d = {**LLAMA, "rope_parameters": {**ROPES[base], **rope}, **changes}
+    with contextlib.suppress(ValueError):
+        config = ModelConfig.from_hf(d)
+        assert config.rope.inverse_frequencies().isfinite().all()
+
+
+@given(changes=st.dictionaries(st.sampled_from(sorted(GGUF)), JSON_VALUES))
+@settings(max_examples=200, deadline=None, database=None)
+def test_fuzz_from_gguf(changes: dict[str, Any]) -> None:
+    with contextlib.suppress(ValueError):
+        ModelConfig.from_gguf({**GGUF, **changes}, GGUF_TENSORS)
 
 
 def test_pad_token_outside_the_vocabulary_means_none() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 import sys
 import textwrap
 import threading
@@ -384,4 +385,14 @@ def test_offline_by_the_real_library(tmp_path: Path, monkeypatch: pytest.MonkeyP
     refs = tmp_path / "models--org--name" / "refs"
     refs.mkdir()
     (refs / "main").write_text("a" * 40)
+    refused("org/name", r"has no \*\.safetensors; a GGUF file is named as 'org/name:Q4_0'")
+    (snapshot / "model.safetensors").write_bytes(b"x")
     assert resolve_model("org/name") == snapshot
+
+
+def test_imports_stay_light() -> None:
+    script = "import sys, lampo.weights; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    loaded = set(result.stdout.split())
+    assert "lampo.weights.checkpoint" in loaded
+    assert not loaded & {"transformers", "gguf", "huggingface_hub", "tokenizers"}

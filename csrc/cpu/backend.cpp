@@ -104,6 +104,22 @@ void merge_states(const MergeStatesParams& p) {
   launch(kernels().merge_states, p, p.num_splits * p.num_tokens * p.num_heads * p.head_dim * 4);
 }
 
+void linear(const LinearParams& p) {
+  launch(kernels().linear, p, p.out_features * p.in_features * size_of(p.weight_dtype));
+}
+
+void linear_packed(const LinearPackedParams& p) {
+  launch(kernels().linear_packed, p, p.out_features * p.in_features / 2);
+}
+
+void pack_weight(const PackWeightParams& p) {
+  launch(kernels().pack_weight, p, p.rows * p.in_features / 2);
+}
+
+void embedding(const EmbeddingParams& p) {
+  launch(kernels().embedding, p, p.num_tokens * p.hidden_size * 2 * size_of(p.dtype));
+}
+
 }  // namespace lampo::cpu
 
 namespace lampo {

@@ -13,5 +13,9 @@ void append_kv(const AppendKvParams& p);
 void paged_attention(const PagedAttentionParams& p);
 int64_t paged_attention_workspace_size(int64_t group_size, int64_t head_dim, int64_t max_seq_len);
 void merge_states(const MergeStatesParams& p);
+void linear(const LinearParams& p);
+void linear_packed(const LinearPackedParams& p);
+void pack_weight(const PackWeightParams& p);
+void embedding(const EmbeddingParams& p);
 
 }  // namespace lampo::cpu

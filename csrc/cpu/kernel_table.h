@@ -19,6 +19,10 @@ struct KernelTable {
   Kernel<AppendKvParams> append_kv;
   Kernel<PagedAttentionParams> paged_attention;
   Kernel<MergeStatesParams> merge_states;
+  Kernel<LinearParams> linear;
+  Kernel<LinearPackedParams> linear_packed;
+  Kernel<PackWeightParams> pack_weight;
+  Kernel<EmbeddingParams> embedding;
 };
 
 namespace baseline {

@@ -12,6 +12,10 @@ void activation(const ActivationParams& p, const Team& team);
 void append_kv(const AppendKvParams& p, const Team& team);
 void paged_attention(const PagedAttentionParams& p, const Team& team);
 void merge_states(const MergeStatesParams& p, const Team& team);
+void linear(const LinearParams& p, const Team& team);
+void linear_packed(const LinearPackedParams& p, const Team& team);
+void pack_weight(const PackWeightParams& p, const Team& team);
+void embedding(const EmbeddingParams& p, const Team& team);
 
 const KernelTable kTable = {
     .isa = LAMPO_STRING(LAMPO_ISA),
@@ -21,6 +25,10 @@ const KernelTable kTable = {
     .append_kv = append_kv,
     .paged_attention = paged_attention,
     .merge_states = merge_states,
+    .linear = linear,
+    .linear_packed = linear_packed,
+    .pack_weight = pack_weight,
+    .embedding = embedding,
 };
 
 }  // namespace lampo::cpu::LAMPO_ISA

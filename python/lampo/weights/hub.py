@@ -101,6 +101,10 @@ def _from_hub(repo_id: str, tag: str | None, progress: Progress | None) -> Path:
         patterns = [f"*{form}*.gguf" for form in dict.fromkeys((tag, tag.lower(), tag.upper()))]
     folder = _snapshot(repo_id, patterns, progress)
     if tag is None:
+        if not any(folder.glob("*.safetensors")):
+            raise ModelNotFoundError(
+                f"model: {repo_id!r} has no *.safetensors; a GGUF file is named as '{repo_id}:Q4_0'"
+            )
         return folder
     files = sorted(f for f in folder.glob("*.gguf") if tag.lower() in f.name.lower())
     if len(files) != 1:
