@@ -24,4 +24,5 @@ PYBIND11_MODULE(_C, m) {
   });
   lampo::bind_runtime(m);
   lampo::bind_elementwise(m);
+  lampo::bind_sampling(m);
 }

@@ -6,6 +6,7 @@
 
 #include "common/check.h"
 #include "cpu/kernel_table.h"
+#include "cpu/sample_workspace.h"
 #include "cpu/thread_pool.h"
 #include "cpu/topology.h"
 #include "ops.h"
@@ -78,6 +79,18 @@ void layer_norm(const LayerNormParams& p) {
 
 void activation(const ActivationParams& p) {
   launch(kernels().activation, p, p.num_tokens * p.size * 3 * size_of(p.dtype));
+}
+
+void sample(const SampleParams& p) {
+  launch(kernels().sample, p, p.batch_size * p.vocab_size * size_of(p.dtype));
+}
+
+void token_logprobs(const TokenLogprobsParams& p) {
+  launch(kernels().token_logprobs, p, p.batch_size * p.vocab_size * size_of(p.dtype));
+}
+
+int64_t sampling_workspace_size(int64_t vocab_size) {
+  return sample_workspace_size(vocab_size, num_threads());
 }
 
 }  // namespace lampo::cpu

@@ -9,5 +9,9 @@ namespace lampo::cpu {
 void rms_norm(const RmsNormParams& p);
 void layer_norm(const LayerNormParams& p);
 void activation(const ActivationParams& p);
+void sample(const SampleParams& p);
+void token_logprobs(const TokenLogprobsParams& p);
+/// Bytes of workspace that `sample` and `token_logprobs` need for rows of this width.
+int64_t sampling_workspace_size(int64_t vocab_size);
 
 }  // namespace lampo::cpu

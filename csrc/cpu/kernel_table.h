@@ -16,6 +16,8 @@ struct KernelTable {
   Kernel<RmsNormParams> rms_norm;
   Kernel<LayerNormParams> layer_norm;
   Kernel<ActivationParams> activation;
+  Kernel<SampleParams> sample;
+  Kernel<TokenLogprobsParams> token_logprobs;
 };
 
 namespace baseline {

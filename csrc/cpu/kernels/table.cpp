@@ -9,12 +9,16 @@ namespace lampo::cpu::LAMPO_ISA {
 void rms_norm(const RmsNormParams& p, const Team& team);
 void layer_norm(const LayerNormParams& p, const Team& team);
 void activation(const ActivationParams& p, const Team& team);
+void sample(const SampleParams& p, const Team& team);
+void token_logprobs(const TokenLogprobsParams& p, const Team& team);
 
 const KernelTable kTable = {
     .isa = LAMPO_STRING(LAMPO_ISA),
     .rms_norm = rms_norm,
     .layer_norm = layer_norm,
     .activation = activation,
+    .sample = sample,
+    .token_logprobs = token_logprobs,
 };
 
 }  // namespace lampo::cpu::LAMPO_ISA

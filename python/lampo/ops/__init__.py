@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from lampo.ops.activation import gelu, gelu_mul, silu_mul
 from lampo.ops.norm import layer_norm, rms_norm
+from lampo.ops.sampling import sample, sampling_workspace_size, token_logprobs
 
 __all__ = [
     "gelu",
     "gelu_mul",
     "layer_norm",
     "rms_norm",
+    "sample",
+    "sampling_workspace_size",
     "silu_mul",
+    "token_logprobs",
 ]
