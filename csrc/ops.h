@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "common/tensor_view.h"
+#include "common/weight_format.h"
 
 namespace lampo {
 
@@ -28,6 +29,31 @@ void silu_mul(const TensorView& gate_up,  // [num_tokens, 2 * size], gate first
 void gelu_mul(const TensorView& gate_up, const TensorView& out, bool tanh_approximation,
               Stream stream = {});
 void gelu(const TensorView& x, const TensorView& out, bool tanh_approximation, Stream stream = {});
+
+void linear(const TensorView& x,       // [num_tokens, in_features] float32 or bfloat16
+            const TensorView& weight,  // [out_features, in_features] float32, bfloat16 or float16
+            OptionalTensor bias,       // [out_features] float32 or as x
+            const TensorView& out,     // [num_tokens, out_features] float32 or as x
+            Stream stream = {});
+
+/// Packed weights: GGUF's Q4_0, Q4_1 and Q8_0 (common/weight_format.h).
+WeightFormat parse_weight_format(const std::string& name);  // "q4_0", "q4_1", "q8_0"
+int64_t packed_strip_bytes(WeightFormat format, int64_t in_features);
+void pack_weight(const TensorView& blocks,  // [rows, row_bytes] uint8, as in the file
+                 WeightFormat format,
+                 const TensorView& out);  // [ceil(rows / 16), strip_bytes] uint8
+int64_t linear_workspace_size(int64_t num_tokens, int64_t in_features);
+void linear_packed(const TensorView& x, const TensorView& weight, WeightFormat format,
+                   OptionalTensor bias, const TensorView& out,
+                   const TensorView& workspace,  // [>= linear_workspace_size()] uint8
+                   Stream stream = {});
+
+void embedding(const TensorView& token_ids,  // [num_tokens] int32 or int64
+               const TensorView& table,      // [vocab_size, hidden_size] float32, bfloat16, float16
+               const TensorView& out,        // [num_tokens, hidden_size] float32 or bfloat16
+               Stream stream = {});
+void embedding_packed(const TensorView& token_ids, const TensorView& table, WeightFormat format,
+                      int64_t vocab_size, const TensorView& out, Stream stream = {});
 
 /// From logits to tokens. What a null argument means is written in params.h (SampleParams).
 struct SampleArguments {

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lampo import _C
+from lampo.device import cuda_info
 
 torch.set_num_threads(2)
 
@@ -28,3 +29,14 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(1234)
+
+
+@pytest.fixture
+def gpu() -> torch.device:
+    """A CUDA device that lampo and torch can both use; without one the test is skipped, aloud."""
+    info = cuda_info()
+    if not info.usable:
+        pytest.skip(f"no GPU for lampo: {info.why}")
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU for torch: torch.cuda.is_available() is False")
+    return torch.device("cuda", next(d.index for d in info.devices if d.usable))

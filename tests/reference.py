@@ -31,6 +31,21 @@ def gelu(x: torch.Tensor, tanh_approximation: bool) -> torch.Tensor:
     return x / 2 * (1 + torch.erf(x / 2**0.5))
 
 
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    out = x.double() @ weight.double().T
+    return out if bias is None else out + bias.double()
+
+
+def quantize_activations(x: torch.Tensor) -> torch.Tensor:
+    """int8 in groups of 32, scale absmax / 127: what packed linears compute on, as float64."""
+    groups = x.float().unflatten(-1, (-1, 32))
+    absmax = groups.abs().amax(-1, keepdim=True)
+    # One rounding: `127.0 / absmax` would be a reciprocal and a product.
+    inverse = torch.where(absmax > 0, torch.full_like(absmax, 127.0) / absmax, 0.0)
+    quants = torch.round(groups * inverse).clamp(-127, 127)
+    return (quants.double() * (absmax / 127.0).double()).flatten(-2)
+
+
 def ragged_row(cu: torch.Tensor, row: int, *values: torch.Tensor) -> list[torch.Tensor]:
     """Row ``row`` of tensors that lie one row after another."""
     return [v[int(cu[row]) : int(cu[row + 1])].long() for v in values]

@@ -4,11 +4,39 @@
 #include "bindings/bind.h"
 #include "cpu/thread_pool.h"
 #include "cpu/topology.h"
+#include "cuda/device_info.h"
+#include "cuda/row_layout.h"
 #include "ops.h"
 
 namespace py = pybind11;
 
 namespace lampo {
+namespace {
+
+py::dict to_dict(const CudaDevice& device) {
+  using py::literals::operator""_a;
+  return py::dict("index"_a = device.index, "name"_a = device.name, "major"_a = device.major,
+                  "minor"_a = device.minor, "num_sms"_a = device.num_sms,
+                  "memory_total"_a = device.memory_total, "memory_free"_a = device.memory_free,
+                  "kernel_image"_a = device.kernel_image, "why"_a = device.why);
+}
+
+py::dict to_dict(const CudaInfo& info) {
+  using py::literals::operator""_a;
+  py::list devices;
+  for (const CudaDevice& device : info.devices) devices.append(to_dict(device));
+  return py::dict("compiled"_a = info.compiled, "decision"_a = info.decision, "why"_a = info.why,
+                  "architectures"_a = info.architectures,
+                  "runtime_version"_a = info.runtime_version,
+                  "driver_version"_a = info.driver_version, "devices"_a = devices);
+}
+
+CudaInfo cuda_info_without_gil(bool measure_free) {
+  const py::gil_scoped_release release;
+  return cuda_info(measure_free);
+}
+
+}  // namespace
 
 void bind_runtime(py::module_& m) {
   m.def("num_threads", &cpu::num_threads);
@@ -19,6 +47,26 @@ void bind_runtime(py::module_& m) {
   m.def("set_cpu_isa", &set_cpu_isa, py::arg("isa"));
   m.def("compiled_isas", &cpu::compiled_isas);
   m.def("runnable_isas", &cpu::runnable_isas);
+
+  m.def(
+      "cuda_info", [](bool measure_free) { return to_dict(cuda_info_without_gil(measure_free)); },
+      py::arg("measure_free") = false);
+  m.def("cuda_kernel_image_for", &kernel_image_for, py::arg("architectures"), py::arg("major"),
+        py::arg("minor"));
+  m.def(
+      "cuda_row_layout",
+      [](int64_t hidden_size, int element_size) {
+        const cuda::RowLayout layout = cuda::choose_row_layout(hidden_size, element_size);
+        return py::make_tuple(layout.threads_per_row, layout.rows_per_block, layout.rounds);
+      },
+      py::arg("hidden_size"), py::arg("element_size"));
+  m.def(
+      "cuda_element_layout",
+      [](int64_t size, int element_size) {
+        const cuda::ElementLayout layout = cuda::choose_element_layout(size, element_size);
+        return py::make_tuple(layout.threads, layout.blocks_per_row);
+      },
+      py::arg("size"), py::arg("element_size"));
 
   m.def(
       "call_cost",

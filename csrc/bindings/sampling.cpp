@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "common/sampling.h"
 
-#include <pybind11/stl.h>
-
-#include <array>
+#include <cstring>
 
 #include "bindings/bind.h"
 #include "common/check.h"
@@ -14,17 +12,11 @@ namespace py = pybind11;
 namespace lampo {
 namespace {
 
-/// Applies a function of common/ to every element, so that tests can measure it.
-template <class In, class Out, class Fn>
-void map_tensor(const TensorView& in, const TensorView& out, DType in_type, DType out_type,
-                Fn&& fn) {
-  check_shape("x", in, {kAny});
-  check_shape("out", out, {in.shape[0]});
-  check_dtype("x", in, {in_type});
-  check_dtype("out", out, {out_type});
-  check_contiguous("x", in);
-  check_contiguous("out", out);
-  for (int64_t i = 0; i < in.shape[0]; ++i) out.ptr<Out>()[i] = fn(in.ptr<const In>()[i]);
+const TensorView* check_words(const char* name, const TensorView& t, DType dtype, int64_t size) {
+  check_shape(name, t, {size});
+  check_dtype(name, t, {dtype});
+  check_contiguous(name, t);
+  return &t;
 }
 
 }  // namespace
@@ -100,33 +92,29 @@ void bind_sampling(py::module_& m) {
       },
       py::arg("vocab_size"), py::arg("cuda_device") = -1);
 
-  m.def(
-      "philox4x32_10",
-      [](std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
-        const PhiloxCounter words =
-            philox4x32_10({{counter[0], counter[1], counter[2], counter[3]}}, {{key[0], key[1]}});
-        return std::array<uint32_t, 4>{words.word[0], words.word[1], words.word[2], words.word[3]};
-      },
-      py::arg("counter"), py::arg("key"));
-  m.def(
-      "exp2_times_2_40",
-      [](py::handle x, py::handle out) {
-        const TensorArg x_("x", x);
-        const OutArg out_("out", out);
-        map_tensor<float, float>(x_, out_, DType::kF32, DType::kF32,
-                                 [](float y) { return exp2_times_2_40(y); });
-      },
-      py::arg("x"), py::arg("out"));
-  m.def(
-      "exponential_variate",
-      [](py::handle x, py::handle out) {
-        const TensorArg x_("x", x);
-        const OutArg out_("out", out);
-        map_tensor<int32_t, float>(x_, out_, DType::kI32, DType::kF32, [](int32_t random) {
-          return exponential_variate(static_cast<uint32_t>(random));
-        });
-      },
-      py::arg("x"), py::arg("out"));
+  // The functions of common/ that decide a draw, for tests to measure.
+  m.def("philox4x32_10", [](py::handle counter_and_key, py::handle out) {
+    const TensorArg in("counter_and_key", counter_and_key);
+    const OutArg out_("out", out);
+    const auto* words = check_words("counter_and_key", in, DType::kI32, 6)->ptr<uint32_t>();
+    const PhiloxCounter random =
+        philox4x32_10({{words[0], words[1], words[2], words[3]}}, {{words[4], words[5]}});
+    memcpy(check_words("out", out_, DType::kI32, 4)->data, random.word, sizeof(random.word));
+  });
+  m.def("exp2_times_2_40", [](py::handle x, py::handle out) {
+    const TensorArg x_("x", x);
+    const OutArg out_("out", out);
+    const int64_t size = check_words("x", x_, DType::kF32, kAny)->shape[0];
+    float* y = check_words("out", out_, DType::kF32, size)->ptr<float>();
+    for (int64_t i = 0; i < size; ++i) y[i] = exp2_times_2_40((*x_).ptr<float>()[i]);
+  });
+  m.def("exponential_variate", [](py::handle random, py::handle out) {
+    const TensorArg random_("random", random);
+    const OutArg out_("out", out);
+    const int64_t size = check_words("random", random_, DType::kI32, kAny)->shape[0];
+    float* y = check_words("out", out_, DType::kF32, size)->ptr<float>();
+    for (int64_t i = 0; i < size; ++i) y[i] = exponential_variate((*random_).ptr<uint32_t>()[i]);
+  });
 }
 
 }  // namespace lampo

@@ -81,6 +81,22 @@ void activation(const ActivationParams& p) {
   launch(kernels().activation, p, p.num_tokens * p.size * 3 * size_of(p.dtype));
 }
 
+void linear(const LinearParams& p) {
+  launch(kernels().linear, p, p.out_features * p.in_features * size_of(p.weight_dtype));
+}
+
+void linear_packed(const LinearPackedParams& p) {
+  launch(kernels().linear_packed, p, p.out_features * p.in_features / 2);
+}
+
+void pack_weight(const PackWeightParams& p) {
+  launch(kernels().pack_weight, p, p.rows * p.in_features / 2);
+}
+
+void embedding(const EmbeddingParams& p) {
+  launch(kernels().embedding, p, p.num_tokens * p.hidden_size * 2 * size_of(p.dtype));
+}
+
 void sample(const SampleParams& p) {
   launch(kernels().sample, p, p.batch_size * p.vocab_size * size_of(p.dtype));
 }

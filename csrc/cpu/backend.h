@@ -9,6 +9,10 @@ namespace lampo::cpu {
 void rms_norm(const RmsNormParams& p);
 void layer_norm(const LayerNormParams& p);
 void activation(const ActivationParams& p);
+void linear(const LinearParams& p);
+void linear_packed(const LinearPackedParams& p);
+void pack_weight(const PackWeightParams& p);
+void embedding(const EmbeddingParams& p);
 void sample(const SampleParams& p);
 void token_logprobs(const TokenLogprobsParams& p);
 /// Bytes of workspace that `sample` and `token_logprobs` need for rows of this width.

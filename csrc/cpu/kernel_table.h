@@ -16,6 +16,10 @@ struct KernelTable {
   Kernel<RmsNormParams> rms_norm;
   Kernel<LayerNormParams> layer_norm;
   Kernel<ActivationParams> activation;
+  Kernel<LinearParams> linear;
+  Kernel<LinearPackedParams> linear_packed;
+  Kernel<PackWeightParams> pack_weight;
+  Kernel<EmbeddingParams> embedding;
   Kernel<SampleParams> sample;
   Kernel<TokenLogprobsParams> token_logprobs;
 };

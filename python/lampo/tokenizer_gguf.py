@@ -54,7 +54,8 @@ _END_TOKENS = frozenset(
 def read_gguf(metadata: Mapping[str, Any]) -> TokenizerSource:
     """Reads the tokenizer of a GGUF file from its metadata.
 
-    metadata: plain Python values under GGUF's keys.
+    metadata: plain Python values under GGUF's keys. add_eos_token is not heeded: what lampo encodes
+        is there to be continued.
     Raises: ValueError naming the key and what is wrong with it.
     """
     model = metadata.get("tokenizer.ggml.model")

@@ -9,6 +9,10 @@ namespace lampo::cpu::LAMPO_ISA {
 void rms_norm(const RmsNormParams& p, const Team& team);
 void layer_norm(const LayerNormParams& p, const Team& team);
 void activation(const ActivationParams& p, const Team& team);
+void linear(const LinearParams& p, const Team& team);
+void linear_packed(const LinearPackedParams& p, const Team& team);
+void pack_weight(const PackWeightParams& p, const Team& team);
+void embedding(const EmbeddingParams& p, const Team& team);
 void sample(const SampleParams& p, const Team& team);
 void token_logprobs(const TokenLogprobsParams& p, const Team& team);
 
@@ -17,6 +21,10 @@ const KernelTable kTable = {
     .rms_norm = rms_norm,
     .layer_norm = layer_norm,
     .activation = activation,
+    .linear = linear,
+    .linear_packed = linear_packed,
+    .pack_weight = pack_weight,
+    .embedding = embedding,
     .sample = sample,
     .token_logprobs = token_logprobs,
 };

@@ -7,13 +7,29 @@ Each writes into ``out`` (allocated where it is not given) and is stateless.
 from __future__ import annotations
 
 from lampo.ops.activation import gelu, gelu_mul, silu_mul
+from lampo.ops.linear import (
+    PackedWeight,
+    Weight,
+    embedding,
+    linear,
+    linear_workspace_size,
+    pack_weight,
+    packed_strip_bytes,
+)
 from lampo.ops.norm import layer_norm, rms_norm
 from lampo.ops.sampling import sample, sampling_workspace_size, token_logprobs
 
 __all__ = [
+    "PackedWeight",
+    "Weight",
+    "embedding",
     "gelu",
     "gelu_mul",
     "layer_norm",
+    "linear",
+    "linear_workspace_size",
+    "pack_weight",
+    "packed_strip_bytes",
     "rms_norm",
     "sample",
     "sampling_workspace_size",

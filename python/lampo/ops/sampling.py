@@ -45,7 +45,7 @@ def _workspace(logits: torch.Tensor) -> torch.Tensor:
     size = sampling_workspace_size(logits.shape[-1], logits.device)
     if torch.compiler.is_compiling():
         return logits.new_empty(size, dtype=torch.uint8)
-    buffers: dict[torch.device, torch.Tensor] = _scratch.__dict__
+    buffers: dict[str, torch.Tensor] = _scratch.__dict__
     found = buffers.get(str(logits.device))
     if found is None or found.numel() < size:
         found = torch.empty(size, dtype=torch.uint8, device=logits.device)

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the threads of a block share: memory, a barrier, and sums.
+#pragma once
+
+#include "cuda/device/warp.cuh"
+
+namespace lampo::cuda {
+
+/// The one way to shared memory: the block's dynamic allocation as a SharedStorage, a plain struct
+/// that each kernel declares and whose size its launch asks for.
+template <class SharedStorage>
+__device__ inline SharedStorage& shared_storage() {
+  extern __shared__ __align__(128) unsigned char bytes[];
+  return *reinterpret_cast<SharedStorage*>(bytes);
+}
+
+__device__ inline void sync_block() { __syncthreads(); }
+
+inline constexpr int kMaxWarps = 32;
+
+struct BlockSumStorage {
+  float warp[kMaxWarps];
+};
+
+/// The sum over all threads of a block of whole warps, in every thread: warps by butterfly, then
+/// their sums by butterfly, so in one fixed order. `storage` is free again after the next barrier.
+__device__ inline float block_sum(float value, int thread, int num_threads,
+                                  BlockSumStorage& storage) {
+  value = warp_sum(value);
+  const int lane = thread % kWarpSize;
+  if (lane == 0) storage.warp[thread / kWarpSize] = value;
+  sync_block();
+  return warp_sum(lane < num_threads / kWarpSize ? storage.warp[lane] : 0.0f);
+}
+
+}  // namespace lampo::cuda

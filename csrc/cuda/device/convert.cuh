@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// Between storage types and float, by the device's own instructions. They round as the functions
+// of common/numeric.h do; NaN stays NaN, though not bit for bit.
+#pragma once
+
+#include "common/numeric.h"
+#include "cuda/device/copy.cuh"
+
+namespace lampo::cuda {
+
+template <class T, int N>
+__device__ inline Vector<float, N> to_floats(const Vector<T, N>& from) {
+  Vector<float, N> result;
+#pragma unroll
+  for (int i = 0; i < N; ++i) result.value[i] = to_float(from.value[i]);
+  return result;
+}
+
+/// Two floats to two neighbouring bfloat16, `low` at the lower address.
+__device__ inline uint32_t pack_bf16(float low, float high) {
+  uint32_t bits;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+  return bits;
+}
+
+template <class T, int N>
+__device__ inline Vector<T, N> from_floats(const Vector<float, N>& from) {
+  Vector<T, N> result;
+  if constexpr (std::is_same_v<T, BF16> && N % 2 == 0) {
+#pragma unroll
+    for (int i = 0; i < N; i += 2) {
+      const uint32_t bits = pack_bf16(from.value[i], from.value[i + 1]);
+      result.value[i].bits = static_cast<uint16_t>(bits);
+      result.value[i + 1].bits = static_cast<uint16_t>(bits >> 16);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) result.value[i] = from_float<T>(from.value[i]);
+  }
+  return result;
+}
+
+}  // namespace lampo::cuda

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+// Moving several values at once between memory and registers, 16 bytes an instruction.
+#pragma once
+
+#include <cstdint>
+
+namespace lampo::cuda {
+
+inline constexpr int kVectorBytes = 16;
+
+/// N values in registers, loaded and stored in pieces of up to 16 bytes.
+template <class T, int N>
+struct alignas(N * sizeof(T) < kVectorBytes ? N * sizeof(T) : kVectorBytes) Vector {
+  T value[N];
+};
+
+/// `from` is aligned as Vector<T, N>.
+template <class T, int N>
+__device__ inline Vector<T, N> load_vector(const T* from) {
+  return *reinterpret_cast<const Vector<T, N>*>(from);
+}
+
+/// As load_vector, through the read-only cache: for memory that nothing writes while the kernel
+/// runs.
+template <class T, int N>
+__device__ inline Vector<T, N> load_vector_constant(const T* from) {
+  Vector<T, N> result;
+  if constexpr (sizeof(result) % kVectorBytes == 0) {
+#pragma unroll
+    for (int i = 0; i < static_cast<int>(sizeof(result)) / kVectorBytes; ++i) {
+      reinterpret_cast<uint4*>(&result)[i] = __ldg(reinterpret_cast<const uint4*>(from) + i);
+    }
+  } else {
+    result = load_vector<T, N>(from);
+  }
+  return result;
+}
+
+/// The first `count` of N values, any alignment; zeros behind them.
+template <class T, int N>
+__device__ inline Vector<T, N> load_elements(const T* from, int count) {
+  Vector<T, N> result = {};
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    if (i < count) result.value[i] = from[i];
+  }
+  return result;
+}
+
+/// `to` is aligned as Vector<T, N>.
+template <class T, int N>
+__device__ inline void store_vector(T* to, const Vector<T, N>& from) {
+  *reinterpret_cast<Vector<T, N>*>(to) = from;
+}
+
+template <class T, int N>
+__device__ inline void store_elements(T* to, const Vector<T, N>& from, int count) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    if (i < count) to[i] = from.value[i];
+  }
+}
+
+}  // namespace lampo::cuda

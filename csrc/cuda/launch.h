@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// The one way to launch a kernel: on the caller's device and stream, checked.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "common/tensor_view.h"
+#include "cuda/error.h"
+
+namespace lampo::cuda {
+
+/// Makes `device` current for its lifetime.
+class DeviceGuard {
+ public:
+  DeviceGuard(const char* op, int device) {
+    check_cuda(cudaGetDevice(&previous_), op, device);
+    if (previous_ == device) return;
+    check_cuda(cudaSetDevice(device), op, device);
+    changed_ = true;
+  }
+  ~DeviceGuard() {
+    if (changed_) cudaSetDevice(previous_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int previous_ = 0;
+  bool changed_ = false;
+};
+
+struct Launch {
+  const char* op;  // named in errors
+  int device;
+  Stream stream;
+  dim3 grid;
+  dim3 block;
+  size_t shared_bytes = 0;  // size of the kernel's SharedStorage
+};
+
+/// A grid has at most this many blocks in x; kernels stride over what is left.
+inline constexpr int64_t kMaxBlocks = 0x7fffffff;
+
+template <class... Params, class... Args>
+void launch(const Launch& at, void (*kernel)(Params...), const Args&... args) {
+  const DeviceGuard guard(at.op, at.device);
+  cudaLaunchConfig_t config{};
+  config.gridDim = at.grid;
+  config.blockDim = at.block;
+  config.dynamicSmemBytes = at.shared_bytes;
+  config.stream = static_cast<cudaStream_t>(at.stream.handle);
+  check_cuda(cudaLaunchKernelEx(&config, kernel, args...), at.op, at.device);
+}
+
+}  // namespace lampo::cuda

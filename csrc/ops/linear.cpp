@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops.h"
+#include "ops/backend.h"
+
+namespace lampo {
+namespace {
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+void check_x_bias_out(const TensorView& x, OptionalTensor bias, const TensorView& out,
+                      int64_t out_features) {
+  check_shape("x", x, {kAny, kAny});
+  check_dtype("x", x, {DType::kF32, DType::kBF16});
+  check_inner_contiguous("x", x);
+  if (bias != nullptr) {
+    check_shape("bias", *bias, {out_features});
+    check_dtype("bias", *bias, {DType::kF32, x.dtype});
+    check_contiguous("bias", *bias);
+    check_device("bias", *bias, x.device);
+  }
+  check_shape("out", out, {x.shape[0], out_features});
+  check_dtype("out", out, {DType::kF32, x.dtype});
+  check_inner_contiguous("out", out);
+  check_writable("out", out);
+  check_device("out", out, x.device);
+}
+
+void check_groups(const char* name, int64_t in_features) {
+  check_that(
+      in_features > 0 && in_features % kGroupSize == 0, name,
+      "expected in_features to be a positive multiple of 32, got " + std::to_string(in_features));
+}
+
+}  // namespace
+
+WeightFormat parse_weight_format(const std::string& name) {
+  if (name == "q4_0") return WeightFormat::kQ4_0;
+  if (name == "q4_1") return WeightFormat::kQ4_1;
+  if (name == "q8_0") return WeightFormat::kQ8_0;
+  throw ArgumentError("format: expected q4_0, q4_1 or q8_0, got '" + name + "'");
+}
+
+int64_t packed_strip_bytes(WeightFormat format, int64_t in_features) {
+  check_groups("in_features", in_features);
+  return strip_layout(format, in_features).strip_bytes;
+}
+
+int64_t linear_workspace_size(int64_t num_tokens, int64_t in_features) {
+  // Per group of 32: the quants, their scale, and two sums.
+  return num_tokens * (in_features + ceil_div(in_features, kGroupSize) * 12);
+}
+
+void linear(const TensorView& x, const TensorView& weight, OptionalTensor bias,
+            const TensorView& out, Stream) {
+  check_shape("weight", weight, {kAny, kAny});
+  check_x_bias_out(x, bias, out, weight.shape[0]);
+  check_shape("weight", weight, {kAny, x.shape[1]});
+  check_dtype("weight", weight, {DType::kF32, DType::kBF16, DType::kF16});
+  check_inner_contiguous("weight", weight);
+  check_device("weight", weight, x.device);
+  const LinearParams params{
+      .dtype = x.dtype,
+      .out_dtype = out.dtype,
+      .weight_dtype = weight.dtype,
+      .bias_dtype = bias != nullptr ? bias->dtype : DType::kF32,
+      .num_tokens = x.shape[0],
+      .in_features = x.shape[1],
+      .out_features = weight.shape[0],
+      .x = x.data,
+      .weight = weight.data,
+      .bias = bias != nullptr ? bias->data : nullptr,
+      .out = out.data,
+      .stride_x_token = x.stride[0],
+      .stride_weight_row = weight.stride[0],
+      .stride_out_token = out.stride[0],
+  };
+  if (x.device.type == DeviceType::kCPU) return cpu::linear(params);
+  throw_no_cuda_kernel("linear");
+}
+
+void pack_weight(const TensorView& blocks, WeightFormat format, const TensorView& out) {
+  check_shape("blocks", blocks, {kAny, kAny});
+  check_dtype("blocks", blocks, {DType::kU8});
+  check_inner_contiguous("blocks", blocks);
+  check_device("blocks", blocks, Device{});
+  const int block_bytes = strip_layout(format, kGroupSize).block_bytes;
+  check_that(blocks.shape[1] > 0 && blocks.shape[1] % block_bytes == 0, "blocks",
+             "expected rows of whole blocks of " + std::to_string(block_bytes) + " bytes, got " +
+                 shape_string(blocks));
+  const int64_t in_features = blocks.shape[1] / block_bytes * kGroupSize;
+  check_shape("out", out,
+              {ceil_div(blocks.shape[0], kStripRows), packed_strip_bytes(format, in_features)});
+  check_dtype("out", out, {DType::kU8});
+  check_contiguous("out", out);
+  check_device("out", out, Device{});
+  cpu::pack_weight({
+      .format = format,
+      .rows = blocks.shape[0],
+      .in_features = in_features,
+      .blocks = blocks.data,
+      .out = out.data,
+      .stride_blocks_row = blocks.stride[0],
+  });
+}
+
+void linear_packed(const TensorView& x, const TensorView& weight, WeightFormat format,
+                   OptionalTensor bias, const TensorView& out, const TensorView& workspace,
+                   Stream) {
+  check_shape("out", out, {kAny, kAny});
+  check_x_bias_out(x, bias, out, out.shape[1]);
+  const int64_t in_features = x.shape[1];
+  check_groups("x", in_features);
+  check_shape("weight", weight,
+              {ceil_div(out.shape[1], kStripRows), packed_strip_bytes(format, in_features)});
+  check_dtype("weight", weight, {DType::kU8});
+  check_contiguous("weight", weight);
+  check_device("weight", weight, x.device);
+  const int64_t needed = linear_workspace_size(x.shape[0], in_features);
+  check_shape("workspace", workspace, {kAny});
+  check_dtype("workspace", workspace, {DType::kU8});
+  check_contiguous("workspace", workspace);
+  check_that(workspace.shape[0] >= needed, "workspace",
+             "expected at least " + std::to_string(needed) + " bytes, got " +
+                 std::to_string(workspace.shape[0]));
+  check_device("workspace", workspace, x.device);
+  const LinearPackedParams params{
+      .dtype = x.dtype,
+      .out_dtype = out.dtype,
+      .bias_dtype = bias != nullptr ? bias->dtype : DType::kF32,
+      .format = format,
+      .num_tokens = x.shape[0],
+      .in_features = in_features,
+      .out_features = out.shape[1],
+      .x = x.data,
+      .weight = weight.data,
+      .bias = bias != nullptr ? bias->data : nullptr,
+      .out = out.data,
+      .workspace = workspace.data,
+      .stride_x_token = x.stride[0],
+      .stride_out_token = out.stride[0],
+  };
+  if (x.device.type == DeviceType::kCPU) return cpu::linear_packed(params);
+  throw_no_cuda_kernel("linear_packed");
+}
+
+}  // namespace lampo

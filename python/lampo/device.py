@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this build and this machine offer of CUDA. Asking never fails, GPU or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lampo import _C
+
+
+@dataclass(frozen=True)
+class CudaDevice:
+    """One GPU that this process may see."""
+
+    index: int
+    name: str
+    compute_capability: tuple[int, int]
+    num_sms: int
+    memory_total: int  # bytes
+    memory_free: int | None  # bytes; None: not measured
+    kernel_image: str  # "sm_90a", or "compute_80": PTX that the driver compiles first; "": none
+    why: str  # what keeps lampo's kernels from running on it; "": nothing
+
+    @property
+    def usable(self) -> bool:
+        return not self.why
+
+    def describe(self) -> str:
+        major, minor = self.compute_capability
+        memory = f"{self.memory_total / 1e9:.1f} GB"
+        if self.memory_free is not None:
+            memory = f"{self.memory_free / 1e9:.1f} of {memory} free"
+        text = f"cuda:{self.index} {self.name}, {major}.{minor}, {self.num_sms} SMs, {memory}"
+        return f"{text}: {self.why}" if self.why else f"{text}, kernels: {self.kernel_image}"
+
+
+@dataclass(frozen=True)
+class CudaInfo:
+    """CUDA as this build of lampo finds it here."""
+
+    compiled: bool  # this build has a CUDA backend
+    decision: str  # why, or why not, as found when it was built
+    why: str  # what keeps CUDA from being used, with the remedy; "": nothing
+    architectures: tuple[str, ...]  # that the kernels are compiled for: "80", "90a-real"
+    runtime_version: str | None  # of the CUDA runtime inside lampo: "13.0"
+    driver_version: str | None  # newest CUDA that the installed driver knows; None: no driver
+    devices: tuple[CudaDevice, ...]
+
+    @property
+    def usable(self) -> bool:
+        return not self.why
+
+    def describe(self) -> list[str]:
+        """Lines for people: whether CUDA works, why not, and a line per device."""
+        if not self.compiled:
+            return [f"CUDA: no: {self.why}"]
+        versions = f"runtime {self.runtime_version}, driver {self.driver_version or 'none'}"
+        built = f"built for {', '.join(self.architectures)}"
+        head = f"CUDA: {'yes' if self.usable else f'no: {self.why}'} ({versions}, {built})"
+        return [head, *(device.describe() for device in self.devices)]
+
+
+def cuda_info(measure_free: bool = False) -> CudaInfo:
+    """Describe CUDA: what was compiled, the driver, the devices, and what is in the way.
+
+    Args:
+        measure_free: fill ``memory_free``; this starts a CUDA context on every device, which costs
+            some hundred megabytes of each until the process ends.
+    """
+    raw = _C.cuda_info(measure_free)
+    return CudaInfo(
+        compiled=raw["compiled"],
+        decision=raw["decision"],
+        why=raw["why"],
+        architectures=tuple(raw["architectures"]),
+        runtime_version=_version(raw["runtime_version"]),
+        driver_version=_version(raw["driver_version"]),
+        devices=tuple(
+            CudaDevice(
+                index=device["index"],
+                name=device["name"],
+                compute_capability=(device["major"], device["minor"]),
+                num_sms=device["num_sms"],
+                memory_total=device["memory_total"],
+                memory_free=device["memory_free"] if device["memory_free"] >= 0 else None,
+                kernel_image=device["kernel_image"],
+                why=device["why"],
+            )
+            for device in raw["devices"]
+        ),
+    )
+
+
+def _version(number: int) -> str | None:
+    return f"{number // 1000}.{number % 1000 // 10}" if number else None

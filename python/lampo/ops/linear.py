@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Matrix products with dense and with packed (4- and 8-bit) weights, and embedding lookup."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from lampo import _C
+from lampo.ops._registry import register
+
+_linear = register("linear(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()", _C.linear)
+_linear_packed = register(
+    "linear_packed(Tensor x, Tensor weight, str format, Tensor? bias, Tensor(a!) out, "
+    "Tensor(b!) workspace) -> ()",
+    _C.linear_packed,
+)
+_pack_weight = register(
+    "pack_weight(Tensor blocks, str format, Tensor(a!) out) -> ()", _C.pack_weight
+)
+_embedding = register(
+    "embedding(Tensor token_ids, Tensor table, Tensor(a!) out) -> ()", _C.embedding
+)
+_embedding_packed = register(
+    "embedding_packed(Tensor token_ids, Tensor table, str format, int vocab_size, "
+    "Tensor(a!) out) -> ()",
+    _C.embedding_packed,
+)
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """A weight in blocks of 32 quants, its rows interleaved by 16 (csrc/common/weight_format.h).
+
+    The same bits as GGUF's blocks, in the order in which the kernels read them.
+
+    Attributes:
+        data: [ceil(out_features / 16), strip_bytes] uint8.
+        format: "q4_0", "q4_1" or "q8_0".
+        shape: (out_features, in_features).
+    """
+
+    data: torch.Tensor
+    format: str
+    shape: tuple[int, int]
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
+
+Weight = torch.Tensor | PackedWeight
+
+
+def pack_weight(
+    blocks: torch.Tensor, format: str, *, out: torch.Tensor | None = None
+) -> PackedWeight:
+    """Interleave a weight's GGUF blocks for :func:`linear` and :func:`embedding`.
+
+    Args:
+        blocks: [out_features, row_bytes] uint8, rows of GGUF blocks as in the file.
+        format: "q4_0" (18 bytes per 32 weights), "q4_1" (20) or "q8_0" (34).
+        out: [ceil(out_features / 16), strip_bytes] uint8, contiguous, written; allocated if absent.
+
+    Raises:
+        ValueError, TypeError: an unknown format, or a shape or dtype that does not fit, by name.
+
+    Source: the GGUF block formats of ggml.
+    """
+    block_bytes = {"q4_0": 18, "q4_1": 20, "q8_0": 34}.get(format)
+    if block_bytes is None:
+        raise ValueError(f"format: expected q4_0, q4_1 or q8_0, got {format!r}")
+    if blocks.ndim != 2 or blocks.shape[1] % block_bytes or not blocks.shape[1]:
+        raise ValueError(
+            f"blocks: expected [rows, n * {block_bytes}] for {format}, got {tuple(blocks.shape)}"
+        )
+    rows, in_features = blocks.shape[0], blocks.shape[1] // block_bytes * 32
+    if out is None:
+        strip_bytes = packed_strip_bytes(format, in_features)
+        out = torch.empty((rows + 15) // 16, strip_bytes, dtype=torch.uint8)
+    _pack_weight(blocks, format, out)
+    return PackedWeight(out, format, (rows, in_features))
+
+
+def packed_strip_bytes(format: str, in_features: int) -> int:
+    """Bytes of 16 rows of a packed weight: the width of ``PackedWeight.data``."""
+    return int(_C.packed_strip_bytes(format, in_features))
+
+
+def linear_workspace_size(num_tokens: int, in_features: int) -> int:
+    """Bytes of workspace that :func:`linear` needs with a packed weight."""
+    # csrc/ops/linear.cpp's formula, here because torch.compile cannot look into native functions.
+    return num_tokens * (in_features + (in_features + 31) // 32 * 12)
+
+
+def linear(
+    x: torch.Tensor,
+    weight: Weight,
+    bias: torch.Tensor | None = None,
+    *,
+    out: torch.Tensor | None = None,
+    workspace: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """``x @ weight.T + bias``, accumulated in float32.
+
+    With a packed weight, x is quantized to int8 in groups of 32 and the products are integer. On
+    CPU a row of the result does not depend, to the bit, on the other rows or on the thread count.
+
+    Args:
+        x: [num_tokens, in_features] float32 or bfloat16.
+        weight: [out_features, in_features] float32, bfloat16 or float16, or a :class:`PackedWeight`
+            of that shape (in_features a multiple of 32).
+        bias: [out_features] float32 or as ``x``.
+        out: [num_tokens, out_features] float32 or as ``x``, written; as ``x`` if absent.
+        workspace: uint8, at least ``linear_workspace_size(num_tokens, in_features)`` bytes, used
+            with packed weights only; allocated if absent.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        ValueError, TypeError: a shape, device, stride or dtype that does not fit, by name.
+    """
+    if out is None:
+        out = x.new_empty(x.shape[0], weight.shape[0])
+    if isinstance(weight, PackedWeight):
+        if out.shape[-1] != weight.shape[0]:
+            raise ValueError(
+                f"out: expected {weight.shape[0]} columns, got shape {tuple(out.shape)}"
+            )
+        if workspace is None:
+            size = linear_workspace_size(x.shape[0], x.shape[-1])
+            workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
+        _linear_packed(x, weight.data, weight.format, bias, out, workspace)
+    else:
+        _linear(x, weight, bias, out)
+    return out
+
+
+def embedding(
+    token_ids: torch.Tensor,
+    table: Weight,
+    *,
+    dtype: torch.dtype | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Rows of an embedding table: ``table[token_ids]``, dequantized where the table is packed.
+
+    Args:
+        token_ids: [num_tokens] int32 or int64, each in [0, vocab_size).
+        table: [vocab_size, hidden_size] float32, bfloat16 or float16, or a :class:`PackedWeight`.
+        dtype: of ``out`` where that is absent: float32 (default) or bfloat16.
+        out: [num_tokens, hidden_size] float32 or bfloat16, written.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        ValueError, TypeError: an id, shape, device or dtype that does not fit, by name.
+    """
+    if out is None:
+        shape = (token_ids.shape[0], table.shape[1])
+        out = torch.empty(shape, dtype=dtype or torch.float32, device=token_ids.device)
+    if isinstance(table, PackedWeight):
+        _embedding_packed(token_ids, table.data, table.format, table.shape[0], out)
+    else:
+        _embedding(token_ids, table, out)
+    return out

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must hold of every build, with CUDA or without, on machines with a GPU or without."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from dlpack_stub import CUDA, StubTensor
+from lampo import _C
+from lampo.device import CudaDevice, CudaInfo, cuda_info
+
+# No machine has this one, so nothing is ever launched on a stub's memory.
+NO_SUCH_DEVICE = (CUDA, 99)
+
+
+def test_import_needs_no_cuda_library():
+    if shutil.which("ldd") is None:
+        pytest.skip("ldd is not installed")
+    text = subprocess.run(["ldd", _C.__file__], capture_output=True, text=True, check=True).stdout
+    linked = [line.split()[0] for line in text.splitlines()]
+    assert not [name for name in linked if "cuda" in name or "torch" in name or "python" in name]
+    assert "not found" not in text
+
+
+def test_import_and_info_without_any_device():
+    """CUDA_VISIBLE_DEVICES hides the GPUs of a machine that has some."""
+    script = "from lampo.device import cuda_info; i = cuda_info(True); print(i.usable, i.why)"
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": ":".join(sys.path)},
+        check=True,
+    )
+    assert result.stderr == ""
+    assert result.stdout.startswith("False ")
+    assert len(result.stdout.split()) > 3, "no reason given"
+
+
+def test_info_is_consistent():
+    info = cuda_info()
+    assert info.decision.startswith("LAMPO_CUDA=")
+    assert info.compiled == bool(info.architectures) == (info.runtime_version is not None)
+    assert info.usable == any(device.usable for device in info.devices)
+    if not info.compiled:
+        assert info.decision in info.why
+        assert not info.devices
+    for index, device in enumerate(info.devices):
+        assert device.index == index
+        assert device.name
+        assert device.num_sms > 0
+        assert device.memory_total > 0
+        assert device.memory_free is None
+        assert device.usable == bool(device.kernel_image)
+    assert _C.cuda_info() == _C.cuda_info(measure_free=False)
+
+
+def test_describe():
+    device = CudaDevice(0, "NVIDIA X", (9, 0), 132, 150_000_000_000, None, "sm_90a", "")
+    info = CudaInfo(True, "LAMPO_CUDA=ON", "", ("80", "90a-real"), "13.0", "13.1", (device,))
+    assert info.describe() == [
+        "CUDA: yes (runtime 13.0, driver 13.1, built for 80, 90a-real)",
+        "cuda:0 NVIDIA X, 9.0, 132 SMs, 150.0 GB, kernels: sm_90a",
+    ]
+    without = CudaInfo(False, "LAMPO_CUDA=OFF", "not compiled", (), None, None, ())
+    assert without.describe() == ["CUDA: no: not compiled"]
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "image"),
+    [
+        (["80", "90a-real"], (8, 0), "sm_80"),
+        (["80", "90a-real"], (8, 6), "sm_80"),  # machine code of the same major version
+        (["80", "86", "89"], (8, 6), "sm_86"),
+        (["89", "86", "80"], (8, 6), "sm_86"),
+        (["80", "90a-real"], (9, 0), "sm_90a"),
+        (["80", "90a-real"], (10, 0), "compute_80"),  # only PTX crosses major versions
+        (["80", "90a-real"], (12, 0), "compute_80"),
+        (["80-real", "90a-real"], (12, 0), ""),
+        (["80-virtual"], (8, 0), "compute_80"),
+        (["90", "90a-real"], (9, 0), "sm_90a"),
+        (["90a"], (10, 0), ""),
+        (["100f-real"], (10, 3), "sm_100f"),
+        (["100f"], (12, 0), ""),
+        (["80", "120"], (12, 1), "sm_120"),
+        (["80", "90a-real"], (7, 5), ""),
+        ([], (9, 0), ""),
+    ],
+)
+def test_kernel_image(architectures, capability, image):
+    assert _C.cuda_kernel_image_for(architectures, *capability) == image
+
+
+def test_default_architectures_cover_every_supported_gpu():
+    for capability in [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)]:
+        assert _C.cuda_kernel_image_for(["80", "90a-real"], *capability)
+
+
+def run_op(name: str) -> None:
+    def stub(*shape: int) -> StubTensor:
+        return StubTensor(shape, NO_SUCH_DEVICE)
+
+    match name:
+        case "rms_norm":
+            _C.rms_norm(stub(2, 8), stub(8), None, stub(2, 8), 1e-6)
+        case "silu_mul":
+            _C.silu_mul(stub(2, 8), stub(2, 4))
+        case "gelu":
+            _C.gelu(stub(2, 8), stub(2, 8), False)
+
+
+@pytest.mark.parametrize("name", ["rms_norm", "silu_mul"])
+def test_unusable_cuda_tensor(name):
+    info = cuda_info()
+    if not info.compiled:
+        expected = f"{name}: this build has no CUDA kernels .* rebuild with LAMPO_CUDA=ON"
+    elif info.driver_version is None:
+        expected = f"{name} on cuda:99: no NVIDIA driver is installed"
+    elif info.devices:
+        expected = f"{name} on cuda:99: there is no such device, this process sees"
+    else:
+        expected = f"{name} on cuda:99: "
+    for _ in range(2):  # an error leaves nothing behind
+        with pytest.raises(RuntimeError, match=expected):
+            run_op(name)
+
+
+def test_op_without_cuda_kernel():
+    with pytest.raises(RuntimeError, match=r"gelu: (has|this build has) no CUDA kernel"):
+        run_op("gelu")
+
+
+def test_empty_cuda_tensor_needs_no_device():
+    if not cuda_info().compiled:
+        pytest.skip("this build has no CUDA backend")
+    empty = StubTensor((0, 8), NO_SUCH_DEVICE)
+    _C.rms_norm(empty, StubTensor((8,), NO_SUCH_DEVICE), None, empty, 1e-6)
+    _C.silu_mul(empty, StubTensor((0, 4), NO_SUCH_DEVICE))
+
+
+def test_devices_must_agree():
+    x = StubTensor((2, 8), NO_SUCH_DEVICE)
+    with pytest.raises(ValueError, match=r"weight: expected a tensor on cuda:99, got one on cpu"):
+        _C.rms_norm(x, StubTensor((8,), (1, 0)), None, x, 1e-6)
+
+
+@pytest.mark.parametrize("element_size", [2, 4])
+def test_row_layout(element_size):
+    per_vector = 16 // element_size
+    for hidden_size in [*range(1, 3000, 7), 4096, 5120, 8192, 16384, 28672, 65536, 1 << 20]:
+        threads, rows, rounds = _C.cuda_row_layout(hidden_size, element_size)
+        vectors = -(-hidden_size // per_vector)
+        assert threads % 32 == 0
+        assert 32 <= threads * rows <= 1024
+        assert rows == 1 or threads == 32, "rows that share a block must not need its barrier"
+        assert rounds in (0, 1, 2, 4)
+        if rounds:
+            assert threads * rounds >= vectors, "a vector nobody reads"
+            assert threads * rounds < 2 * vectors + 64, "most threads idle"
+        else:
+            assert vectors > 4 * 1024
+    assert _C.cuda_row_layout(576, 2) == (32, 4, 4)
+    assert _C.cuda_row_layout(4096, 2) == (256, 1, 2)
+    assert _C.cuda_row_layout(65536, 2) == (1024, 1, 0)
+
+
+@pytest.mark.parametrize("element_size", [2, 4])
+def test_element_layout(element_size):
+    per_vector = 16 // element_size
+    for size in [*range(1, 5000, 3), 14336, 28672, 1 << 30]:
+        threads, blocks = _C.cuda_element_layout(size, element_size)
+        vectors = -(-size // per_vector)
+        assert threads % 32 == 0
+        assert 32 <= threads <= 256
+        assert threads * (blocks - 1) < vectors <= threads * blocks
+    assert _C.cuda_element_layout(192, 2) == (32, 1)
+    assert _C.cuda_element_layout(14336, 2) == (256, 7)

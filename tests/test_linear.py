@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType, quants
+
+import reference
+from compare import SENTINEL, assert_close
+from lampo import _C, ops
+
+FORMATS = {
+    "q4_0": GGMLQuantizationType.Q4_0,
+    "q4_1": GGMLQuantizationType.Q4_1,
+    "q8_0": GGMLQuantizationType.Q8_0,
+}
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def quantized(
+    rows: int, columns: int, format: str, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random GGUF blocks, and what they stand for."""
+    weight = torch.randn(rows, columns, generator=generator)
+    weight[0] *= 100
+    blocks = quants.quantize(weight.numpy(), FORMATS[format])
+    dense = quants.dequantize(blocks, FORMATS[format])
+    return torch.from_numpy(np.ascontiguousarray(blocks)), torch.from_numpy(dense)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "shape", [(0, 3, 8), (1, 1, 1), (1, 5, 17), (7, 64, 96), (13, 67, 130), (101, 33, 577)]
+)
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_dense(isa, generator, dtype, weight_dtype, shape, with_bias):
+    tokens, rows, columns = shape
+    x = torch.randn(tokens, columns + 5, generator=generator).to(dtype)[:, :columns]
+    weight = torch.randn(rows, columns + 2, generator=generator).to(weight_dtype)[:, :columns]
+    bias = torch.randn(rows, generator=generator) if with_bias else None
+    out = torch.full((tokens, rows + 3), SENTINEL, dtype=dtype)[:, :rows]
+    assert ops.linear(x, weight, bias, out=out) is out
+    if tokens:
+        plain = torch.nn.functional.linear(x.float(), weight.float(), bias)
+        assert_close(out, reference.linear(x, weight, bias), plain)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(
+    "shape", [(0, 16, 32), (1, 1, 32), (1, 16, 64), (3, 40, 96), (29, 100, 576)]
+)
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_packed(isa, generator, dtype, format, shape, with_bias):
+    tokens, rows, columns = shape
+    blocks, dense = quantized(rows, columns, format, generator)
+    weight = ops.pack_weight(blocks, format)
+    assert weight.shape == (rows, columns)
+    x = torch.randn(tokens, columns + 7, generator=generator).to(dtype)[:, :columns]
+    if tokens > 1:
+        x[1] = 0
+    bias = torch.randn(rows, generator=generator).to(dtype) if with_bias else None
+    out = torch.full((tokens, rows), SENTINEL, dtype=dtype)
+    ops.linear(x, weight, bias, out=out)
+    if tokens:
+        # Exactly the product on quantized activations, but for the rounding of float32 sums ...
+        rounded = reference.quantize_activations(x)
+        expected = reference.linear(rounded, dense, bias)
+        plain = torch.nn.functional.linear(
+            rounded.float(), dense, None if bias is None else bias.float()
+        )
+        assert_close(out, expected, plain, factor=4)
+        # ... and near the product on the real ones: 1/254 of the group's largest, per factor.
+        error = (out.double() - reference.linear(x, dense, bias)).norm()
+        assert error <= 0.01 * reference.linear(x, dense, None).norm() + 1e-30
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_integer_sums_do_not_overflow(isa, format):
+    """Every quant and every activation at the end of its range, both signs."""
+    size = {"q4_0": 18, "q4_1": 20, "q8_0": 34}[format]
+    blocks = torch.zeros(16, 4 * size, dtype=torch.uint8).view(16, 4, size)
+    blocks[:, :, 1] = 0x3C  # d = 1.0
+    blocks[:8, :, size - (32 if format == "q8_0" else 16) :] = 0xFF
+    blocks[8:, :, size - (32 if format == "q8_0" else 16) :] = 0x80 if format == "q8_0" else 0
+    blocks = blocks.view(16, -1)
+    dense = torch.from_numpy(quants.dequantize(blocks.numpy(), FORMATS[format]))
+    x = torch.cat([torch.full((1, 128), 127.0), torch.full((1, 128), -127.0)])
+    out = ops.linear(x, ops.pack_weight(blocks, format))
+    assert torch.equal(out, x @ dense.T)
+
+
+@pytest.mark.parametrize("format", [*FORMATS, "dense"])
+def test_rows_do_not_depend_on_the_batch_or_the_threads(isa, generator, format):
+    blocks, dense = quantized(100, 160, "q8_0" if format == "dense" else format, generator)
+    weight = dense if format == "dense" else ops.pack_weight(blocks, format)
+    x = torch.randn(110, 160, generator=generator)
+    threads = _C.num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3):
+            _C.set_num_threads(count)
+            results.append(ops.linear(x, weight))
+            for tokens in (1, 2, 3, 4, 5, 7, 9, 17):
+                assert torch.equal(ops.linear(x[:tokens], weight), results[0][:tokens])
+                assert torch.equal(ops.linear(x[-tokens:], weight), results[0][-tokens:])
+        assert all(torch.equal(results[0], other) for other in results[1:])
+    finally:
+        _C.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("id_dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("table", [*FORMATS, torch.float32, torch.bfloat16, torch.float16])
+def test_embedding(isa, generator, dtype, id_dtype, table):
+    rows, columns = 50, 96
+    if isinstance(table, str):
+        blocks, dense = quantized(rows, columns, table, generator)
+        weight = ops.pack_weight(blocks, table)
+    else:
+        weight = torch.randn(rows, columns, generator=generator).to(table)
+        dense = weight.float()
+    ids = torch.tensor([0, 49, 15, 16, 17, 0, 31], dtype=id_dtype)
+    out = ops.embedding(ids, weight, dtype=dtype)
+    assert torch.equal(out, dense[ids.long()].to(dtype))
+    assert ops.embedding(ids[:0], weight).shape == (0, columns)
+
+
+@pytest.mark.parametrize("bad", [-1, 50, 2**31 - 1])
+def test_embedding_refuses_ids_out_of_range(bad):
+    with pytest.raises(ValueError, match=rf"token_ids: expected ids in \[0, 50\), got {bad} at 1"):
+        ops.embedding(torch.tensor([3, bad]), torch.zeros(50, 8))
+
+
+def test_bad_arguments(generator):
+    blocks, _ = quantized(16, 64, "q4_1", generator)
+    weight = ops.pack_weight(blocks, "q4_1")
+    with pytest.raises(ValueError, match="format: expected q4_0, q4_1 or q8_0, got 'q5_0'"):
+        ops.pack_weight(blocks, "q5_0")
+    with pytest.raises(ValueError, match=r"blocks: expected \[rows, n \* 18\] for q4_0"):
+        ops.pack_weight(blocks, "q4_0")
+    with pytest.raises(ValueError, match="x: expected in_features to be a positive multiple of 32"):
+        ops.linear(torch.zeros(1, 40), weight)
+    with pytest.raises(
+        ValueError, match=r"weight: expected shape \[1, 640\], got \[1, 320\]|weight"
+    ):
+        ops.linear(torch.zeros(1, 96), weight)
+    with pytest.raises(ValueError, match="workspace: expected at least"):
+        ops.linear(torch.zeros(1, 64), weight, workspace=torch.empty(3, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"weight: expected shape \[\*, 64\], got \[3, 65\]"):
+        ops.linear(torch.zeros(1, 64), torch.zeros(3, 65))
+    with pytest.raises(TypeError, match="out: expected float32, got bfloat16"):
+        ops.linear(
+            torch.zeros(1, 64), torch.zeros(3, 64), out=torch.empty(1, 3, dtype=torch.bfloat16)
+        )
