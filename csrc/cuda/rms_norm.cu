@@ -4,7 +4,7 @@
 //
 // A row belongs to a warp (up to 128 vectors of 16 bytes; four rows a block) or to a block. A
 // thread reads its vectors once and keeps them in registers, packed, until the sum is known; the
-// weight is asked for before the sum, so one row waits for memory once. Rows of more than 4096
+// weight is asked for before the sum, so one row waits for memory once. Rows of more than 2048
 // vectors are read a second time, from cache. row_layout.h chooses, by the row's length alone:
 // the sum's order, and so its bits, do not depend on the batch. Rows that are not aligned to 16
 // bytes go element by element in the same order.
@@ -115,9 +115,14 @@ __device__ inline float scale_of(float squares, const RmsNormParams& p) {
   return 1.0f / sqrtf(sum / static_cast<float>(p.hidden_size) + p.eps);
 }
 
+/// 1 and 4 rounds occur only where a warp has a row, so those may use more registers.
+template <int kRounds>
+inline constexpr int kMaxThreads = kRounds == 1 || kRounds == 4 ? 32 * kWarpRowsPerBlock : 1024;
+
 /// Block (threads_per_row, rows_per_block); kRounds as RowLayout::rounds.
 template <class T, class W, bool kAligned, int kRounds>
-__global__ void __launch_bounds__(1024) rms_norm_kernel(const __grid_constant__ RmsNormParams p) {
+__global__ void __launch_bounds__(kMaxThreads<kRounds>)
+    rms_norm_kernel(const __grid_constant__ RmsNormParams p) {
   const int64_t size = p.hidden_size;
   const int64_t first = static_cast<int64_t>(threadIdx.x) * kPerVector<T>;
   const int64_t step = static_cast<int64_t>(blockDim.x) * kPerVector<T>;
