@@ -14,7 +14,8 @@ from jinja2.runtime import Undefined
 
 MAX_SECONDS = 2.0  # and one more for every 4 M characters of input
 BASE_OUTPUT_CHARS, OUTPUT_FACTOR = 1 << 20, 4  # output: at most base + factor * input
-BASE_WORK_CHARS, WORK_FACTOR = 4 << 20, 32  # all strings and containers made on the way
+BASE_WORK_CHARS, WORK_FACTOR = 32 << 20, 64  # all strings and containers made on the way
+ITEM_CHARS = 8  # what an item of a container counts for
 MAX_RANGE = 10_000
 MAX_INT_BITS = 1024
 MAX_DEPTH = 64
@@ -55,10 +56,10 @@ class Account:
             if isinstance(item, str):
                 self.charge(len(item))
             elif isinstance(item, Mapping):
-                self.charge(1 + len(item))
+                self.charge(ITEM_CHARS * (1 + len(item)))
                 todo += [(part, depth + 1) for pair in item.items() for part in pair]
             elif isinstance(item, (list, tuple)):
-                self.charge(1 + len(item))
+                self.charge(ITEM_CHARS * (1 + len(item)))
                 todo += [(part, depth + 1) for part in item]
             else:
                 self.charge(1)

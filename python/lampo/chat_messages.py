@@ -15,6 +15,7 @@ no template can get around, but which may mislead it ("</think>" begins with the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -185,6 +186,8 @@ class SpecialTokenMask:
         self._tokens = frozenset(tokens)
         self._lengths = sorted({len(token) for token in tokens}, reverse=True)
         self.first_chars = frozenset(token[0] for token in tokens)
+        pairs = {(re.escape(token[0]), re.escape(token[1:2])) for token in tokens}
+        self._starts = re.compile("|".join(f"{a}(?={b})" for a, b in pairs) or "(?!)")
         self._beginnings = frozenset(token[:n] for token in tokens for n in range(1, len(token)))
         self._longest = max(self._lengths, default=1)
         ends: dict[str, list[str]] = {}
@@ -220,8 +223,7 @@ class SpecialTokenMask:
         """Masks special tokens, and parts of them where the text begins and ends."""
         places = [
             i
-            for char in self.first_chars
-            for i in _positions(text, char)
+            for i in (match.start() for match in self._starts.finditer(text))
             if any(text[i : i + n] in self._tokens for n in self._lengths)
         ]
         trimmed = text.rstrip()
@@ -246,7 +248,7 @@ class SpecialTokenMask:
         return "".join(chars)
 
     def mask_all(self, text: str, marks: Mapping[str, str]) -> str:
-        text = self.mask(text, marks)
+        """Masks all first characters."""
         return text.translate({ord(char): marks[char] for char in self.first_chars})
 
 
@@ -264,10 +266,3 @@ def map_strings(value: Any, change: Callable[[str], str], *, key: str = "") -> A
     if isinstance(value, list):
         return [map_strings(item, change) for item in value]
     return value
-
-
-def _positions(text: str, char: str) -> Iterable[int]:
-    at = text.find(char)
-    while at >= 0:
-        yield at
-        at = text.find(char, at + 1)

@@ -170,7 +170,7 @@ class Tokenizer:
         unmask = {ord(mark): char for char, mark in marks.items()}
         masked = map_strings(inputs, lambda text: mask.mask(text, marks))
         text = template.render({**masked, **fixed}, input_chars)
-        masked = map_strings(inputs, lambda text: mask.mask_all(text, marks))
+        masked = map_strings(masked, lambda text: mask.mask_all(text, marks))
         strict = template.render({**masked, **fixed}, input_chars)
         if self._special.findall(text) != self._special.findall(strict):
             text = strict

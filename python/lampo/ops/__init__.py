@@ -14,6 +14,7 @@ from lampo.ops.linear import (
     linear,
     linear_workspace_size,
     pack_weight,
+    packed_strip_bytes,
 )
 from lampo.ops.norm import layer_norm, rms_norm
 
@@ -27,6 +28,7 @@ __all__ = [
     "linear",
     "linear_workspace_size",
     "pack_weight",
+    "packed_strip_bytes",
     "rms_norm",
     "silu_mul",
 ]

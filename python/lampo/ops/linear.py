@@ -77,10 +77,15 @@ def pack_weight(
         )
     rows, in_features = blocks.shape[0], blocks.shape[1] // block_bytes * 32
     if out is None:
-        strip_bytes = _C.packed_strip_bytes(format, in_features)
+        strip_bytes = packed_strip_bytes(format, in_features)
         out = torch.empty((rows + 15) // 16, strip_bytes, dtype=torch.uint8)
     _pack_weight(blocks, format, out)
     return PackedWeight(out, format, (rows, in_features))
+
+
+def packed_strip_bytes(format: str, in_features: int) -> int:
+    """Bytes of 16 rows of a packed weight: the width of ``PackedWeight.data``."""
+    return int(_C.packed_strip_bytes(format, in_features))
 
 
 def linear_workspace_size(num_tokens: int, in_features: int) -> int:

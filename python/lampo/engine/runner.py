@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From sequences to a step of the model."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from lampo.engine.kv_pool import KVPool
+from lampo.engine.sequence import Sequence
+from lampo.models.decoder import Decoder, Step
+
+
+class ModelRunner:
+    """Lays out a step and runs the model on it."""
+
+    def __init__(self, model: Decoder, pool: KVPool) -> None:
+        self.model = model
+        self.pool = pool
+
+    def run(self, work: list[tuple[Sequence, int]]) -> torch.Tensor:
+        """Computes the next `count` tokens of each sequence and puts them into the cache.
+
+        Args:
+            work: (sequence, count >= 1), each sequence once, holding pages enough.
+
+        Returns:
+            [sum of counts, hidden_size], the final hidden states in the order of the work; valid
+            until the next run.
+        """
+        hidden = self.model.forward(self._step(work), self.pool.cache)
+        for sequence, count in work:
+            sequence.num_computed += count
+        return hidden
+
+    def _step(self, work: list[tuple[Sequence, int]]) -> Step:
+        page_size = self.pool.page_size
+        batch_size, num_tokens = len(work), sum(count for _, count in work)
+        token_ids = np.empty(num_tokens, dtype=np.int64)
+        positions = np.empty(num_tokens, dtype=np.int64)
+        slot_mapping = np.empty(num_tokens, dtype=np.int64)
+        cu_seqlens_q = np.zeros(batch_size + 1, dtype=np.int32)
+        seq_lens = np.empty(batch_size, dtype=np.int32)
+        max_pages = max(len(sequence.pages) for sequence, _ in work)
+        page_table = np.zeros((batch_size, max_pages), dtype=np.int32)
+        at = 0
+        for i, (sequence, count) in enumerate(work):
+            start, end = sequence.num_computed, sequence.num_computed + count
+            pages = np.asarray(sequence.pages, dtype=np.int64)
+            where = np.arange(start, end)
+            token_ids[at : at + count] = sequence.token_ids[start:end]
+            positions[at : at + count] = where
+            slot_mapping[at : at + count] = pages[where // page_size] * page_size + (
+                where % page_size
+            )
+            at += count
+            cu_seqlens_q[i + 1] = at
+            seq_lens[i] = end
+            page_table[i, : len(pages)] = pages
+        return Step(
+            token_ids=torch.from_numpy(token_ids),
+            positions=torch.from_numpy(positions),
+            slot_mapping=torch.from_numpy(slot_mapping),
+            cu_seqlens_q=torch.from_numpy(cu_seqlens_q),
+            seq_lens=torch.from_numpy(seq_lens),
+            page_table=torch.from_numpy(page_table),
+        )

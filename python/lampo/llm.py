@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model as a user sees it: text in, text out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Sequence as SequenceABC
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from lampo.engine.kv_pool import KVPool, page_bytes
+from lampo.engine.llm_engine import LLMEngine
+from lampo.engine.sequence import Sequence
+from lampo.models.registry import DTYPES, load_model
+from lampo.outputs import RequestOutput, StreamOutput
+from lampo.progress import track_tokens
+from lampo.sampling_params import SamplingParams, check_integer, default_fields
+from lampo.tokenizer import Tokenizer
+from lampo.weights import Checkpoint, load_checkpoint, resolve_model
+
+logger = logging.getLogger("lampo")
+
+Prompt = str | SequenceABC[int]
+Messages = SequenceABC[Mapping[str, Any]]
+
+_KV_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+class LLM:
+    """A language model, ready to generate; a context manager.
+
+    Args:
+        model: a GGUF file, a folder with config.json and safetensors (or one GGUF file), a hub id
+            ("org/name"), or None for the default model, SmolLM2-135M-Instruct.
+        dtype: "auto" keeps weights as stored, 4- and 8-bit blocks packed; "float32" computes
+            exactly, on dequantized weights; "bfloat16" has weights and activations in bfloat16.
+        kv_cache_dtype: "auto" (float32 with dtype "float32", else bfloat16), "float32", "float16"
+            or "bfloat16".
+        max_model_len: longest sequence, prompt and output; the model's context if absent.
+        kv_cache_memory: bytes for the KV cache, at most; half of the free memory if absent. Pages
+            take memory when they are first used.
+        page_size: tokens per page of the cache, a power of two up to 256.
+        max_num_seqs: sequences decoded together.
+        max_num_batched_tokens: prompt tokens computed in one step.
+
+    Raises:
+        ValueError, TypeError: an argument or a model file that does not fit, in one line.
+
+    Example:
+        >>> from lampo import LLM, SamplingParams
+        >>> with LLM() as llm:
+        ...     outputs = llm.generate("The capital of France is", SamplingParams(max_tokens=8))
+        ...     print(outputs[0].outputs[0].text)
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        dtype: str = "auto",
+        kv_cache_dtype: str = "auto",
+        max_model_len: int | None = None,
+        kv_cache_memory: int | None = None,
+        page_size: int = 64,
+        max_num_seqs: int = 64,
+        max_num_batched_tokens: int = 512,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+        if kv_cache_dtype != "auto" and kv_cache_dtype not in _KV_DTYPES:
+            names = ", ".join(["auto", *_KV_DTYPES])
+            raise ValueError(f"kv_cache_dtype: expected one of {names}, got {kv_cache_dtype!r}")
+        if page_size not in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+            raise ValueError(f"page_size: expected a power of two up to 256, got {page_size!r}")
+        check_integer("max_num_seqs", max_num_seqs, 1, 4096)
+        check_integer("max_num_batched_tokens", max_num_batched_tokens, 1, 1 << 20)
+        begin = time.perf_counter()
+        with load_checkpoint(resolve_model(model)) as checkpoint:
+            self.config = checkpoint.config
+            self.path = checkpoint.path
+            self.tokenizer = _load_tokenizer(checkpoint)
+            context = self.config.max_position_embeddings
+            self.max_model_len = context if max_model_len is None else max_model_len
+            check_integer("max_model_len", self.max_model_len, 1, context)
+            self.eos_token_ids = frozenset(checkpoint.eos_token_ids) | self.tokenizer.eos_token_ids
+            self.generation_config = checkpoint.generation_config
+            decoder = load_model(checkpoint, dtype, self.max_model_len)
+        self.weight_bytes = decoder.nbytes
+        kv_dtype = torch.float32 if dtype == "float32" else torch.bfloat16
+        kv_dtype = _KV_DTYPES.get(kv_cache_dtype, kv_dtype)
+        num_pages = self._num_pages(kv_cache_memory, page_size, kv_dtype, max_num_seqs)
+        self._engine: LLMEngine | None = LLMEngine(
+            decoder,
+            KVPool(self.config, num_pages, page_size, kv_dtype),
+            self.tokenizer,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+        )
+        self.load_time = time.perf_counter() - begin
+        defaults = default_fields(self.generation_config)
+        if defaults:
+            listed = ", ".join(f"{name}={value}" for name, value in defaults.items())
+            logger.info("sampling defaults from generation_config.json: %s", listed)
+
+    def generate(
+        self,
+        prompts: Prompt | SequenceABC[Prompt],
+        sampling_params: SamplingParams | SequenceABC[SamplingParams] | None = None,
+        *,
+        progress: bool | None = None,
+    ) -> list[RequestOutput]:
+        """Continues one or many prompts.
+
+        Args:
+            prompts: a text, a list of token ids, or a list of such. Texts are tokenized with
+                special tokens as ordinary text; the model's BOS token is added once.
+            sampling_params: for all prompts, or one for each.
+            progress: show a progress bar on stderr; None: if that is a terminal.
+
+        Returns:
+            one result per prompt, in order.
+
+        Raises:
+            ValueError, TypeError: a prompt or parameter that does not fit, by name; nothing has
+                been generated then.
+        """
+        start = time.perf_counter()
+        listed = _prompt_list(prompts)
+        encoded = [self._encode(f"prompts[{i}]", prompt) for i, prompt in enumerate(listed)]
+        texts = [prompt if isinstance(prompt, str) else None for prompt in listed]
+        return self._generate(texts, encoded, sampling_params, start, progress)
+
+    def chat(
+        self,
+        messages: Messages | SequenceABC[Messages],
+        sampling_params: SamplingParams | SequenceABC[SamplingParams] | None = None,
+        *,
+        progress: bool | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Answers one or many conversations, by the model's chat template.
+
+        Args:
+            messages: a conversation, a list of ``{"role": ..., "content": ...}``, or a list of
+                conversations. Special tokens in a message are ordinary text.
+            sampling_params, progress: as in :meth:`generate`.
+            chat_template_kwargs: arguments for the template.
+
+        Returns, raises: as :meth:`generate`.
+        """
+        start = time.perf_counter()
+        conversations: Any = messages
+        if len(messages) == 0:
+            raise ValueError("messages: expected at least one message")
+        if isinstance(messages[0], Mapping):
+            conversations = [messages]
+        encoded = [self.encode_chat(m, chat_template_kwargs) for m in conversations]
+        return self._generate([None] * len(encoded), encoded, sampling_params, start, progress)
+
+    def stream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+    ) -> Iterator[StreamOutput]:
+        """Continues one prompt and yields its text as it becomes final.
+
+        The last piece has ``finish_reason`` and the whole result, ``request``. Closing the iterator
+        early stops the generation.
+
+        Raises:
+            ValueError, TypeError: as :meth:`generate`, at the call; also for ``n`` other than 1.
+        """
+        start = time.perf_counter()
+        token_ids = self._encode("prompt", prompt)
+        text = prompt if isinstance(prompt, str) else None
+        params = sampling_params or SamplingParams()
+        if params.n != 1:
+            raise ValueError(f"n: a stream has one completion, got {params.n}")
+        engine = self._running_engine()
+        (sequence,) = self._sequences("prompt", token_ids, params, start)
+        return self._stream(engine, text, sequence)
+
+    def encode_chat(
+        self, messages: Messages, chat_template_kwargs: Mapping[str, Any] | None = None
+    ) -> list[int]:
+        """Token ids of a conversation with the header of the assistant's answer."""
+        return self.tokenizer.encode_chat(messages, template_kwargs=chat_template_kwargs)
+
+    def close(self) -> None:
+        """Frees the weights and the cache; the object cannot be used again."""
+        self._engine = None
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _generate(
+        self,
+        texts: list[str | None],
+        encoded: list[list[int]],
+        sampling_params: SamplingParams | SequenceABC[SamplingParams] | None,
+        start: float,
+        progress: bool | None,
+    ) -> list[RequestOutput]:
+        engine = self._running_engine()
+        params = _params_list(sampling_params, len(encoded))
+        groups = [
+            self._sequences(f"prompts[{i}]", ids, p, start)
+            for i, (ids, p) in enumerate(zip(encoded, params, strict=True))
+        ]
+        sequences = [sequence for group in groups for sequence in group]
+        for _ in track_tokens(engine.run(sequences), sequences, progress):
+            pass
+        return [
+            _request_output(engine, text, group) for text, group in zip(texts, groups, strict=True)
+        ]
+
+    def _stream(
+        self, engine: LLMEngine, text: str | None, sequence: Sequence
+    ) -> Iterator[StreamOutput]:
+        output, streamed = sequence.output, 0
+        for _ in engine.run([sequence]):
+            new_ids = output.token_ids[streamed:]
+            new_logprobs = None if output.logprobs is None else output.logprobs[streamed:]
+            streamed += len(new_ids)
+            if new_ids and not sequence.finished:
+                yield StreamOutput(sequence.new_text(), new_ids, new_logprobs)
+        tail = output.token_ids[-1:] if streamed else []
+        yield StreamOutput(
+            sequence.new_text(),
+            tail,
+            None if output.logprobs is None else output.logprobs[-1:] if streamed else [],
+            output.finish_reason,
+            _request_output(engine, text, [sequence]),
+        )
+
+    def _encode(self, name: str, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            token_ids = self.tokenizer.encode(prompt)
+        elif isinstance(prompt, Iterable):
+            last = self.config.vocab_size - 1
+            token_ids = [check_integer(f"{name}[{i}]", t, 0, last) for i, t in enumerate(prompt)]
+        else:
+            raise TypeError(f"{name}: expected a text or a list of token ids, got {prompt!r}")
+        if not token_ids:
+            raise ValueError(f"{name}: is empty")
+        return token_ids
+
+    def _sequences(
+        self, name: str, token_ids: list[int], params: SamplingParams, start: float
+    ) -> list[Sequence]:
+        params = params.resolved(self.generation_config)
+        room = self.max_model_len - (1 if params.max_tokens else 0)
+        if len(token_ids) > room:
+            raise ValueError(
+                f"{name}: has {len(token_ids)} tokens, but the context of {self.max_model_len} "
+                f"leaves room for {room}"
+            )
+        for token_id in (*params.logit_bias, *params.stop_token_ids):
+            if token_id >= self.config.vocab_size:
+                raise ValueError(
+                    f"logit_bias, stop_token_ids: token id {token_id} is not in the vocabulary of "
+                    f"{self.config.vocab_size}"
+                )
+        seed = secrets.randbits(62) if params.seed is None else params.seed
+        return [
+            Sequence(
+                token_ids,
+                params,
+                index=i,
+                seed=(seed + i + 2**63) % 2**64 - 2**63,
+                max_len=self.max_model_len,
+                eos_token_ids=self.eos_token_ids,
+                tokenizer=self.tokenizer,
+                start_time=start,
+            )
+            for i in range(params.n)
+        ]
+
+    def _num_pages(
+        self, memory: int | None, page_size: int, dtype: torch.dtype, max_num_seqs: int
+    ) -> int:
+        each = page_bytes(self.config, page_size, dtype)
+        longest = -(-self.max_model_len // page_size)
+        if memory is None:
+            memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+            return min(max(memory // each, longest), longest * max_num_seqs)
+        check_integer("kv_cache_memory", memory, 1, 1 << 50)
+        if memory < longest * each:
+            raise ValueError(
+                f"kv_cache_memory: {memory} bytes hold {memory // each * page_size} tokens, fewer "
+                f"than max_model_len, {self.max_model_len}: give at least {longest * each} bytes "
+                "or a shorter max_model_len"
+            )
+        return min(memory // each, longest * max_num_seqs)
+
+    def _running_engine(self) -> LLMEngine:
+        if self._engine is None:
+            raise RuntimeError("this LLM is closed")
+        return self._engine
+
+
+def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    if checkpoint.gguf_metadata is not None:
+        return Tokenizer.from_gguf(checkpoint.gguf_metadata)
+    return Tokenizer.from_directory(checkpoint.path)
+
+
+def _prompt_list(prompts: Prompt | SequenceABC[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    if not isinstance(prompts, SequenceABC):
+        raise TypeError(f"prompts: expected a text, token ids or a list of them, got {prompts!r}")
+    if len(prompts) > 0 and isinstance(prompts[0], int):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _params_list(
+    params: SamplingParams | SequenceABC[SamplingParams] | None, count: int
+) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * count
+    if len(params) != count:
+        raise ValueError(f"sampling_params: expected one or {count}, got {len(params)}")
+    return list(params)
+
+
+def _request_output(engine: LLMEngine, text: str | None, group: list[Sequence]) -> RequestOutput:
+    metrics = group[0].metrics()
+    metrics.num_output_tokens = sum(s.num_output_tokens for s in group)
+    metrics.cache_bytes = sum(engine.cache_bytes(s) for s in group)
+    first = group[0]
+    return RequestOutput(
+        prompt=text,
+        prompt_token_ids=first.token_ids[: first.num_prompt_tokens],
+        prompt_logprobs=first.prompt_logprobs,
+        outputs=[s.output for s in group],
+        metrics=metrics,
+    )

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A decoder of the Llama family, over lampo.ops. It knows neither devices nor requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from lampo import ops
+from lampo.models.config import ModelConfig
+from lampo.models.projection import Projection
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the model: some new tokens of each of some sequences, ragged.
+
+    Attributes:
+        token_ids: [num_tokens] int64, the new tokens of all sequences, one after the other.
+        positions: [num_tokens] int64, where each stands in its sequence.
+        slot_mapping: [num_tokens] int64, page * page_size + offset: where its key and value go.
+        cu_seqlens_q: [batch_size + 1] int32, where each sequence's tokens begin and end.
+        seq_lens: [batch_size] int32, lengths counting the new tokens.
+        page_table: [batch_size, max_pages_per_seq] int32.
+    """
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    slot_mapping: torch.Tensor
+    cu_seqlens_q: torch.Tensor
+    seq_lens: torch.Tensor
+    page_table: torch.Tensor
+
+
+@dataclass(frozen=True)
+class KVCache:
+    """Keys and values of all layers, in pages.
+
+    Attributes:
+        k, v: per layer, [num_pages, num_kv_heads, page_size, head_dim].
+    """
+
+    k: list[torch.Tensor]
+    v: list[torch.Tensor]
+
+
+class Buffers:
+    """The activations of a step of `num_tokens` tokens, all that a layer writes.
+
+    Fixed memory, allocated once per size: a step allocates nothing.
+    """
+
+    def __init__(self, config: ModelConfig, num_tokens: int, dtype: torch.dtype) -> None:
+        c = config
+        q_size, kv_size = c.num_qo_heads * c.head_dim, c.num_kv_heads * c.head_dim
+
+        def rows(width: int) -> torch.Tensor:
+            return torch.empty(num_tokens, width, dtype=dtype)
+
+        self.x = rows(c.hidden_size)
+        self.residual = rows(c.hidden_size)
+        self.normed = rows(c.hidden_size)
+        self.qkv = rows(q_size + 2 * kv_size)
+        q, k, v = torch.split(self.qkv, [q_size, kv_size, kv_size], dim=1)
+        self.q = q.unflatten(1, (c.num_qo_heads, c.head_dim))
+        self.k = k.unflatten(1, (c.num_kv_heads, c.head_dim))
+        self.v = v.unflatten(1, (c.num_kv_heads, c.head_dim))
+        self.attended = torch.empty(num_tokens, c.num_qo_heads, c.head_dim, dtype=dtype)
+        self.attended_rows = self.attended.flatten(1)
+        self.gate_up = rows(2 * c.intermediate_size)
+        self.activated = rows(c.intermediate_size)
+        widest = max(c.hidden_size, q_size, c.intermediate_size)
+        workspace = ops.linear_workspace_size(num_tokens, widest)
+        self.workspace = torch.empty(workspace, dtype=torch.uint8)
+
+
+@dataclass(frozen=True)
+class Block:
+    """x += Attention(norm(x)); x += FeedForward(norm(x)), the additions fused into the norms."""
+
+    input_norm: torch.Tensor
+    qkv: Projection
+    attention_out: Projection
+    post_attention_norm: torch.Tensor
+    gate_up: Projection
+    down: Projection
+
+    def __call__(
+        self,
+        step: Step,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        cos_sin: torch.Tensor,
+        config: ModelConfig,
+        b: Buffers,
+    ) -> None:
+        """Adds b.x to b.residual, and leaves the feed-forward's output, not yet added, in b.x."""
+        eps = config.rms_norm_eps
+        ops.rms_norm(b.x, self.input_norm, eps, residual=b.residual, out=b.normed)
+        self.qkv(b.normed, b.qkv, b.workspace)
+        ops.append_kv(
+            b.q,
+            b.k,
+            b.v,
+            k_cache,
+            v_cache,
+            step.slot_mapping,
+            positions=step.positions,
+            cos_sin=cos_sin,
+            interleaved=config.rope.interleaved,
+        )
+        ops.paged_attention(
+            b.q,
+            k_cache,
+            v_cache,
+            step.page_table,
+            step.seq_lens,
+            step.cu_seqlens_q,
+            out=b.attended,
+        )
+        self.attention_out(b.attended_rows, b.x, b.workspace)
+
+        ops.rms_norm(b.x, self.post_attention_norm, eps, residual=b.residual, out=b.normed)
+        self.gate_up(b.normed, b.gate_up, b.workspace)
+        ops.silu_mul(b.gate_up, out=b.activated)
+        self.down(b.activated, b.x, b.workspace)
+
+
+class Decoder:
+    """Embedding, blocks, final norm, LM head.
+
+    Attributes:
+        config: shape and constants.
+        dtype: of the activations.
+        nbytes: bytes of all weights.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        embed_tokens: ops.Weight,
+        blocks: list[Block],
+        norm: torch.Tensor,
+        lm_head: Projection,
+        cos_sin: torch.Tensor,
+        dtype: torch.dtype,
+        nbytes: int,
+    ) -> None:
+        self.config = config
+        self.embed_tokens = embed_tokens
+        self.blocks = blocks
+        self.norm = norm
+        self.lm_head = lm_head
+        self.cos_sin = cos_sin
+        self.dtype = dtype
+        self.nbytes = nbytes
+        # Decode repeats a few sizes; prefill has one large one and one remainder.
+        self._buffers = lru_cache(maxsize=4)(lambda n: Buffers(config, n, dtype))
+
+    def forward(self, step: Step, cache: KVCache) -> torch.Tensor:
+        """Runs the blocks and writes the new tokens' keys and values into the cache.
+
+        Returns:
+            [num_tokens, hidden_size], normed, for :meth:`logits`; valid until the next step.
+        """
+        b = self._buffers(step.token_ids.shape[0])
+        ops.embedding(step.token_ids, self.embed_tokens, out=b.x)
+        b.residual.zero_()
+        for block, k_cache, v_cache in zip(self.blocks, cache.k, cache.v, strict=True):
+            block(step, k_cache, v_cache, self.cos_sin, self.config, b)
+        return ops.rms_norm(
+            b.x, self.norm, self.config.rms_norm_eps, residual=b.residual, out=b.normed
+        )
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The LM head: [num_rows, hidden_size] -> [num_rows, vocab_size] float32."""
+        out = torch.empty(hidden.shape[0], self.config.vocab_size, dtype=torch.float32)
+        workspace = ops.linear_workspace_size(hidden.shape[0], self.config.hidden_size)
+        self.lm_head(hidden, out, torch.empty(workspace, dtype=torch.uint8))
+        return out

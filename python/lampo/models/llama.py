@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Llama, SmolLM2, TinyLlama, and Mistral without a window: names and shapes of the weights."""
+
+from __future__ import annotations
+
+import torch
+
+from lampo.models.decoder import Block, Decoder
+from lampo.models.projection import Projection, load_projection, load_weights
+from lampo.weights import Checkpoint
+
+WEIGHT_DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load_llama(checkpoint: Checkpoint, dtype: str, max_model_len: int) -> Decoder:
+    """Reads and packs the weights, layer by layer: what has been copied leaves the mapping."""
+    config = checkpoint.config
+    weight_dtype = WEIGHT_DTYPES[dtype]
+    compute_dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+
+    def norm(name: str) -> torch.Tensor:
+        weight = checkpoint.load(f"{name}.weight")
+        assert isinstance(weight, torch.Tensor)
+        return weight.float().clone()
+
+    def projection(*names: str, bias: bool) -> Projection:
+        return load_projection(checkpoint, list(names), weight_dtype, bias=bias)
+
+    def block(layer: str) -> Block:
+        attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
+        return Block(
+            input_norm=norm(f"{layer}.input_layernorm"),
+            qkv=projection(
+                f"{attention}.q_proj",
+                f"{attention}.k_proj",
+                f"{attention}.v_proj",
+                bias=config.attention_bias,
+            ),
+            attention_out=projection(f"{attention}.o_proj", bias=config.attention_bias),
+            post_attention_norm=norm(f"{layer}.post_attention_layernorm"),
+            gate_up=projection(f"{mlp}.gate_proj", f"{mlp}.up_proj", bias=config.mlp_bias),
+            down=projection(f"{mlp}.down_proj", bias=config.mlp_bias),
+        )
+
+    blocks = [block(f"model.layers.{i}") for i in range(config.num_layers)]
+    (embed_tokens,) = load_weights(checkpoint, ["model.embed_tokens"], weight_dtype)
+    if config.tie_word_embeddings:
+        lm_head = Projection([embed_tokens], None)
+    else:
+        lm_head = projection("lm_head", bias=False)
+    nbytes = lm_head.nbytes + (0 if config.tie_word_embeddings else embed_tokens.nbytes)
+    for b in blocks:
+        nbytes += sum(p.nbytes for p in (b.qkv, b.attention_out, b.gate_up, b.down))
+        nbytes += b.input_norm.nbytes + b.post_attention_norm.nbytes
+    return Decoder(
+        config=config,
+        embed_tokens=embed_tokens,
+        blocks=blocks,
+        norm=norm("model.norm"),
+        lm_head=lm_head,
+        cos_sin=config.rope.cos_sin_table(max_model_len),
+        dtype=compute_dtype,
+        nbytes=nbytes,
+    )

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a request gives back, in the shape that vLLM made common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """One token's log-probability, of the model's own distribution (before temperature and cuts).
+
+    Attributes:
+        logprob: natural logarithm of the probability.
+        rank: 1 for the most probable token.
+        decoded_token: its text.
+    """
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+LogprobTable = dict[int, Logprob]
+
+
+@dataclass
+class CompletionOutput:
+    """One completion of a prompt.
+
+    Attributes:
+        index: which of the prompt's n completions.
+        text: the generated text, without a stop string.
+        token_ids: all generated tokens, a final stop token included.
+        logprobs: per token, token id -> Logprob, the chosen token always among them; None if not
+            asked for.
+        finish_reason: "stop" (end of sequence, stop token or string), "length" (max_tokens or the
+            context was reached), "error" (see `error`), or None while it goes on.
+        stop_reason: the stop string or stop token id that ended it; None for end of sequence.
+        error: one line, where finish_reason is "error".
+    """
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[LogprobTable] | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    error: str | None = None
+
+
+@dataclass
+class RequestMetrics:
+    """Times and sizes of one request.
+
+    Attributes:
+        time_to_first_token: seconds from the call to the first token; None without tokens.
+        time_per_output_token: seconds per token after the first, the mean over the request; None
+            with fewer than two tokens.
+        num_prompt_tokens, num_output_tokens: counts, the latter over all completions.
+        cache_bytes: keys and values that the request held in the cache at its end.
+    """
+
+    time_to_first_token: float | None = None
+    time_per_output_token: float | None = None
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+    cache_bytes: int = 0
+
+
+@dataclass
+class RequestOutput:
+    """The result of one prompt.
+
+    Attributes:
+        prompt: the text; None if token ids were given.
+        prompt_token_ids: the prompt as the model saw it.
+        prompt_logprobs: per prompt token a table (None for the first, which has no prediction);
+            None if not asked for.
+        outputs: the n completions.
+        metrics: times and sizes.
+    """
+
+    prompt: str | None
+    prompt_token_ids: list[int]
+    prompt_logprobs: list[LogprobTable | None] | None
+    outputs: list[CompletionOutput]
+    metrics: RequestMetrics
+
+
+@dataclass(frozen=True)
+class StreamOutput:
+    """A piece of a streamed completion.
+
+    Attributes:
+        text: text that became final with this piece; may be empty while a character or a possible
+            stop string is incomplete.
+        token_ids: the tokens of this piece.
+        logprobs: as in CompletionOutput, for these tokens.
+        finish_reason: set in the last piece.
+        request: the whole result, in the last piece.
+    """
+
+    text: str
+    token_ids: list[int]
+    logprobs: list[LogprobTable] | None = None
+    finish_reason: str | None = None
+    request: RequestOutput | None = None

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A progress bar for long work, on stderr, where somebody looks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from lampo.engine.sequence import Sequence
+
+T = TypeVar("T")
+
+
+def track_tokens(
+    steps: Iterable[T], sequences: list[Sequence], progress: bool | None
+) -> Iterator[T]:
+    """Passes the steps on and shows how many completions are done, and the tokens per second.
+
+    Args:
+        steps: the engine's steps.
+        sequences: what they work on.
+        progress: whether to show it; None: if stderr is a terminal.
+    """
+    if not (sys.stderr.isatty() if progress is None else progress):
+        yield from steps
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("generating", total=len(sequences), rate="")
+        for step in steps:
+            tokens = sum(s.num_output_tokens for s in sequences)
+            elapsed = bar.tasks[0].elapsed or 0.0
+            rate = f"{tokens / elapsed:.0f} tok/s" if elapsed > 0.1 else ""
+            bar.update(task, completed=sum(s.finished for s in sequences), rate=rate)
+            yield step
