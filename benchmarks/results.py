@@ -107,6 +107,13 @@ def command() -> str:
     return "python " + " ".join(words)
 
 
+def load() -> str:
+    """Load average of the last minute per core: near 0 before a run that can be trusted."""
+    if not hasattr(os, "getloadavg"):
+        return "unknown"
+    return f"{os.getloadavg()[0] / (os.cpu_count() or 1):.2f} per core"
+
+
 def text(value: Any) -> str:
     """A table cell: three significant digits, whole numbers from 100 on, "-" for what is not."""
     if value is None:
@@ -131,6 +138,7 @@ class Report:
             "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
             "commit": commit(),
             "threads": options.threads,
+            "load at start": load(),
             "hardware": hardware(options.device),
             "versions": versions(),
             "limits": {},
@@ -139,7 +147,7 @@ class Report:
             "cases": self.cases,
         }
         print(f"## {title}\n")
-        for key in ("command", "date", "commit", "threads"):
+        for key in ("command", "date", "commit", "threads", "load at start"):
             print(f"- {key}: {self.document[key]}")
         for key in ("hardware", "versions"):
             pairs = (f"{name} {value}" for name, value in self.document[key].items())
