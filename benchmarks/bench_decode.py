@@ -172,4 +172,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except RuntimeError as error:  # an engine's process ended and has said why
+        sys.exit(f"bench_decode: {error}")

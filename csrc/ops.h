@@ -30,6 +30,56 @@ void gelu_mul(const TensorView& gate_up, const TensorView& out, bool tanh_approx
               Stream stream = {});
 void gelu(const TensorView& x, const TensorView& out, bool tanh_approximation, Stream stream = {});
 
+void append_kv(OptionalTensor q,                // [num_tokens, num_qo_heads, head_dim], in and out
+               const TensorView& k,             // [num_tokens, num_kv_heads, head_dim]
+               const TensorView& v,             // as k
+               const TensorView& k_cache,       // [num_pages, num_kv_heads, page_size, head_dim]
+               const TensorView& v_cache,       // as k_cache
+               const TensorView& slot_mapping,  // [num_tokens] int64; -1: write nothing
+               OptionalTensor positions,        // [num_tokens] int32 or int64
+               OptionalTensor cos_sin,          // [max_positions, rotary_dim] float32
+               bool interleaved,
+               OptionalTensor q_norm_weight,  // [head_dim] float32 or as k
+               OptionalTensor k_norm_weight,  // [head_dim]
+               double eps,
+               OptionalTensor k_scale,  // [num_pages, num_kv_heads, page_size] float32
+               OptionalTensor v_scale,  // as k_scale
+               Stream stream = {});
+
+/// The options of paged_attention; 0 turns the window and the cap off.
+struct AttentionOptions {
+  double softmax_scale = 1.0;
+  bool causal = true;
+  int64_t sliding_window = 0;
+  double soft_cap = 0.0;
+};
+
+void paged_attention(const TensorView& q,        // [num_tokens, num_qo_heads, head_dim]
+                     const TensorView& k_cache,  // [num_pages, num_kv_heads, page_size, head_dim]
+                     const TensorView& v_cache,  // as k_cache
+                     const TensorView& page_table,    // [batch_size, max_pages_per_seq] int32
+                     const TensorView& seq_lens,      // [batch_size] int32
+                     const TensorView& cu_seqlens_q,  // [batch_size + 1] int32
+                     const AttentionOptions& options,
+                     OptionalTensor sinks,         // [num_qo_heads] float32
+                     OptionalTensor k_scale,       // [num_pages, num_kv_heads, page_size] float32
+                     OptionalTensor v_scale,       // as k_scale
+                     OptionalTensor lse,           // [num_tokens, num_qo_heads] float32
+                     const TensorView& out,        // as q
+                     const TensorView& workspace,  // [paged_attention_workspace_size(...)] uint8
+                     Stream stream = {});
+
+/// Bytes that paged_attention needs, for sequences of up to max_seq_len tokens, on any batch.
+int64_t paged_attention_workspace_size(Device device, int64_t num_qo_heads, int64_t num_kv_heads,
+                                       int64_t head_dim, int64_t max_seq_len);
+
+void merge_states(
+    const TensorView& out_partial,  // [num_splits, num_tokens, num_heads, head_dim] f32
+    const TensorView& lse_partial,  // [num_splits, num_tokens, num_heads] float32
+    const TensorView& out,          // [num_tokens, num_heads, head_dim]
+    OptionalTensor lse,             // [num_tokens, num_heads] float32
+    Stream stream = {});
+
 void linear(const TensorView& x,       // [num_tokens, in_features] float32 or bfloat16
             const TensorView& weight,  // [out_features, in_features] float32, bfloat16 or float16
             OptionalTensor bias,       // [out_features] float32 or as x

@@ -55,6 +55,96 @@ struct ActivationParams {
   int64_t stride_out_token;
 };
 
+/// Rotates (and norms) q in place, and writes the rotated k, and v, into their pages.
+struct AppendKvParams {
+  DType dtype;           // of q, k, v
+  DType cache_dtype;     // of k_cache and v_cache
+  DType weight_dtype;    // of the norm weights: float32 or dtype
+  DType position_dtype;  // int32 or int64
+  bool interleaved;      // pairs (2i, 2i + 1), else (i, i + rotary_dim / 2)
+  int64_t num_tokens;
+  int64_t num_qo_heads;  // 0: no q
+  int64_t num_kv_heads;
+  int64_t head_dim;
+  int64_t page_size;
+  int64_t rotary_dim;  // 0: no rotation
+  float eps;
+  void* q;                      // [num_tokens, num_qo_heads, head_dim], in and out
+  const void* k;                // [num_tokens, num_kv_heads, head_dim]
+  const void* v;                // [num_tokens, num_kv_heads, head_dim]
+  void* k_cache;                // [num_pages, num_kv_heads, page_size, head_dim]
+  void* v_cache;                // as k_cache
+  const int64_t* slot_mapping;  // [num_tokens], page * page_size + offset; -1: write nothing
+  const void* positions;        // [num_tokens]; null where rotary_dim is 0
+  const float* cos_sin;         // [max_positions, rotary_dim], cos then sin; null: no rotation
+  const void* q_norm_weight;    // [head_dim]; null: no norm
+  const void* k_norm_weight;    // [head_dim]; null: no norm
+  float* k_scale;               // [num_pages, num_kv_heads, page_size]; null: none (not int8)
+  float* v_scale;               // as k_scale
+  int64_t stride_q_token, stride_q_head;
+  int64_t stride_k_token, stride_k_head;
+  int64_t stride_v_token, stride_v_head;
+  int64_t stride_k_cache_page, stride_k_cache_head, stride_k_cache_slot;
+  int64_t stride_v_cache_page, stride_v_cache_head, stride_v_cache_slot;
+  int64_t stride_k_scale_page, stride_k_scale_head, stride_k_scale_slot;
+  int64_t stride_v_scale_page, stride_v_scale_head, stride_v_scale_slot;
+  int64_t stride_cos_sin_position;
+};
+
+/// Token i of the n of a sequence sits at position seq_len - n + i.
+struct PagedAttentionParams {
+  DType dtype;        // of q and out
+  DType cache_dtype;  // of k_cache and v_cache
+  bool causal;
+  int64_t batch_size;
+  int64_t num_tokens;  // of q; those past cu_seqlens_q[batch_size] are padding: 0 and -inf
+  int64_t num_qo_heads;
+  int64_t num_kv_heads;
+  int64_t head_dim;
+  int64_t page_size;          // a power of two
+  int64_t max_pages_per_seq;  // columns of page_table
+  int64_t sliding_window;     // position p sees (p - window, p]; 0: all
+  float softmax_scale;
+  float soft_cap;               // 0: none
+  const void* q;                // [num_tokens, num_qo_heads, head_dim]
+  const void* k_cache;          // [num_pages, num_kv_heads, page_size, head_dim]
+  const void* v_cache;          // as k_cache
+  const float* k_scale;         // [num_pages, num_kv_heads, page_size]; null: 1
+  const float* v_scale;         // as k_scale
+  const int32_t* page_table;    // [batch_size, max_pages_per_seq]
+  const int32_t* seq_lens;      // [batch_size]
+  const int32_t* cu_seqlens_q;  // [batch_size + 1]
+  const float* sinks;           // [num_qo_heads]; null: none
+  void* out;                    // [num_tokens, num_qo_heads, head_dim]
+  float* lse;                   // [num_tokens, num_qo_heads]; null: not wanted
+  void* workspace;              // 64-byte aligned
+  int64_t workspace_bytes;
+  int64_t stride_q_token, stride_q_head;
+  int64_t stride_out_token, stride_out_head;
+  int64_t stride_lse_token;
+  int64_t stride_page_table_seq;
+  int64_t stride_k_cache_page, stride_k_cache_head, stride_k_cache_slot;
+  int64_t stride_v_cache_page, stride_v_cache_head, stride_v_cache_slot;
+  int64_t stride_k_scale_page, stride_k_scale_head, stride_k_scale_slot;
+  int64_t stride_v_scale_page, stride_v_scale_head, stride_v_scale_slot;
+};
+
+struct MergeStatesParams {
+  DType dtype;  // of out
+  int64_t num_splits;
+  int64_t num_tokens;
+  int64_t num_heads;
+  int64_t head_dim;
+  const float* out_partial;  // [num_splits, num_tokens, num_heads, head_dim]
+  const float* lse_partial;  // [num_splits, num_tokens, num_heads]
+  void* out;                 // [num_tokens, num_heads, head_dim]
+  float* lse;                // [num_tokens, num_heads]; null: not wanted
+  int64_t stride_out_partial_split, stride_out_partial_token, stride_out_partial_head;
+  int64_t stride_lse_partial_split, stride_lse_partial_token;
+  int64_t stride_out_token, stride_out_head;
+  int64_t stride_lse_token;
+};
+
 /// out = x weight^T + bias
 struct LinearParams {
   DType dtype;         // of x: float32 or bfloat16

@@ -31,6 +31,73 @@ def gelu(x: torch.Tensor, tanh_approximation: bool) -> torch.Tensor:
     return x / 2 * (1 + torch.erf(x / 2**0.5))
 
 
+def rope(x: torch.Tensor, cos_sin: torch.Tensor, interleaved: bool) -> torch.Tensor:
+    """x [num_tokens, heads, head_dim]; cos_sin [num_tokens, rotary_dim], one row per token."""
+    half = cos_sin.shape[-1] // 2
+    cos, sin = cos_sin.double()[:, None].split(half, -1)
+    x = x.double().clone()
+    if interleaved:
+        a, b = x[..., : 2 * half : 2], x[..., 1 : 2 * half : 2]
+        rotated = torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2)
+    else:
+        a, b = x[..., :half], x[..., half : 2 * half]
+        rotated = torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+    x[..., : 2 * half] = rotated
+    return x
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    softmax_scale: float,
+    *,
+    causal: bool = True,
+    sliding_window: int | None = None,
+    soft_cap: float | None = None,
+    sinks: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One sequence: q [n, num_qo_heads, head_dim] are its last n tokens.
+
+    k, v: [seq_len, num_kv_heads, head_dim]. Returns (out, lse) in float64; rows that see no key
+    are 0 and -inf.
+    """
+    num_tokens, num_qo_heads, _ = q.shape
+    seq_len, num_kv_heads, _ = k.shape
+    q, k, v = q.double(), k.double(), v.double()
+    k, v = (x.repeat_interleave(num_qo_heads // num_kv_heads, 1) for x in (k, v))
+    scores = torch.einsum("qhd,khd->hqk", q, k) * softmax_scale
+    if soft_cap is not None:
+        scores = soft_cap * torch.tanh(scores / soft_cap)
+    key = torch.arange(seq_len)
+    query = torch.arange(num_tokens)[:, None] + seq_len - num_tokens
+    visible = (query >= 0) & (key >= 0)
+    if causal:
+        visible = visible & (key <= query)
+    if sliding_window is not None:
+        visible = visible & (key > query - sliding_window)
+    scores = scores.masked_fill(~visible, -torch.inf)
+    empty = ~visible.any(-1)
+    if sinks is not None:
+        sink = sinks.double()[:, None, None].expand(-1, num_tokens, 1)
+        lse = torch.cat([scores, sink], -1).logsumexp(-1)
+    else:
+        lse = scores.logsumexp(-1)
+    weights = torch.exp(scores - lse.masked_fill(empty, 0)[..., None])
+    out = torch.einsum("hqk,khd->qhd", weights.masked_fill(~visible, 0), v)
+    return out, lse.masked_fill(empty, -torch.inf).T.contiguous()
+
+
+def merge_states(
+    out_partial: torch.Tensor, lse_partial: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    lse = lse_partial.double().logsumexp(0)
+    weights = torch.exp(lse_partial.double() - lse.masked_fill(lse == -torch.inf, 0))
+    used = (weights > 0)[..., None]
+    terms = torch.where(used, out_partial.double() * weights[..., None], 0.0)
+    return terms.sum(0), lse
+
+
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     out = x.double() @ weight.double().T
     return out if bias is None else out + bias.double()

@@ -24,5 +24,6 @@ PYBIND11_MODULE(_C, m) {
   });
   lampo::bind_runtime(m);
   lampo::bind_elementwise(m);
+  lampo::bind_attention(m);
   lampo::bind_linear(m);
 }

@@ -5,6 +5,7 @@
 #include <cstdlib>
 
 #include "common/check.h"
+#include "cpu/attention_plan.h"
 #include "cpu/kernel_table.h"
 #include "cpu/thread_pool.h"
 #include "cpu/topology.h"
@@ -78,6 +79,29 @@ void layer_norm(const LayerNormParams& p) {
 
 void activation(const ActivationParams& p) {
   launch(kernels().activation, p, p.num_tokens * p.size * 3 * size_of(p.dtype));
+}
+
+void append_kv(const AppendKvParams& p) {
+  const int64_t heads = 2 * p.num_qo_heads + 4 * p.num_kv_heads;
+  launch(kernels().append_kv, p, p.num_tokens * heads * p.head_dim * size_of(p.dtype));
+}
+
+void paged_attention(const PagedAttentionParams& p) {
+  // Pairs of a query row and a key cost about as much as moving a quarter of the key.
+  int64_t bytes = 0;
+  for (int64_t seq = 0; seq < p.batch_size; ++seq) {
+    const int64_t num_tokens = p.cu_seqlens_q[seq + 1] - p.cu_seqlens_q[seq];
+    bytes += num_tokens * p.num_qo_heads * p.seq_lens[seq] * p.head_dim;
+  }
+  launch(kernels().paged_attention, p, bytes);
+}
+
+int64_t paged_attention_workspace_size(int64_t group_size, int64_t head_dim, int64_t max_seq_len) {
+  return attention_workspace_bytes(num_threads(), group_size, head_dim, max_seq_len);
+}
+
+void merge_states(const MergeStatesParams& p) {
+  launch(kernels().merge_states, p, p.num_splits * p.num_tokens * p.num_heads * p.head_dim * 4);
 }
 
 void linear(const LinearParams& p) {

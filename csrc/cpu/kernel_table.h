@@ -16,6 +16,9 @@ struct KernelTable {
   Kernel<RmsNormParams> rms_norm;
   Kernel<LayerNormParams> layer_norm;
   Kernel<ActivationParams> activation;
+  Kernel<AppendKvParams> append_kv;
+  Kernel<PagedAttentionParams> paged_attention;
+  Kernel<MergeStatesParams> merge_states;
   Kernel<LinearParams> linear;
   Kernel<LinearPackedParams> linear_packed;
   Kernel<PackWeightParams> pack_weight;

@@ -9,6 +9,9 @@ namespace lampo::cpu::LAMPO_ISA {
 void rms_norm(const RmsNormParams& p, const Team& team);
 void layer_norm(const LayerNormParams& p, const Team& team);
 void activation(const ActivationParams& p, const Team& team);
+void append_kv(const AppendKvParams& p, const Team& team);
+void paged_attention(const PagedAttentionParams& p, const Team& team);
+void merge_states(const MergeStatesParams& p, const Team& team);
 void linear(const LinearParams& p, const Team& team);
 void linear_packed(const LinearPackedParams& p, const Team& team);
 void pack_weight(const PackWeightParams& p, const Team& team);
@@ -19,6 +22,9 @@ const KernelTable kTable = {
     .rms_norm = rms_norm,
     .layer_norm = layer_norm,
     .activation = activation,
+    .append_kv = append_kv,
+    .paged_attention = paged_attention,
+    .merge_states = merge_states,
     .linear = linear,
     .linear_packed = linear_packed,
     .pack_weight = pack_weight,

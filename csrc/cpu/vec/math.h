@@ -27,6 +27,21 @@ static inline F32 exp(F32 x) {
   return p * exp2_int(half) * exp2_int(n - half);
 }
 
+/// e^x for x <= 0, relative error below 2e-7; exactly 0 below -87.3, NaN stays NaN.
+static inline F32 exp_nonpositive(F32 x) {
+  const F32 n = round_even(max(F32(-88.0f), x) * F32(1.44269504089f));
+  F32 r = fma(n, F32(-0.693359375f), x);
+  r = fma(n, F32(2.12194440e-4f), r);
+  F32 p = F32(1.9875691500e-4f);
+  p = fma(p, r, F32(1.3981999507e-3f));
+  p = fma(p, r, F32(8.3334519073e-3f));
+  p = fma(p, r, F32(4.1665795894e-2f));
+  p = fma(p, r, F32(1.6666665459e-1f));
+  p = fma(p, r, F32(5.0000001201e-1f));
+  p = fma(p, r * r, r + F32(1.0f));
+  return select_less(x, F32(-87.3f), F32(), p * exp2_int(n));
+}
+
 static inline F32 sigmoid(F32 x) { return F32(1.0f) / (F32(1.0f) + exp(-x)); }
 
 static inline F32 tanh(F32 x) {

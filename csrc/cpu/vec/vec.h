@@ -5,8 +5,8 @@
 //   F32{x}                    all lanes x            F32{}  all lanes 0
 //   a + b, a - b, a * b, a / b, -a, max(a, b), min(a, b), round_even(a)
 //   fma(a, b, c)              a * b + c, fused where the ISA has it
-//   load(p), load_n(p, n)     n lanes from float, BF16, F16, int8_t or uint8_t; the rest 0
-//   store(p, a), store_n      to float, BF16, F16
+//   load(p), load_n(p, n)     n lanes from float, BF16, F16, F8E4M3, int8_t, uint8_t; the rest 0
+//   store(p, a), store_n      to float, BF16, F16, F8E4M3, int8_t (rounded to even, saturated)
 //   reduce_add(a), reduce_max(a)   in one fixed order
 //   exp2_int(n)               2^n for integral n in [-127, 128]: 0 and inf at the ends
 //   select_less(a, b, x, y)   a < b ? x : y, lane by lane
@@ -19,3 +19,10 @@
 #else
 #include "cpu/vec/vec_baseline.h"
 #endif
+
+namespace lampo::cpu::LAMPO_ISA {
+
+/// Asks for the cache line of p; p may be any address.
+static inline void prefetch(const void* p) { __builtin_prefetch(p); }
+
+}  // namespace lampo::cpu::LAMPO_ISA

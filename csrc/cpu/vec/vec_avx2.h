@@ -55,6 +55,18 @@ static inline F32 widen_bf16(__m128i bits) {
   return F32(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16)));
 }
 
+/// From E4M3 codes in the low bytes of the lanes, whatever is above them.
+static inline F32 widen_f8(__m256i codes) {
+  const __m256i magnitude = _mm256_and_si256(codes, _mm256_set1_epi32(0x7f));
+  const __m256i sign = _mm256_slli_epi32(_mm256_and_si256(codes, _mm256_set1_epi32(0x80)), 24);
+  const __m256 scaled = _mm256_mul_ps(_mm256_castsi256_ps(_mm256_slli_epi32(magnitude, 20)),
+                                      _mm256_set1_ps(0x1p120f));
+  const __m256i nan = _mm256_cmpeq_epi32(magnitude, _mm256_set1_epi32(0x7f));
+  const __m256i bits =
+      _mm256_blendv_epi8(_mm256_castps_si256(scaled), _mm256_set1_epi32(0x7fc00000), nan);
+  return F32(_mm256_castsi256_ps(_mm256_or_si256(bits, sign)));
+}
+
 static inline F32 load(const float* p) { return F32(_mm256_loadu_ps(p)); }
 static inline F32 load(const BF16* p) {
   return widen_bf16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -69,6 +81,9 @@ static inline F32 load(const int8_t* p) {
 static inline F32 load(const uint8_t* p) {
   const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
   return F32(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)));
+}
+static inline F32 load(const F8E4M3* p) {
+  return widen_f8(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
 static inline F32 load_n(const float* p, int n) {
   return F32(_mm256_maskload_ps(p, first_lanes(n)));
@@ -92,6 +107,33 @@ static inline __m128i narrow_bf16(F32 a) {
 static inline __m128i narrow_f16(F32 a) {
   return _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
+/// The low bytes of eight words that fit a signed byte.
+static inline __m128i narrow_words(__m256i words) {
+  const __m128i halves =
+      _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  return _mm_packs_epi16(halves, halves);
+}
+/// As to_f8e4m3: normal numbers round in their bits, subnormals by adding 2^14.
+static inline __m128i narrow_f8(F32 a) {
+  const __m256i bits = _mm256_castps_si256(a.v);
+  const __m256i magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff));
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(magnitude, 20), _mm256_set1_epi32(1));
+  const __m256i rebias = _mm256_set1_epi32(0x7ffff - 0x3c000000);
+  __m256i code = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(magnitude, rebias), odd), 20);
+  const __m256 shifted = _mm256_add_ps(_mm256_castsi256_ps(magnitude), _mm256_set1_ps(0x1p14f));
+  const __m256i tiny =
+      _mm256_sub_epi32(_mm256_castps_si256(shifted), _mm256_set1_epi32(0x46800000));
+  const __m256i small = _mm256_cmpgt_epi32(_mm256_set1_epi32(0x3c800000), magnitude);
+  code = _mm256_blendv_epi8(code, tiny, small);
+  const __m256i large = _mm256_cmpgt_epi32(magnitude, _mm256_set1_epi32(0x43dfffff));
+  code = _mm256_blendv_epi8(code, _mm256_set1_epi32(0x7e), large);
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q));
+  code = _mm256_blendv_epi8(code, _mm256_set1_epi32(0x7f), nan);
+  // Negative codes as negative bytes, which packing with saturation leaves as they are.
+  return narrow_words(
+      _mm256_or_si256(code, _mm256_and_si256(_mm256_srai_epi32(bits, 31),
+                                             _mm256_set1_epi32(static_cast<int>(0xffffff80)))));
+}
 
 static inline void store(float* p, F32 a) { _mm256_storeu_ps(p, a.v); }
 static inline void store(BF16* p, F32 a) {
@@ -99,6 +141,12 @@ static inline void store(BF16* p, F32 a) {
 }
 static inline void store(F16* p, F32 a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow_f16(a));
+}
+static inline void store(F8E4M3* p, F32 a) {
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), narrow_f8(a));
+}
+static inline void store(int8_t* p, F32 a) {
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), narrow_words(_mm256_cvtps_epi32(a.v)));
 }
 static inline void store_n(float* p, F32 a, int n) { _mm256_maskstore_ps(p, first_lanes(n), a.v); }
 template <class T>

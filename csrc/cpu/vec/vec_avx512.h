@@ -43,6 +43,18 @@ static inline F32 widen_bf16(__m256i bits) {
   return F32(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)));
 }
 
+/// From E4M3 codes in the low bytes of the lanes, whatever is above them.
+static inline F32 widen_f8(__m512i codes) {
+  const __m512i magnitude = _mm512_and_si512(codes, _mm512_set1_epi32(0x7f));
+  const __m512i sign = _mm512_slli_epi32(_mm512_and_si512(codes, _mm512_set1_epi32(0x80)), 24);
+  const __m512 scaled = _mm512_mul_ps(_mm512_castsi512_ps(_mm512_slli_epi32(magnitude, 20)),
+                                      _mm512_set1_ps(0x1p120f));
+  const __mmask16 nan = _mm512_cmpeq_epi32_mask(magnitude, _mm512_set1_epi32(0x7f));
+  const __m512i bits =
+      _mm512_mask_blend_epi32(nan, _mm512_castps_si512(scaled), _mm512_set1_epi32(0x7fc00000));
+  return F32(_mm512_castsi512_ps(_mm512_or_si512(bits, sign)));
+}
+
 static inline F32 load(const float* p) { return F32(_mm512_loadu_ps(p)); }
 static inline F32 load(const BF16* p) {
   return widen_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
@@ -57,6 +69,9 @@ static inline F32 load(const int8_t* p) {
 static inline F32 load(const uint8_t* p) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return F32(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)));
+}
+static inline F32 load(const F8E4M3* p) {
+  return widen_f8(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
 static inline F32 load_n(const float* p, int n) {
   return F32(_mm512_maskz_loadu_ps(first_lanes(n), p));
@@ -73,6 +88,9 @@ static inline F32 load_n(const int8_t* p, int n) {
 static inline F32 load_n(const uint8_t* p, int n) {
   return F32(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first_lanes(n), p))));
 }
+static inline F32 load_n(const F8E4M3* p, int n) {
+  return widen_f8(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first_lanes(n), p)));
+}
 
 /// Not vcvtneps2bf16: that flushes subnormals, and the ISAs should round alike.
 static inline __m256i narrow_bf16(F32 a) {
@@ -86,6 +104,25 @@ static inline __m256i narrow_bf16(F32 a) {
 static inline __m256i narrow_f16(F32 a) {
   return _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
+static inline __m128i narrow_i8(F32 a) { return _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a.v)); }
+/// As to_f8e4m3: normal numbers round in their bits, subnormals by adding 2^14.
+static inline __m128i narrow_f8(F32 a) {
+  const __m512i bits = _mm512_castps_si512(a.v);
+  const __m512i sign = _mm512_and_si512(_mm512_srli_epi32(bits, 24), _mm512_set1_epi32(0x80));
+  const __m512i magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff));
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(magnitude, 20), _mm512_set1_epi32(1));
+  const __m512i rebias = _mm512_set1_epi32(0x7ffff - 0x3c000000);
+  __m512i code = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(magnitude, rebias), odd), 20);
+  const __m512 shifted = _mm512_add_ps(_mm512_castsi512_ps(magnitude), _mm512_set1_ps(0x1p14f));
+  const __mmask16 small = _mm512_cmplt_epi32_mask(magnitude, _mm512_set1_epi32(0x3c800000));
+  code = _mm512_mask_sub_epi32(code, small, _mm512_castps_si512(shifted),
+                               _mm512_set1_epi32(0x46800000));
+  const __mmask16 large = _mm512_cmpge_epi32_mask(magnitude, _mm512_set1_epi32(0x43e00000));
+  code = _mm512_mask_blend_epi32(large, code, _mm512_set1_epi32(0x7e));
+  const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+  code = _mm512_mask_blend_epi32(nan, code, _mm512_set1_epi32(0x7f));
+  return _mm512_cvtepi32_epi8(_mm512_or_si512(code, sign));
+}
 
 static inline void store(float* p, F32 a) { _mm512_storeu_ps(p, a.v); }
 static inline void store(BF16* p, F32 a) {
@@ -93,6 +130,12 @@ static inline void store(BF16* p, F32 a) {
 }
 static inline void store(F16* p, F32 a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_f16(a));
+}
+static inline void store(F8E4M3* p, F32 a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow_f8(a));
+}
+static inline void store(int8_t* p, F32 a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow_i8(a));
 }
 static inline void store_n(float* p, F32 a, int n) {
   _mm512_mask_storeu_ps(p, first_lanes(n), a.v);
@@ -102,6 +145,12 @@ static inline void store_n(BF16* p, F32 a, int n) {
 }
 static inline void store_n(F16* p, F32 a, int n) {
   _mm256_mask_storeu_epi16(p, first_lanes(n), narrow_f16(a));
+}
+static inline void store_n(F8E4M3* p, F32 a, int n) {
+  _mm_mask_storeu_epi8(p, first_lanes(n), narrow_f8(a));
+}
+static inline void store_n(int8_t* p, F32 a, int n) {
+  _mm_mask_storeu_epi8(p, first_lanes(n), narrow_i8(a));
 }
 
 }  // namespace lampo::cpu::LAMPO_ISA

@@ -57,12 +57,19 @@ static inline F32 load_n(const T* p, int n) {
   return load(buffer);
 }
 template <class T>
-static inline void store(T* p, F32 a) {
-  for (int i = 0; i < F32::kWidth; ++i) p[i] = from_float<T>(a.v[i]);
+static inline void store_n(T* p, F32 a, int n) {
+  if constexpr (std::is_same_v<T, int8_t>) a = round_even(min(max(a, F32(-128.0f)), F32(127.0f)));
+  for (int i = 0; i < n; ++i) {
+    if constexpr (std::is_same_v<T, int8_t>) {
+      p[i] = static_cast<int8_t>(a.v[i]);
+    } else {
+      p[i] = from_float<T>(a.v[i]);
+    }
+  }
 }
 template <class T>
-static inline void store_n(T* p, F32 a, int n) {
-  for (int i = 0; i < n; ++i) p[i] = from_float<T>(a.v[i]);
+static inline void store(T* p, F32 a) {
+  store_n(p, a, F32::kWidth);
 }
 
 }  // namespace lampo::cpu::LAMPO_ISA

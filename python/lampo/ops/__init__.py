@@ -7,6 +7,8 @@ Each writes into ``out`` (allocated where it is not given) and is stateless.
 from __future__ import annotations
 
 from lampo.ops.activation import gelu, gelu_mul, silu_mul
+from lampo.ops.attention import merge_states, paged_attention, paged_attention_workspace_size
+from lampo.ops.kv_cache import append_kv
 from lampo.ops.linear import (
     PackedWeight,
     Weight,
@@ -21,14 +23,18 @@ from lampo.ops.norm import layer_norm, rms_norm
 __all__ = [
     "PackedWeight",
     "Weight",
+    "append_kv",
     "embedding",
     "gelu",
     "gelu_mul",
     "layer_norm",
     "linear",
     "linear_workspace_size",
+    "merge_states",
     "pack_weight",
     "packed_strip_bytes",
+    "paged_attention",
+    "paged_attention_workspace_size",
     "rms_norm",
     "silu_mul",
 ]

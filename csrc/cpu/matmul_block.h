@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+// C (+)= A B for the small matrices of attention: A [rows, depth] and C [rows, columns] in f32
+// scratch, B [depth, columns] of any storage type, given row by row. A block of kMaxBlockRows rows
+// by kMaxBlockVectors vectors of C stays in registers (24 of AVX-512's 32, 12 of 16 elsewhere) for
+// the whole depth. Each element of C is one chain of multiply-adds in the order of depth, so the
+// result does not depend on the blocking.
+#pragma once
+
+#include "cpu/vec/vec.h"
+
+namespace lampo::cpu::LAMPO_ISA {
+
+static constexpr int kMaxBlockRows = 6;
+static constexpr int kMaxBlockVectors = F32::kWidth == 16 ? 4 : 2;
+
+/// Rows of B at equal distances.
+template <class T>
+struct StridedRows {
+  const T* base;
+  int64_t stride;
+  const T* operator()(int k) const { return base + k * stride; }
+};
+
+/// Rows of B wherever the pages are.
+template <class T>
+struct PointerRows {
+  const T* const* rows;
+  const T* operator()(int k) const { return rows[k]; }
+};
+
+struct Depth {
+  int begin, end;
+};
+
+template <int kRows, int kVectors, class Rows>
+__attribute__((noinline)) static void multiply_block(const float* a, int64_t stride_a, Rows b,
+                                                     int64_t column, Depth depth, float* c,
+                                                     int64_t stride_c, bool accumulate) {
+  F32 sums[kRows][kVectors];
+  if (accumulate) {
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = load(c + r * stride_c + v * F32::kWidth);
+    }
+  }
+  for (int k = depth.begin; k < depth.end; ++k) {
+    const auto* row = b(k) + column;
+    F32 values[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) values[v] = load(row + v * F32::kWidth);
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r) {
+      const F32 factor(a[r * stride_a + k]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = fma(factor, values[v], sums[r][v]);
+    }
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) store(c + r * stride_c + v * F32::kWidth, sums[r][v]);
+  }
+}
+
+template <int kVectors, class Rows>
+static inline void multiply_rows(int rows, const float* a, int64_t stride_a, Rows b, int64_t column,
+                                 Depth depth, float* c, int64_t stride_c, bool accumulate) {
+  const auto run = [&]<int kRows>() {
+    multiply_block<kRows, kVectors>(a, stride_a, b, column, depth, c, stride_c, accumulate);
+  };
+  switch (rows) {
+    case 1:
+      return run.template operator()<1>();
+    case 2:
+      return run.template operator()<2>();
+    case 3:
+      return run.template operator()<3>();
+    case 4:
+      return run.template operator()<4>();
+    case 5:
+      return run.template operator()<5>();
+    default:
+      return run.template operator()<6>();
+  }
+}
+
+/// Up to kMaxBlockRows rows of C, over `vectors` vectors.
+template <class Rows>
+static inline void multiply(int rows, const float* a, int64_t stride_a, Rows b, Depth depth,
+                            int vectors, float* c, int64_t stride_c, bool accumulate) {
+  int v = 0;
+  const auto run = [&]<int kVectors>() {
+    for (; v + kVectors <= vectors; v += kVectors) {
+      const int64_t column = v * F32::kWidth;
+      multiply_rows<kVectors>(rows, a, stride_a, b, column, depth, c + column, stride_c,
+                              accumulate);
+    }
+  };
+  run.template operator()<kMaxBlockVectors>();
+  if constexpr (kMaxBlockVectors > 2) run.template operator()<2>();
+  run.template operator()<1>();
+}
+
+}  // namespace lampo::cpu::LAMPO_ISA

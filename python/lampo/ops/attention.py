@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention over the paged KV cache."""
+
+from __future__ import annotations
+
+import torch
+
+from lampo import _C
+from lampo.ops._registry import register
+
+_paged_attention = register(
+    "paged_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor page_table, Tensor seq_lens, "
+    "Tensor cu_seqlens_q, float softmax_scale, bool causal, int sliding_window, float soft_cap, "
+    "Tensor? sinks, Tensor? k_scale, Tensor? v_scale, Tensor(a!)? lse, Tensor(b!) out, "
+    "Tensor(c!) workspace) -> ()",
+    _C.paged_attention,
+)
+_merge_states = register(
+    "merge_states(Tensor out_partial, Tensor lse_partial, Tensor(a!) out, Tensor(b!)? lse) -> ()",
+    _C.merge_states,
+)
+
+
+def paged_attention_workspace_size(
+    num_qo_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    max_seq_len: int,
+    *,
+    device: str | torch.device = "cpu",
+) -> int:
+    """Bytes of workspace that :func:`paged_attention` needs, whatever the batch.
+
+    Args:
+        max_seq_len: the page table's columns times page_size.
+
+    On CPU it also grows with the number of threads (``LAMPO_NUM_THREADS``).
+    """
+    kind = torch.device(device).type
+    return _C.paged_attention_workspace_size(
+        kind, num_qo_heads, num_kv_heads, head_dim, max_seq_len
+    )
+
+
+def paged_attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    page_table: torch.Tensor,
+    seq_lens: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    *,
+    softmax_scale: float | None = None,
+    causal: bool = True,
+    sliding_window: int | None = None,
+    soft_cap: float | None = None,
+    sinks: torch.Tensor | None = None,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
+    lse: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+    workspace: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """``softmax(softmax_scale * q k^T + mask) v`` per query head; prefill, decode, or both mixed.
+
+    Token i of the n of a sequence is at position ``seq_len - n + i``. A row's result does not
+    depend, to the bit, on the batch, the threads, or how the prompt was cut into calls.
+
+    Args:
+        q: [num_tokens, num_qo_heads, head_dim] float32 or bfloat16, ragged by ``cu_seqlens_q``.
+        k_cache, v_cache: [num_pages, num_kv_heads, page_size, head_dim], see :func:`append_kv`;
+            num_kv_heads divides num_qo_heads; head_dim 32 to 256 in eights.
+        page_table: [batch_size, max_pages_per_seq] int32; unneeded entries may hold anything.
+        seq_lens: [batch_size] int32, counting the current tokens.
+        cu_seqlens_q: [batch_size + 1] int32, from 0; tokens past its end are padding.
+        softmax_scale: by default 1 / sqrt(head_dim). soft_cap: scores become ``c tanh(s / c)``.
+        sliding_window: position p sees (p - window, p]; causal only.
+        sinks: [num_qo_heads] float32, an extra logit in the softmax, without a value.
+        k_scale, v_scale: [num_pages, num_kv_heads, page_size] float32, of int8 or float8 caches.
+        lse: [num_tokens, num_qo_heads] float32, written: log of the softmax's denominator.
+        out: as ``q``, written. workspace: uint8, see :func:`paged_attention_workspace_size`.
+
+    Returns:
+        ``out``; rows that see no key (padding among them) are 0, their lse -inf.
+
+    Raises:
+        ValueError, TypeError: what does not fit, by name, and by sequence and entry.
+    """
+    if softmax_scale is None:
+        softmax_scale = q.shape[-1] ** -0.5
+    if out is None:
+        out = torch.empty_like(q)
+    if workspace is None:
+        max_seq_len = page_table.shape[-1] * k_cache.shape[-2]
+        size = paged_attention_workspace_size(
+            q.shape[-2], k_cache.shape[-3], q.shape[-1], max_seq_len, device=q.device
+        )
+        workspace = torch.empty(size, dtype=torch.uint8, device=q.device)
+    _paged_attention(
+        q,
+        k_cache,
+        v_cache,
+        page_table,
+        seq_lens,
+        cu_seqlens_q,
+        softmax_scale,
+        causal,
+        0 if sliding_window is None else sliding_window,
+        0.0 if soft_cap is None else soft_cap,
+        sinks,
+        k_scale,
+        v_scale,
+        lse,
+        out,
+        workspace,
+    )
+    return out
+
+
+def merge_states(
+    out_partial: torch.Tensor,
+    lse_partial: torch.Tensor,
+    *,
+    out: torch.Tensor | None = None,
+    lse: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Merge attention over disjoint sets of keys: ``sum_i e^(lse_i - lse) out_i``.
+
+    Args:
+        out_partial: [num_splits, num_tokens, num_heads, head_dim] float32.
+        lse_partial: [num_splits, num_tokens, num_heads] float32, natural logarithms; where it is
+            -inf, out_partial is not read.
+        out: [num_tokens, num_heads, head_dim] float32 or bfloat16, written.
+        lse: [num_tokens, num_heads] float32, written.
+
+    Returns:
+        ``(out, lse)``; rows without any key are 0 and -inf.
+
+    Raises:
+        ValueError, TypeError: what does not fit, by name.
+    """
+    if out is None:
+        out = out_partial.new_empty(out_partial.shape[1:])
+    if lse is None:
+        lse = lse_partial.new_empty(lse_partial.shape[1:])
+    _merge_states(out_partial, lse_partial, out, lse)
+    return out, lse

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shapes that tests and benchmarks share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The attention of a model: num_qo_heads / num_kv_heads query heads share a KV head."""
+
+    num_qo_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+    @property
+    def group_size(self) -> int:
+        return self.num_qo_heads // self.num_kv_heads
+
+    def __str__(self) -> str:
+        return f"{self.num_qo_heads}/{self.num_kv_heads}x{self.head_dim}"
+
+
+MODEL_HEADS = {
+    "SmolLM2-135M": Heads(9, 3, 64),
+    "Llama-3-8B": Heads(32, 8, 128),
+    "Llama-2-7B": Heads(32, 32, 128),
+    "Qwen3-MoE-235B": Heads(64, 4, 128),
+    "Gemma-2-9B": Heads(16, 8, 256),
+}
+
+# Heads and page size: every group size, head_dim and page size that kernels treat differently.
+PAGED_SHAPES = [
+    (Heads(4, 4, 32), 1),
+    (Heads(9, 3, 64), 256),
+    (Heads(4, 1, 80), 64),
+    (Heads(6, 2, 72), 4),
+    (Heads(16, 2, 128), 16),
+    (Heads(16, 1, 256), 16),
+    (Heads(64, 1, 32), 16),
+]
+
+
+def page_edges(page_size: int, longest: int) -> list[int]:
+    """Sequence lengths around a page, with none and a long one."""
+    return [0, 1, max(page_size - 1, 1), page_size, page_size + 1, longest]
+
+
+def query_lens(kind: str, seq_lens: list[int]) -> list[int]:
+    """How many of each sequence's tokens are queries.
+
+    kind: "prefill" all, "decode" the last, "chunk" up to 37, "mixed" one after the other.
+    """
+    counts = {
+        "prefill": lambda n: n,
+        "decode": lambda n: min(n, 1),
+        "chunk": lambda n: min(n, 37),
+    }
+    kinds = list(counts) if kind == "mixed" else [kind]
+    return [counts[kinds[i % len(kinds)]](n) for i, n in enumerate(seq_lens)]
