@@ -51,6 +51,50 @@ def embedding_packed(
     token_ids: Tensor, table: Tensor, format: str, vocab_size: int, out: Tensor, /
 ) -> None: ...
 
+# bindings/attention.cpp
+def append_kv(
+    q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    positions: Tensor | None,
+    cos_sin: Tensor | None,
+    interleaved: bool,
+    q_norm_weight: Tensor | None,
+    k_norm_weight: Tensor | None,
+    eps: float,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    /,
+) -> None: ...
+def paged_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    page_table: Tensor,
+    seq_lens: Tensor,
+    cu_seqlens_q: Tensor,
+    softmax_scale: float,
+    causal: bool,
+    sliding_window: int,
+    soft_cap: float,
+    sinks: Tensor | None,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    lse: Tensor | None,
+    out: Tensor,
+    workspace: Tensor,
+    /,
+) -> None: ...
+def paged_attention_workspace_size(
+    device: str, num_qo_heads: int, num_kv_heads: int, head_dim: int, max_seq_len: int, /
+) -> int: ...
+def merge_states(
+    out_partial: Tensor, lse_partial: Tensor, out: Tensor, lse: Tensor | None, /
+) -> None: ...
+
 # bindings/runtime.cpp
 def num_threads() -> int:
     """Threads that an op may use: LAMPO_NUM_THREADS, else one per usable core."""
