@@ -30,10 +30,10 @@ struct WeightSample {
   /// sampled token stands for a Poisson number of its like.
   Sums from(float t) const {
     F32 known, sampled, squares;
-    for_list(value, num_known, [&](F32 l, int64_t i, int n) {
+    for_list(value, num_known, -kInf, [&](F32 l, int64_t i, int n) {
       known = known + blend(at_least_mask(l, F32(t)), load_n(weight + i, n), F32());
     });
-    for_list(value + num_known, size - num_known, [&](F32 l, int64_t i, int n) {
+    for_list(value + num_known, size - num_known, -kInf, [&](F32 l, int64_t i, int n) {
       const F32 w = blend(at_least_mask(l, F32(t)), load_n(weight + num_known + i, n), F32());
       sampled = sampled + w;
       squares = fma(w, w, squares);
@@ -42,10 +42,10 @@ struct WeightSample {
   }
   float count_from(float t) const {
     int known = 0, sampled = 0;
-    for_list(value, num_known, [&](F32 l, int64_t, int) {
+    for_list(value, num_known, -kInf, [&](F32 l, int64_t, int) {
       known += __builtin_popcount(lane_bits(at_least_mask(l, F32(t))));
     });
-    for_list(value + num_known, size - num_known, [&](F32 l, int64_t, int) {
+    for_list(value + num_known, size - num_known, -kInf, [&](F32 l, int64_t, int) {
       sampled += __builtin_popcount(lane_bits(at_least_mask(l, F32(t))));
     });
     return static_cast<float>(known) + multiple * static_cast<float>(sampled);
@@ -98,7 +98,7 @@ static inline Bracket estimate_bracket(const LogitRow<E>& row, const float* bloc
   if (row.size <= kListCapacity / 4) return kWholeRow;
   const WeightSample sample = take_sample<Weight>(row, block_max, mass, scratch);
   F32 least(kInf);
-  for_list(sample.value, sample.size, [&](F32 l, int64_t, int) {
+  for_list(sample.value, sample.size, -kInf, [&](F32 l, int64_t, int) {
     least = min(least, blend(greater(l, F32(-kInf)), l, F32(kInf)));
   });
   float bottom = -reduce_max(-least);
@@ -145,7 +145,7 @@ static inline Bracket estimate_top_k(const LogitRow<E>& row, const float* block_
                                      uint64_t k, float* scratch) {
   const int64_t num_blocks = row.num_blocks();
   if (k <= static_cast<uint64_t>(num_blocks)) {
-    const float low = cut_list<CountWeight>(block_max, num_blocks, k, mass, scratch).value;
+    const float low = cut_list<CountWeight>({block_max, nullptr, num_blocks}, k, scratch).value;
     return {low > kLowestFinite ? low : kLowestFinite, kInf};
   }
   return estimate_bracket<CountWeight>(row, block_max, mass, Target{k, 0.0f}, scratch);

@@ -13,11 +13,6 @@
 
 namespace lampo::cpu::LAMPO_ISA {
 
-struct Bracket {
-  float low, high;  // closed
-};
-constexpr Bracket kWholeRow = {kLowestFinite, kInf};
-
 /// The next larger float; a is not +inf.
 static inline float next_up(float a) {
   if (a == 0.0f) return float_from_bits(1);
@@ -37,7 +32,8 @@ struct RowTeam {
   RowTeam(const Team& row_team, const SampleSlot& row_slot, int64_t num_blocks)
       : team(row_team), slot(row_slot), blocks(share_of(num_blocks, row_team)) {
     const int64_t capacity = slot.list_capacity / team.size;
-    list = {slot.list + team.rank * capacity, slot.list_index + team.rank * capacity, capacity};
+    const int64_t at = team.rank * capacity;
+    list = {slot.list + at, slot.list_index + at, slot.list_mass + at, capacity};
   }
   bool leads() const { return team.rank == 0; }
 
@@ -80,19 +76,19 @@ struct RowTeam {
       const auto bytes = static_cast<size_t>(parts[rank].listed) * 4;
       memmove(slot.list + size, slot.list + rank * capacity, bytes);
       memmove(slot.list_index + size, slot.list_index + rank * capacity, bytes);
+      memmove(slot.list_mass + size, slot.list_mass + rank * capacity, bytes);
       size += parts[rank].listed;
     }
     return size;
   }
 };
 
-template <class Fn>
-static inline void for_list(const float* values, int64_t size, Fn&& fn) {
-  for (int64_t i = 0; i < size; i += F32::kWidth) {
-    const int n = size - i < F32::kWidth ? static_cast<int>(size - i) : F32::kWidth;
-    fn(load_or_lowest(values + i, n), i, n);
-  }
-}
+/// Values with their masses, which are not read where a token counts 1.
+struct ListView {
+  const float* value;
+  const float* mass;
+  int64_t size;
+};
 
 /// Weights of a list's values above a pivot, and from it on.
 struct PivotSums {
@@ -100,18 +96,18 @@ struct PivotSums {
 };
 
 template <class Weight>
-static inline PivotSums sums_at(const float* values, int64_t size, MassScale mass, float pivot) {
+static inline PivotSums sums_at(ListView list, float pivot) {
   PivotSums sums = {};
   if constexpr (Weight::kMass) {
     FixedSum above, from;
-    for_list(values, size, [&](F32 l, int64_t, int) {
-      const F32 m = mass(l);
-      above.add(m, greater(l, F32(pivot)));
-      from.add(m, at_least_mask(l, F32(pivot)));
+    for_list(list.value, list.size, -kInf, [&](F32 l, int64_t i, int) {
+      const FixedLanes fixed = fixed_lanes(load(list.mass + i));  // never beyond the slack
+      above.add(fixed, greater(l, F32(pivot)));
+      from.add(fixed, at_least_mask(l, F32(pivot)));
     });
     sums = {above.total(), from.total()};
   } else {
-    for_list(values, size, [&](F32 l, int64_t, int) {
+    for_list(list.value, list.size, -kInf, [&](F32 l, int64_t, int) {
       sums.above += static_cast<uint64_t>(__builtin_popcount(lane_bits(greater(l, F32(pivot)))));
       sums.from +=
           static_cast<uint64_t>(__builtin_popcount(lane_bits(at_least_mask(l, F32(pivot)))));
@@ -143,28 +139,29 @@ struct ListCut {
   uint64_t above;
 };
 
-/// `buffer` is as long as the list plus a vector; the list stays as it is. Requires a list that
-/// weighs at least `target` >= 1.
+/// `buffer` has room for two such lists with slack; the list stays as it is. Requires a list of
+/// finite values that weighs at least `target` >= 1.
 template <class Weight>
-static inline ListCut cut_list(const float* values, int64_t size, uint64_t target, MassScale mass,
-                               float* buffer) {
+static inline ListCut cut_list(ListView list, uint64_t target, float* buffer) {
+  float* masses = buffer + list.size + kListSlack;
   uint64_t passed = 0;  // weight above all values still in question
-  ListCut cut = {values[0], 0};
-  while (size > 0) {
-    const float pivot = middle_value(values, size);
-    const PivotSums sums = sums_at<Weight>(values, size, mass, pivot);
+  ListCut cut = {list.value[0], 0};
+  while (list.size > 0) {
+    const float pivot = middle_value(list.value, list.size);
+    const PivotSums sums = sums_at<Weight>(list, pivot);
     cut = {pivot, passed + sums.above};
     const bool look_above = passed + sums.above >= target;
     if (!look_above && passed + sums.from >= target) break;
     if (!look_above) passed += sums.from;
     int64_t left = 0;
-    for_list(values, size, [&](F32 l, int64_t, int n) {
+    for_list(list.value, list.size, 0.0f, [&](F32 l, int64_t i, int n) {
       const Mask stays = (look_above ? greater(l, F32(pivot)) : greater(F32(pivot), l)) & first(n);
-      compress(buffer + left, l, stays);  // in place too: never ahead of what is read
+      // In place too: what is written is never ahead of what is read.
+      if constexpr (Weight::kMass) compress(masses + left, load(list.mass + i), stays);
+      compress(buffer + left, l, stays);
       left += __builtin_popcount(lane_bits(stays));
     });
-    values = buffer;
-    size = left;
+    list = {buffer, masses, left};
   }
   return cut;
 }
@@ -195,20 +192,21 @@ static inline int64_t ties_needed(float value, uint64_t missing, MassScale mass)
 
 /// A bracket around the cut of a listed part of [low, high], of which `share` lies above the cut.
 template <class Weight>
-static inline Bracket narrow(const float* list, int64_t size, double share, MassScale mass,
-                             float* buffer, Bracket from) {
+static inline Bracket narrow(ListView list, double share, float* buffer, Bracket from) {
   constexpr double kMargin = 0.04;
-  const double weight = static_cast<double>(sums_at<Weight>(list, size, mass, from.low).from);
+  const double weight = static_cast<double>(sums_at<Weight>(list, from.low).from);
   const double upper = (share - kMargin) * weight, lower = (share + kMargin) * weight;
   Bracket to = from;
   if (upper > 1.0) {
-    to.high = cut_list<Weight>(list, size, static_cast<uint64_t>(upper), mass, buffer).value;
+    to.high = cut_list<Weight>(list, static_cast<uint64_t>(upper), buffer).value;
   }
   if (lower < weight - 1.0) {
-    to.low = cut_list<Weight>(list, size, static_cast<uint64_t>(lower) + 1, mass, buffer).value;
+    to.low = cut_list<Weight>(list, static_cast<uint64_t>(lower) + 1, buffer).value;
   }
   // The list is no fair sample where values come sorted: make sure that a pass decides something.
-  if (to.low == from.low && to.high == from.high) to.low = to.high = middle_value(list, size);
+  if (to.low == from.low && to.high == from.high) {
+    to.low = to.high = middle_value(list.value, list.size);
+  }
   return to;
 }
 
@@ -220,11 +218,8 @@ static inline RowCut cut_row(RowTeam& team, const LogitRow<E>& row, MassScale ma
   Bracket outer = kWholeRow;  // surely holds the cut
   const SampleSlot& slot = team.slot;
   for (;;) {
-    team.list.size = 0;
-    team.list.overflow = false;
-    const ScanPart all =
-        team.meet(scan_bracket<Weight, kMinP>(row, team.blocks, slot.block_max, mass, bracket.low,
-                                              bracket.high, min_mass, &team.list, slot.block_mass));
+    const ScanPart all = team.meet(scan_bracket<Weight, kMinP>(
+        row, team.blocks, slot.block_max, mass, bracket, min_mass, team.list, slot.block_mass));
     if (target.p != 0.0f) target = {top_p_target(target.p, all.total), 0.0f};
     cut.total = all.total;
     if (all.above >= target.weight) {
@@ -246,7 +241,8 @@ static inline RowCut cut_row(RowTeam& team, const LogitRow<E>& row, MassScale ma
       outer = bracket;
       const double share = static_cast<double>(missing) / static_cast<double>(all.inside);
       bracket = team.from_leader([&] {
-        return narrow<Weight>(slot.list, team.gather_list(), share, mass, slot.scratch, outer);
+        const ListView list = {slot.list, slot.list_mass, team.gather_list()};
+        return narrow<Weight>(list, share, slot.scratch, outer);
       });
       continue;
     }
@@ -255,7 +251,7 @@ static inline RowCut cut_row(RowTeam& team, const LogitRow<E>& row, MassScale ma
       cut.list_size = cut.listed ? team.gather_list() : 0;
       ListCut found = {bracket.low, 0};
       if (bracket.low != bracket.high) {
-        found = cut_list<Weight>(slot.list, cut.list_size, missing, mass, slot.scratch);
+        found = cut_list<Weight>({slot.list, slot.list_mass, cut.list_size}, missing, slot.scratch);
       }
       slot.news->low = found.value;
       slot.news->ties = ties_needed<Weight>(found.value, missing - found.above, mass);

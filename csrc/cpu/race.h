@@ -45,7 +45,7 @@ class Race {
 static inline int64_t nth_tie_of_list(const SampleSlot& slot, int64_t size, float value,
                                       int64_t n) {
   int64_t found = -1;
-  for_list(slot.list, size, [&](F32 l, int64_t at, int) {
+  for_list(slot.list, size, -kInf, [&](F32 l, int64_t at, int) {
     if (n <= 0) return;
     uint32_t bits = lane_bits(equal(l, F32(value)));
     const int here = __builtin_popcount(bits);
@@ -61,28 +61,31 @@ static inline int64_t nth_tie_of_list(const SampleSlot& slot, int64_t size, floa
 }
 
 /// Adds the kept tokens of the list to the masses of their blocks.
-static inline void add_list(const SampleSlot& slot, int64_t size, MassScale mass,
-                            const Kept& kept) {
-  for_list(slot.list, size, [&](F32 l, int64_t at, int n) {
-    float masses[F32::kWidth];
-    const F32 m = mass(l);
-    store(masses, m);
-    const uint32_t over = lane_bits(greater(l, F32(kept.value)));
+static inline void add_list(const SampleSlot& slot, int64_t size, const Kept& kept) {
+  for_list(slot.list, size, -kInf, [&](F32 l, int64_t at, int n) {
+    const F32 m = load(slot.list_mass + at);
     const uint32_t ties = lane_bits(equal(l, F32(kept.value)));
-    uint32_t bits = (over | ties) & lane_bits(at_least_mask(m, F32(kept.min_mass)) & first(n));
+    uint32_t bits = lane_bits(at_least_mask(l, F32(kept.value)) &
+                              at_least_mask(m, F32(kept.min_mass)) & first(n));
     for (; bits != 0; bits &= bits - 1) {
       const int lane = __builtin_ctz(bits);
       const int64_t token = slot.list_index[at + lane];
-      if ((over >> lane & 1) == 0 && token > kept.last) continue;
-      slot.block_mass[token / kSampleBlock] += round_to_u64(masses[lane]);
+      if ((ties >> lane & 1) != 0 && token > kept.last) continue;
+      slot.block_mass[token / kSampleBlock] += round_to_u64(slot.list_mass[at + lane]);
     }
   });
 }
 
+/// Fills in the masses of a list that was made by count.
+static inline void weigh_list(const SampleSlot& slot, int64_t size, MassScale mass) {
+  for_list(slot.list, size, -kInf,
+           [&](F32 l, int64_t at, int) { store(slot.list_mass + at, mass(l)); });
+}
+
 /// Mass of the list's tokens down to the cut.
 static inline uint64_t list_mass(const SampleSlot& slot, const RowCut& cut, MassScale mass) {
-  const uint64_t above = sums_at<MassWeight>(slot.list, cut.list_size, mass, cut.value).above;
-  return above + static_cast<uint64_t>(cut.ties) * round_to_u64(mass(cut.value));
+  const PivotSums sums = sums_at<MassWeight>({slot.list, slot.list_mass, cut.list_size}, cut.value);
+  return sums.above + static_cast<uint64_t>(cut.ties) * round_to_u64(mass(cut.value));
 }
 
 /// Log-softmax of a row: ln(2) ((l - max) log2 e) - ln(sum of masses). Infinite logits tie.

@@ -50,6 +50,21 @@ struct MassScale {
   bool negligible(float block_max) const { return !((block_max - max) * scale >= -42.0f); }
 };
 
+struct Bracket {
+  float low, high;  // closed
+};
+constexpr Bracket kWholeRow = {kLowestFinite, kInf};
+
+/// Calls fn(values, i, n) for the vectors of an array; lanes beyond its end hold `rest`.
+template <class Fn>
+static inline void for_list(const float* values, int64_t size, float rest, Fn&& fn) {
+  int64_t i = 0;
+  for (; i + F32::kWidth <= size; i += F32::kWidth) fn(load(values + i), i, F32::kWidth);
+  if (i == size) return;
+  const int n = static_cast<int>(size - i);
+  fn(blend(first(n), load_n(values + i, n), F32(rest)), i, n);
+}
+
 /// Weights of the two selections: a token counts 1 for top-k, its mass for top-p.
 struct CountWeight {
   static constexpr bool kMass = false;
@@ -79,29 +94,20 @@ template <class E>
 static inline uint64_t total_mass(const LogitRow<E>& row, Share blocks, MassScale mass) {
   FixedSum sum;
   for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-    row.for_block(block, [&](int64_t, F32 l) { sum.add(mass(l)); });
+    row.for_block(block, [&](int64_t, F32 l) { sum.add(fixed_lanes(mass(l))); });
   }
   return sum.total();
 }
 
-/// The tokens of a bracket, low <= l <= high, side by side with their numbers.
+/// The tokens of a bracket, low <= l <= high, side by side with their numbers and masses.
 struct BracketList {
   float* value;
   int32_t* index;
+  float* mass;
   int64_t capacity;
   int64_t size = 0;
-  bool overflow = false;
 
-  void append(F32 l, int64_t i, Mask chosen, uint32_t bits) {
-    const int count = __builtin_popcount(bits);
-    if (size + F32::kWidth > capacity) {  // what is stored is a whole vector
-      overflow = true;
-      return;
-    }
-    compress(value + size, l, chosen);
-    compress_index(index + size, static_cast<int32_t>(i), chosen);
-    size += count;
-  }
+  bool full() const { return size + F32::kWidth > capacity; }  // what is stored is a whole vector
 };
 
 /// One thread's part of a selection pass: weights above and inside the bracket [low, high], the
@@ -109,54 +115,70 @@ struct BracketList {
 /// that have at least min_mass.
 template <class Weight, bool kMinP, class E>
 static inline ScanPart scan_bracket(const LogitRow<E>& row, Share blocks, const float* block_max,
-                                    MassScale mass, float low, float high, float min_mass,
-                                    BracketList* list, uint64_t* block_mass) {
-  FixedSum total, at_least_low;
-  uint64_t above = 0;
-  uint64_t count_above = 0, count_at_least_low = 0;
-  for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-    if constexpr (Weight::kMass) block_mass[block] = 0;
-    if (block_max[block] < low) {
-      if (Weight::kMass && !mass.negligible(block_max[block])) {
-        row.for_block(block, [&](int64_t, F32 l) { total.add(mass(l)); });
-      }
-      continue;
+                                    MassScale mass, Bracket bracket, float min_mass,
+                                    BracketList& list, uint64_t* block_mass) {
+  const F32 low(bracket.low), high(bracket.high);
+  FixedSum total, left_out;
+  ScanPart part = {};
+  const auto append = [&](F32 l, F32 m, int64_t i, Mask inside) {
+    const uint32_t bits = lane_bits(inside);
+    if (bits == 0) return;
+    const int count = __builtin_popcount(bits);
+    if constexpr (!Weight::kMass) part.inside += static_cast<uint64_t>(count);
+    if (list.full()) {
+      if constexpr (Weight::kMass) left_out.add(fixed_lanes(m), inside);
+      part.overflow = true;
+      return;
     }
-    FixedSum above_sum, kept_sum;
-    row.for_block(block, [&](int64_t i, F32 l) {
-      const Mask over = greater(l, F32(high));
-      const Mask from_low = at_least_mask(l, F32(low));
-      if constexpr (Weight::kMass) {
-        const F32 m = mass(l);
-        total.add(m);
-        at_least_low.add(m, from_low);
-        above_sum.add(m, over);
-        if constexpr (kMinP) kept_sum.add(m, over & at_least_mask(m, F32(min_mass)));
-      } else {
-        count_above += static_cast<uint64_t>(__builtin_popcount(lane_bits(over)));
-        count_at_least_low += static_cast<uint64_t>(__builtin_popcount(lane_bits(from_low)));
+    compress(list.value + list.size, l, inside);
+    compress_index(list.index + list.size, static_cast<int32_t>(i), inside);
+    if constexpr (Weight::kMass) compress(list.mass + list.size, m, inside);
+    list.size += count;
+  };
+  list.size = 0;
+  for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+    const bool any_above = block_max[block] > bracket.high;
+    if constexpr (!Weight::kMass) {
+      if (block_max[block] < bracket.low) continue;
+      row.for_block(block, [&](int64_t i, F32 l) {
+        const Mask above = greater(l, high);
+        part.above += static_cast<uint64_t>(__builtin_popcount(lane_bits(above)));
+        append(l, l, i, and_not(at_least_mask(l, low), above));
+      });
+    } else {
+      block_mass[block] = 0;
+      if (any_above) {
+        FixedSum above_sum, kept_sum;
+        row.for_block(block, [&](int64_t i, F32 l) {
+          const F32 m = mass(l);
+          const FixedLanes fixed = fixed_lanes(m);
+          const Mask above = greater(l, high);
+          total.add(fixed);
+          above_sum.add(fixed, above);
+          if constexpr (kMinP) kept_sum.add(fixed, above & at_least_mask(m, F32(min_mass)));
+          append(l, m, i, and_not(at_least_mask(l, low), above));
+        });
+        const uint64_t sum = above_sum.total();
+        part.above += sum;
+        block_mass[block] = kMinP ? kept_sum.total() : sum;
+      } else if (block_max[block] >= bracket.low) {
+        row.for_block(block, [&](int64_t i, F32 l) {
+          const F32 m = mass(l);
+          total.add(fixed_lanes(m));
+          append(l, m, i, at_least_mask(l, low));
+        });
+      } else if (!mass.negligible(block_max[block])) {
+        row.for_block(block, [&](int64_t, F32 l) { total.add(fixed_lanes(mass(l))); });
       }
-      const Mask inside = and_not(from_low, over);
-      const uint32_t bits = lane_bits(inside);
-      if (bits != 0) list->append(l, i, inside, bits);
-    });
-    if constexpr (Weight::kMass) {
-      const uint64_t sum = above_sum.total();
-      above += sum;
-      block_mass[block] = kMinP ? kept_sum.total() : sum;
     }
   }
-  ScanPart part = {};
   if constexpr (Weight::kMass) {
     part.total = total.total();
-    part.above = above;
-    part.inside = at_least_low.total() - above;
-  } else {
-    part.above = count_above;
-    part.inside = count_at_least_low - count_above;
+    FixedSum inside = left_out;
+    for_list(list.mass, list.size, 0.0f, [&](F32 m, int64_t, int) { inside.add(fixed_lanes(m)); });
+    part.inside = inside.total();
   }
-  part.listed = list->size;
-  part.overflow = list->overflow;
+  part.listed = list.size;
   return part;
 }
 
@@ -186,7 +208,7 @@ static inline uint64_t scan_kept(const LogitRow<E>& row, Share blocks, const flo
     FixedSum kept_sum;
     row.for_block(block, [&](int64_t i, F32 l) {
       const F32 m = mass(l);
-      kept_sum.add(m, kept(l, m, i));
+      kept_sum.add(fixed_lanes(m), kept(l, m, i));
     });
     block_mass[block] = kept_sum.total();
     sum += block_mass[block];

@@ -32,7 +32,8 @@ struct SampleSlot {
   uint64_t* block_mass;  // [num_blocks] of kept tokens
   float* list;           // [list_capacity] logits in the bracket, by ascending token
   int32_t* list_index;   // [list_capacity]
-  float* scratch;        // [list_capacity], also the bracket estimate's
+  float* list_mass;      // [list_capacity]
+  float* scratch;        // [2][list_capacity + kListSlack], also the bracket estimate's
   ScanPart* parts;       // [2][num_threads], used in turn; slot 0 only
   RowNews* news;
   int64_t list_capacity;
@@ -68,7 +69,8 @@ static inline int64_t lay_out_slot(char* base, int64_t vocab, int num_threads, S
   slot->block_mass = static_cast<uint64_t*>(take(num_blocks * 8));
   slot->list = static_cast<float*>(take((slot->list_capacity + kListSlack) * 4));
   slot->list_index = static_cast<int32_t*>(take((slot->list_capacity + kListSlack) * 4));
-  const int64_t scratch = 4 * (num_blocks + kListSlack) + slot->list_capacity + kListSlack;
+  slot->list_mass = static_cast<float*>(take((slot->list_capacity + kListSlack) * 4));
+  const int64_t scratch = 4 * (num_blocks + kListSlack) + 2 * (slot->list_capacity + kListSlack);
   slot->scratch = static_cast<float*>(take(scratch * 4));
   slot->parts = static_cast<ScanPart*>(take(2 * num_threads * int64_t{sizeof(ScanPart)}));
   slot->news = static_cast<RowNews*>(take(sizeof(RowNews)));

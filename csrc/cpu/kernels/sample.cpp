@@ -110,7 +110,7 @@ Survivors filter_row(RowTeam& team, const LogitRow<E>& row, MassScale mass, cons
     Survivors s = {{cut.value, 0, min_mass}, 0};
     if (!team.leads()) return s;
     s.kept.last = nth_tie_of_list(slot, cut.list_size, cut.value, cut.ties);
-    add_list(slot, cut.list_size, mass, s.kept);
+    add_list(slot, cut.list_size, s.kept);
     for (int64_t block = 0; block < row.num_blocks(); ++block) s.mass += slot.block_mass[block];
     return s;
   };
@@ -124,11 +124,12 @@ Survivors filter_row(RowTeam& team, const LogitRow<E>& row, MassScale mass, cons
       // All that is left lies in the list: the leader goes on alone.
       if (team.leads()) {
         for (int64_t block = 0; block < row.num_blocks(); ++block) slot.block_mass[block] = 0;
+        weigh_list(slot, cut.list_size, mass);
         if (f.top_p < 1.0f) {
           const uint64_t total = list_mass(slot, cut, mass);
           const uint64_t target = top_p_target(f.top_p, total);
-          const ListCut found =
-              cut_list<MassWeight>(slot.list, cut.list_size, target, mass, slot.scratch);
+          const ListCut found = cut_list<MassWeight>({slot.list, slot.list_mass, cut.list_size},
+                                                     target, slot.scratch);
           cut.value = found.value;
           cut.ties = ties_needed<MassWeight>(found.value, target - found.above, mass);
         }

@@ -9,7 +9,8 @@
 //   compress(out, a, mask)    stores the chosen lanes side by side; may write kWidth floats
 //   compress_index(out, base, mask)   likewise base + lane
 //   low_bits_to_exponent(a)   as in common/deterministic_math.h
-//   FixedSum                  sums of round_to_u64(lane), exact: add(a), add(a, mask), total()
+//   fixed_lanes(a)            round_to_u64 of every lane
+//   FixedSum                  exact sums of those: add(lanes), add(lanes, mask), total()
 #pragma once
 
 #include "common/deterministic_math.h"

@@ -41,30 +41,40 @@ static inline F32 low_bits_to_exponent(F32 a) {
   return F32(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a.v), 23)));
 }
 
+struct FixedLanes {
+  __m256i low, high;  // four lanes each
+};
 /// AVX2 has no conversion to 64-bit integers: adding 2^52 in double leaves the rounded integer in
-/// the low bits, and the high bits are taken off at the end.
+/// the low bits.
+static inline FixedLanes fixed_lanes(F32 a) {
+  const __m256d magic = _mm256_set1_pd(0x1p52);
+  const __m256d low = _mm256_add_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(a.v)), magic);
+  const __m256d high = _mm256_add_pd(_mm256_cvtps_pd(_mm256_extractf128_ps(a.v, 1)), magic);
+  return {_mm256_castpd_si256(_mm256_xor_pd(low, magic)),
+          _mm256_castpd_si256(_mm256_xor_pd(high, magic))};
+}
+
 class FixedSum {
  public:
-  void add(F32 a) {
-    const __m256d magic = _mm256_set1_pd(0x1p52);
-    const __m256d low = _mm256_add_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(a.v)), magic);
-    const __m256d high = _mm256_add_pd(_mm256_cvtps_pd(_mm256_extractf128_ps(a.v, 1)), magic);
-    low_ = _mm256_add_epi64(low_, _mm256_castpd_si256(low));
-    high_ = _mm256_add_epi64(high_, _mm256_castpd_si256(high));
-    ++adds_;
+  void add(FixedLanes a) {
+    low_ = _mm256_add_epi64(low_, a.low);
+    high_ = _mm256_add_epi64(high_, a.high);
   }
-  void add(F32 a, Mask mask) { add(F32(_mm256_and_ps(mask.v, a.v))); }
+  void add(FixedLanes a, Mask mask) {
+    const __m256i lanes = _mm256_castps_si256(mask.v);
+    const __m256i low = _mm256_cvtepi32_epi64(_mm256_castsi256_si128(lanes));
+    const __m256i high = _mm256_cvtepi32_epi64(_mm256_extracti128_si256(lanes, 1));
+    add(FixedLanes{_mm256_and_si256(low, a.low), _mm256_and_si256(high, a.high)});
+  }
   uint64_t total() const {
     uint64_t lanes[4];
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes), _mm256_add_epi64(low_, high_));
-    constexpr uint64_t kMagicBits = uint64_t{1075} << 52;
-    return lanes[0] + lanes[1] + lanes[2] + lanes[3] - adds_ * F32::kWidth * kMagicBits;
+    return lanes[0] + lanes[1] + lanes[2] + lanes[3];
   }
 
  private:
   __m256i low_ = _mm256_setzero_si256();
   __m256i high_ = _mm256_setzero_si256();
-  uint64_t adds_ = 0;
 };
 
 }  // namespace lampo::cpu::LAMPO_ISA

@@ -42,13 +42,24 @@ static inline F32 low_bits_to_exponent(F32 a) {
   return F32(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a.v), 23)));
 }
 
+struct FixedLanes {
+  __m512i low, high;  // eight lanes each
+};
+static inline FixedLanes fixed_lanes(F32 a) {
+  return {_mm512_cvtps_epi64(_mm512_castps512_ps256(a.v)),
+          _mm512_cvtps_epi64(_mm512_extractf32x8_ps(a.v, 1))};
+}
+
 class FixedSum {
  public:
-  void add(F32 a) {
-    low_ = _mm512_add_epi64(low_, _mm512_cvtps_epi64(_mm512_castps512_ps256(a.v)));
-    high_ = _mm512_add_epi64(high_, _mm512_cvtps_epi64(_mm512_extractf32x8_ps(a.v, 1)));
+  void add(FixedLanes a) {
+    low_ = _mm512_add_epi64(low_, a.low);
+    high_ = _mm512_add_epi64(high_, a.high);
   }
-  void add(F32 a, Mask mask) { add(F32(_mm512_maskz_mov_ps(mask.v, a.v))); }
+  void add(FixedLanes a, Mask mask) {
+    low_ = _mm512_mask_add_epi64(low_, static_cast<__mmask8>(mask.v), low_, a.low);
+    high_ = _mm512_mask_add_epi64(high_, static_cast<__mmask8>(mask.v >> 8), high_, a.high);
+  }
   uint64_t total() const {
     return static_cast<uint64_t>(_mm512_reduce_add_epi64(_mm512_add_epi64(low_, high_)));
   }

@@ -48,28 +48,29 @@ static inline F32 low_bits_to_exponent(F32 a) {
   return result;
 }
 
-/// Adding 2^52 in double leaves the rounded integer in the low bits; the high bits are taken off at
-/// the end.
+struct FixedLanes {
+  uint64_t lane[F32::kWidth];
+};
+static inline FixedLanes fixed_lanes(F32 a) {
+  FixedLanes result;
+  for (int i = 0; i < F32::kWidth; ++i) result.lane[i] = round_to_u64(a.v[i]);
+  return result;
+}
+
 class FixedSum {
  public:
-  void add(F32 a) {
+  void add(FixedLanes a) {
+    for (int i = 0; i < F32::kWidth; ++i) sums_[i] += a.lane[i];
+  }
+  void add(FixedLanes a, Mask mask) {
     for (int i = 0; i < F32::kWidth; ++i) {
-      const double sum = static_cast<double>(a.v[i]) + 0x1p52;
-      uint64_t bits;
-      memcpy(&bits, &sum, sizeof(bits));
-      sums_[i] += bits;
+      sums_[i] += a.lane[i] & static_cast<uint64_t>(static_cast<int64_t>(mask.v[i]));
     }
-    ++adds_;
   }
-  void add(F32 a, Mask mask) { add(blend(mask, a, F32())); }
-  uint64_t total() const {
-    constexpr uint64_t kMagicBits = uint64_t{1075} << 52;
-    return sums_[0] + sums_[1] + sums_[2] + sums_[3] - adds_ * F32::kWidth * kMagicBits;
-  }
+  uint64_t total() const { return sums_[0] + sums_[1] + sums_[2] + sums_[3]; }
 
  private:
   uint64_t sums_[F32::kWidth] = {};
-  uint64_t adds_ = 0;
 };
 
 }  // namespace lampo::cpu::LAMPO_ISA
