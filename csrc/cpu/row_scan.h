@@ -18,6 +18,7 @@ template <class E>
 struct LogitRow {
   const E* data;
   int64_t size;
+  const E* next = nullptr;  // the row after this one
 
   int64_t num_blocks() const { return num_sample_blocks(size); }
   /// Calls fn(i, lanes) for the vectors of one block.
@@ -32,6 +33,13 @@ struct LogitRow {
       const int64_t left = size - i;
       fn(i, load_or_lowest(data + i, left < F32::kWidth ? static_cast<int>(left) : F32::kWidth));
     }
+  }
+  /// A pass that computes masses leaves the memory idle: fetch the next row meanwhile.
+  void prefetch_next(int64_t block) const {
+    constexpr int64_t kLine = 64 / sizeof(E);
+    if (next == nullptr || (block + 1) * kSampleBlock > size) return;
+    const E* at = next + block * kSampleBlock;
+    for (int64_t i = 0; i < kSampleBlock; i += kLine) __builtin_prefetch(at + i, 0, 2);
   }
   float at(int64_t i) const {
     const float l = to_float(data[i]);
@@ -147,6 +155,7 @@ static inline ScanPart scan_bracket(const LogitRow<E>& row, Share blocks, const 
       });
     } else {
       block_mass[block] = 0;
+      row.prefetch_next(block);
       if (any_above) {
         FixedSum above_sum, kept_sum;
         row.for_block(block, [&](int64_t i, F32 l) {
@@ -204,6 +213,7 @@ static inline uint64_t scan_kept(const LogitRow<E>& row, Share blocks, const flo
   uint64_t sum = 0;
   for (int64_t block = blocks.begin; block < blocks.end; ++block) {
     block_mass[block] = 0;
+    row.prefetch_next(block);
     if (block_max[block] < kept.value || mass.negligible(block_max[block])) continue;
     FixedSum kept_sum;
     row.for_block(block, [&](int64_t i, F32 l) {

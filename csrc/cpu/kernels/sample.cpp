@@ -224,9 +224,11 @@ Drawn sample_processed(const SampleParams& p, int64_t b, RowTeam& team, const Lo
 }
 
 template <class In>
-void sample_row(const SampleParams& p, int64_t b, const Team& row_team, const SampleSlot& slot) {
-  const LogitRow<In> raw = {static_cast<const In*>(p.logits) + b * p.stride_logits_row,
-                            p.vocab_size};
+void sample_row(const SampleParams& p, int64_t b, bool has_next, const Team& row_team,
+                const SampleSlot& slot) {
+  const LogitRow<In> raw = {
+      static_cast<const In*>(p.logits) + b * p.stride_logits_row, p.vocab_size,
+      has_next ? static_cast<const In*>(p.logits) + (b + 1) * p.stride_logits_row : nullptr};
   const LogitRow<float> edited = {slot.row, p.vocab_size};
   RowTeam team(row_team, slot, raw.num_blocks());
 
@@ -293,9 +295,10 @@ void sample_row(const SampleParams& p, int64_t b, const Team& row_team, const Sa
 
 void sample(const SampleParams& p, const Team& team) {
   for_each_row(p.batch_size, p.vocab_size, p.workspace, team,
-               [&](int64_t row, const Team& row_team, const SampleSlot& slot) {
-                 dispatch_dtype<float, BF16>(
-                     p.dtype, [&]<class In>() { sample_row<In>(p, row, row_team, slot); });
+               [&](int64_t row, bool has_next, const Team& row_team, const SampleSlot& slot) {
+                 dispatch_dtype<float, BF16>(p.dtype, [&]<class In>() {
+                   sample_row<In>(p, row, has_next, row_team, slot);
+                 });
                });
 }
 

@@ -120,7 +120,7 @@ void table_row(const TokenLogprobsParams& p, int64_t b, const Team& row_team,
 
 void token_logprobs(const TokenLogprobsParams& p, const Team& team) {
   for_each_row(p.batch_size, p.vocab_size, p.workspace, team,
-               [&](int64_t row, const Team& row_team, const SampleSlot& slot) {
+               [&](int64_t row, bool, const Team& row_team, const SampleSlot& slot) {
                  dispatch_dtype<float, BF16>(
                      p.dtype, [&]<class E>() { table_row<E>(p, row, row_team, slot); });
                });
