@@ -92,8 +92,8 @@ def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
 @pytest.mark.model
 @pytest.mark.usefixtures("default_model")
 def test_json_from_stdin() -> None:
-    prompt = "What is the capital of France?"
-    done = run("generate", "--json", "-t", "0", "-n", "20", stdin=f"{prompt}\n")
+    prompt = "The capital of France is"
+    done = run("generate", "--raw", "--json", "-t", "0", "-n", "8", stdin=f"{prompt}\n")
     assert (done.returncode, done.stderr) == (0, "")
     result = json.loads(done.stdout)
     assert result["prompt"] == prompt
