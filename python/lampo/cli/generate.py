@@ -68,7 +68,7 @@ def generate(
     params = o.sampling_params(ctx.params)
     if prompt in (None, "-"):
         if prompt is None and sys.stdin.isatty():
-            raise typer.BadParameter("give one, or pipe it in.", ctx=ctx, param_hint="prompt")
+            raise ValueError("prompt: missing; give it as an argument, or pipe it in")
         prompt = None
     run = _Run(o.ModelOptions.of(ctx.params), params, raw, system, as_json, quiet)
     return functools.partial(run, prompt)
