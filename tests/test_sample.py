@@ -96,53 +96,71 @@ KINDS = [
 SHAPES = [(60, 1), (60, 3), (60, 17), (60, 255), (40, 257), (20, 4097), (4, 49152), (2, 128256)]
 
 
-def check_kept(logits: torch.Tensor, outputs, temperature, top_k, top_p, min_p) -> int:
-    """Every row's kept set lies between the references for slightly smaller and larger bounds.
-
-    Returns the number of rows in which these differ.
-    """
-    token_ids, status, logprobs, kept = outputs
-    loose = 0
-    for b, row in enumerate(logits):
-        filters = (float(temperature[b]), int(top_k[b]))
-        p, m = float(top_p[b]), float(min_p[b])
-        if not (row > -torch.inf).any():
-            assert (int(token_ids[b]), int(status[b])) == (-1, 1)
-            assert not kept[b].any() and logprobs[b].isnan().all()
+def kept_bounds(
+    logits: torch.Tensor, temperature: float | torch.Tensor = 1.0, top_k=0, top_p=1.0, min_p=0.0
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Per row of processed logits the references for slightly tighter and looser bounds."""
+    filters = [torch.as_tensor(x).expand(len(logits)).tolist() for x in (temperature, top_k)]
+    filters += [torch.as_tensor(x).double().expand(len(logits)).tolist() for x in (top_p, min_p)]
+    bounds = []
+    for row, t, k, p, m in zip(logits, *filters, strict=True):
+        if t == 0 or not (row > -torch.inf).any():
+            one = torch.nn.functional.one_hot(row.argmax(), len(row)).bool()
+            one &= row > -torch.inf
+            bounds.append((one, one))
             continue
-        if filters[0] == 0:
-            least = most = torch.nn.functional.one_hot(row.argmax(), len(row)).bool()
-        else:
-            less = p * (1 - MARGIN) if p < 1 else 1.0
-            least = reference.kept_tokens(row, *filters, less, m * (1 + MARGIN))
-            most = reference.kept_tokens(row, *filters, p * (1 + MARGIN), m * (1 - MARGIN))
-            # A mass of exactly 1 is not to be asked for in the loosened reference.
-        loose += int(not torch.equal(least, most))
+        less = p * (1 - MARGIN) if p < 1 else p
+        least = reference.kept_tokens(row, t, k, less, m * (1 + MARGIN))
+        most = reference.kept_tokens(row, t, k, p * (1 + MARGIN), m * (1 - MARGIN))
+        bounds.append((least, most))
+    return bounds
+
+
+def check_kept(bounds: list[tuple[torch.Tensor, torch.Tensor]], outputs) -> None:
+    token_ids, status, logprobs, kept = outputs
+    for b, (least, most) in enumerate(bounds):
         assert not (least & ~kept[b]).any(), f"row {b}: missing {(least & ~kept[b]).nonzero()}"
         assert not (kept[b] & ~most).any(), f"row {b}: too many {(kept[b] & ~most).nonzero()}"
-        assert kept[b, token_ids[b]] and status[b] == 0
-    return loose
+        if most.any():
+            assert kept[b, token_ids[b]] and status[b] == 0
+        else:
+            assert (int(token_ids[b]), int(status[b])) == (-1, 1)
+            assert logprobs[b].isnan().all()
+
+
+@pytest.fixture
+def each_isa():
+    """Switches through the kernel tables that this CPU can run."""
+    before = _C.cpu_isa()
+
+    def switch():
+        for isa in _C.runnable_isas():
+            _C.set_cpu_isa(isa)
+            yield isa
+
+    yield switch
+    _C.set_cpu_isa(before)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_kept_set_equals_the_sort_based_one(isa, generator, kind):
+def test_kept_set_equals_the_sort_based_one(each_isa, generator, kind):
     rows = loose = 0
     for shape in SHAPES:
-        if isa != _C.runnable_isas()[-1] and shape[1] > 10_000 and kind not in ("flat", "tied"):
-            continue
         logits = make_rows(kind, shape, generator)
         batch_size, vocab_size = shape
-        pick = torch.randint(0, 8, (5, batch_size), generator=generator)
-        small = torch.rand(4, batch_size, generator=generator)
-        temperature = torch.tensor([1, 1, 1, 0.7, 0.3, 1.5, 10, 1e-3])[pick[0]]
+        pick = torch.randint(0, 8, (4, batch_size), generator=generator)
+        small = torch.rand(2, batch_size, generator=generator)
         sizes = torch.tensor([0, 0, 0, 1, 5, 50, vocab_size // 2 + 1, vocab_size])
-        top_k = sizes[pick[1]].to(torch.int32)
-        top_p = torch.where(pick[2] < 2, 1.0, torch.where(pick[2] < 5, 0.9, 1e-4 + small[0]))
-        top_p = top_p.clamp(max=1.0)
-        min_p = torch.where(pick[3] < 5, 0.0, 0.2 * small[1] ** 3)
-        outputs = run(logits, temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-        clean = reference.processed_logits(logits)
-        loose += check_kept(clean, outputs, temperature, top_k, top_p, min_p)
+        filters = {
+            "temperature": torch.tensor([1, 1, 1, 0.7, 0.3, 1.5, 10, 1e-3])[pick[0]],
+            "top_k": sizes[pick[1]].to(torch.int32),
+            "top_p": torch.where(pick[2] < 2, 1.0, torch.where(pick[2] < 5, 0.9, 1 - small[0])),
+            "min_p": torch.where(pick[3] < 5, 0.0, 0.2 * small[1] ** 3),
+        }
+        bounds = kept_bounds(reference.processed_logits(logits), **filters)
+        for _ in each_isa():
+            check_kept(bounds, run(logits, **filters))
+        loose += sum(not torch.equal(least, most) for least, most in bounds)
         rows += batch_size
     assert loose <= 2 + rows // 20, f"{loose} of {rows} rows could fall on either side"
 
@@ -150,21 +168,17 @@ def test_kept_set_equals_the_sort_based_one(isa, generator, kind):
 @pytest.mark.parametrize("top_p", [1e-6, 0.1, 0.5, 0.9, 0.99, 0.9999, 1.0])
 @pytest.mark.parametrize("kind", ["flat", "peaked", "zipf", "ascending", "equal"])
 def test_top_p_alone(generator, kind, top_p):
-    logits = make_rows(kind, (3, 50_000), generator)
-    ones = full(3, 1.0)
-    p = full(3, top_p)
-    outputs = run(logits, ones, top_p=p)
-    check_kept(logits, outputs, ones, full(3, 0), p, full(3, 0.0))
+    logits = make_rows(kind, (2, 50_000), generator)
+    p = full(2, top_p)
+    check_kept(kept_bounds(logits, top_p=p), run(logits, top_p=p))
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 50, 200, 1000, 30_000, 49_999, 50_000, 60_000])
 @pytest.mark.parametrize("kind", ["flat", "tied", "ascending", "equal", "minus inf"])
 def test_top_k_alone(generator, kind, top_k):
     logits = make_rows(kind, (2, 50_000), generator)
-    ones = full(2, 1.0)
     k = full(2, top_k, torch.int32)
-    outputs = run(logits, ones, top_k=k)
-    check_kept(logits, outputs, ones, k, ones, full(2, 0.0))
+    check_kept(kept_bounds(logits, top_k=k), run(logits, top_k=k))
 
 
 def test_greedy_takes_the_first_of_the_largest(isa, generator):
@@ -216,8 +230,8 @@ def ragged(rows: list[list[int]], dtype: torch.dtype = torch.int32):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("vocab_size", [40, 1000, 49152])
-def test_penalties_bias_and_mask(isa, generator, dtype, vocab_size):
+@pytest.mark.parametrize("vocab_size", [40, 1000, 10_003])
+def test_penalties_bias_and_mask(each_isa, generator, dtype, vocab_size):
     batch_size = 5
     logits = (2 * torch.randn(batch_size, vocab_size, generator=generator)).to(dtype)
     sizes = [0, 1, 7, 20, 13]
@@ -243,22 +257,25 @@ def test_penalties_bias_and_mask(isa, generator, dtype, vocab_size):
         ),
     }
     expected = reference.processed_logits(logits, **step_one)
-    ones, half = full(batch_size, 1.0), full(batch_size, 0.5)
-    none = full(batch_size, 0)
-    check_kept(expected, run(logits, top_p=half, **step_one), ones, none, half, none)
-    check_kept(expected, run(logits, **step_one), ones, none, ones, none)
-    token_ids, _, logprobs, _ = run(logits, 0.0, **step_one)
-    assert torch.equal(token_ids, expected.argmax(1))
-    raw = torch.log_softmax(logits.double(), dim=1).gather(1, token_ids[:, None])[:, 0]
-    assert torch.allclose(logprobs[:, 0].double(), raw, atol=1e-5)
-    # Each part alone.
-    for part in (
+    half = full(batch_size, 0.5)
+    nucleus = kept_bounds(expected, top_p=half)
+    everything = kept_bounds(expected)
+    raw = torch.log_softmax(logits.double(), dim=1)
+    parts = (
         {k: v for k, v in step_one.items() if "penal" in k},
         {k: v for k, v in step_one.items() if "bias" in k},
         {"allowed_mask": step_one["allowed_mask"]},
-    ):
-        expected = reference.processed_logits(logits, **part)
-        check_kept(expected, run(logits, top_p=half, **part), ones, none, half, none)
+    )
+    alone = [kept_bounds(reference.processed_logits(logits, **part), top_p=half) for part in parts]
+    for _ in each_isa():
+        check_kept(nucleus, run(logits, top_p=half, **step_one))
+        check_kept(everything, run(logits, **step_one))
+        token_ids, _, logprobs, _ = run(logits, 0.0, **step_one)
+        assert torch.equal(token_ids, expected.argmax(1))
+        chosen = raw.gather(1, token_ids[:, None])[:, 0]
+        assert torch.allclose(logprobs[:, 0].double(), chosen, atol=1e-5)
+        for bounds, part in zip(alone, parts, strict=True):
+            check_kept(bounds, run(logits, top_p=half, **part))
 
 
 @pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"top_k": 50}, {"min_p": 0.1}])

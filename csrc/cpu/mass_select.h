@@ -25,15 +25,19 @@ static inline float next_down(float a) { return -next_up(-a); }
 struct RowTeam {
   const Team& team;
   SampleSlot slot;
+  int64_t num_blocks;
   Share blocks;
   BracketList list;
   int turn = 0;
 
-  RowTeam(const Team& row_team, const SampleSlot& row_slot, int64_t num_blocks)
-      : team(row_team), slot(row_slot), blocks(share_of(num_blocks, row_team)) {
+  RowTeam(const Team& row_team, const SampleSlot& row_slot, int64_t row_blocks)
+      : team(row_team),
+        slot(row_slot),
+        num_blocks(row_blocks),
+        blocks(share_of(row_blocks, row_team)) {
     const int64_t capacity = slot.list_capacity / team.size;
     const int64_t at = team.rank * capacity;
-    list = {slot.list + at, slot.list_index + at, slot.list_mass + at, capacity};
+    list = {slot.list + at, slot.list_mass + at, slot.block_end, capacity};
   }
   bool leads() const { return team.rank == 0; }
 
@@ -75,8 +79,11 @@ struct RowTeam {
     for (int rank = 1; rank < team.size; ++rank) {
       const auto bytes = static_cast<size_t>(parts[rank].listed) * 4;
       memmove(slot.list + size, slot.list + rank * capacity, bytes);
-      memmove(slot.list_index + size, slot.list_index + rank * capacity, bytes);
       memmove(slot.list_mass + size, slot.list_mass + rank * capacity, bytes);
+      const Share theirs = share_of(num_blocks, Team{rank, team.size});
+      for (int64_t block = theirs.begin; block < theirs.end; ++block) {
+        slot.block_end[block] += static_cast<int32_t>(size);
+      }
       size += parts[rank].listed;
     }
     return size;

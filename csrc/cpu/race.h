@@ -41,39 +41,54 @@ class Race {
   int64_t winner_ = 0;
 };
 
-/// Number of the n-th listed token that equals `value`, from 1.
-static inline int64_t nth_tie_of_list(const SampleSlot& slot, int64_t size, float value,
-                                      int64_t n) {
+/// Place in the list of the n-th value that equals `value`, from 1: it is there.
+static inline int64_t find_tie_in_list(const SampleSlot& slot, int64_t size, float value,
+                                       int64_t n) {
   int64_t found = -1;
   for_list(slot.list, size, -kInf, [&](F32 l, int64_t at, int) {
-    if (n <= 0) return;
     uint32_t bits = lane_bits(equal(l, F32(value)));
     const int here = __builtin_popcount(bits);
-    if (here < n) {
-      n -= here;
-      return;
+    if (found < 0 && here >= n) {
+      for (int64_t left = n; left > 1; --left) bits &= bits - 1;
+      found = at + __builtin_ctz(bits);
     }
-    for (; n > 1; --n) bits &= bits - 1;
-    found = slot.list_index[at + __builtin_ctz(bits)];
-    n = 0;
+    n -= here;
   });
   return found;
 }
 
-/// Adds the kept tokens of the list to the masses of their blocks.
-static inline void add_list(const SampleSlot& slot, int64_t size, const Kept& kept) {
-  for_list(slot.list, size, -kInf, [&](F32 l, int64_t at, int n) {
-    const F32 m = load(slot.list_mass + at);
-    const uint32_t ties = lane_bits(equal(l, F32(kept.value)));
-    uint32_t bits = lane_bits(at_least_mask(l, F32(kept.value)) &
-                              at_least_mask(m, F32(kept.min_mass)) & first(n));
-    for (; bits != 0; bits &= bits - 1) {
-      const int lane = __builtin_ctz(bits);
-      const int64_t token = slot.list_index[at + lane];
-      if ((ties >> lane & 1) != 0 && token > kept.last) continue;
-      slot.block_mass[token / kSampleBlock] += round_to_u64(slot.list_mass[at + lane]);
+/// The token at a place of the list that holds `value`.
+template <class E>
+static inline int64_t token_of_place(const SampleSlot& slot, const LogitRow<E>& row, float value,
+                                     int64_t place) {
+  int64_t block = 0;
+  while (slot.block_end[block] <= place) ++block;
+  int64_t nth = 0;
+  for (int64_t i = block > 0 ? slot.block_end[block - 1] : 0; i <= place; ++i) {
+    nth += slot.list[i] == value;
+  }
+  return find_tie_in_block(row, block, value, nth);
+}
+
+/// Adds what is kept of the list, numbered by its places, to the blocks' masses. Returns their sum.
+static inline uint64_t add_list(const SampleSlot& slot, int64_t num_blocks, const Kept& kept) {
+  uint64_t sum = 0;
+  int64_t at = 0;
+  for (int64_t block = 0; block < num_blocks; ++block) {
+    const int64_t end = slot.block_end[block];
+    FixedSum added;
+    for (; at < end; at += F32::kWidth) {
+      const F32 l = load(slot.list + at);
+      const F32 m = load(slot.list_mass + at);
+      const int64_t left = end - at;
+      const Mask here = first(left < F32::kWidth ? static_cast<int>(left) : F32::kWidth);
+      added.add(fixed_lanes(m), kept(l, m, at) & here);
     }
-  });
+    at = end;
+    slot.block_mass[block] += added.total();
+    sum += slot.block_mass[block];
+  }
+  return sum;
 }
 
 /// Fills in the masses of a list that was made by count.

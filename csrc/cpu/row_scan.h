@@ -107,91 +107,100 @@ static inline uint64_t total_mass(const LogitRow<E>& row, Share blocks, MassScal
   return sum.total();
 }
 
-/// The tokens of a bracket, low <= l <= high, side by side with their numbers and masses.
+/// The logits of a bracket, low <= l <= high, side by side in the order of the tokens. Which token
+/// one belongs to can be found out from the number of those before it and in each block.
 struct BracketList {
   float* value;
-  int32_t* index;
   float* mass;
+  int32_t* block_end;  // [num_blocks] length of the list after each block
   int64_t capacity;
   int64_t size = 0;
 
-  bool full() const { return size + F32::kWidth > capacity; }  // what is stored is a whole vector
+  /// For all of a block, and for the last vector's unused lanes.
+  bool has_room() const { return size + kSampleBlock + F32::kWidth <= capacity; }
+  void append(F32 l, Mask inside) {
+    compress(value + size, l, inside);
+    size += __builtin_popcount(lane_bits(inside));
+  }
 };
 
-/// One thread's part of a selection pass: weights above and inside the bracket [low, high], the
-/// list of those inside, and, by mass, the total and each block's mass of tokens above the bracket
-/// that have at least min_mass.
+/// One thread's part of a selection pass: weights above and inside the bracket, the list of those
+/// inside, and, by mass, the total and each block's mass of tokens above the bracket that have at
+/// least min_mass. Vectors append to the list whether they have something for it or not: whether
+/// they do is a coin toss, and a branch mispredicted costs more than the append.
 template <class Weight, bool kMinP, class E>
 static inline ScanPart scan_bracket(const LogitRow<E>& row, Share blocks, const float* block_max,
                                     MassScale mass, Bracket bracket, float min_mass,
                                     BracketList& list, uint64_t* block_mass) {
   const F32 low(bracket.low), high(bracket.high);
-  FixedSum total, left_out;
+  FixedSum total, inside;
   ScanPart part = {};
-  const auto append = [&](F32 l, F32 m, int64_t i, Mask inside) {
-    const uint32_t bits = lane_bits(inside);
-    if (bits == 0) return;
-    const int count = __builtin_popcount(bits);
-    if constexpr (!Weight::kMass) part.inside += static_cast<uint64_t>(count);
-    if (list.full()) {
-      if constexpr (Weight::kMass) left_out.add(fixed_lanes(m), inside);
-      part.overflow = true;
-      return;
-    }
-    compress(list.value + list.size, l, inside);
-    compress_index(list.index + list.size, static_cast<int32_t>(i), inside);
-    if constexpr (Weight::kMass) compress(list.mass + list.size, m, inside);
-    list.size += count;
-  };
   list.size = 0;
   for (int64_t block = blocks.begin; block < blocks.end; ++block) {
     const bool any_above = block_max[block] > bracket.high;
+    const bool any_inside = block_max[block] >= bracket.low;
+    const bool listing = list.has_room();
+    part.overflow = part.overflow || (any_inside && !listing);
     if constexpr (!Weight::kMass) {
-      if (block_max[block] < bracket.low) continue;
-      row.for_block(block, [&](int64_t i, F32 l) {
-        const Mask above = greater(l, high);
-        part.above += static_cast<uint64_t>(__builtin_popcount(lane_bits(above)));
-        append(l, l, i, and_not(at_least_mask(l, low), above));
-      });
+      if (any_inside) {
+        row.for_block(block, [&](int64_t, F32 l) {
+          const Mask above = greater(l, high);
+          const Mask within = and_not(at_least_mask(l, low), above);
+          part.above += static_cast<uint64_t>(__builtin_popcount(lane_bits(above)));
+          part.inside += static_cast<uint64_t>(__builtin_popcount(lane_bits(within)));
+          if (listing) list.append(l, within);
+        });
+      }
     } else {
       block_mass[block] = 0;
       row.prefetch_next(block);
-      if (any_above) {
+      if (!any_inside) {
+        if (!mass.negligible(block_max[block])) {
+          row.for_block(block, [&](int64_t, F32 l) { total.add(fixed_lanes(mass(l))); });
+        }
+      } else if (listing && !any_above) {
+        row.for_block(block, [&](int64_t, F32 l) {
+          total.add(fixed_lanes(mass(l)));
+          list.append(l, at_least_mask(l, low));
+        });
+      } else {
         FixedSum above_sum, kept_sum;
-        row.for_block(block, [&](int64_t i, F32 l) {
+        row.for_block(block, [&](int64_t, F32 l) {
           const F32 m = mass(l);
           const FixedLanes fixed = fixed_lanes(m);
           const Mask above = greater(l, high);
+          const Mask within = and_not(at_least_mask(l, low), above);
           total.add(fixed);
           above_sum.add(fixed, above);
           if constexpr (kMinP) kept_sum.add(fixed, above & at_least_mask(m, F32(min_mass)));
-          append(l, m, i, and_not(at_least_mask(l, low), above));
+          if (listing) {
+            list.append(l, within);
+          } else {
+            inside.add(fixed, within);
+          }
         });
         const uint64_t sum = above_sum.total();
         part.above += sum;
         block_mass[block] = kMinP ? kept_sum.total() : sum;
-      } else if (block_max[block] >= bracket.low) {
-        row.for_block(block, [&](int64_t i, F32 l) {
-          const F32 m = mass(l);
-          total.add(fixed_lanes(m));
-          append(l, m, i, at_least_mask(l, low));
-        });
-      } else if (!mass.negligible(block_max[block])) {
-        row.for_block(block, [&](int64_t, F32 l) { total.add(fixed_lanes(mass(l))); });
       }
     }
+    list.block_end[block] = static_cast<int32_t>(list.size);
   }
   if constexpr (Weight::kMass) {
+    for_list(list.value, list.size, -kInf, [&](F32 l, int64_t i, int) {
+      const F32 m = mass(l);
+      store(list.mass + i, m);
+      inside.add(fixed_lanes(m));
+    });
     part.total = total.total();
-    FixedSum inside = left_out;
-    for_list(list.mass, list.size, 0.0f, [&](F32 m, int64_t, int) { inside.add(fixed_lanes(m)); });
     part.inside = inside.total();
   }
   part.listed = list.size;
   return part;
 }
 
-/// What the filters keep: l > value, or l == value up to token `last`; and m >= min_mass.
+/// What the filters keep: l > value, or l == value up to number `last`; and m >= min_mass. Numbers
+/// are of tokens, or of places in a list.
 struct Kept {
   float value;
   int64_t last;
@@ -226,24 +235,33 @@ static inline uint64_t scan_kept(const LogitRow<E>& row, Share blocks, const flo
   return sum;
 }
 
-/// Number of the `count`-th token that equals `value`, from 1.
+/// Number of the `count`-th token of a block that equals `value`, from 1; -1 if there are fewer,
+/// after taking them off the count.
+template <class E>
+static inline int64_t find_tie_in_block(const LogitRow<E>& row, int64_t block, float value,
+                                        int64_t& count) {
+  int64_t found = -1;
+  row.for_block(block, [&](int64_t i, F32 l) {
+    if (found >= 0) return;
+    uint32_t bits = lane_bits(equal(l, F32(value)));
+    const int here = __builtin_popcount(bits);
+    if (here < count) {
+      count -= here;
+      return;
+    }
+    for (int64_t left = count; left > 1; --left) bits &= bits - 1;
+    found = i + __builtin_ctz(bits);
+  });
+  return found;
+}
+
+/// Number of the `count`-th token of the row that equals `value`, from 1.
 template <class E>
 static inline int64_t find_tie(const LogitRow<E>& row, const float* block_max, float value,
                                int64_t count) {
   for (int64_t block = 0; block < row.num_blocks(); ++block) {
     if (block_max[block] < value) continue;
-    int64_t found = -1;
-    row.for_block(block, [&](int64_t i, F32 l) {
-      if (found >= 0) return;
-      uint32_t bits = lane_bits(equal(l, F32(value)));
-      const int here = __builtin_popcount(bits);
-      if (here < count) {
-        count -= here;
-        return;
-      }
-      for (; count > 1; --count) bits &= bits - 1;
-      found = i + __builtin_ctz(bits);
-    });
+    const int64_t found = find_tie_in_block(row, block, value, count);
     if (found >= 0) return found;
   }
   return row.size - 1;

@@ -31,8 +31,8 @@ struct SampleSlot {
   float* block_max;      // [num_blocks]
   uint64_t* block_mass;  // [num_blocks] of kept tokens
   float* list;           // [list_capacity] logits in the bracket, by ascending token
-  int32_t* list_index;   // [list_capacity]
   float* list_mass;      // [list_capacity]
+  int32_t* block_end;    // [num_blocks] where each block's part of the list ends
   float* scratch;        // [2][list_capacity + kListSlack], also the bracket estimate's
   ScanPart* parts;       // [2][num_threads], used in turn; slot 0 only
   RowNews* news;
@@ -67,8 +67,8 @@ static inline int64_t lay_out_slot(char* base, int64_t vocab, int num_threads, S
   slot->row = static_cast<float*>(take(vocab * 4));
   slot->block_max = static_cast<float*>(take(num_blocks * 4));
   slot->block_mass = static_cast<uint64_t*>(take(num_blocks * 8));
+  slot->block_end = static_cast<int32_t*>(take(num_blocks * 4));
   slot->list = static_cast<float*>(take((slot->list_capacity + kListSlack) * 4));
-  slot->list_index = static_cast<int32_t*>(take((slot->list_capacity + kListSlack) * 4));
   slot->list_mass = static_cast<float*>(take((slot->list_capacity + kListSlack) * 4));
   const int64_t scratch = 4 * (num_blocks + kListSlack) + 2 * (slot->list_capacity + kListSlack);
   slot->scratch = static_cast<float*>(take(scratch * 4));

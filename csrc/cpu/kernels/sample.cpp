@@ -109,9 +109,9 @@ Survivors filter_row(RowTeam& team, const LogitRow<E>& row, MassScale mass, cons
   const auto keep_listed = [&](const RowCut& cut) {
     Survivors s = {{cut.value, 0, min_mass}, 0};
     if (!team.leads()) return s;
-    s.kept.last = nth_tie_of_list(slot, cut.list_size, cut.value, cut.ties);
-    add_list(slot, cut.list_size, s.kept);
-    for (int64_t block = 0; block < row.num_blocks(); ++block) s.mass += slot.block_mass[block];
+    const int64_t place = find_tie_in_list(slot, cut.list_size, cut.value, cut.ties);
+    s.mass = add_list(slot, row.num_blocks(), {cut.value, place, min_mass});
+    s.kept.last = token_of_place(slot, row, cut.value, place);
     return s;
   };
 

@@ -56,22 +56,23 @@ struct Table {
 
 /// For the leader: the tokens down to the cut into the table, in any order; returns their number.
 template <class E>
-int64_t collect(const SampleSlot& slot, const LogitRow<E>& row, const RowCut& cut, int64_t wanted,
+int64_t collect(const SampleSlot& slot, const LogitRow<E>& row, const RowCut& cut,
                 const Table& table) {
   int64_t size = 0, ties = cut.ties;
-  const auto offer = [&](float l, int64_t token) {
-    if (l < cut.value || (l == cut.value && ties-- <= 0) || size == wanted) return;
-    table.value[size] = l;
-    table.id[size++] = static_cast<int32_t>(token);
-  };
-  if (cut.list_only) {
-    for (int64_t i = 0; i < cut.list_size; ++i) offer(slot.list[i], slot.list_index[i]);
-    return size;
-  }
   for (int64_t block = 0; block < row.num_blocks(); ++block) {
     if (slot.block_max[block] < cut.value) continue;
-    const int64_t begin = block * kSampleBlock;
-    for (int64_t i = begin; i < begin + kSampleBlock && i < row.size; ++i) offer(row.at(i), i);
+    row.for_block(block, [&](int64_t i, F32 l) {
+      const int64_t left = row.size - i;
+      uint32_t bits = lane_bits(at_least_mask(max(l, F32(-kInf)), F32(cut.value)) &
+                                first(left < F32::kWidth ? static_cast<int>(left) : F32::kWidth));
+      for (; bits != 0; bits &= bits - 1) {
+        const int64_t token = i + __builtin_ctz(bits);
+        const float value = row.at(token);
+        if (value == cut.value && ties-- <= 0) continue;
+        table.value[size] = value;
+        table.id[size++] = static_cast<int32_t>(token);
+      }
+    });
   }
   return size;
 }
@@ -111,7 +112,7 @@ void table_row(const TokenLogprobsParams& p, int64_t b, const Team& row_team,
     cut.ties = p.num_top - static_cast<int64_t>(cut.total);
   }
   const Table table = {p.top_logprobs + b * p.num_top, p.top_ids + b * p.num_top};
-  const int64_t size = collect(slot, row, cut, p.num_top, table);
+  const int64_t size = collect(slot, row, cut, table);
   table.sort(size);
   for (int64_t i = 0; i < size; ++i) table.value[i] = logprob(table.value[i]);
 }

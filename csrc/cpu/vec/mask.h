@@ -7,7 +7,6 @@
 //   a & b, a | b, and_not(a, b) (a and not b), lane_bits(mask), mask_from_bits(bits), first(n)
 //   blend(mask, x, y)         mask ? x : y
 //   compress(out, a, mask)    stores the chosen lanes side by side; may write kWidth floats
-//   compress_index(out, base, mask)   likewise base + lane
 //   low_bits_to_exponent(a)   as in common/deterministic_math.h
 //   fixed_lanes(a)            round_to_u64 of every lane
 //   FixedSum                  exact sums of those: add(lanes), add(lanes, mask), total()

@@ -33,10 +33,6 @@ static inline __m256i set_lanes(uint32_t bits) {
 static inline void compress(float* out, F32 a, Mask mask) {
   _mm256_storeu_ps(out, _mm256_permutevar8x32_ps(a.v, set_lanes(lane_bits(mask))));
 }
-static inline void compress_index(int32_t* out, int32_t base, Mask mask) {
-  const __m256i index = _mm256_add_epi32(_mm256_set1_epi32(base), set_lanes(lane_bits(mask)));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), index);
-}
 static inline F32 low_bits_to_exponent(F32 a) {
   return F32(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a.v), 23)));
 }

@@ -33,11 +33,6 @@ static inline F32 blend(Mask mask, F32 x, F32 y) {
 static inline void compress(float* out, F32 a, Mask mask) {
   _mm512_storeu_ps(out, _mm512_maskz_compress_ps(mask.v, a.v));
 }
-static inline void compress_index(int32_t* out, int32_t base, Mask mask) {
-  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512i index = _mm512_add_epi32(_mm512_set1_epi32(base), lane);
-  _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(mask.v, index));
-}
 static inline F32 low_bits_to_exponent(F32 a) {
   return F32(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a.v), 23)));
 }

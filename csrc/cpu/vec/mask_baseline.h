@@ -32,12 +32,6 @@ static inline void compress(float* out, F32 a, Mask mask) {
     out += mask.v[i] & 1;
   }
 }
-static inline void compress_index(int32_t* out, int32_t base, Mask mask) {
-  for (int i = 0; i < F32::kWidth; ++i) {
-    *out = base + i;
-    out += mask.v[i] & 1;
-  }
-}
 static inline F32 low_bits_to_exponent(F32 a) {
   typedef uint32_t Words __attribute__((vector_size(16)));
   Words words;
