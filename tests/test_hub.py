@@ -391,8 +391,12 @@ def test_offline_by_the_real_library(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_imports_stay_light() -> None:
-    script = "import sys, lampo.weights; print(*sys.modules)"
+    script = (
+        "import sys, lampo.weights as w; print(*sys.modules); w.Checkpoint; print(*sys.modules)"
+    )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    loaded = set(result.stdout.split())
+    first, loaded = (set(line.split()) for line in result.stdout.splitlines())
+    assert "lampo.weights.hub" in first
+    assert "torch" not in first
     assert "lampo.weights.checkpoint" in loaded
     assert not loaded & {"transformers", "gguf", "huggingface_hub", "tokenizers"}

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bindings/tensor_arg.h"
 
+#include <algorithm>
 #include <string>
 
 #include "common/check.h"
@@ -78,6 +79,30 @@ const dlpack::ExchangeApi* exchange_api_of(PyTypeObject* type) {
   return api;
 }
 
+/// Says which argument the producer could not or would not export, and why, in one line.
+[[noreturn]] void throw_unreadable(const char* name, const py::error_already_set& error) {
+  std::string why = py::str(error.value());
+  why.resize(std::min(why.size(), why.find('\n')));  // torch appends its C++ stack
+  throw TypeMismatch(std::string(name) + ": cannot be read by DLPack: " + why);
+}
+
+/// __dlpack__ refuses tensors that require gradients; their data is all that is wanted here.
+py::object without_gradient(py::handle object) {
+  const py::object flag = py::getattr(object, "requires_grad", py::bool_(false));
+  return flag.is(py::bool_(true)) ? object.attr("detach")()
+                                  : py::reinterpret_borrow<py::object>(object);
+}
+
+py::object export_capsule(py::handle object) {
+  const py::object export_ = without_gradient(object).attr("__dlpack__");
+  try {
+    return export_(py::arg("max_version") = py::make_tuple(1, 0));
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_TypeError)) throw;
+    return export_();  // older than DLPack 1.0
+  }
+}
+
 }  // namespace
 
 TensorArg::TensorArg(const char* name, py::handle object, Access access) {
@@ -94,7 +119,9 @@ void TensorArg::read(const char* name, py::handle object, Access access) {
   api_ = exchange_api_of(Py_TYPE(object.ptr()));
   if (api_ == nullptr) return read_capsule(name, object, access);
   dlpack::Tensor tensor;
-  if (api_->tensor_from_object(object.ptr(), &tensor) != 0) throw py::error_already_set();
+  if (api_->tensor_from_object(object.ptr(), &tensor) != 0) {
+    throw_unreadable(name, py::error_already_set());
+  }
   fill(name, tensor);
 }
 
@@ -105,12 +132,10 @@ void TensorArg::read_capsule(const char* name, py::handle object, Access access)
   }
   py::object capsule;
   try {
-    capsule = object.attr("__dlpack__")(py::arg("max_version") = py::make_tuple(1, 0));
-  } catch (py::error_already_set& error) {
-    if (!error.matches(PyExc_TypeError)) {
-      throw TypeMismatch(std::string(name) + ": cannot be read by DLPack: " + error.what());
-    }
-    capsule = object.attr("__dlpack__")();  // older than DLPack 1.0
+    capsule = export_capsule(object);
+  } catch (const py::error_already_set& error) {
+    if (!error.matches(PyExc_Exception)) throw;  // KeyboardInterrupt
+    throw_unreadable(name, error);
   }
   if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
     versioned_ = static_cast<dlpack::ManagedTensorVersioned*>(

@@ -17,9 +17,13 @@ namespace lampo::cpu {
 namespace {
 
 constexpr int kMaxThreads = 1024;
-// Longer than the gap between two ops issued from Python, shorter than anybody notices as load.
-constexpr auto kSpinTime = std::chrono::microseconds(200);
-constexpr int kSpinsPerClockRead = 64;
+// How long to wait awake: longer than the gap between two ops issued from Python, shorter than
+// anybody notices as load.
+constexpr auto kAwakeTime = std::chrono::microseconds(200);
+// Of that, the first part without letting go of the core: a barrier is usually met within this.
+// After it every look at the word is followed by a yield, since on a busy machine the thread that
+// we wait for may need our core.
+constexpr int kSpins = 1000;
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -29,18 +33,19 @@ inline void relax() {
 #endif
 }
 
-/// Waits until `word` differs from `old`: spins first, then parks.
+/// Waits until `word` differs from `old`: spins, then yields, then parks.
 uint32_t wait_for_change(const std::atomic<uint32_t>& word, uint32_t old) {
   uint32_t now = word.load(std::memory_order_acquire);
+  for (int i = 0; now == old && i < kSpins; ++i) {
+    relax();
+    now = word.load(std::memory_order_acquire);
+  }
   if (now != old) return now;
-  const auto deadline = std::chrono::steady_clock::now() + kSpinTime;
-  do {
-    for (int i = 0; i < kSpinsPerClockRead; ++i) {
-      relax();
-      now = word.load(std::memory_order_acquire);
-      if (now != old) return now;
-    }
-  } while (std::chrono::steady_clock::now() < deadline);
+  const auto deadline = std::chrono::steady_clock::now() + kAwakeTime;
+  while (now == old && std::chrono::steady_clock::now() < deadline) {
+    std::this_thread::yield();
+    now = word.load(std::memory_order_acquire);
+  }
   while (now == old) {
     word.wait(old, std::memory_order_acquire);
     now = word.load(std::memory_order_acquire);

@@ -41,12 +41,12 @@ class ModelRunner:
         slot_mapping = np.empty(num_tokens, dtype=np.int64)
         cu_seqlens_q = np.zeros(batch_size + 1, dtype=np.int32)
         seq_lens = np.empty(batch_size, dtype=np.int32)
-        max_pages = max(len(sequence.pages) for sequence, _ in work)
+        max_pages = max(self.pool.pages_for(s.num_computed + count) for s, count in work)
         page_table = np.zeros((batch_size, max_pages), dtype=np.int32)
         at = 0
         for i, (sequence, count) in enumerate(work):
             start, end = sequence.num_computed, sequence.num_computed + count
-            pages = np.asarray(sequence.pages, dtype=np.int64)
+            pages = np.asarray(sequence.pages[: self.pool.pages_for(end)], dtype=np.int64)
             where = np.arange(start, end)
             token_ids[at : at + count] = sequence.token_ids[start:end]
             positions[at : at + count] = where

@@ -3,9 +3,14 @@
 
 from __future__ import annotations
 
-from lampo.weights.checkpoint import Checkpoint, load_checkpoint
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from lampo.weights.hub import DEFAULT_MODEL, ModelNotFoundError, pull, resolve_model
-from lampo.weights.quantize import QuantizedTensor
+
+if TYPE_CHECKING:
+    from lampo.weights.checkpoint import Checkpoint, load_checkpoint
+    from lampo.weights.quantize import QuantizedTensor
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -16,3 +21,16 @@ __all__ = [
     "pull",
     "resolve_model",
 ]
+
+# Resolved at first use: finding and fetching a model does without torch.
+_LAZY = {
+    "Checkpoint": "lampo.weights.checkpoint",
+    "QuantizedTensor": "lampo.weights.quantize",
+    "load_checkpoint": "lampo.weights.checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'lampo.weights' has no attribute {name!r}")

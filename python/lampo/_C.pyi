@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The native extension. lampo.ops documents its ops and is what other code calls.
+
+Ops take their arguments by position, write into the tensors they are given, and return nothing.
+tests/test_stub.py compares this file with the extension.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+class Tensor(Protocol):
+    """Anything that speaks DLPack: arrays of torch, NumPy, JAX, CuPy."""
+
+    def __dlpack__(self) -> Any: ...
+
+__version__: str
+
+# bindings/elementwise.cpp
+def rms_norm(
+    x: Tensor, weight: Tensor, residual: Tensor | None, out: Tensor, eps: float, /
+) -> None: ...
+def layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+    eps: float,
+    /,
+) -> None: ...
+def silu_mul(gate_up: Tensor, out: Tensor, /) -> None: ...
+def gelu_mul(gate_up: Tensor, out: Tensor, tanh_approximation: bool, /) -> None: ...
+def gelu(x: Tensor, out: Tensor, tanh_approximation: bool, /) -> None: ...
+
+# bindings/linear.cpp
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, /) -> None: ...
+def linear_packed(
+    x: Tensor,
+    weight: Tensor,
+    format: str,
+    bias: Tensor | None,
+    out: Tensor,
+    workspace: Tensor,
+    /,
+) -> None: ...
+def pack_weight(blocks: Tensor, format: str, out: Tensor, /) -> None: ...
+def packed_strip_bytes(format: str, in_features: int, /) -> int: ...
+def linear_workspace_size(num_tokens: int, in_features: int) -> int: ...
+def embedding(token_ids: Tensor, table: Tensor, out: Tensor, /) -> None: ...
+def embedding_packed(
+    token_ids: Tensor, table: Tensor, format: str, vocab_size: int, out: Tensor, /
+) -> None: ...
+
+# bindings/attention.cpp
+def append_kv(
+    q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    positions: Tensor | None,
+    cos_sin: Tensor | None,
+    interleaved: bool,
+    q_norm_weight: Tensor | None,
+    k_norm_weight: Tensor | None,
+    eps: float,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    /,
+) -> None: ...
+def paged_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    page_table: Tensor,
+    seq_lens: Tensor,
+    cu_seqlens_q: Tensor,
+    softmax_scale: float,
+    causal: bool,
+    sliding_window: int,
+    soft_cap: float,
+    sinks: Tensor | None,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    lse: Tensor | None,
+    out: Tensor,
+    workspace: Tensor,
+    /,
+) -> None: ...
+def paged_attention_workspace_size(
+    device: str, num_qo_heads: int, num_kv_heads: int, head_dim: int, max_seq_len: int, /
+) -> int: ...
+def merge_states(
+    out_partial: Tensor, lse_partial: Tensor, out: Tensor, lse: Tensor | None, /
+) -> None: ...
+
+# bindings/runtime.cpp
+def num_threads() -> int:
+    """Threads that an op may use: LAMPO_NUM_THREADS, else one per usable core."""
+
+def set_num_threads(count: int) -> None: ...
+def usable_cores() -> int:
+    """Physical cores of the process's affinity mask, within its cgroup's limit."""
+
+def cpu_isa() -> str:
+    """The kernel table in use: LAMPO_CPU_ISA, else the widest that this CPU runs."""
+
+def set_cpu_isa(isa: str) -> None: ...
+def compiled_isas() -> list[str]: ...
+def runnable_isas() -> list[str]: ...
+def cuda_info(measure_free: bool = False) -> dict[str, Any]:
+    """Raw form of lampo.device.cuda_info(). Measuring free memory costs a context per device."""
+
+def cuda_kernel_image_for(architectures: Sequence[str], major: int, minor: int) -> str: ...
+def cuda_row_layout(hidden_size: int, element_size: int) -> tuple[int, int, int]:
+    """threads_per_row, rows_per_block, rounds."""
+
+def cuda_element_layout(size: int, element_size: int) -> tuple[int, int]:
+    """threads, blocks_per_row."""
+
+def call_cost(
+    t0: Tensor, t1: Tensor, t2: Tensor, t3: Tensor, t4: Tensor, t5: Tensor, /
+) -> None: ...
+
+# bindings/sampling.cpp
+def sample(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
+    min_p: Tensor | None,
+    seeds: Tensor | None,
+    positions: Tensor | None,
+    penalty_ids: Tensor | None,
+    penalty_counts: Tensor | None,
+    cu_penalties: Tensor | None,
+    repetition_penalty: Tensor | None,
+    presence_penalty: Tensor | None,
+    frequency_penalty: Tensor | None,
+    bias_ids: Tensor | None,
+    bias_values: Tensor | None,
+    cu_bias: Tensor | None,
+    allowed_mask: Tensor | None,
+    token_ids: Tensor,
+    status: Tensor,
+    logprobs: Tensor | None,
+    kept: Tensor | None,
+    workspace: Tensor,
+    /,
+) -> None: ...
+def token_logprobs(
+    logits: Tensor,
+    token_ids: Tensor,
+    logprob: Tensor,
+    rank: Tensor,
+    top_ids: Tensor,
+    top_logprobs: Tensor,
+    workspace: Tensor,
+    /,
+) -> None: ...
+def sampling_workspace_size(vocab_size: int, cuda_device: int = -1) -> int: ...
+def philox4x32_10(counter_and_key: Tensor, out: Tensor, /) -> None:
+    """Six words in, four words out, all as int32."""
+
+def exp2_times_2_40(x: Tensor, out: Tensor, /) -> None:
+    """Elementwise: the mass of a base-2 exponent <= 0."""
+
+def exponential_variate(random: Tensor, out: Tensor, /) -> None:
+    """Elementwise: -ln(1 - v) of v = (random + 1/2) / 2^32, words as int32."""

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands and their common help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from lampo.cli.chat import chat
+from lampo.cli.doctor import doctor
+from lampo.cli.generate import generate
+from lampo.cli.main import Job
+from lampo.cli.pull import pull
+
+app = typer.Typer(
+    name="lampo",
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from lampo import __version__
+
+        print(f"lampo {__version__}")
+        raise typer.Exit
+
+
+def _paragraphs(text: str | None) -> str:
+    """Every paragraph on one line, for the terminal to wrap."""
+    return "\n\n".join(" ".join(part.split()) for part in (text or "").split("\n\n"))
+
+
+_EPILOG = _paragraphs(
+    """
+    lampo generate "Why is the sky blue?"
+
+    lampo chat -m ~/models/Llama-3.2-1B-Instruct-Q4_0.gguf
+
+    lampo doctor
+
+    Environment: LAMPO_CACHE (folder of the default model), LAMPO_NUM_THREADS, LAMPO_CPU_ISA
+    (baseline, avx2, avx512), LAMPO_DEBUG=1 (tracebacks).
+
+    Exit codes: 0; 2 for a mistake in arguments, files or environment; 130 after Ctrl-C; 141 when
+    the reader of a pipe has gone; 1 for anything else.
+    """
+)
+
+
+@app.callback(invoke_without_command=True, epilog=f"Examples:\n\n{_EPILOG}")
+def _lampo(
+    ctx: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Fast decoding of transformer language models, on hand-written CUDA and CPU kernels."""
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
+
+
+def _add(function: Callable[..., Job], *examples: str) -> None:
+    epilog = "\n\n".join(["Examples:", *examples])
+    app.command(help=_paragraphs(function.__doc__), epilog=epilog)(function)
+
+
+_add(
+    generate,
+    'lampo generate "Why is the sky blue?"',
+    "echo 'Three colours:' | lampo generate --raw -n 20 -t 0",
+    'lampo generate --logprobs 5 --top-p 0.9 "Name a fruit."',
+    'lampo generate --json -m org/name:Q4_0 "Hello" | jq -r .text',
+)
+_add(chat, "lampo chat", 'lampo chat --system "Answer in one sentence." -t 0.2 --top-p 0.9')
+_add(doctor, "lampo doctor", "lampo doctor --json | jq .isa")
+_add(pull, "lampo pull", "lampo pull HuggingFaceTB/SmolLM2-360M", "lampo pull org/name:Q4_0")
+
+
+def command() -> Any:
+    """The click command; what a subcommand returns is a job for `main` to run, or nothing."""
+    return typer.main.get_command(app)

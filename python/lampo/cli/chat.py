@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``lampo chat``: a conversation; answers on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import sys
+from typing import TYPE_CHECKING
+
+import typer
+
+from lampo.cli import options as o
+from lampo.cli.main import EXIT_INTERRUPTED, EXIT_USER, Job
+from lampo.cli.report import plural, statistics_line
+from lampo.cli.session import Answer, open_llm, stream_answer
+from lampo.cli.terminal import TextWriter, note, one_line, show_logging
+from lampo.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from lampo.llm import LLM
+
+_PROMPT = "> "
+_HELP = """\
+/reset         forget the conversation (the system message stays)
+/system TEXT   set the system message; without TEXT, show it
+/stats         sizes and times of the last answer, and how full the context is
+/exit, Ctrl-D  leave
+//TEXT         send a message that begins with a slash
+Ctrl-C stops an answer and keeps the conversation."""
+
+
+def chat(
+    ctx: typer.Context,
+    model: o.Model = None,
+    system: o.System = None,
+    dtype: o.Dtype = "auto",
+    kv_cache_dtype: o.KvCacheDtype = "auto",
+    max_model_len: o.MaxModelLen = None,
+    threads: o.Threads = None,
+    max_tokens: o.MaxTokens = None,
+    stop: o.Stop = None,
+    temperature: o.Temperature = None,
+    top_p: o.TopP = None,
+    top_k: o.TopK = None,
+    min_p: o.MinP = None,
+    seed: o.Seed = None,
+    repetition_penalty: o.RepetitionPenalty = None,
+    presence_penalty: o.PresencePenalty = 0.0,
+    frequency_penalty: o.FrequencyPenalty = 0.0,
+    quiet: o.Quiet = False,
+) -> Job:
+    """Talk with a model. /help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.
+
+    When stdin is no terminal, each line is a message; an answer that failed makes the exit code 2.
+    """
+    params = o.sampling_params(ctx.params)
+    return functools.partial(_run, o.ModelOptions.of(ctx.params), params, system, quiet)
+
+
+def _run(model: o.ModelOptions, params: SamplingParams, system: str | None, quiet: bool) -> int:
+    show_logging(quiet)
+    with open_llm(model, quiet) as llm:
+        if llm.tokenizer.chat_template is None:
+            raise ValueError("model: has no chat template; use `lampo generate --raw`")
+        if not quiet:
+            note(f"{llm.path.name}, loaded in {llm.load_time:.2f} s; /help lists the commands")
+        conversation = Conversation(llm, params, system)
+        if isinstance(sys.stdin, io.TextIOWrapper):  # what is no UTF-8 ends no conversation
+            sys.stdin.reconfigure(errors="replace")
+        interactive = sys.stdin.isatty()
+        failed = False
+        while True:
+            try:
+                line = _read_line()
+            except KeyboardInterrupt:
+                print(file=sys.stderr)
+                return EXIT_INTERRUPTED
+            if line is None or line.strip() in ("/exit", "/quit"):
+                break
+            try:
+                conversation.take(line)
+            except (ValueError, TypeError, MemoryError) as error:
+                failed = True
+                note(f"error: {one_line(str(error)) or 'out of memory'}")
+        return EXIT_USER if failed and not interactive else 0
+
+
+class Conversation:
+    """The messages so far, and what a line of the user does to them."""
+
+    def __init__(self, llm: LLM, params: SamplingParams, system: str | None) -> None:
+        self._llm = llm
+        self._params = params
+        self._system = system
+        self._messages: list[dict[str, str]] = []
+        self._last: Answer | None = None
+        self._writer = TextWriter()
+
+    def take(self, line: str) -> None:
+        """Obeys a command, or answers a message. Raises: ValueError if that cannot be done."""
+        message = line.strip()
+        if not message:
+            return
+        if message.startswith("//"):
+            self._reply(message[1:])
+        elif message.startswith("/"):
+            self._obey(message)
+        else:
+            self._reply(message)
+
+    def _obey(self, line: str) -> None:
+        command, _, text = line.partition(" ")
+        if command == "/reset":
+            self._messages.clear()
+            self._last = None
+            note("a new conversation")
+        elif command == "/system":
+            if text.strip():
+                self._system = text.strip()
+            note(f"system message: {one_line(self._system or 'none')}")
+        elif command == "/stats":
+            self._print_statistics()
+        elif command == "/help":
+            print(_HELP, file=sys.stderr)
+        else:
+            note(f"unknown command {command}; /help lists the commands")
+
+    def _reply(self, message: str) -> None:
+        llm = self._llm
+        asked = [*self._messages, {"role": "user", "content": message}]
+        system = [] if self._system is None else [{"role": "system", "content": self._system}]
+        token_ids = llm.encode_chat([*system, *asked])
+        if len(token_ids) >= llm.max_model_len:
+            raise ValueError(
+                f"the conversation has {len(token_ids)} tokens, too many for the context of "
+                f"{llm.max_model_len}; /reset starts a new one"
+            )
+        answer = stream_answer(llm, token_ids, self._params, self._writer)
+        self._last = answer
+        if answer.error is not None:
+            raise ValueError(answer.error)
+        if answer.text:  # what was said before Ctrl-C stays said
+            self._messages = [*asked, {"role": "assistant", "content": answer.text}]
+        if answer.finish_reason == "length":
+            if len(token_ids) + len(answer.token_ids) >= llm.max_model_len:
+                note("the context is full; /reset starts a new conversation")
+            else:
+                note(f"stopped after {plural(len(answer.token_ids), 'token')} (--max-tokens)")
+
+    def _print_statistics(self) -> None:
+        if self._last is None:
+            note("no answer yet")
+            return
+        metrics = self._last.metrics
+        note(statistics_line(metrics, self._last.finish_reason))
+        used = metrics.num_prompt_tokens + metrics.num_output_tokens
+        share = 100 * used / self._llm.max_model_len
+        note(
+            f"{plural(len(self._messages), 'message')}, {used} of {self._llm.max_model_len} tokens "
+            f"of context ({share:.0f} %)"
+        )
+
+
+def _read_line() -> str | None:
+    """The next line of stdin, with a prompt and line editing at a terminal; None at its end."""
+    if not sys.stdin.isatty():
+        line = sys.stdin.readline()
+        return line or None
+    with contextlib.suppress(ImportError):  # gives `input` line editing and a history
+        import readline  # noqa: F401
+    prompt = _PROMPT
+    if not sys.stdout.isatty():  # input() would write its prompt into what is piped
+        print(prompt, end="", file=sys.stderr, flush=True)
+        prompt = ""
+    try:
+        return input(prompt)
+    except EOFError:
+        print(file=sys.stderr)
+        return None

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``lampo generate``: one prompt; text on stdout as it becomes final, the rest on stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lampo.cli import options as o
+from lampo.cli.candidates import Candidates
+from lampo.cli.main import EXIT_INTERNAL, EXIT_INTERRUPTED, Job
+from lampo.cli.report import metrics_json, statistics_line
+from lampo.cli.session import Answer, open_llm, stream_answer
+from lampo.cli.terminal import TextWriter, console, note, read_stdin, show_logging
+from lampo.outputs import LogprobTable, RequestOutput
+from lampo.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from lampo.llm import LLM
+
+
+def generate(
+    ctx: typer.Context,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help="The prompt. Absent or -: read from stdin.", show_default=False),
+    ] = None,
+    model: o.Model = None,
+    raw: o.Raw = False,
+    system: o.System = None,
+    dtype: o.Dtype = "auto",
+    kv_cache_dtype: o.KvCacheDtype = "auto",
+    max_model_len: o.MaxModelLen = None,
+    threads: o.Threads = None,
+    max_tokens: o.MaxTokens = None,
+    min_tokens: o.MinTokens = 0,
+    stop: o.Stop = None,
+    stop_token_ids: o.StopTokenIds = None,
+    ignore_eos: o.IgnoreEos = False,
+    temperature: o.Temperature = None,
+    top_p: o.TopP = None,
+    top_k: o.TopK = None,
+    min_p: o.MinP = None,
+    seed: o.Seed = None,
+    n: o.N = 1,
+    repetition_penalty: o.RepetitionPenalty = None,
+    presence_penalty: o.PresencePenalty = 0.0,
+    frequency_penalty: o.FrequencyPenalty = 0.0,
+    logit_bias: o.LogitBias = None,
+    logprobs: o.Logprobs = None,
+    prompt_logprobs: o.PromptLogprobs = None,
+    show_special_tokens: o.ShowSpecialTokens = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> Job:
+    """Answer one prompt: text to stdout as it comes, statistics to stderr.
+
+    The prompt becomes a user's message in the model's chat template, if it has one; --raw continues
+    the prompt as it is. Ctrl-C stops the answer, with exit code 130.
+    """
+    if raw and system is not None:
+        raise ValueError("system: a raw prompt has no messages; leave out --raw or --system")
+    params = o.sampling_params(ctx.params)
+    if prompt in (None, "-"):
+        if prompt is None and sys.stdin.isatty():
+            raise ValueError("prompt: missing; give it as an argument, or pipe it in")
+        prompt = None
+    run = _Run(o.ModelOptions.of(ctx.params), params, raw, system, as_json, quiet)
+    return functools.partial(run, prompt)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    model: o.ModelOptions
+    params: SamplingParams
+    raw: bool
+    system: str | None
+    as_json: bool
+    quiet: bool
+
+    def __call__(self, prompt: str | None) -> int:
+        if prompt is None:
+            prompt = read_stdin()
+        if not prompt:
+            raise ValueError("prompt: is empty")
+        show_logging(self.quiet)
+        with open_llm(self.model, self.quiet) as llm:
+            templated = not self.raw and llm.tokenizer.chat_template is not None
+            if self.system is not None and not templated:
+                raise ValueError("system: this model has no chat template")
+            token_ids = self._encode(llm, prompt, templated)
+            answers = self._answers(llm, token_ids)
+            if self.as_json:
+                self._print_json(llm, prompt, token_ids, answers, templated)
+            elif not self.quiet:
+                self._print_statistics(llm, answers, templated)
+            if not self.as_json:
+                self._print_candidates(llm, token_ids, answers)
+        for answer in answers:
+            if answer.error is not None:
+                note(f"error: {answer.error}")
+                return EXIT_INTERNAL
+        return EXIT_INTERRUPTED if answers[0].interrupted else 0
+
+    def _encode(self, llm: LLM, prompt: str, templated: bool) -> list[int]:
+        if not templated:
+            return llm.tokenizer.encode(prompt)
+        messages = [{"role": "user", "content": prompt}]
+        if self.system is not None:
+            messages.insert(0, {"role": "system", "content": self.system})
+        return llm.encode_chat(messages)
+
+    def _answers(self, llm: LLM, token_ids: list[int]) -> list[Answer]:
+        resolved = self.params.resolved(llm.generation_config)
+        needed = Candidates.num_needed(self.params.logprobs, resolved)
+        params = dataclasses.replace(self.params, logprobs=needed)
+        writer = TextWriter()
+        if params.n == 1:
+            return [stream_answer(llm, token_ids, params, None if self.as_json else writer)]
+        (request,) = llm.generate([token_ids], params, progress=None if not self.quiet else False)
+        answers = [_answer(request, i) for i in range(params.n)]
+        for i, answer in enumerate(answers):
+            if not self.as_json:
+                writer.write(f"--- {i + 1} of {len(answers)}\n{answer.text}")
+                writer.end_line()
+        return answers
+
+    def _print_statistics(self, llm: LLM, answers: list[Answer], templated: bool) -> None:
+        form = "chat template" if templated else "raw prompt"
+        note(f"{llm.path.name}, loaded in {llm.load_time:.2f} s, {form}")
+        reason = answers[0].finish_reason if len(answers) == 1 else None
+        note(statistics_line(answers[0].metrics, reason))
+
+    def _print_candidates(self, llm: LLM, token_ids: list[int], answers: list[Answer]) -> None:
+        tables = []
+        request = answers[0].request
+        if request is not None and request.prompt_logprobs is not None:
+            rows = list(zip(token_ids, request.prompt_logprobs, strict=True))
+            tables.append((self.params.prompt_logprobs, rows, "prompt"))
+        for i, answer in enumerate(answers):
+            if answer.logprobs:
+                title = "output" if len(answers) == 1 else f"output {i + 1}"
+                tables.append((self.params.logprobs, _rows(answer), title))
+        for num_shown, rows, title in tables:
+            out = console()
+            out.print(self._candidates(llm, num_shown).table(rows, title, out.width))
+
+    def _print_json(
+        self, llm: LLM, prompt: str, token_ids: list[int], answers: list[Answer], templated: bool
+    ) -> None:
+        view = self._candidates(llm, self.params.logprobs)
+        outputs = [_answer_json(answer, view) for answer in answers]
+        result: dict[str, Any] = {
+            "model": str(llm.path),
+            "prompt": prompt,
+            "chat_template": templated,
+            "prompt_token_ids": token_ids,
+            **(outputs[0] if self.params.n == 1 else {"outputs": outputs}),
+        }
+        request = answers[0].request
+        if request is not None and request.prompt_logprobs is not None:
+            prompt_view = self._candidates(llm, self.params.prompt_logprobs)
+            result["prompt_logprobs"] = [
+                table and prompt_view.json(table, token_id)
+                for token_id, table in zip(token_ids, request.prompt_logprobs, strict=True)
+            ]
+        result["metrics"] = metrics_json(answers[0].metrics, llm.load_time)
+        print(json.dumps(result, ensure_ascii=True, allow_nan=False))
+
+    def _candidates(self, llm: LLM, num_shown: int | None) -> Candidates:
+        resolved = self.params.resolved(llm.generation_config)
+        size, token_bytes = llm.config.vocab_size, llm.tokenizer.token_bytes
+        return Candidates(num_shown or 0, resolved, size, token_bytes)
+
+
+def _answer(request: RequestOutput, index: int) -> Answer:
+    output = request.outputs[index]
+    return Answer(
+        text=output.text,
+        token_ids=output.token_ids,
+        logprobs=output.logprobs,
+        finish_reason=output.finish_reason,
+        stop_reason=output.stop_reason,
+        error=output.error,
+        request=request,
+        metrics=request.metrics,
+    )
+
+
+def _rows(answer: Answer) -> list[tuple[int, LogprobTable | None]]:
+    return list(zip(answer.token_ids, answer.logprobs or [], strict=True))
+
+
+def _answer_json(answer: Answer, view: Candidates) -> dict[str, Any]:
+    tables = answer.logprobs
+    return {
+        "text": answer.text,
+        "token_ids": answer.token_ids,
+        "finish_reason": answer.finish_reason,
+        "stop_reason": answer.stop_reason,
+        "logprobs": None
+        if tables is None
+        else [view.json(t, i) for i, t in zip(answer.token_ids, tables, strict=True)],
+    }

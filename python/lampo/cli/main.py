@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The entry point: typer parses the command line into a job, which runs here under one roof.
+
+Exit codes: 0; 1 for what should not happen; 2 for what the user can mend; 130 after Ctrl-C; 141
+when the reader of our output has gone (128 + the signal's number, as shells count).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+Job = Callable[[], int]
+
+EXIT_INTERNAL = 1
+EXIT_USER = 2
+EXIT_INTERRUPTED = 130
+EXIT_CLOSED_PIPE = 141
+
+# What the library raises for bad arguments, files and environments; its messages are one line.
+_USER_ERRORS = (ValueError, TypeError, MemoryError, OSError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code; errors become one line on stderr."""
+    try:
+        code = _run(sys.argv[1:] if arguments is None else list(arguments))
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        if sys.stderr.isatty():  # leaves the line on which the terminal has shown ^C
+            print(file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        _discard_output()
+        return EXIT_CLOSED_PIPE
+    except Exception as error:
+        return _report(error)
+
+
+def _run(arguments: list[str]) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a character that a terminal lacks is no error
+            stream.reconfigure(errors="replace")
+    from lampo.cli.app import command
+
+    job: object = command().main(arguments, prog_name="lampo", standalone_mode=False)
+    if callable(job):
+        code: int = job()
+        return code
+    return job if isinstance(job, int) else 0  # --help and the like have done their work
+
+
+def _report(error: Exception) -> int:
+    from lampo.cli.terminal import note, one_line
+
+    if os.environ.get("LAMPO_DEBUG"):
+        import traceback
+
+        traceback.print_exception(error)
+    if type(error).__name__ == "Abort":  # what older versions of typer make of Ctrl-C
+        return EXIT_INTERRUPTED
+    if hasattr(error, "format_message"):  # a usage error, found by typer
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "lampo"
+        message = one_line(error.format_message())
+        stop = "" if message.endswith((".", "?", ")")) else "."
+        note(f"error: {message}{stop} See '{command} --help'.")
+        return EXIT_USER
+    if isinstance(error, _USER_ERRORS):
+        note(f"error: {_message(error)}")
+        return EXIT_USER
+    name = type(error).__name__
+    note(f"error: {name}: {_message(error)} (run with LAMPO_DEBUG=1 for the traceback)")
+    return EXIT_INTERNAL
+
+
+def _message(error: Exception) -> str:
+    from lampo.cli.terminal import one_line
+
+    if isinstance(error, OSError) and error.strerror:
+        named = f"{error.filename}: " if error.filename else ""
+        return one_line(f"{named}{error.strerror}")
+    if isinstance(error, MemoryError) and not str(error):
+        return "out of memory"
+    return one_line(str(error)) or type(error).__name__
+
+
+def _discard_output() -> None:
+    """Points stdout at nothing, so that the interpreter's last flush cannot fail."""
+    try:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, sys.stdout.fileno())
+    except (OSError, ValueError):
+        pass

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A loaded model for a command, and one answer streamed to stdout."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from lampo.cli.options import ModelOptions
+from lampo.cli.pull import FetchBar, fetch
+from lampo.cli.terminal import TextWriter
+from lampo.outputs import LogprobTable, RequestMetrics, RequestOutput
+from lampo.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from lampo.llm import LLM
+
+
+def open_llm(options: ModelOptions, quiet: bool) -> LLM:
+    """Fetches the model if it is not here, and loads it. Raises: as `LLM`."""
+    path = fetch(options.model, FetchBar(quiet))
+    from lampo.llm import LLM
+
+    return LLM(
+        path,
+        dtype=options.dtype,
+        kv_cache_dtype=options.kv_cache_dtype,
+        max_model_len=options.max_model_len,
+        max_num_seqs=8,
+    )
+
+
+@dataclass
+class Answer:
+    """What came of one prompt, whole or, after Ctrl-C, in part.
+
+    Attributes:
+        request: the whole result; None if it was interrupted.
+        metrics: of the whole result, or measured here as far as it went.
+    """
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[LogprobTable] | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    error: str | None = None
+    request: RequestOutput | None = None
+    metrics: RequestMetrics = field(default_factory=RequestMetrics)
+
+    @property
+    def interrupted(self) -> bool:
+        return self.request is None
+
+
+def stream_answer(
+    llm: LLM, prompt: str | list[int], params: SamplingParams, writer: TextWriter | None
+) -> Answer:
+    """Generates one answer and writes its text as it becomes final; Ctrl-C ends it early.
+
+    Raises: ValueError, TypeError: as `LLM.stream`, before anything has been written.
+    """
+    answer = Answer(logprobs=None if params.logprobs is None else [])
+    start = time.perf_counter()
+    first = last = None
+    stream = llm.stream(prompt, params)
+    try:
+        for piece in stream:
+            last = time.perf_counter()
+            first = first or last
+            answer.token_ids += piece.token_ids
+            answer.text += piece.text
+            if answer.logprobs is not None:
+                answer.logprobs += piece.logprobs or []
+            if writer is not None:
+                writer.write(piece.text)
+            if piece.request is not None:
+                output = piece.request.outputs[0]
+                answer.finish_reason = output.finish_reason
+                answer.stop_reason = output.stop_reason
+                answer.error = output.error
+                answer.request = piece.request
+                answer.metrics = piece.request.metrics
+    except KeyboardInterrupt:
+        answer.finish_reason = "interrupted"
+        count = len(answer.token_ids)
+        answer.metrics.num_output_tokens = count
+        if first is not None and last is not None:
+            answer.metrics.time_to_first_token = first - start
+            if count > 1:
+                answer.metrics.time_per_output_token = (last - first) / (count - 1)
+    finally:
+        close = getattr(stream, "close", None)
+        if close is not None:
+            close()
+        if writer is not None:
+            writer.end_line()
+    if answer.metrics.num_prompt_tokens == 0 and not isinstance(prompt, str):
+        answer.metrics.num_prompt_tokens = len(prompt)
+    return answer

@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LLM, from prompts to results, on tiny random models."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import make_checkpoint, make_gguf
+from model_harness import twin_logits
+
+from lampo import LLM, SamplingParams, _C
+
+GREEDY = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+TEXTS = ["a", "Hello, world", "the quick brown fox " * 5, "x" * 70, "1 2 3 4 5", "ünïcödé 🙂"]
+
+
+def change(params: SamplingParams, **fields: Any) -> SamplingParams:
+    return dataclasses.replace(params, **fields)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Any:
+    path = tmp_path_factory.mktemp("model")
+    generation = {"temperature": 0.8, "top_p": 0.95, "max_new_tokens": 9, "do_sample": True}
+    return path, make_checkpoint(path, generation=generation)
+
+
+@pytest.fixture(scope="module")
+def llm(folder) -> Iterator[LLM]:
+    with LLM(folder[0], dtype="float32", page_size=16) as llm:
+        yield llm
+        # Whatever a test did, every page has come back.
+        assert llm._engine.pool.num_free == llm._engine.pool.num_pages
+
+
+def ids_of(outputs: Any) -> list[list[int]]:
+    return [completion.token_ids for output in outputs for completion in output.outputs]
+
+
+def test_greedy_is_transformers_choice(llm, folder):
+    twin = folder[1]
+    for output in llm.generate(TEXTS, GREEDY):
+        generated = output.outputs[0].token_ids
+        assert len(generated) == 20
+        logits = twin_logits(twin, output.prompt_token_ids + generated)
+        expected = logits[len(output.prompt_token_ids) - 1 : -1].argmax(-1)
+        assert generated == expected.tolist()
+
+
+def test_shape_of_results(llm):
+    output = llm.generate("Hello", change(GREEDY, n=3))[0]
+    assert output.prompt == "Hello"
+    assert output.prompt_token_ids == llm.tokenizer.encode("Hello")
+    assert [c.index for c in output.outputs] == [0, 1, 2]
+    completion = output.outputs[0]
+    assert completion.text == llm.tokenizer.decode(completion.token_ids)
+    assert completion.finish_reason == "length"
+    assert completion.logprobs is None
+    assert output.prompt_logprobs is None
+    metrics = output.metrics
+    assert 0 < metrics.time_to_first_token
+    assert 0 < metrics.time_per_output_token
+    assert metrics.num_prompt_tokens == len(output.prompt_token_ids)
+    assert metrics.num_output_tokens == 60
+
+
+def test_prompts_as_text_ids_one_or_many(llm):
+    ids = llm.tokenizer.encode("Hello")
+    expected = ids_of(llm.generate("Hello", GREEDY))
+    assert ids_of(llm.generate(["Hello"], GREEDY)) == expected
+    assert ids_of(llm.generate(ids, GREEDY)) == expected
+    assert ids_of(llm.generate([ids, "Hello"], GREEDY)) == expected * 2
+    assert llm.generate(ids, GREEDY)[0].prompt is None
+    assert llm.generate([], GREEDY) == []
+
+
+@pytest.mark.parametrize("params", [GREEDY, change(GREEDY, temperature=0.9, top_p=0.9, seed=11)])
+@pytest.mark.parametrize("quantization", ["F32", "Q4_0", "Q4_1", "Q8_0"])
+def test_a_batch_gives_each_prompt_its_own_tokens(isa, tmp_path, params, quantization):
+    """Bit for bit, logprobs too: alone, in a batch, in small steps, with any number of threads."""
+    make_gguf(tmp_path / "m.gguf", quantization=quantization)
+    params = change(params, logprobs=0)
+    threads = _C.num_threads()
+    try:
+        with LLM(tmp_path / "m.gguf", page_size=16) as llm:
+            alone = [llm.generate(text, params)[0].outputs[0] for text in TEXTS]
+            assert llm.generate(TEXTS, params)[2].outputs[0] == alone[2]
+            together = [o.outputs[0] for o in llm.generate(TEXTS, params)]
+        _C.set_num_threads(1)
+        with LLM(
+            tmp_path / "m.gguf", page_size=64, max_num_batched_tokens=7, max_num_seqs=4
+        ) as llm:
+            in_steps = [o.outputs[0] for o in llm.generate(TEXTS, params)]
+    finally:
+        _C.set_num_threads(threads)
+    assert together == alone
+    assert in_steps == alone
+
+
+def test_too_little_cache_for_all_at_once(folder):
+    """Sequences wait for pages; the results stay the same."""
+    with LLM(folder[0], dtype="float32") as llm:
+        expected = ids_of(llm.generate(TEXTS * 2, GREEDY))
+    config = llm.config
+    token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 4
+    with LLM(folder[0], dtype="float32", page_size=16, kv_cache_memory=256 * token) as llm:
+        assert llm._engine.pool.num_pages == 16
+        assert ids_of(llm.generate(TEXTS * 2, GREEDY)) == expected
+
+
+def test_same_seed_same_tokens_other_seed_others(llm):
+    params = SamplingParams(temperature=1.5, max_tokens=12, seed=5, ignore_eos=True, n=2)
+    first = ids_of(llm.generate("Hello", params))
+    assert ids_of(llm.generate("Hello", params)) == first
+    assert first[0] != first[1]
+    assert ids_of(llm.generate("Hello", change(params, n=1, seed=6)))[0] == first[1]
+    assert ids_of(llm.generate("Hello", change(params, seed=7))) != first
+    unseeded = change(params, seed=None, n=1, max_tokens=30)
+    assert ids_of(llm.generate("Hello", unseeded)) != ids_of(llm.generate("Hello", unseeded))
+
+
+def test_logprobs(llm, folder):
+    params = change(GREEDY, temperature=1.0, seed=3, logprobs=4, prompt_logprobs=2)
+    output = llm.generate("Hello, world", params)[0]
+    completion = output.outputs[0]
+    ids = output.prompt_token_ids + completion.token_ids
+    expected = twin_logits(folder[1], ids).double().log_softmax(-1)
+    assert output.prompt_logprobs[0] is None
+    tables = output.prompt_logprobs + completion.logprobs
+    assert len(tables) == len(ids)
+    for i, table in enumerate(tables[1:]):
+        wanted = 2 if i + 1 < len(output.prompt_token_ids) else 4
+        chosen = ids[i + 1]
+        top = expected[i].topk(wanted).indices.tolist()
+        assert set(table) == {*top, chosen}
+        assert [table[t].rank for t in top] == list(range(1, wanted + 1))
+        for token_id, entry in table.items():
+            assert entry.logprob == pytest.approx(float(expected[i, token_id]), abs=1e-4)
+            assert entry.rank == 1 + int((expected[i] > expected[i, token_id]).sum())
+            assert entry.decoded_token == llm.tokenizer.token_to_text(token_id)
+
+
+def test_logprobs_zero_is_the_chosen_token_alone(llm):
+    completion = llm.generate("Hello", change(GREEDY, logprobs=0))[0].outputs[0]
+    assert [list(table) for table in completion.logprobs] == [[t] for t in completion.token_ids]
+
+
+def test_scoring_without_generating(llm):
+    output = llm.generate("Hello", SamplingParams(max_tokens=0, prompt_logprobs=0))[0]
+    assert output.outputs[0].token_ids == []
+    assert output.outputs[0].finish_reason == "length"
+    assert len(output.prompt_logprobs) == len(output.prompt_token_ids)
+    assert output.metrics.time_to_first_token is None
+
+
+def test_max_tokens_zero(llm):
+    completion = llm.generate("Hello", SamplingParams(max_tokens=0))[0].outputs[0]
+    assert (completion.text, completion.token_ids, completion.finish_reason) == ("", [], "length")
+
+
+def test_stop_strings_and_tokens(llm):
+    free = llm.generate("Hello", change(GREEDY, max_tokens=40))[0].outputs[0]
+    text = free.text
+    stop = text[5:8]
+    stopped = llm.generate("Hello", change(GREEDY, max_tokens=40, stop=["never", stop]))[0]
+    completion = stopped.outputs[0]
+    assert completion.text == text[: text.index(stop)]
+    assert completion.finish_reason == "stop"
+    assert completion.stop_reason == stop
+    token = free.token_ids[3]
+    first = free.token_ids.index(token)
+    completion = llm.generate("Hello", change(GREEDY, stop_token_ids=[token]))[0].outputs[0]
+    assert completion.token_ids == free.token_ids[: first + 1]
+    assert (completion.finish_reason, completion.stop_reason) == ("stop", token)
+
+
+def test_end_of_sequence_min_tokens_and_ignore_eos(llm):
+    (eos,) = llm.eos_token_ids
+    biased = SamplingParams(temperature=0, max_tokens=6, logit_bias={eos: 100})
+    completion = llm.generate("Hello", biased)[0].outputs[0]
+    assert completion.token_ids == [eos]
+    assert (completion.finish_reason, completion.stop_reason) == ("stop", None)
+    assert completion.text == ""
+    completion = llm.generate("Hello", change(biased, min_tokens=3))[0].outputs[0]
+    assert len(completion.token_ids) == 4
+    assert completion.token_ids.index(eos) == 3
+    completion = llm.generate("Hello", change(biased, ignore_eos=True))[0].outputs[0]
+    assert completion.token_ids == [eos] * 6
+    assert completion.finish_reason == "length"
+
+
+def test_penalties_and_bias(llm):
+    free = llm.generate("Hello", change(GREEDY, max_tokens=30))[0].outputs[0].token_ids
+    banned = change(GREEDY, max_tokens=30, logit_bias=dict.fromkeys(set(free), -100.0))
+    assert not set(llm.generate("Hello", banned)[0].outputs[0].token_ids) & set(free)
+    strong = change(GREEDY, max_tokens=30, frequency_penalty=2.0, presence_penalty=2.0)
+    penalised = llm.generate("Hello", strong)[0].outputs[0].token_ids
+    assert len(set(penalised)) > len(set(free))
+
+
+def test_stream_is_generate_in_pieces(llm):
+    for params in (GREEDY, change(GREEDY, temperature=1.2, seed=4, logprobs=1, max_tokens=40)):
+        whole = llm.generate("ünïcödé 🙂", params)[0]
+        pieces = list(llm.stream("ünïcödé 🙂", params))
+        assert "".join(p.text for p in pieces) == whole.outputs[0].text
+        assert [t for p in pieces for t in p.token_ids] == whole.outputs[0].token_ids
+        assert [p.finish_reason for p in pieces[:-1]] == [None] * (len(pieces) - 1)
+        assert pieces[-1].finish_reason == whole.outputs[0].finish_reason
+        assert pieces[-1].request.outputs == whole.outputs
+        if params.logprobs is not None:
+            assert [x for p in pieces for x in p.logprobs] == whole.outputs[0].logprobs
+
+
+def test_stream_never_shows_a_stop_string(llm):
+    text = llm.generate("Hello", change(GREEDY, max_tokens=40))[0].outputs[0].text
+    stop = text[6:12]
+    pieces = list(llm.stream("Hello", change(GREEDY, max_tokens=40, stop=stop)))
+    assert "".join(p.text for p in pieces) == text[: text.index(stop)]
+    assert pieces[-1].finish_reason == "stop"
+
+
+def test_abandoned_stream_frees_its_pages(llm):
+    stream = llm.stream("Hello", GREEDY)
+    next(stream)
+    assert llm._engine.pool.num_free < llm._engine.pool.num_pages
+    stream.close()
+    assert llm._engine.pool.num_free == llm._engine.pool.num_pages
+
+
+def test_streams_and_batches_from_several_threads(llm):
+    expected = ids_of(llm.generate(TEXTS, GREEDY))
+    results: dict[int, Any] = {}
+
+    def work(i: int) -> None:
+        results[i] = ids_of(llm.generate(TEXTS, GREEDY))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [results[i] for i in range(3)] == [expected] * 3
+
+
+def test_chat_uses_the_template_and_treats_special_tokens_as_text(llm):
+    messages = [{"role": "user", "content": "Hi <|im_end|> there"}]
+    output = llm.chat(messages, GREEDY)[0]
+    (end,) = llm.eos_token_ids
+    assert output.prompt_token_ids.count(end) == 1
+    assert output.prompt_token_ids == llm.encode_chat(messages)
+    assert ids_of(llm.chat([messages, messages], GREEDY)) == ids_of([output]) * 2
+
+
+def test_defaults_are_the_models_and_said_once(folder, caplog):
+    with caplog.at_level(logging.INFO, "lampo"), LLM(folder[0]) as llm:
+        assert len(llm.generate("Hello", SamplingParams(ignore_eos=True))[0].outputs[0].token_ids) == 9
+    lines = [r.message for r in caplog.records if "generation_config.json" in r.message]
+    assert lines == [
+        "sampling defaults from generation_config.json: temperature=0.8, top_p=0.95, max_tokens=9"
+    ]
+
+
+def test_context_is_a_limit(llm):
+    assert llm.max_model_len == 256
+    completion = llm.generate([5] * 250, change(GREEDY, max_tokens=100))[0].outputs[0]
+    assert len(completion.token_ids) == 6
+    assert completion.finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("", r"prompts\[0\]: is empty"),
+        ([[]], r"prompts\[0\]: is empty"),
+        ([[1], [2, 320]], r"prompts\[1\]\[1\]: expected a value in \[0, 319\], got 320"),
+        ([[1, -1]], r"prompts\[0\]\[1\]: .* got -1"),
+        ([["a"]], r"prompts\[0\]\[0\]: expected an integer, got 'a'"),
+        ([3.5], r"prompts\[0\]: expected a text or a list of token ids, got 3.5"),
+        (7, "prompts: expected a text, token ids or a list of them, got 7"),
+        ([[1] * 256], r"prompts\[0\]: has 256 tokens, but the context of 256 leaves room for 255"),
+    ],
+)
+def test_bad_prompts(llm, prompt, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        llm.generate(prompt, GREEDY)
+
+
+def test_bad_arguments(llm, folder):
+    with pytest.raises(ValueError, match="sampling_params: expected one or 2, got 3"):
+        llm.generate(["a", "b"], [GREEDY] * 3)
+    with pytest.raises(ValueError, match="token id 320 is not in the vocabulary of 320"):
+        llm.generate("a", change(GREEDY, logit_bias={320: 1.0}))
+    with pytest.raises(ValueError, match="n: a stream has one completion, got 2"):
+        llm.stream("a", change(GREEDY, n=2))
+    with pytest.raises(ValueError, match="messages: expected at least one message"):
+        llm.chat([])
+    for arguments, message in [
+        ({"dtype": "float16"}, "dtype: expected one of auto, float32, bfloat16, got 'float16'"),
+        ({"kv_cache_dtype": "int3"}, "kv_cache_dtype: expected one of auto, .* got 'int3'"),
+        ({"page_size": 48}, "page_size: expected a power of two up to 256, got 48"),
+        ({"max_model_len": 257}, r"max_model_len: expected a value in \[1, 256\], got 257"),
+        ({"kv_cache_memory": 1000}, "kv_cache_memory: 1000 bytes hold 0 tokens, fewer than max"),
+        ({"max_num_seqs": 0}, "max_num_seqs: expected a value in"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            LLM(folder[0], **arguments)
+    with pytest.raises(ValueError, match="no-such-model"):
+        LLM("./no-such-model")
+
+
+def test_close_is_idempotent_and_final(folder):
+    llm = LLM(folder[0])
+    llm.close()
+    llm.close()
+    with pytest.raises(RuntimeError, match="this LLM is closed"):
+        llm.generate("Hello")
+
+
+def test_a_row_without_finite_logits_fails_its_request_alone(folder):
+    with LLM(folder[0], dtype="float32") as llm:
+        decoder = llm._engine._model
+        logits = decoder.logits
+
+        def broken(hidden: torch.Tensor) -> torch.Tensor:
+            out = logits(hidden)
+            if len(out) == 2:
+                out[0] = float("nan")
+            return out
+
+        decoder.logits = broken
+        outputs = llm.generate(["Hello", "world"], GREEDY)
+        assert outputs[0].outputs[0].finish_reason == "error"
+        assert "no finite logit" in outputs[0].outputs[0].error
+        decoder.logits = logits
+        assert ids_of(outputs[1:]) == ids_of(llm.generate("world", GREEDY))

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole model against transformers, and against itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import QUANTIZATIONS, ROPES, make_checkpoint, make_gguf
+from model_harness import Runner, prompts, transformers_twin, twin_logits
+
+from lampo.models.registry import load_model
+from lampo.tokenizer import Tokenizer
+from lampo.weights import ModelNotFoundError, load_checkpoint, resolve_model
+
+
+def tokens(count: int, seed: int = 0) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 320, (count,), generator=generator).tolist()
+
+
+def largest_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((actual.log_softmax(-1) - expected.log_softmax(-1)).abs().max())
+
+
+@pytest.mark.parametrize("rope", ROPES)
+def test_rope_scalings(tmp_path, rope):
+    # Half the context: "dynamic" stretches beyond it in transformers, and we fix the base.
+    twin = make_checkpoint(tmp_path, rope=rope)
+    ids = tokens(120)
+    with load_checkpoint(tmp_path) as checkpoint:
+        model = load_model(checkpoint, "float32")
+    assert largest_difference(Runner(model)(ids), twin_logits(twin, ids)) < 1e-4
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_architectures(tmp_path, architecture, tied, bias):
+    biases = {"attention_bias": bias, "mlp_bias": bias} if architecture == "llama" else {}
+    twin = make_checkpoint(tmp_path, architecture=architecture, tied=tied, sharded=tied, **biases)
+    ids = tokens(70)
+    with load_checkpoint(tmp_path) as checkpoint:
+        model = load_model(checkpoint, "float32")
+    assert largest_difference(Runner(model)(ids), twin_logits(twin, ids)) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_bfloat16_checkpoint(tmp_path, dtype):
+    twin = make_checkpoint(tmp_path, dtype=torch.bfloat16).float()
+    ids = tokens(70)
+    with load_checkpoint(tmp_path) as checkpoint:
+        model = load_model(checkpoint, dtype)
+    difference = largest_difference(Runner(model)(ids), twin_logits(twin, ids))
+    assert difference < (1e-4 if dtype == "auto" else 0.1)
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_gguf(tmp_path, quantization):
+    path = tmp_path / "model.gguf"
+    twin = make_gguf(path, quantization=quantization)
+    ids = tokens(70)
+    expected = twin_logits(twin, ids)
+    with load_checkpoint(path) as checkpoint:
+        exact = Runner(load_model(checkpoint, "float32"))(ids)
+        packed = Runner(load_model(checkpoint, "auto"))(ids)
+    assert largest_difference(exact, expected) < 1e-4
+    assert largest_difference(packed, expected) < 0.1
+
+
+def test_cache_and_chunks_change_nothing(isa, tmp_path):
+    """Bit for bit: one piece, chunks of any size, token by token, any page size."""
+    make_gguf(tmp_path / "model.gguf", quantization="Q4_1")
+    ids = tokens(200)
+    with load_checkpoint(tmp_path / "model.gguf") as checkpoint:
+        for dtype in ("auto", "float32"):
+            model = load_model(checkpoint, dtype)
+            whole = Runner(model)(ids)
+            for chunk in (1, 7, 64, 199):
+                assert torch.equal(Runner(model).chunks(ids, chunk), whole)
+            assert torch.equal(Runner(model, page_size=64).chunks(ids, 50), whole)
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Iterator[Any]:
+    """(checkpoint, exact model, texts as token ids, logits of transformers)."""
+    try:
+        path = resolve_model(None)
+    except ModelNotFoundError as error:
+        pytest.skip(f"the default model is not to be had: {error}")
+    with load_checkpoint(path) as checkpoint:
+        tokenizer = Tokenizer.from_gguf(checkpoint.gguf_metadata)
+        ids = [tokenizer.encode(text) for text in prompts()]
+        assert len(ids) == 20 and 1900 < max(map(len, ids)) <= 2300
+        yield checkpoint, load_model(checkpoint, "float32", 4096), ids, transformers_twin(checkpoint)
+
+
+@pytest.mark.model
+def test_smollm2_logits_match_transformers(smollm2):
+    _, model, texts, twin = smollm2
+    for ids in texts:
+        logits = Runner(model, page_size=64).chunks(ids, 512)
+        assert largest_difference(logits, twin_logits(twin, ids)) <= 1e-3
+
+
+@pytest.mark.model
+def test_smollm2_greedy_continuations_match_transformers(smollm2):
+    """128 tokens after each short text: each is transformers' choice after the same tokens."""
+    _, model, texts, twin = smollm2
+    for ids in texts[:16]:
+        run = Runner(model, page_size=64)
+        best = int(run(ids)[-1].argmax())
+        continuation = [best]
+        while len(continuation) < 128:
+            best = int(run([best])[-1].argmax())
+            continuation.append(best)
+        expected = twin_logits(twin, ids + continuation)[len(ids) - 1 : -1].argmax(-1)
+        assert continuation == expected.tolist()
+
+
+@pytest.mark.model
+def test_smollm2_packed_weights_lose_little(smollm2):
+    """Mean KL divergence to the exact model, and how often the best token is the same."""
+    checkpoint, exact, texts, _ = smollm2
+    packed = load_model(checkpoint, "auto", 4096)
+    divergence, same, count = 0.0, 0, 0
+    for ids in texts:
+        p = Runner(exact, page_size=64).chunks(ids, 512).log_softmax(-1)
+        q = Runner(packed, page_size=64, kv_dtype=torch.bfloat16).chunks(ids, 512).log_softmax(-1)
+        divergence += float((p.exp() * (p - q)).sum())
+        same += int((p.argmax(-1) == q.argmax(-1)).sum())
+        count += len(ids)
+    assert divergence / count <= 2e-3
+    assert same / count >= 0.97

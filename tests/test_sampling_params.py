@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from lampo import SamplingParams
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"temperature": -1}, r"temperature: expected a value in \[0, 100\], got -1"),
+        ({"temperature": math.nan}, "temperature: expected a value in .*, got nan"),
+        ({"temperature": math.inf}, "temperature: .* got inf"),
+        ({"temperature": "hot"}, "temperature: expected a number, got 'hot'"),
+        ({"temperature": True}, "temperature: expected a number, got True"),
+        ({"top_p": 0}, r"top_p: expected a value in \(0, 1\], got 0"),
+        ({"top_p": 1.01}, r"top_p: .* got 1.01"),
+        ({"min_p": -0.1}, "min_p: .* got -0.1"),
+        ({"top_k": -2}, r"top_k: expected a value in \[-1, 2147483647\], got -2"),
+        ({"top_k": 1.5}, "top_k: expected an integer, got 1.5"),
+        ({"max_tokens": -1}, "max_tokens: .* got -1"),
+        ({"max_tokens": 2**40}, "max_tokens: "),
+        ({"max_tokens": 3, "max_new_tokens": 4}, "max_new_tokens: is an alias of max_tokens"),
+        ({"max_tokens": 3, "min_tokens": 4}, "min_tokens: expected at most max_tokens, 3, got 4"),
+        ({"n": 0}, r"n: expected a value in \[1, 128\], got 0"),
+        ({"n": 10**9}, "n: expected a value in"),
+        ({"seed": 2**63}, "seed: expected a value in"),
+        ({"seed": 1.0}, "seed: expected an integer"),
+        ({"presence_penalty": 2.1}, "presence_penalty: .* got 2.1"),
+        ({"frequency_penalty": -2.1}, "frequency_penalty: .* got -2.1"),
+        ({"repetition_penalty": 0}, r"repetition_penalty: expected a value in \(0, 100\], got 0"),
+        ({"stop": ""}, r"stop\[0\]: expected 1 to 1024 characters, got 0"),
+        ({"stop": ["a", ""]}, r"stop\[1\]: expected 1 to 1024 characters, got 0"),
+        ({"stop": [3]}, r"stop\[0\]: expected a string, got 3"),
+        ({"stop": 3}, "stop: expected a string or a list of strings, got 3"),
+        ({"stop": ["x"] * 65}, "stop: expected at most 64 strings, got 65"),
+        ({"stop": "x" * 1025}, r"stop\[0\]: expected 1 to 1024 characters, got 1025"),
+        ({"stop_token_ids": [-1]}, r"stop_token_ids\[0\]: .* got -1"),
+        ({"stop_token_ids": "12"}, "stop_token_ids: expected a list of token ids, got '12'"),
+        ({"stop_token_ids": [1] * 1025}, "stop_token_ids: expected at most 1024 ids"),
+        ({"logit_bias": {1: 101}}, r"logit_bias\[1\]: expected a value in \[-100, 100\], got 101"),
+        ({"logit_bias": {"a": 1}}, "logit_bias: expected an integer, got 'a'"),
+        ({"logit_bias": [1]}, r"logit_bias: expected a mapping .*, got \[1\]"),
+        ({"logprobs": 257}, "logprobs: .* got 257"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs: .* got -1"),
+        ({"ignore_eos": 1}, "ignore_eos: expected a bool, got 1"),
+    ],
+)
+def test_bad_values(fields, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        SamplingParams(**fields)
+
+
+def test_alias_and_normal_forms():
+    params = SamplingParams(max_new_tokens=5, stop="x", stop_token_ids=[1, 2], temperature=1)
+    assert params.max_tokens == 5
+    assert params.stop == ("x",)
+    assert params.stop_token_ids == (1, 2)
+    assert isinstance(params.temperature, float)
+
+
+def test_defaults_come_from_the_model_and_explicit_values_win():
+    config = {"temperature": 0.6, "top_p": 0.9, "top_k": 50, "max_new_tokens": 7, "do_sample": True}
+    params = SamplingParams(top_p=0.5).resolved(config)
+    assert (params.temperature, params.top_p, params.top_k, params.max_tokens) == (0.6, 0.5, 50, 7)
+    assert SamplingParams().resolved({"do_sample": False, "temperature": 0.6}).temperature == 0
+    neutral = SamplingParams().resolved({})
+    assert (neutral.temperature, neutral.top_p, neutral.top_k, neutral.min_p) == (1.0, 1.0, 0, 0.0)
+    assert neutral.max_tokens == 256
+    assert SamplingParams(min_tokens=300).resolved({}).max_tokens == 300
