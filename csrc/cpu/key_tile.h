@@ -88,6 +88,11 @@ static inline void transpose_rows(const char* const* rows, int64_t head_dim, flo
       }
     }
   };
+  // The transposition reads across the rows: ask for them along, as the memory has them.
+  const int64_t row_bytes = head_dim * static_cast<int64_t>(sizeof(T));
+  for (int r = 0; r < kWidth; ++r) {
+    for (int64_t at = 0; at < row_bytes; at += 64) prefetch_l1(rows[r] + at);
+  }
   int64_t i = 0;
   for (; i + kBlock <= head_dim; i += kBlock) {
     Units units[kWidth];

@@ -16,7 +16,19 @@
 //
 // Bytes: the visible K and V once per query tile. FLOPs: 4 head_dim per row and visible key, and
 // about 25 for the softmax. Decode is memory-bound up to groups of about 8 rows, prefill bound by
-// the FMA rate.
+// the FMA rate. Where the CPU has dot products of BF16 pairs and both sides fit BF16 exactly, step
+// 2 uses them: half the instructions and half of kt, nothing lost. Step 4 stays in f32: weights
+// rounded to BF16 would cost accuracy.
+//
+// Measured on one core of a shared 2-core AMD EPYC (Zen 4: 117 GFLOP/s f32 at 3.7 GHz; this core
+// alone reads 100 GB/s from L3 and 31-35 GB/s from memory), bf16, pages of 16, AVX-512:
+//   prefill, causal: 9/3 heads of 64, 2048 tokens 87 GFLOP/s; 32/8 of 128, 1024 tokens 99
+//   decode, 9/3 heads of 64: 200 tokens in cache 8 us, 2000 tokens 76 us (20 GB/s)
+//   decode, 32/8 of 128, 16384 tokens from memory 4.6 ms (14.6 GB/s), 32/32 20 GB/s; the products
+//   alone, from L1, would take 2.7 ms
+// Tried for the memory-bound case, same machine: no prefetching 10.1 ms; prefetching into L1 in
+// bursts of 128 lines 11.2, line by line 7.4; into L2 (more misses in flight) 4.6. Splits of 128,
+// 256, 512 tokens differ by 2 % each; 128 shares a short context best among threads.
 #include "common/dispatch.h"
 #include "cpu/attention_plan.h"
 #include "cpu/kernel_table.h"
