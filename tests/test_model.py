@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from checkpoints import QUANTIZATIONS, ROPES, make_checkpoint, make_gguf
 from model_harness import Runner, prompts, transformers_twin, twin_logits
 
@@ -23,6 +24,12 @@ def tokens(count: int, seed: int = 0) -> list[int]:
 
 def largest_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return float((actual.log_softmax(-1) - expected.log_softmax(-1)).abs().max())
+
+
+def mean_divergence(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Kullback-Leibler divergence to the expected distribution, the mean over positions."""
+    p, q = expected.log_softmax(-1), actual.log_softmax(-1)
+    return float((p.exp() * (p - q)).sum(-1).mean())
 
 
 @pytest.mark.parametrize("rope", ROPES)
@@ -49,25 +56,30 @@ def test_architectures(tmp_path, architecture, tied, bias):
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
 def test_bfloat16_checkpoint(tmp_path, dtype):
-    twin = make_checkpoint(tmp_path, dtype=torch.bfloat16).float()
+    make_checkpoint(tmp_path, dtype=torch.bfloat16)
+    # Read anew: converting the model itself would leave its rotary frequencies rounded.
+    twin = transformers.LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     ids = tokens(70)
+    expected = twin_logits(twin, ids)
     with load_checkpoint(tmp_path) as checkpoint:
-        model = load_model(checkpoint, dtype)
-    difference = largest_difference(Runner(model)(ids), twin_logits(twin, ids))
-    assert difference < (1e-4 if dtype == "auto" else 0.1)
+        logits = Runner(load_model(checkpoint, dtype))(ids)
+    if dtype == "auto":
+        assert largest_difference(logits, expected) < 1e-4
+    else:
+        assert mean_divergence(logits, expected) < 1e-3
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
 def test_gguf(tmp_path, quantization):
     path = tmp_path / "model.gguf"
-    twin = make_gguf(path, quantization=quantization)
+    make_gguf(path, quantization=quantization)
     ids = tokens(70)
-    expected = twin_logits(twin, ids)
     with load_checkpoint(path) as checkpoint:
+        expected = twin_logits(transformers_twin(checkpoint), ids)
         exact = Runner(load_model(checkpoint, "float32"))(ids)
         packed = Runner(load_model(checkpoint, "auto"))(ids)
-    assert largest_difference(exact, expected) < 1e-4
-    assert largest_difference(packed, expected) < 0.1
+    assert largest_difference(exact, expected) < 1e-3  # logits here go up to 100
+    assert mean_divergence(packed, expected) < 1e-2
 
 
 def test_cache_and_chunks_change_nothing(isa, tmp_path):
