@@ -113,7 +113,7 @@ def prompts() -> list[str]:
         "x",
         "The mitochondria is the powerhouse of the cell. Photosynthesis, in contrast,",
     ]
-    lengths = (600, 1500, 3200, 9600)
+    lengths = (600, 1500, 3200, 10300)
     starts = (0, 2000, 1000, 500)
     long = [license_text[s : s + n] for s, n in zip(starts, lengths, strict=True)]
     return short + long
