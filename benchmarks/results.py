@@ -144,6 +144,7 @@ class Report:
             "limits": {},
             "checks": [],
             "notes": [],
+            "columns": columns,
             "cases": self.cases,
         }
         print(f"## {title}\n")

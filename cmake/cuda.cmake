@@ -57,7 +57,7 @@ function(lampo_probe_nvcc result)
     string(REGEX REPLACE "-.*" "" number "${architecture}")
     list(APPEND codes "-gencode=arch=compute_${number},code=sm_${number}")
   endforeach()
-  set(directory "${CMAKE_BINARY_DIR}/cuda_probe")
+  set(directory "${PROJECT_BINARY_DIR}/cuda_probe")
   file(WRITE "${directory}/probe.cu" "
 #include <type_traits>
 __global__ void probe(int* out) { *out = static_cast<int>(threadIdx.x); }
@@ -127,7 +127,7 @@ if(LAMPO_CUDA_ENABLED)
 
   file(GLOB LAMPO_CUDA_SOURCES CONFIGURE_DEPENDS csrc/cuda/*.cu csrc/cuda/*.cpp)
   add_library(lampo_cuda OBJECT ${LAMPO_CUDA_SOURCES})
-  target_include_directories(lampo_cuda PRIVATE csrc ${CMAKE_BINARY_DIR}/generated
+  target_include_directories(lampo_cuda PRIVATE csrc ${PROJECT_BINARY_DIR}/generated
                                                 ${CUDAToolkit_INCLUDE_DIRS})
   target_compile_options(lampo_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:${LAMPO_CUDA_FLAGS}>
                                             $<$<COMPILE_LANGUAGE:CXX>:${LAMPO_CXX_FLAGS}>)

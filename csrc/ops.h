@@ -105,6 +105,44 @@ void embedding(const TensorView& token_ids,  // [num_tokens] int32 or int64
 void embedding_packed(const TensorView& token_ids, const TensorView& table, WeightFormat format,
                       int64_t vocab_size, const TensorView& out, Stream stream = {});
 
+/// From logits to tokens. What a null argument means is written in params.h (SampleParams).
+struct SampleArguments {
+  const TensorView& logits;                     // [batch_size, vocab_size] float32 or bfloat16
+  const TensorView& temperature;                // [batch_size] float32, 0: greedy
+  OptionalTensor top_k = nullptr;               // [batch_size] int32
+  OptionalTensor top_p = nullptr;               // [batch_size] float32
+  OptionalTensor min_p = nullptr;               // [batch_size] float32
+  OptionalTensor seeds = nullptr;               // [batch_size] int64
+  OptionalTensor positions = nullptr;           // [batch_size] int64
+  OptionalTensor penalty_ids = nullptr;         // [nnz] int32
+  OptionalTensor penalty_counts = nullptr;      // [nnz] int32
+  OptionalTensor cu_penalties = nullptr;        // [batch_size + 1] int32
+  OptionalTensor repetition_penalty = nullptr;  // [batch_size] float32
+  OptionalTensor presence_penalty = nullptr;    // [batch_size] float32
+  OptionalTensor frequency_penalty = nullptr;   // [batch_size] float32
+  OptionalTensor bias_ids = nullptr;            // [nnz] int32
+  OptionalTensor bias_values = nullptr;         // [nnz] float32
+  OptionalTensor cu_bias = nullptr;             // [batch_size + 1] int32
+  OptionalTensor allowed_mask = nullptr;        // [batch_size, ceil(vocab_size / 32)] int32
+  const TensorView& token_ids;                  // [batch_size] int64
+  const TensorView& status;                     // [batch_size] int32
+  OptionalTensor logprobs = nullptr;            // [batch_size, 2] float32
+  OptionalTensor kept = nullptr;                // [batch_size, vocab_size] bool or uint8
+  const TensorView& workspace;                  // sampling_workspace_size() bytes, uint8
+};
+void sample(const SampleArguments& a, Stream stream = {});
+
+void token_logprobs(const TensorView& logits,        // [batch_size, vocab_size]
+                    const TensorView& token_ids,     // [batch_size] int64, -1: none
+                    const TensorView& logprob,       // [batch_size] float32
+                    const TensorView& rank,          // [batch_size] int32
+                    const TensorView& top_ids,       // [batch_size, num_top] int32
+                    const TensorView& top_logprobs,  // [batch_size, num_top] float32
+                    const TensorView& workspace, Stream stream = {});
+
+/// Bytes of workspace for both, with the current number of threads.
+int64_t sampling_workspace_size(int64_t vocab_size, Device device);
+
 /// The kernel table of the CPU ops: its name, and those that could be chosen. `isa` as in
 /// LAMPO_CPU_ISA; throws BackendError if this CPU cannot run it.
 std::string cpu_isa();

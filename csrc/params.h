@@ -207,4 +207,54 @@ struct EmbeddingParams {
   int64_t stride_out_token;
 };
 
+/// Entries (id, value) of all rows one after another; row b's are [cu[b], cu[b + 1]).
+struct RaggedIds {
+  const int32_t* ids;  // [nnz]; null: no entries
+  const int32_t* cu;   // [batch_size + 1]
+};
+
+struct SampleParams {
+  DType dtype;  // of logits
+  int64_t batch_size;
+  int64_t vocab_size;
+  const void* logits;        // [batch_size, vocab_size]
+  const float* temperature;  // [batch_size], 0: greedy
+  const int32_t* top_k;      // [batch_size], <= 0 or >= vocab_size: off; null: off
+  const float* top_p;        // [batch_size] in (0, 1]; null: 1
+  const float* min_p;        // [batch_size] in [0, 1]; null: 0
+  const int64_t* seeds;      // [batch_size]; null: all rows are greedy
+  const int64_t* positions;  // [batch_size]; null: 0
+  RaggedIds penalties;
+  const int32_t* penalty_counts;    // [nnz] occurrences in the output; null if no penalties.ids
+  const float* repetition_penalty;  // [batch_size]; null: 1
+  const float* presence_penalty;    // [batch_size]; null: 0
+  const float* frequency_penalty;   // [batch_size]; null: 0
+  RaggedIds bias;
+  const float* bias_values;     // [nnz]; null if no bias.ids
+  const int32_t* allowed_mask;  // [batch_size, ceil(vocab_size / 32)], bit i % 32; null: all
+  int64_t* token_ids;           // [batch_size], -1 where status is not 0
+  int32_t* status;              // [batch_size]: SampleStatus
+  float* logprobs;              // [batch_size, 2]: raw, processed; null: not wanted
+  uint8_t* kept;                // [batch_size, vocab_size]: 1 where a token survives; null
+  void* workspace;              // sample_workspace_size() bytes
+  int64_t stride_logits_row;
+  int64_t stride_mask_row;
+  int64_t stride_kept_row;
+};
+
+struct TokenLogprobsParams {
+  DType dtype;  // of logits
+  int64_t batch_size;
+  int64_t vocab_size;
+  int64_t num_top;
+  const void* logits;        // [batch_size, vocab_size]
+  const int64_t* token_ids;  // [batch_size], -1: none
+  float* logprob;            // [batch_size], NaN where token_ids is -1
+  int32_t* rank;             // [batch_size], from 1; 0 where token_ids is -1
+  int32_t* top_ids;          // [batch_size, num_top]
+  float* top_logprobs;       // [batch_size, num_top], descending
+  void* workspace;           // sample_workspace_size() bytes
+  int64_t stride_logits_row;
+};
+
 }  // namespace lampo

@@ -50,7 +50,9 @@ class FakeLLM:
         self.params: list[SamplingParams] = []
         self.closed = False
         self.tokenizer = SimpleNamespace(
-            chat_template=chat_template, encode=lambda text: [ord(c) for c in text]
+            chat_template=chat_template,
+            encode=lambda text: [ord(c) for c in text],
+            token_bytes=lambda token_id: bytes([token_id]),
         )
 
     def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
@@ -113,6 +115,6 @@ class FakeLLM:
 def _table(char: str) -> LogprobTable:
     chars = [char, *"bcde"]
     return {
-        ord(c): Logprob(math.log(p), rank, c)
+        ord(c): Logprob(math.log(p), rank, c if ord(c) < 128 else "\ufffd")
         for rank, (c, p) in enumerate(zip(chars, PROBABILITIES, strict=True), 1)
     }

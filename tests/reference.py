@@ -111,3 +111,81 @@ def quantize_activations(x: torch.Tensor) -> torch.Tensor:
     inverse = torch.where(absmax > 0, torch.full_like(absmax, 127.0) / absmax, 0.0)
     quants = torch.round(groups * inverse).clamp(-127, 127)
     return (quants.double() * (absmax / 127.0).double()).flatten(-2)
+
+
+def ragged_row(cu: torch.Tensor, row: int, *values: torch.Tensor) -> list[torch.Tensor]:
+    """Row ``row`` of tensors that lie one row after another."""
+    return [v[int(cu[row]) : int(cu[row + 1])].long() for v in values]
+
+
+def processed_logits(
+    logits: torch.Tensor,
+    *,
+    penalty_ids: torch.Tensor | None = None,
+    penalty_counts: torch.Tensor | None = None,
+    cu_penalties: torch.Tensor | None = None,
+    repetition_penalty: torch.Tensor | None = None,
+    presence_penalty: torch.Tensor | None = None,
+    frequency_penalty: torch.Tensor | None = None,
+    bias_ids: torch.Tensor | None = None,
+    bias_values: torch.Tensor | None = None,
+    cu_bias: torch.Tensor | None = None,
+    allowed_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Step (1) of ``sample``, in float32, where it is defined; NaN becomes -inf."""
+    out = logits.float().masked_fill(logits.isnan(), -torch.inf)
+    zeros = torch.zeros(len(out))
+    repetition = zeros + 1 if repetition_penalty is None else repetition_penalty
+    presence = zeros if presence_penalty is None else presence_penalty
+    frequency = zeros if frequency_penalty is None else frequency_penalty
+    for b, row in enumerate(out):
+        if cu_penalties is not None:
+            ids, counts = ragged_row(cu_penalties, b, penalty_ids, penalty_counts)
+            values = torch.where(row[ids] > 0, row[ids] / repetition[b], row[ids] * repetition[b])
+            generated = values - (presence[b] + frequency[b] * counts.float())
+            row[ids] = torch.where(counts > 0, generated, values)
+        if cu_bias is not None:
+            span = slice(int(cu_bias[b]), int(cu_bias[b + 1]))
+            row[bias_ids[span].long()] += bias_values[span]
+    if allowed_mask is not None:
+        bits = allowed_mask.unsqueeze(-1) >> torch.arange(32, dtype=torch.int32) & 1
+        out[bits.flatten(1)[:, : out.shape[1]] == 0] = -torch.inf
+    return out.masked_fill(out.isnan(), -torch.inf)
+
+
+def probabilities(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Softmax of one row at a temperature, in float64; +inf logits share all probability."""
+    if (logits == torch.inf).any():
+        top = (logits == torch.inf).double()
+        return top / top.sum()
+    return torch.softmax((logits.double() - logits.double().max()) / temperature, dim=-1)
+
+
+def kept_tokens(
+    logits: torch.Tensor, temperature: float, top_k: int = 0, top_p: float = 1, min_p: float = 0
+) -> torch.Tensor:
+    """Steps (2) to (5) of ``sample`` on one row of processed logits, by sorting: a bool mask."""
+    p = probabilities(logits, temperature)
+    order = torch.sort(logits, descending=True, stable=True).indices
+    possible = logits == torch.inf if (logits == torch.inf).any() else logits > -torch.inf
+    order = order[possible[order]]
+    if top_k > 0:
+        order = order[:top_k]
+    if top_p < 1 and len(order) > 0:
+        mass = p[order].cumsum(0)
+        order = order[: int((mass < top_p * mass[-1]).sum()) + 1]
+    kept = torch.zeros_like(possible)
+    kept[order] = True
+    return kept & (p >= min_p * p.max())
+
+
+def token_logprobs(
+    logits: torch.Tensor, token_ids: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-softmax at the tokens, their ranks, and all tokens by descending logit."""
+    logits = logits.float().masked_fill(logits.isnan(), -torch.inf)
+    log_p = torch.log_softmax(logits.double(), dim=-1)
+    chosen = logits.gather(1, token_ids[:, None])
+    rank = (logits > chosen).sum(1) + 1
+    order = torch.sort(logits, dim=1, descending=True, stable=True).indices
+    return log_p, rank, order

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 import logging
 import os
@@ -11,16 +12,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import lampo
 from lampo.cli import probes
+from lampo.cli.doctor import rows
 from lampo.cli.main import main
 from lampo.cli.nucleus import num_kept
 from lampo.cli.report import bytes_text
 from lampo.cli.terminal import show_logging
+from lampo.device import CudaDevice, CudaInfo
 from lampo.sampling_params import SamplingParams
 from lampo.weights import ModelNotFoundError
 
@@ -75,6 +79,21 @@ def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     table = capsys.readouterr().out
     assert found["platform"]["cpu"] in table
     assert "rms_norm" in table
+
+
+def test_doctor_shows_devices() -> None:
+    good = CudaDevice(0, "H200", (9, 0), 132, 150_000_000_000, 149_000_000_000, "sm_90a", "")
+    old = CudaDevice(1, "P4", (6, 1), 20, 8_000_000_000, None, "", "no kernels for 6.1")
+    info = CudaInfo(True, "nvcc 13.0", "", ("90a-real",), "13.0", "13.1", (good, old))
+    sections = ("versions", "platform", "memory", "isa", "threads", "torch", "ops", "cache")
+    found: dict[str, Any] = {name: {"error": "not asked"} for name in sections}
+    found["cuda"] = dataclasses.asdict(info) | {"usable": info.usable}
+    assert [row for row in rows(found) if "uda" in row[0].lower()] == [
+        ("CUDA", "yes: runtime 13.0, driver 13.1"),
+        ("CUDA build", "compiled: nvcc 13.0"),
+        ("cuda:0", "H200, 9.0, 132 SMs, 149.0 GB of 150.0 GB free; kernels: sm_90a"),
+        ("cuda:1", "P4, 6.1, 20 SMs, 8.0 GB; no kernels for 6.1"),
+    ]
 
 
 def test_doctor_survives_everything(

@@ -162,7 +162,7 @@ def test_row_layout(element_size):
             assert threads * rounds >= vectors, "a vector nobody reads"
             assert threads * rounds < 2 * vectors + 64, "most threads idle"
         else:
-            assert vectors > 4 * 1024
+            assert vectors > 2 * 1024
     assert _C.cuda_row_layout(576, 2) == (32, 4, 4)
     assert _C.cuda_row_layout(4096, 2) == (256, 1, 2)
     assert _C.cuda_row_layout(65536, 2) == (1024, 1, 0)

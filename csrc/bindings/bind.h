@@ -13,6 +13,7 @@ void bind_attention(pybind11::module_& m);
 void bind_elementwise(pybind11::module_& m);
 void bind_linear(pybind11::module_& m);
 void bind_runtime(pybind11::module_& m);
+void bind_sampling(pybind11::module_& m);
 
 /// Runs fn() with the GIL released. TensorArgs must outlive the call, so that they die with it
 /// held.

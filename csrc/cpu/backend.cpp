@@ -7,6 +7,7 @@
 #include "common/check.h"
 #include "cpu/attention_plan.h"
 #include "cpu/kernel_table.h"
+#include "cpu/sample_workspace.h"
 #include "cpu/thread_pool.h"
 #include "cpu/topology.h"
 #include "ops.h"
@@ -118,6 +119,18 @@ void pack_weight(const PackWeightParams& p) {
 
 void embedding(const EmbeddingParams& p) {
   launch(kernels().embedding, p, p.num_tokens * p.hidden_size * 2 * size_of(p.dtype));
+}
+
+void sample(const SampleParams& p) {
+  launch(kernels().sample, p, p.batch_size * p.vocab_size * size_of(p.dtype));
+}
+
+void token_logprobs(const TokenLogprobsParams& p) {
+  launch(kernels().token_logprobs, p, p.batch_size * p.vocab_size * size_of(p.dtype));
+}
+
+int64_t sampling_workspace_size(int64_t vocab_size) {
+  return sample_workspace_size(vocab_size, num_threads());
 }
 
 }  // namespace lampo::cpu

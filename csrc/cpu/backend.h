@@ -17,5 +17,9 @@ void linear(const LinearParams& p);
 void linear_packed(const LinearPackedParams& p);
 void pack_weight(const PackWeightParams& p);
 void embedding(const EmbeddingParams& p);
+void sample(const SampleParams& p);
+void token_logprobs(const TokenLogprobsParams& p);
+/// Bytes of workspace that `sample` and `token_logprobs` need for rows of this width.
+int64_t sampling_workspace_size(int64_t vocab_size);
 
 }  // namespace lampo::cpu

@@ -23,6 +23,8 @@ struct KernelTable {
   Kernel<LinearPackedParams> linear_packed;
   Kernel<PackWeightParams> pack_weight;
   Kernel<EmbeddingParams> embedding;
+  Kernel<SampleParams> sample;
+  Kernel<TokenLogprobsParams> token_logprobs;
 };
 
 namespace baseline {

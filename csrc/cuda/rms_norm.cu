@@ -3,16 +3,16 @@
 // The twin of cpu/kernels/rms_norm.cpp: sums in f32, the residual rounded to T before it is normed.
 //
 // A row belongs to a warp (up to 128 vectors of 16 bytes; four rows a block) or to a block. A
-// thread reads its vectors once and keeps them in registers, packed, until the sum is known; the
-// weight is asked for before the sum, so one row waits for memory once. Rows of more than 4096
+// thread reads its vectors once and keeps them in registers until the sum is known; the
+// weight is asked for before the sum, so one row waits for memory once. Rows of more than 2048
 // vectors are read a second time, from cache. row_layout.h chooses, by the row's length alone:
 // the sum's order, and so its bits, do not depend on the batch. Rows that are not aligned to 16
-// bytes go element by element in the same order.
+// bytes go element by element, twice, in the same order.
 //
 // Bytes per element: 2 sizes of T (x, out), 4 with a residual; the weight stays in cache. About 4
 // FLOPs per element: memory-bound. At 4.3 TB/s (an H200's measured copy rate), bfloat16,
 // hidden_size 4096:  4096 rows  67 MB  16 us;  with residual  134 MB  31 us.
-// One row (16 KB, 33 KB with residual) is latency: launch, one trip to memory, two barriers.
+// One row (16 KB, 33 KB with residual) is latency: launch, one trip to memory, a barrier.
 //
 // Limits: none on shapes. Not run on a GPU yet: compiled for sm_80 to sm_120 without spills.
 // Not tried: several rows a block with the weight kept in registers, which would halve the reads
@@ -69,19 +69,15 @@ __device__ inline Vector<W, kCount> load_weight(const W* weight, int64_t begin, 
   }
 }
 
-/// A vector of x, or of residual + x, which it then also writes.
-template <bool kAligned, class T>
-__device__ inline Vector<T, kPerVector<T>> read_input(const T* x, T* residual, int64_t begin,
-                                                      int64_t size) {
-  const Vector<T, kPerVector<T>> part = load_part<kAligned>(x, begin, size);
-  if (residual == nullptr) return part;
-  auto sum = to_floats(part);
-  const auto before = to_floats(load_part<kAligned>(residual, begin, size));
+/// x + residual, rounded to T.
+template <class T>
+__device__ inline Vector<T, kPerVector<T>> add_parts(const Vector<T, kPerVector<T>>& x,
+                                                     const Vector<T, kPerVector<T>>& residual) {
+  auto sum = to_floats(x);
+  const auto before = to_floats(residual);
 #pragma unroll
   for (int i = 0; i < kPerVector<T>; ++i) sum.value[i] += before.value[i];
-  const auto rounded = from_floats<T>(sum);
-  store_part<kAligned>(residual, begin, size, rounded);
-  return rounded;
+  return from_floats<T>(sum);
 }
 
 template <class T>
@@ -115,9 +111,14 @@ __device__ inline float scale_of(float squares, const RmsNormParams& p) {
   return 1.0f / sqrtf(sum / static_cast<float>(p.hidden_size) + p.eps);
 }
 
+/// 1 and 4 rounds occur only where a warp has a row, so those may use more registers.
+template <int kRounds>
+inline constexpr int kMaxThreads = kRounds == 1 || kRounds == 4 ? 32 * kWarpRowsPerBlock : 1024;
+
 /// Block (threads_per_row, rows_per_block); kRounds as RowLayout::rounds.
 template <class T, class W, bool kAligned, int kRounds>
-__global__ void __launch_bounds__(1024) rms_norm_kernel(const __grid_constant__ RmsNormParams p) {
+__global__ void __launch_bounds__(kMaxThreads<kRounds>)
+    rms_norm_kernel(const __grid_constant__ RmsNormParams p) {
   const int64_t size = p.hidden_size;
   const int64_t first = static_cast<int64_t>(threadIdx.x) * kPerVector<T>;
   const int64_t step = static_cast<int64_t>(blockDim.x) * kPerVector<T>;
@@ -136,8 +137,21 @@ __global__ void __launch_bounds__(1024) rms_norm_kernel(const __grid_constant__ 
       Vector<W, kPerVector<T>> weights[kRounds];
 #pragma unroll
       for (int i = 0; i < kRounds; ++i) {
-        part[i] = read_input<kAligned>(x, residual, first + i * step, size);
+        part[i] = load_part<kAligned>(x, first + i * step, size);
         weights[i] = load_weight<kAligned, kPerVector<T>>(weight, first + i * step, size);
+      }
+      if (residual != nullptr) {
+        // All loads before the first store: the compiler must assume that rows overlap.
+        Vector<T, kPerVector<T>> before[kRounds];
+#pragma unroll
+        for (int i = 0; i < kRounds; ++i) {
+          before[i] = load_part<kAligned>(residual, first + i * step, size);
+        }
+#pragma unroll
+        for (int i = 0; i < kRounds; ++i) {
+          part[i] = add_parts<T>(part[i], before[i]);
+          store_part<kAligned>(residual, first + i * step, size, part[i]);
+        }
       }
 #pragma unroll
       for (int i = 0; i < kRounds; ++i) squares = add_squares<T>(part[i], squares);
@@ -149,7 +163,12 @@ __global__ void __launch_bounds__(1024) rms_norm_kernel(const __grid_constant__ 
       }
     } else {
       for (int64_t begin = first; begin < size; begin += step) {
-        squares = add_squares<T>(read_input<kAligned>(x, residual, begin, size), squares);
+        auto part = load_part<kAligned>(x, begin, size);
+        if (residual != nullptr) {
+          part = add_parts<T>(part, load_part<kAligned>(residual, begin, size));
+          store_part<kAligned>(residual, begin, size, part);
+        }
+        squares = add_squares<T>(part, squares);
       }
       const float scale = scale_of(squares, p);
       const T* source = residual != nullptr ? residual : x;  // each thread rereads what it wrote
@@ -184,12 +203,9 @@ void run(const RmsNormParams& p, int device, Stream stream) {
       .block = dim3(layout.threads_per_row, layout.rows_per_block),
       .shared_bytes = sizeof(SharedStorage),
   };
-  const bool aligned = all_aligned<T, W>(p);
-  dispatch_int<0, 1>(aligned, [&]<int kAligned>() {
-    dispatch_int<0, 1, 2, 4>(layout.rounds, [&]<int kRounds>() {
-      launch(at, rms_norm_kernel<T, W, kAligned != 0, kRounds>, p);
-    });
-  });
+  if (!all_aligned<T, W>(p)) return launch(at, rms_norm_kernel<T, W, false, 0>, p);
+  dispatch_int<0, 1, 2, 4>(
+      layout.rounds, [&]<int kRounds>() { launch(at, rms_norm_kernel<T, W, true, kRounds>, p); });
 }
 
 }  // namespace

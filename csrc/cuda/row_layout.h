@@ -6,6 +6,8 @@
 
 namespace lampo::cuda {
 
+inline constexpr int kWarpRowsPerBlock = 4;
+
 /// Threads for a reduction over rows that are read by 16-byte vectors. Vector v of a row belongs to
 /// thread v % threads_per_row, in its round v / threads_per_row.
 struct RowLayout {
@@ -17,9 +19,9 @@ struct RowLayout {
 /// Depends on the row's length alone, so a row is summed in the same order, to the same bits,
 /// whatever batch it is part of and however it is aligned.
 ///
-/// Short rows get a warp each: no barrier. Else two vectors a thread, which keeps about 32 KB a
-/// multiprocessor in flight at full occupancy (25 KB hide an H200's memory latency), until a block
-/// is full. Of bfloat16, 8 a vector:
+/// Short rows get a warp each: no barrier. Else two vectors a thread, so that half of a
+/// multiprocessor's threads keep 32 KB in flight (25 KB hide an H200's memory latency), until a
+/// block is full. Of bfloat16, 8 a vector:
 ///   hidden_size   576 ->   72 vectors ->   32 threads a row, 4 rows a block, 4 rounds
 ///   hidden_size  4096 ->  512 vectors ->  256 threads,       1 row,          2 rounds
 ///   hidden_size 65536 -> 8192 vectors -> 1024 threads,       1 row,          8 rounds, read twice
@@ -28,17 +30,14 @@ constexpr RowLayout choose_row_layout(int64_t hidden_size, int element_size) {
   const int64_t vectors = (hidden_size + per_vector - 1) / per_vector;
   if (vectors <= 32 * 4) {
     return {.threads_per_row = 32,
-            .rows_per_block = 4,
+            .rows_per_block = kWarpRowsPerBlock,
             .rounds = vectors <= 32   ? 1
                       : vectors <= 64 ? 2
                                       : 4};
   }
-  const int rounds = vectors <= 1024 * 2 ? 2 : vectors <= 1024 * 4 ? 4 : 0;
-  if (rounds == 0) return {.threads_per_row = 1024, .rows_per_block = 1, .rounds = 0};
-  const int64_t threads = (vectors + rounds - 1) / rounds;
-  return {.threads_per_row = static_cast<int>((threads + 31) / 32 * 32),
-          .rows_per_block = 1,
-          .rounds = rounds};
+  if (vectors > 1024 * 2) return {.threads_per_row = 1024, .rows_per_block = 1, .rounds = 0};
+  const int64_t warps = (vectors + 63) / 64;
+  return {.threads_per_row = static_cast<int>(warps * 32), .rows_per_block = 1, .rounds = 2};
 }
 
 /// Threads of a block and blocks of a row for an elementwise op, one vector a thread. Of bfloat16:

@@ -51,6 +51,50 @@ def embedding_packed(
     token_ids: Tensor, table: Tensor, format: str, vocab_size: int, out: Tensor, /
 ) -> None: ...
 
+# bindings/attention.cpp
+def append_kv(
+    q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    positions: Tensor | None,
+    cos_sin: Tensor | None,
+    interleaved: bool,
+    q_norm_weight: Tensor | None,
+    k_norm_weight: Tensor | None,
+    eps: float,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    /,
+) -> None: ...
+def paged_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    page_table: Tensor,
+    seq_lens: Tensor,
+    cu_seqlens_q: Tensor,
+    softmax_scale: float,
+    causal: bool,
+    sliding_window: int,
+    soft_cap: float,
+    sinks: Tensor | None,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    lse: Tensor | None,
+    out: Tensor,
+    workspace: Tensor,
+    /,
+) -> None: ...
+def paged_attention_workspace_size(
+    device: str, num_qo_heads: int, num_kv_heads: int, head_dim: int, max_seq_len: int, /
+) -> int: ...
+def merge_states(
+    out_partial: Tensor, lse_partial: Tensor, out: Tensor, lse: Tensor | None, /
+) -> None: ...
+
 # bindings/runtime.cpp
 def num_threads() -> int:
     """Threads that an op may use: LAMPO_NUM_THREADS, else one per usable core."""
@@ -78,3 +122,49 @@ def cuda_element_layout(size: int, element_size: int) -> tuple[int, int]:
 def call_cost(
     t0: Tensor, t1: Tensor, t2: Tensor, t3: Tensor, t4: Tensor, t5: Tensor, /
 ) -> None: ...
+
+# bindings/sampling.cpp
+def sample(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
+    min_p: Tensor | None,
+    seeds: Tensor | None,
+    positions: Tensor | None,
+    penalty_ids: Tensor | None,
+    penalty_counts: Tensor | None,
+    cu_penalties: Tensor | None,
+    repetition_penalty: Tensor | None,
+    presence_penalty: Tensor | None,
+    frequency_penalty: Tensor | None,
+    bias_ids: Tensor | None,
+    bias_values: Tensor | None,
+    cu_bias: Tensor | None,
+    allowed_mask: Tensor | None,
+    token_ids: Tensor,
+    status: Tensor,
+    logprobs: Tensor | None,
+    kept: Tensor | None,
+    workspace: Tensor,
+    /,
+) -> None: ...
+def token_logprobs(
+    logits: Tensor,
+    token_ids: Tensor,
+    logprob: Tensor,
+    rank: Tensor,
+    top_ids: Tensor,
+    top_logprobs: Tensor,
+    workspace: Tensor,
+    /,
+) -> None: ...
+def sampling_workspace_size(vocab_size: int, cuda_device: int = -1) -> int: ...
+def philox4x32_10(counter_and_key: Tensor, out: Tensor, /) -> None:
+    """Six words in, four words out, all as int32."""
+
+def exp2_times_2_40(x: Tensor, out: Tensor, /) -> None:
+    """Elementwise: the mass of a base-2 exponent <= 0."""
+
+def exponential_variate(random: Tensor, out: Tensor, /) -> None:
+    """Elementwise: -ln(1 - v) of v = (random + 1/2) / 2^32, words as int32."""

@@ -16,6 +16,8 @@ void linear(const LinearParams& p, const Team& team);
 void linear_packed(const LinearPackedParams& p, const Team& team);
 void pack_weight(const PackWeightParams& p, const Team& team);
 void embedding(const EmbeddingParams& p, const Team& team);
+void sample(const SampleParams& p, const Team& team);
+void token_logprobs(const TokenLogprobsParams& p, const Team& team);
 
 const KernelTable kTable = {
     .isa = LAMPO_STRING(LAMPO_ISA),
@@ -29,6 +31,8 @@ const KernelTable kTable = {
     .linear_packed = linear_packed,
     .pack_weight = pack_weight,
     .embedding = embedding,
+    .sample = sample,
+    .token_logprobs = token_logprobs,
 };
 
 }  // namespace lampo::cpu::LAMPO_ISA

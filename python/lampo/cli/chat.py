@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import sys
 from typing import TYPE_CHECKING
 
@@ -66,6 +67,8 @@ def _run(model: o.ModelOptions, params: SamplingParams, system: str | None, quie
         if not quiet:
             note(f"{llm.path.name}, loaded in {llm.load_time:.2f} s; /help lists the commands")
         conversation = Conversation(llm, params, system)
+        if isinstance(sys.stdin, io.TextIOWrapper):  # what is no UTF-8 ends no conversation
+            sys.stdin.reconfigure(errors="replace")
         interactive = sys.stdin.isatty()
         failed = False
         while True:

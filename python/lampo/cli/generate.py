@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lampo.cli import options as o
+from lampo.cli.candidates import Candidates
 from lampo.cli.main import EXIT_INTERNAL, EXIT_INTERRUPTED, Job
-from lampo.cli.report import Candidates, metrics_json, statistics_line
+from lampo.cli.report import metrics_json, statistics_line
 from lampo.cli.session import Answer, open_llm, stream_answer
 from lampo.cli.terminal import TextWriter, console, note, read_stdin, show_logging
 from lampo.outputs import LogprobTable, RequestOutput
@@ -67,7 +68,7 @@ def generate(
     params = o.sampling_params(ctx.params)
     if prompt in (None, "-"):
         if prompt is None and sys.stdin.isatty():
-            raise typer.BadParameter("give one, or pipe it in.", ctx=ctx, param_hint="prompt")
+            raise ValueError("prompt: missing; give it as an argument, or pipe it in")
         prompt = None
     run = _Run(o.ModelOptions.of(ctx.params), params, raw, system, as_json, quiet)
     return functools.partial(run, prompt)
@@ -136,16 +137,18 @@ class _Run:
         note(statistics_line(answers[0].metrics, reason))
 
     def _print_candidates(self, llm: LLM, token_ids: list[int], answers: list[Answer]) -> None:
+        tables = []
         request = answers[0].request
         if request is not None and request.prompt_logprobs is not None:
-            view = self._candidates(llm, self.params.prompt_logprobs)
             rows = list(zip(token_ids, request.prompt_logprobs, strict=True))
-            console().print(view.table(rows, "prompt"))
-        view = self._candidates(llm, self.params.logprobs)
+            tables.append((self.params.prompt_logprobs, rows, "prompt"))
         for i, answer in enumerate(answers):
             if answer.logprobs:
                 title = "output" if len(answers) == 1 else f"output {i + 1}"
-                console().print(view.table(_rows(answer), title))
+                tables.append((self.params.logprobs, _rows(answer), title))
+        for num_shown, rows, title in tables:
+            out = console()
+            out.print(self._candidates(llm, num_shown).table(rows, title, out.width))
 
     def _print_json(
         self, llm: LLM, prompt: str, token_ids: list[int], answers: list[Answer], templated: bool
@@ -171,7 +174,8 @@ class _Run:
 
     def _candidates(self, llm: LLM, num_shown: int | None) -> Candidates:
         resolved = self.params.resolved(llm.generation_config)
-        return Candidates(num_shown or 0, resolved, llm.config.vocab_size)
+        size, token_bytes = llm.config.vocab_size, llm.tokenizer.token_bytes
+        return Candidates(num_shown or 0, resolved, size, token_bytes)
 
 
 def _answer(request: RequestOutput, index: int) -> Answer:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 
 Job = Callable[[], int]
@@ -30,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
+        if sys.stderr.isatty():  # leaves the line on which the terminal has shown ^C
+            print(file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         _discard_output()
@@ -55,6 +56,8 @@ def _report(error: Exception) -> int:
     from lampo.cli.terminal import note, one_line
 
     if os.environ.get("LAMPO_DEBUG"):
+        import traceback
+
         traceback.print_exception(error)
     if type(error).__name__ == "Abort":  # what older versions of typer make of Ctrl-C
         return EXIT_INTERRUPTED

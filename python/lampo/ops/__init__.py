@@ -19,6 +19,7 @@ from lampo.ops.linear import (
     packed_strip_bytes,
 )
 from lampo.ops.norm import layer_norm, rms_norm
+from lampo.ops.sampling import sample, sampling_workspace_size, token_logprobs
 
 __all__ = [
     "PackedWeight",
@@ -36,5 +37,8 @@ __all__ = [
     "paged_attention",
     "paged_attention_workspace_size",
     "rms_norm",
+    "sample",
+    "sampling_workspace_size",
     "silu_mul",
+    "token_logprobs",
 ]

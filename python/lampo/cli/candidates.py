@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The candidates for every token: what a model thought, and what the cuts left of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lampo.cli.nucleus import num_kept
+from lampo.outputs import Logprob, LogprobTable
+from lampo.sampling_params import MAX_LOGPROBS, SamplingParams
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+_COLUMNS = ("#", "token", "probability", "rank", "kept")
+_LEAST_WIDTH = 24
+
+
+class Candidates:
+    """The candidates of every token, the `num_shown` best ones, and how many could be drawn.
+
+    Args:
+        num_shown: candidates for each token, as the user asked.
+        params: resolved sampling parameters.
+        vocab_size: tokens of the model.
+        token_bytes: the bytes of a token, shown where they are a part of a character.
+    """
+
+    def __init__(
+        self,
+        num_shown: int,
+        params: SamplingParams,
+        vocab_size: int,
+        token_bytes: Callable[[int], bytes],
+    ) -> None:
+        self._num_shown = num_shown
+        self._params = params
+        self._vocab_size = vocab_size
+        self._token_bytes = token_bytes
+
+    @staticmethod
+    def num_needed(num_shown: int | None, params: SamplingParams) -> int | None:
+        """Log-probabilities to ask for: as many as possible where top-p or min-p need them."""
+        cuts = params.top_p not in (None, 1.0) or bool(params.min_p)
+        return MAX_LOGPROBS if num_shown is not None and cuts else num_shown
+
+    def json(self, table: LogprobTable, token_id: int) -> dict[str, Any]:
+        """One token; `num_kept` is null where it is not certain."""
+        low, high = self._kept(table) or (0, 1)
+        return {
+            **_entry(token_id, table[token_id]),
+            "num_kept": low if low == high else None,
+            "candidates": [_entry(other, entry) for other, entry in self._best(table)],
+        }
+
+    def table(
+        self, tables: Sequence[tuple[int, LogprobTable | None]], title: str, width: int
+    ) -> Table:
+        """A table for people: token, probability, rank, number kept, candidates.
+
+        Args:
+            tables: for each token its id and its candidates, None where there is no prediction.
+            title: above it.
+            width: columns of the terminal.
+        """
+        from rich.cells import cell_len
+        from rich.table import Table
+        from rich.text import Text
+
+        rows = []
+        for position, (token_id, table) in enumerate(tables):
+            if table is not None:
+                own = table[token_id]
+                cells = [str(position), self._token(token_id, own), _percent(own), str(own.rank)]
+                rows.append(([*cells, self._kept_text(table)], table))
+        shown = Table(title=Text(title), title_justify="left")
+        shown.caption, shown.caption_justify = Text(self._caption()), "left"
+        left = width - 3 * len(_COLUMNS) - 4
+        for i, name in enumerate(_COLUMNS):
+            justify = "left" if name == "token" else "right"
+            shown.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+            left -= max(cell_len(text) for text in [name, *(cells[i] for cells, _ in rows)])
+        shown.add_column("candidates", no_wrap=True)
+        for cells, table in rows:
+            shown.add_row(*map(Text, cells), self._candidates_text(table, max(left, _LEAST_WIDTH)))
+        return shown
+
+    def _candidates_text(self, table: LogprobTable, width: int) -> Text:
+        """Lines of candidates, those that cannot be drawn behind a bar."""
+        from rich.text import Text
+
+        kept = self._kept(table)
+        num_kept = self._vocab_size if kept is None else kept[0]
+        text, used = Text(), 0
+        for rank, (token_id, entry) in enumerate(self._best(table), 1):
+            bar = "| " if rank == num_kept + 1 else ""
+            cell = Text(
+                f"{self._token(token_id, entry)} {_percent(entry)}",
+                "dim" if rank > num_kept else "",
+            )
+            size = len(bar) + cell.cell_len
+            if used and used + 2 + size > width:
+                text.append("\n")
+                used = 0
+            elif used:
+                text.append("  ")
+                used += 2
+            text.append(bar).append_text(cell)
+            used += size
+        return text
+
+    def _token(self, token_id: int, entry: Logprob) -> str:
+        text = entry.decoded_token
+        return repr(self._token_bytes(token_id) if "\ufffd" in text else text)
+
+    def _caption(self) -> str:
+        p = self._params
+        if p.temperature == 0.0:
+            cuts = ["temperature 0 (the best one)"]
+        else:
+            cuts = [f"temperature {p.temperature:g}"]
+            cuts += [f"top-k {p.top_k}"] if p.top_k and p.top_k > 0 else []
+            cuts += [f"top-p {p.top_p:g}"] if p.top_p not in (None, 1.0) else []
+            cuts += [f"min-p {p.min_p:g}"] if p.min_p else []
+        return (
+            "probability: the model's own, before temperature and cuts; kept: how many tokens could"
+            f" be drawn with {', '.join(cuts)}; they stand before the bar"
+        )
+
+    def _kept(self, table: LogprobTable) -> tuple[int, int] | None:
+        ordered = sorted(table.values(), key=lambda entry: entry.rank)
+        best = [e.logprob for i, e in enumerate(ordered, 1) if e.rank <= i]
+        return num_kept(best, self._params, self._vocab_size) if best else None
+
+    def _kept_text(self, table: LogprobTable) -> str:
+        kept = self._kept(table)
+        if kept is None:
+            return "?"
+        low, high = kept
+        if low == self._vocab_size:
+            return "all"
+        if low == high:
+            return str(low)
+        return f"{low}-{high}" if high <= len(table) else f">={low}"
+
+    def _best(self, table: LogprobTable) -> list[tuple[int, Logprob]]:
+        ordered = sorted(table.items(), key=lambda item: item[1].rank)
+        return [item for item in ordered if item[1].rank <= self._num_shown]
+
+
+def _entry(token_id: int, entry: Logprob) -> dict[str, Any]:
+    finite = math.isfinite(entry.logprob)
+    return {
+        "token_id": token_id,
+        "token": entry.decoded_token,
+        "logprob": entry.logprob if finite else None,
+        "probability": math.exp(entry.logprob) if finite else 0.0,
+        "rank": entry.rank,
+    }
+
+
+def _percent(entry: Logprob) -> str:
+    value = 100.0 * math.exp(entry.logprob)
+    return f"{value:.1f} %" if value >= 0.05 else f"{value:.1g} %"

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From logits to tokens, and tables of log-probabilities."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+
+from lampo import _C
+from lampo.ops._registry import register
+
+_sample = register(
+    "sample(Tensor logits, Tensor temperature, Tensor? top_k, Tensor? top_p, Tensor? min_p, "
+    "Tensor? seeds, Tensor? positions, Tensor? penalty_ids, Tensor? penalty_counts, "
+    "Tensor? cu_penalties, Tensor? repetition_penalty, Tensor? presence_penalty, "
+    "Tensor? frequency_penalty, Tensor? bias_ids, Tensor? bias_values, Tensor? cu_bias, "
+    "Tensor? allowed_mask, Tensor(a!) token_ids, Tensor(b!) status, Tensor(c!)? logprobs, "
+    "Tensor(d!)? kept, Tensor(e!) workspace) -> ()",
+    _C.sample,
+)
+_token_logprobs = register(
+    "token_logprobs(Tensor logits, Tensor token_ids, Tensor(a!) logprob, Tensor(b!) rank, "
+    "Tensor(c!) top_ids, Tensor(d!) top_logprobs, Tensor(e!) workspace) -> ()",
+    _C.token_logprobs,
+)
+
+_scratch = threading.local()
+
+
+def sampling_workspace_size(vocab_size: int, device: torch.device | str = "cpu") -> int:
+    """Bytes of workspace for :func:`sample` and :func:`token_logprobs` on rows of this width.
+
+    It depends on the number of threads: ask again after changing that.
+    """
+    device = torch.device(device)
+    return int(
+        _C.sampling_workspace_size(vocab_size, -1 if device.type == "cpu" else device.index or 0)
+    )
+
+
+def _workspace(logits: torch.Tensor) -> torch.Tensor:
+    """Scratch memory of the calling thread, kept between calls since fresh pages cost more time
+    than the sampling of a row."""
+    size = sampling_workspace_size(logits.shape[-1], logits.device)
+    if torch.compiler.is_compiling():
+        return logits.new_empty(size, dtype=torch.uint8)
+    buffers: dict[str, torch.Tensor] = _scratch.__dict__
+    found = buffers.get(str(logits.device))
+    if found is None or found.numel() < size:
+        found = torch.empty(size, dtype=torch.uint8, device=logits.device)
+        buffers[str(logits.device)] = found
+    return found
+
+
+def sample(
+    logits: torch.Tensor,
+    *,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor | None = None,
+    top_p: torch.Tensor | None = None,
+    min_p: torch.Tensor | None = None,
+    seeds: torch.Tensor | None = None,
+    positions: torch.Tensor | None = None,
+    penalty_ids: torch.Tensor | None = None,
+    penalty_counts: torch.Tensor | None = None,
+    cu_penalties: torch.Tensor | None = None,
+    repetition_penalty: torch.Tensor | None = None,
+    presence_penalty: torch.Tensor | None = None,
+    frequency_penalty: torch.Tensor | None = None,
+    bias_ids: torch.Tensor | None = None,
+    bias_values: torch.Tensor | None = None,
+    cu_bias: torch.Tensor | None = None,
+    allowed_mask: torch.Tensor | None = None,
+    token_ids: torch.Tensor | None = None,
+    status: torch.Tensor | None = None,
+    logprobs: torch.Tensor | None = None,
+    kept: torch.Tensor | None = None,
+    workspace: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Draw one token per row of logits; csrc/common/sampling.h defines every step to the bit.
+
+    (1) penalties, bias and mask on raw logits; (2) divide by temperature; (3) top-k; (4) top-p of
+    what is left, the crossing token included; (5) min-p: ``p_i >= min_p * p_max``; (6) the draw,
+    ``argmax(log p_i + Gumbel noise)`` with noise from Philox(seed, position, token). Order: by
+    descending logit, ties by index. NaN counts as -inf; +inf tokens share all probability.
+
+    Args:
+        logits: [batch_size, vocab_size] float32 or bfloat16, not modified.
+        temperature: [batch_size] float32, 0: argmax.
+        top_k, top_p, min_p: [batch_size] int32 (0: off), float32 in (0, 1], float32 in [0, 1].
+        seeds, positions: [batch_size] int64; seeds may be left out if all rows are greedy.
+        penalty_ids, penalty_counts, cu_penalties: [nnz], [nnz], [batch_size + 1] int32: row b's
+            distinct ids lie at cu[b] to cu[b + 1]; counts are of the output, 0: prompt only.
+        repetition_penalty, presence_penalty, frequency_penalty: [batch_size] float32.
+        bias_ids, bias_values, cu_bias: [nnz] int32, [nnz] float32, [batch_size + 1] int32.
+        allowed_mask: [batch_size, ceil(vocab_size / 32)] int32, bit ``i % 32`` of word ``i // 32``.
+        token_ids, status: [batch_size] int64 and int32, written; -1 and 1 without a candidate.
+        logprobs: [batch_size, 2] float32, written: raw log-softmax; log of the drawn probability.
+        kept: [batch_size, vocab_size] bool, written: what survives (1) to (5).
+        workspace: [:func:`sampling_workspace_size`] uint8.
+
+    Returns:
+        ``token_ids``.
+
+    Raises:
+        ValueError, TypeError: an argument that does not fit, by name.
+    """
+    batch_size = logits.shape[0]
+    if token_ids is None:
+        token_ids = logits.new_empty(batch_size, dtype=torch.int64)
+    if status is None:
+        status = logits.new_empty(batch_size, dtype=torch.int32)
+    if workspace is None:
+        workspace = _workspace(logits)
+    _sample(
+        logits,
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        seeds,
+        positions,
+        penalty_ids,
+        penalty_counts,
+        cu_penalties,
+        repetition_penalty,
+        presence_penalty,
+        frequency_penalty,
+        bias_ids,
+        bias_values,
+        cu_bias,
+        allowed_mask,
+        token_ids,
+        status,
+        logprobs,
+        kept,
+        workspace,
+    )
+    return token_ids
+
+
+def token_logprobs(
+    logits: torch.Tensor,
+    token_ids: torch.Tensor,
+    num_top: int = 0,
+    *,
+    logprob: torch.Tensor | None = None,
+    rank: torch.Tensor | None = None,
+    top_ids: torch.Tensor | None = None,
+    top_logprobs: torch.Tensor | None = None,
+    workspace: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-softmax of raw logits at one token per row, its rank, and the most likely tokens.
+
+    Args:
+        logits: [batch_size, vocab_size] float32 or bfloat16; NaN counts as -inf.
+        token_ids: [batch_size] int64; -1: none (logprob NaN, rank 0).
+        num_top: columns of the table, 0 to vocab_size.
+        logprob: [batch_size] float32, written.
+        rank: [batch_size] int32, written: tokens with a strictly larger logit, plus 1.
+        top_ids, top_logprobs: [batch_size, num_top] int32 and float32, written: by descending
+            logit, ties by ascending id.
+        workspace: [:func:`sampling_workspace_size`] uint8.
+
+    Returns:
+        ``(logprob, rank, top_ids, top_logprobs)``.
+
+    Raises:
+        ValueError, TypeError: an argument that does not fit, by name.
+    """
+    batch_size = logits.shape[0]
+    if logprob is None:
+        logprob = logits.new_empty(batch_size, dtype=torch.float32)
+    if rank is None:
+        rank = logits.new_empty(batch_size, dtype=torch.int32)
+    if top_ids is None:
+        top_ids = logits.new_empty(batch_size, num_top, dtype=torch.int32)
+    if top_logprobs is None:
+        top_logprobs = logits.new_empty(batch_size, num_top, dtype=torch.float32)
+    if workspace is None:
+        workspace = _workspace(logits)
+    _token_logprobs(logits, token_ids, logprob, rank, top_ids, top_logprobs, workspace)
+    return logprob, rank, top_ids, top_logprobs
