@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import make_checkpoint, make_gguf
-from model_harness import twin_logits
 
-from lampo import LLM, SamplingParams, _C
+from checkpoints import make_checkpoint, make_gguf
+from lampo import _C, LLM, SamplingParams
+from model_harness import twin_logits
 
 GREEDY = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
 TEXTS = ["a", "Hello, world", "the quick brown fox " * 5, "x" * 70, "1 2 3 4 5", "ünïcödé 🙂"]
@@ -64,8 +64,8 @@ def test_shape_of_results(llm):
     assert completion.logprobs is None
     assert output.prompt_logprobs is None
     metrics = output.metrics
-    assert 0 < metrics.time_to_first_token
-    assert 0 < metrics.time_per_output_token
+    assert metrics.time_to_first_token > 0
+    assert metrics.time_per_output_token > 0
     assert metrics.num_prompt_tokens == len(output.prompt_token_ids)
     assert metrics.num_output_tokens == 60
 
@@ -259,7 +259,9 @@ def test_chat_uses_the_template_and_treats_special_tokens_as_text(llm):
 
 def test_defaults_are_the_models_and_said_once(folder, caplog):
     with caplog.at_level(logging.INFO, "lampo"), LLM(folder[0]) as llm:
-        assert len(llm.generate("Hello", SamplingParams(ignore_eos=True))[0].outputs[0].token_ids) == 9
+        assert (
+            len(llm.generate("Hello", SamplingParams(ignore_eos=True))[0].outputs[0].token_ids) == 9
+        )
     lines = [r.message for r in caplog.records if "generation_config.json" in r.message]
     assert lines == [
         "sampling defaults from generation_config.json: temperature=0.8, top_p=0.95, max_tokens=9"

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from checkpoints import QUANTIZATIONS, ROPES, make_checkpoint, make_gguf
-from model_harness import Runner, prompts, transformers_twin, twin_logits
 
+from checkpoints import QUANTIZATIONS, ROPES, make_checkpoint, make_gguf
 from lampo.models.registry import load_model
 from lampo.tokenizer import Tokenizer
 from lampo.weights import ModelNotFoundError, load_checkpoint, resolve_model
+from model_harness import Runner, prompts, transformers_twin, twin_logits
 
 
 def tokens(count: int, seed: int = 0) -> list[int]:
@@ -106,7 +106,12 @@ def smollm2() -> Iterator[Any]:
         tokenizer = Tokenizer.from_gguf(checkpoint.gguf_metadata)
         ids = [tokenizer.encode(text) for text in prompts()]
         assert len(ids) == 20 and 1900 < max(map(len, ids)) <= 2048
-        yield checkpoint, load_model(checkpoint, "float32", 4096), ids, transformers_twin(checkpoint)
+        yield (
+            checkpoint,
+            load_model(checkpoint, "float32", 4096),
+            ids,
+            transformers_twin(checkpoint),
+        )
 
 
 @pytest.mark.model
