@@ -195,13 +195,21 @@ def test_end_of_sequence_min_tokens_and_ignore_eos(llm):
     assert completion.finish_reason == "length"
 
 
-def test_penalties_and_bias(llm):
+def test_penalties_and_bias(llm, folder):
     free = llm.generate("Hello", change(GREEDY, max_tokens=30))[0].outputs[0].token_ids
     banned = change(GREEDY, max_tokens=30, logit_bias=dict.fromkeys(set(free), -100.0))
     assert not set(llm.generate("Hello", banned)[0].outputs[0].token_ids) & set(free)
     strong = change(GREEDY, max_tokens=30, frequency_penalty=2.0, presence_penalty=2.0)
-    penalised = llm.generate("Hello", strong)[0].outputs[0].token_ids
-    assert len(set(penalised)) > len(set(free))
+    output = llm.generate("Hello", change(strong, repetition_penalty=1.3))[0]
+    prompt, generated = output.prompt_token_ids, output.outputs[0].token_ids
+    logits = twin_logits(folder[1], prompt + generated)[len(prompt) - 1 : -1].clone()
+    for i, row in enumerate(logits):
+        seen = torch.tensor(prompt + generated[:i])
+        row[seen] = torch.where(row[seen] > 0, row[seen] / 1.3, row[seen] * 1.3)
+        counts = torch.tensor(generated[:i], dtype=torch.int64).bincount(minlength=len(row))
+        row -= 2.0 * counts + 2.0 * (counts > 0)
+    assert generated == logits.argmax(-1).tolist()
+    assert generated != free
 
 
 def test_stream_is_generate_in_pieces(llm):
