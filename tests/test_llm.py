@@ -199,13 +199,21 @@ def test_penalties_and_bias(llm, folder):
     free = llm.generate("Hello", change(GREEDY, max_tokens=30))[0].outputs[0].token_ids
     banned = change(GREEDY, max_tokens=30, logit_bias=dict.fromkeys(set(free), -100.0))
     assert not set(llm.generate("Hello", banned)[0].outputs[0].token_ids) & set(free)
-    strong = change(GREEDY, max_tokens=30, frequency_penalty=2.0, presence_penalty=2.0)
-    output = llm.generate("Hello", change(strong, repetition_penalty=1.3))[0]
-    prompt, generated = output.prompt_token_ids, output.outputs[0].token_ids
+    prompt = list(range(20, 220))
+    free = llm.generate(prompt, change(GREEDY, max_tokens=30))[0].outputs[0].token_ids
+    strong = SamplingParams(
+        temperature=0,
+        max_tokens=30,
+        ignore_eos=True,
+        repetition_penalty=1.5,
+        presence_penalty=2.0,
+        frequency_penalty=2.0,
+    )
+    generated = llm.generate(prompt, strong)[0].outputs[0].token_ids
     logits = twin_logits(folder[1], prompt + generated)[len(prompt) - 1 : -1].clone()
     for i, row in enumerate(logits):
         seen = torch.tensor(prompt + generated[:i])
-        row[seen] = torch.where(row[seen] > 0, row[seen] / 1.3, row[seen] * 1.3)
+        row[seen] = torch.where(row[seen] > 0, row[seen] / 1.5, row[seen] * 1.5)
         counts = torch.tensor(generated[:i], dtype=torch.int64).bincount(minlength=len(row))
         row -= 2.0 * counts + 2.0 * (counts > 0)
     assert generated == logits.argmax(-1).tolist()
