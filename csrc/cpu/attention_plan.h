@@ -11,8 +11,8 @@
 // straddles two threads has the states of its splits stored in the workspace; after a barrier its
 // rows are folded and written.
 //
-// Example: decode, 8 KV heads of 4 query heads, 1000 tokens, 3 threads: 8 tiles of 4 rows with 4
-// splits each, 10 2/3 splits a thread; tiles 2 and 5 straddle.
+// Example: decode, 8 KV heads of 4 query heads, 500 tokens, 3 threads: 8 query tiles of 4 rows with
+// 4 splits each, 10 2/3 splits a thread; the third and the sixth straddle.
 #pragma once
 
 #include "cpu/team.h"
@@ -21,7 +21,7 @@
 namespace lampo::cpu {
 
 inline constexpr int kKeyTile = 64;
-inline constexpr int kSplit = 256;
+inline constexpr int kSplit = 128;
 inline constexpr int kMaxRows = 48;
 /// Larger tiles stay with one thread, whose states fit its cache, while those stored would not.
 inline constexpr int kMaxStraddlingRows = 16;
@@ -40,7 +40,7 @@ static inline int64_t padded_head_dim(int64_t head_dim) { return round_up(head_d
 /// Floats that one thread works in: see Scratch in kernels/paged_attention.cpp.
 static inline int64_t scratch_floats(int64_t head_dim) {
   const int64_t width = padded_head_dim(head_dim);
-  return width * (2 * kKeyTile + 3 * kMaxRows) + kKeyTile * (kMaxRows + 2) + kMaxRows * (16 + 4);
+  return width * (2 * kKeyTile + 3 * kMaxRows) + kMaxRows * (kKeyTile + 16 + 4);
 }
 
 /// A stored state: the accumulator, the maximum, the sum.
@@ -85,6 +85,10 @@ struct QueryTile {
   int64_t first_split() const { return keys.begin / kSplit; }
   int64_t num_splits() const {
     return keys.begin < keys.end ? (keys.end + kSplit - 1) / kSplit - first_split() : 0;
+  }
+  KeyRange keys_of_split(int64_t split) const {
+    const int64_t begin = split * kSplit, end = begin + kSplit;
+    return {begin > keys.begin ? begin : keys.begin, end < keys.end ? end : keys.end};
   }
 };
 

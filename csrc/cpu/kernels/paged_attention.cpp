@@ -30,9 +30,11 @@ namespace {
 
 /// More rows than this use V often enough to pay for a widened copy.
 constexpr int kRowsWorthWideningV = 2 * kMaxBlockRows;
+/// One register block of rows passes once over kt, which then should leave room in L1.
+constexpr int64_t kSinglePassKtFloats = 4096;
 
 /// What keys that may not be touched point to: zeros of any type, head_dim long.
-alignas(64) const float kZeroRow[256] = {};
+alignas(64) const char kZeroRow[256 * sizeof(float)] = {};
 
 /// One thread's part of the workspace.
 struct Scratch {
@@ -42,8 +44,6 @@ struct Scratch {
   float* acc;      // [kMaxRows, width], of the split
   float* run_acc;  // [kMaxRows, width], of the splits so far
   float* scores;   // [kMaxRows, kKeyTile]
-  float* k_scale;  // [kKeyTile]
-  float* v_scale;  // [kKeyTile]
   float* l;        // [kMaxRows, 16]
   float* m;        // [kMaxRows]
   float* run_m;    // [kMaxRows]
@@ -61,8 +61,6 @@ struct Scratch {
     acc = take(kMaxRows * width);
     run_acc = take(kMaxRows * width);
     scores = take(kMaxRows * kKeyTile);
-    k_scale = take(kKeyTile);
-    v_scale = take(kKeyTile);
     l = take(kMaxRows * 16);
     m = take(kMaxRows);
     run_m = take(kMaxRows);
@@ -70,44 +68,61 @@ struct Scratch {
   }
 };
 
-/// Where the K and V rows of one key tile are.
-template <class T>
+/// Where the K rows, then the V rows, of one key tile are.
 struct TileRows {
-  const T* k[kKeyTile];
-  const T* v[kKeyTile];
+  const char* k[kKeyTile];
+  const char* v[kKeyTile];
+  float k_scale[kKeyTile];
+  float v_scale[kKeyTile];
 };
 
-/// kt[i][j] = element i of row j, for kWidth rows.
-template <class T>
-void transpose_rows(const T* const* rows, int64_t head_dim, float* kt) {
+/// A split of a query tile: what a thread computes at a time.
+struct Item {
+  QueryTile tile;
+  int64_t split;
+  KeyRange keys;   // of the split, within the tile's; empty where the tile sees no key
+  float* partial;  // where the state goes; null: it is folded into the running one
+  bool first, last;
+
+  int64_t first_key_tile() const { return keys.begin / kKeyTile * kKeyTile; }
+};
+
+/// kt[i][j] = element i (kPairs: elements 2i and 2i + 1, as BF16) of row j, for kWidth rows.
+template <class T, bool kPairs>
+void transpose_rows(const char* const* rows, int64_t head_dim, float* kt, int64_t stride,
+                    Prefetcher& prefetcher) {
   constexpr int kWidth = F32::kWidth;
   constexpr int kParts = 4 / static_cast<int>(sizeof(T));
-  constexpr int kBlock = kWidth * kParts;
-  const char* bytes[kWidth];
-  for (int r = 0; r < kWidth; ++r) bytes[r] = reinterpret_cast<const char*>(rows[r]);
+  constexpr int64_t kBlock = kWidth * kParts;
   const auto put = [&](const Units* units, int64_t first, int64_t count) {
 #pragma GCC unroll 16
     for (int u = 0; u < kWidth; ++u) {
       if (u * kParts >= count) break;
-      float* to = kt + (first + u * kParts) * kKeyTile;
-      store(to, widen<T, 0>(units[u]));
-      if constexpr (kParts > 1) store(to + kKeyTile, widen<T, 1>(units[u]));
-      if constexpr (kParts > 2) store(to + 2 * kKeyTile, widen<T, 2>(units[u]));
-      if constexpr (kParts > 2) store(to + 3 * kKeyTile, widen<T, 3>(units[u]));
+      if constexpr (kPairs) {
+        store(kt + (first / kParts + u) * stride, widen<float, 0>(units[u]));
+      } else {
+        float* to = kt + (first + u * kParts) * stride;
+        store(to, widen<T, 0>(units[u]));
+        if constexpr (kParts > 1) store(to + stride, widen<T, 1>(units[u]));
+        if constexpr (kParts > 2) store(to + 2 * stride, widen<T, 2>(units[u]));
+        if constexpr (kParts > 2) store(to + 3 * stride, widen<T, 3>(units[u]));
+      }
     }
   };
   int64_t i = 0;
   for (; i + kBlock <= head_dim; i += kBlock) {
     Units units[kWidth];
-    load_transposed(bytes, i * static_cast<int64_t>(sizeof(T)), units);
+    for (int line = 0; line < kWidth; ++line) prefetcher.step();
+    load_transposed(rows, i * static_cast<int64_t>(sizeof(T)), units);
     put(units, i, kBlock);
   }
   if (i < head_dim) {
-    T tail[kWidth][kBlock] = {};
+    char tail[kWidth][kWidth * 4] = {};
     const char* tails[kWidth];
     for (int r = 0; r < kWidth; ++r) {
-      memcpy(tail[r], rows[r] + i, static_cast<size_t>(head_dim - i) * sizeof(T));
-      tails[r] = reinterpret_cast<const char*>(tail[r]);
+      const int64_t size = static_cast<int64_t>(sizeof(T));
+      memcpy(tail[r], rows[r] + i * size, static_cast<size_t>((head_dim - i) * size));
+      tails[r] = tail[r];
     }
     Units units[kWidth];
     load_transposed(tails, 0, units);
@@ -115,7 +130,8 @@ void transpose_rows(const T* const* rows, int64_t head_dim, float* kt) {
   }
 }
 
-template <class T>
+/// kPairs: scores come from dot_bf16 on BF16 queries and keys as they are.
+template <class T, bool kPairs>
 class Attention {
  public:
   Attention(const PagedAttentionParams& params, const Team& team)
@@ -125,50 +141,84 @@ class Attention {
         s_(static_cast<float*>(params.workspace) + team.rank * scratch_floats(params.head_dim),
            width_) {}
 
-  /// Prepares the rows of a tile: q in f32, empty running states.
+  /// Computes an item; the caller knows what comes next, whose keys can be asked for.
+  void run(const Item& item, const Item* next) {
+    if (item.first) begin_tile(item.tile);
+    if (item.keys.begin < item.keys.end) run_split(item, next);
+    if (item.partial != nullptr) {
+      store_split(item.partial);
+    } else {
+      if (item.keys.begin < item.keys.end) fold_split();
+      if (item.last) write_rows([](int) { return true; });
+    }
+  }
+
+  /// Folds the stored states of the rows for which wanted(row), and writes them.
+  template <class Wanted>
+  void merge(const QueryTile& tile, const float* partials, int64_t split_floats, Wanted&& wanted) {
+    begin_tile(tile);
+    for (int row = 0; row < tile.num_rows(); ++row) {
+      if (!wanted(row)) continue;
+      for (int64_t split = 0; split < tile.num_splits(); ++split) {
+        const float* from = partials + split * split_floats + row * partial_floats(p.head_dim);
+        fold_state(s_.run_m + row, s_.run_l + row, s_.run_acc + row * width_, from[width_],
+                   from[width_ + 1], from, width_);
+      }
+    }
+    write_rows(wanted);
+  }
+
+ private:
+  /// Queries as the products want them, empty running states.
   void begin_tile(const QueryTile& tile) {
     tile_ = tile;
     dispatch_dtype<float, BF16>(p.dtype, [&]<class Q>() {
       for_each_row([&](int row, int64_t token, int64_t head) {
         const Q* q = static_cast<const Q*>(p.q) + token * p.stride_q_token + head * p.stride_q_head;
         float* to = s_.q + row * width_;
-        for_each_vector(p.head_dim, [&](int64_t i, int n) { store(to + i, load_n(q + i, n)); });
+        if constexpr (kPairs) {
+          memcpy(to, q, static_cast<size_t>(p.head_dim) * sizeof(Q));
+        } else {
+          for_each_vector(p.head_dim, [&](int64_t i, int n) { store(to + i, load_n(q + i, n)); });
+        }
       });
     });
     for (int row = 0; row < tile_.num_rows(); ++row) {
       s_.run_m[row] = kMinusInfinity;
       s_.run_l[row] = 0.0f;
-      // finish_state() reads it whatever the state.
-      for (int64_t i = 0; i < width_; i += F32::kWidth) store(s_.run_acc + row * width_ + i, F32());
     }
+    clear(s_.run_acc);
   }
 
   /// Computes the states of one split into the scratch.
-  void run_split(int64_t split) {
+  void run_split(const Item& item, const Item* next) {
     const int rows = static_cast<int>(tile_.num_rows());
     for (int row = 0; row < rows; ++row) {
       s_.m[row] = kMinusInfinity;
-      for (int i = 0; i < F32::kWidth; ++i) s_.l[row * 16 + i] = 0.0f;
+      store(s_.l + row * 16, F32());
     }
-    for (int64_t i = 0; i < rows * width_; i += F32::kWidth) store(s_.acc + i, F32());
-    const int64_t begin = split * kSplit > tile_.keys.begin ? split * kSplit : tile_.keys.begin;
-    const int64_t end =
-        (split + 1) * kSplit < tile_.keys.end ? (split + 1) * kSplit : tile_.keys.end;
-    TileRows<T> buffers[2];
-    TileRows<T>* current = &buffers[0];
-    TileRows<T>* next = &buffers[1];
-    int64_t start = begin / kKeyTile * kKeyTile;
-    find_rows(start, begin, end, *current);
-    for (; start < end; start += kKeyTile) {
-      const bool more = start + kKeyTile < end;
-      if (more) find_rows(start + kKeyTile, begin, end, *next);
-      run_key_tile(start, begin, end, *current, more ? next : nullptr);
-      TileRows<T>* const swap = current;
-      current = next;
-      next = swap;
+    clear(s_.acc);
+    int64_t start = item.first_key_tile();
+    if (!found_) find_rows(item, start, *current_);
+    for (; start < item.keys.end; start += kKeyTile) {
+      Prefetcher prefetcher;
+      const bool more = start + kKeyTile < item.keys.end;
+      found_ = more || (next != nullptr && next->keys.begin < next->keys.end);
+      if (found_) {
+        find_rows(more ? item : *next, more ? start + kKeyTile : next->first_key_tile(), *next_);
+        prefetcher.row = next_->k;
+        prefetcher.end = next_->v + kKeyTile;
+        prefetcher.bytes = p.head_dim * static_cast<int64_t>(sizeof(T));
+      }
+      run_key_tile(start, item.keys, *current_, prefetcher);
+      while (prefetcher.row != prefetcher.end) prefetcher.step();
+      TileRows* const done = current_;
+      current_ = next_;
+      next_ = done;
     }
-    for (int row = 0; row < rows; ++row)
-      store_n(s_.l + row * 16, F32(reduce_add(load(s_.l + row * 16))), 1);
+    for (int row = 0; row < rows; ++row) {
+      s_.l[row * 16] = reduce_add(load(s_.l + row * 16));
+    }
   }
 
   void fold_split() {
@@ -189,13 +239,6 @@ class Attention {
     }
   }
 
-  void fold_stored(int row, const float* partial) {
-    const float* from = partial + row * partial_floats(p.head_dim);
-    fold_state(s_.run_m + row, s_.run_l + row, s_.run_acc + row * width_, from[width_],
-               from[width_ + 1], from, width_);
-  }
-
-  /// Writes the rows for which wanted(row).
   template <class Wanted>
   void write_rows(Wanted&& wanted) {
     dispatch_dtype<float, BF16>(p.dtype, [&]<class Q>() {
@@ -211,7 +254,10 @@ class Attention {
     });
   }
 
- private:
+  void clear(float* rows) const {
+    for (int64_t i = 0; i < tile_.num_rows() * width_; i += F32::kWidth) store(rows + i, F32());
+  }
+
   /// fn(row in the tile, token in q, query head).
   template <class Fn>
   void for_each_row(Fn&& fn) const {
@@ -226,45 +272,49 @@ class Attention {
     }
   }
 
-  /// The rows (and scales) of the keys of the tile at `start`; zeros outside [begin, end).
-  void find_rows(int64_t start, int64_t begin, int64_t end, TileRows<T>& rows) const {
-    const int64_t first = start > begin ? start : begin;
-    const int64_t last = start + kKeyTile < end ? start + kKeyTile : end;
-    const T* zeros = reinterpret_cast<const T*>(kZeroRow);
-    for (int64_t j = 0; j < first - start; ++j) rows.k[j] = rows.v[j] = zeros;
-    for (int64_t j = last - start; j < kKeyTile; ++j) rows.k[j] = rows.v[j] = zeros;
-    const int32_t* pages = p.page_table + tile_.seq * p.stride_page_table_seq;
-    const T* k_head = static_cast<const T*>(p.k_cache) + tile_.kv_head * p.stride_k_cache_head;
-    const T* v_head = static_cast<const T*>(p.v_cache) + tile_.kv_head * p.stride_v_cache_head;
+  /// The rows and scales of the keys of the key tile at `start`; zeros outside the item's keys.
+  void find_rows(const Item& item, int64_t start, TileRows& rows) const {
+    const int64_t size = static_cast<int64_t>(sizeof(T));
+    const int64_t first = start > item.keys.begin ? start : item.keys.begin;
+    const int64_t last = start + kKeyTile < item.keys.end ? start + kKeyTile : item.keys.end;
+    const auto skip = [&](int64_t j) {
+      rows.k[j] = rows.v[j] = kZeroRow;
+      rows.k_scale[j] = rows.v_scale[j] = 0.0f;
+    };
+    for (int64_t j = 0; j < first - start; ++j) skip(j);
+    for (int64_t j = last - start; j < kKeyTile; ++j) skip(j);
+    const int32_t* pages = p.page_table + item.tile.seq * p.stride_page_table_seq;
+    const int64_t head = item.tile.kv_head;
     for (int64_t key = first; key < last;) {
       const int64_t slot = key & (p.page_size - 1);
       const int64_t page = pages[key / p.page_size];
-      const int64_t in_page = p.page_size - slot;
-      const int64_t count = in_page < last - key ? in_page : last - key;
-      const T* k = k_head + page * p.stride_k_cache_page + slot * p.stride_k_cache_slot;
-      const T* v = v_head + page * p.stride_v_cache_page + slot * p.stride_v_cache_slot;
+      const int64_t count = p.page_size - slot < last - key ? p.page_size - slot : last - key;
+      const char* k = static_cast<const char*>(p.k_cache) +
+                      size * (page * p.stride_k_cache_page + head * p.stride_k_cache_head +
+                              slot * p.stride_k_cache_slot);
+      const char* v = static_cast<const char*>(p.v_cache) +
+                      size * (page * p.stride_v_cache_page + head * p.stride_v_cache_head +
+                              slot * p.stride_v_cache_slot);
+      const int64_t at = key - start;
       for (int64_t j = 0; j < count; ++j) {
-        rows.k[key - start + j] = k + j * p.stride_k_cache_slot;
-        rows.v[key - start + j] = v + j * p.stride_v_cache_slot;
+        rows.k[at + j] = k + j * size * p.stride_k_cache_slot;
+        rows.v[at + j] = v + j * size * p.stride_v_cache_slot;
+      }
+      if (p.k_scale != nullptr) {
+        const float* scale = p.k_scale + page * p.stride_k_scale_page +
+                             head * p.stride_k_scale_head + slot * p.stride_k_scale_slot;
+        for (int64_t j = 0; j < count; ++j) rows.k_scale[at + j] = scale[j * p.stride_k_scale_slot];
+      }
+      if (p.v_scale != nullptr) {
+        const float* scale = p.v_scale + page * p.stride_v_scale_page +
+                             head * p.stride_v_scale_head + slot * p.stride_v_scale_slot;
+        for (int64_t j = 0; j < count; ++j) rows.v_scale[at + j] = scale[j * p.stride_v_scale_slot];
       }
       key += count;
     }
   }
 
-  /// Scales of the keys of a tile, into the scratch.
-  void gather_scales(int64_t start, int64_t begin, int64_t end, const float* scales, int64_t head,
-                     int64_t page, int64_t slot, float* to) const {
-    const int32_t* pages = p.page_table + tile_.seq * p.stride_page_table_seq;
-    for (int64_t j = 0; j < kKeyTile; ++j) {
-      const int64_t key = start + j;
-      to[j] = key < begin || key >= end
-                  ? 0.0f
-                  : scales[pages[key / p.page_size] * page + tile_.kv_head * head +
-                           (key & (p.page_size - 1)) * slot];
-    }
-  }
-
-  /// The part of the tile's keys that the given rows see.
+  /// The part of the tile's keys that the rows [row_first, row_last] see.
   RowView view_of_rows(int64_t start, int row_first, int row_last) const {
     const int64_t first = tile_.first_position + (tile_.row_begin + row_first) / group_size_;
     const int64_t last = tile_.first_position + (tile_.row_begin + row_last) / group_size_;
@@ -278,51 +328,71 @@ class Attention {
     return view;
   }
 
-  void run_key_tile(int64_t start, int64_t begin, int64_t end, const TileRows<T>& keys,
-                    const TileRows<T>* next) {
+  /// Scores of some rows with the keys [16 * first, ...) of the tile that kt holds.
+  void score(int row, int count, const RowView& block, int kt_first, int64_t kt_stride,
+             Prefetcher& prefetcher) {
+    const Depth depth{0, static_cast<int>(kPairs ? p.head_dim / 2 : p.head_dim)};
+    const float* kt = s_.kt + (block.first - kt_first) * F32::kWidth;
+    float* to = s_.scores + row * kKeyTile + block.first * F32::kWidth;
+    using Rows = std::conditional_t<kPairs, PairRows, StridedRows<float>>;
+    multiply(count, s_.q + row * width_, width_, Rows{kt, kt_stride}, depth,
+             block.last - block.first, to, kKeyTile, false, prefetcher);
+  }
+
+  void run_key_tile(int64_t start, const KeyRange& seen, const TileRows& keys,
+                    Prefetcher& prefetcher) {
     constexpr int kWidth = F32::kWidth;
     const int rows = static_cast<int>(tile_.num_rows());
-    const int first = static_cast<int>(begin > start ? begin - start : 0) / kWidth;
+    const int first = static_cast<int>(seen.begin > start ? seen.begin - start : 0) / kWidth;
     const int last =
-        static_cast<int>((end - start < kKeyTile ? end - start : kKeyTile) + kWidth - 1) / kWidth;
-    for (int v = first; v < last; ++v) {
-      if (next != nullptr) prefetch_rows(*next, v * kWidth);
-      transpose_rows(keys.k + v * kWidth, p.head_dim, s_.kt + v * kWidth);
+        static_cast<int>((seen.end - start < kKeyTile ? seen.end - start : kKeyTile) + kWidth - 1) /
+        kWidth;
+    const int64_t depth = kPairs ? p.head_dim / 2 : p.head_dim;
+    if (rows <= kMaxBlockRows) {
+      // One pass over kt: in two parts where all of it would push other things out of L1.
+      const RowView block = view_of_rows(start, 0, rows - 1);
+      const int step = (depth * kKeyTile > kSinglePassKtFloats ? kKeyTile / 2 : kKeyTile) / kWidth;
+      for (int part = 0; part < kKeyTile / kWidth; part += step) {
+        RowView view = block;
+        if (view.first < part) view.first = part;
+        if (view.last > part + step) view.last = part + step;
+        if (view.first >= view.last) continue;
+        for (int v = view.first; v < view.last; ++v) {
+          transpose_rows<T, kPairs>(keys.k + v * kWidth, p.head_dim, s_.kt + (v - part) * kWidth,
+                                    step * kWidth, prefetcher);
+        }
+        score(0, rows, view, part, step * kWidth, prefetcher);
+      }
+    } else {
+      for (int v = first; v < last; ++v) {
+        transpose_rows<T, kPairs>(keys.k + v * kWidth, p.head_dim, s_.kt + v * kWidth, kKeyTile,
+                                  prefetcher);
+      }
     }
-    const ScoreRule rule{
-        .softmax_scale = p.softmax_scale,
-        .soft_cap = p.soft_cap,
-        .k_scale = p.k_scale != nullptr ? s_.k_scale : nullptr,
-        .v_scale = p.v_scale != nullptr ? s_.v_scale : nullptr,
-    };
-    if (p.k_scale != nullptr) {
-      gather_scales(start, begin, end, p.k_scale, p.stride_k_scale_head, p.stride_k_scale_page,
-                    p.stride_k_scale_slot, s_.k_scale);
-    }
-    if (p.v_scale != nullptr) {
-      gather_scales(start, begin, end, p.v_scale, p.stride_v_scale_head, p.stride_v_scale_page,
-                    p.stride_v_scale_slot, s_.v_scale);
-    }
-    const bool widen_v = rows > kRowsWorthWideningV || p.head_dim != width_;
+    const bool widen_v =
+        (rows > kRowsWorthWideningV && sizeof(T) < sizeof(float)) || p.head_dim != width_;
     if (widen_v) {
       for (int j = first * kWidth; j < last * kWidth; ++j) {
+        const T* v = reinterpret_cast<const T*>(keys.v[j]);
         float* to = s_.v + j * width_;
-        for_each_vector(p.head_dim,
-                        [&](int64_t i, int n) { store(to + i, load_n(keys.v[j] + i, n)); });
+        for_each_vector(p.head_dim, [&](int64_t i, int n) { store(to + i, load_n(v + i, n)); });
         for (int64_t i = round_up(p.head_dim, kWidth); i < width_; i += kWidth)
           store(to + i, F32());
       }
     }
+    const ScoreRule rule{
+        .softmax_scale = p.softmax_scale,
+        .soft_cap = p.soft_cap,
+        .k_scale = p.k_scale != nullptr ? keys.k_scale : nullptr,
+        .v_scale = p.v_scale != nullptr ? keys.v_scale : nullptr,
+    };
     for (int row = 0; row < rows; row += kMaxBlockRows) {
       const int count = rows - row < kMaxBlockRows ? rows - row : kMaxBlockRows;
       const RowView block = view_of_rows(start, row, row + count - 1);
       if (block.begin >= block.end) continue;
+      if (rows > kMaxBlockRows) score(row, count, block, 0, kKeyTile, prefetcher);
       float* scores = s_.scores + row * kKeyTile;
       float* acc = s_.acc + row * width_;
-      multiply(count, s_.q + row * width_, width_,
-               StridedRows<float>{s_.kt + block.first * kWidth, kKeyTile},
-               {0, static_cast<int>(p.head_dim)}, block.last - block.first,
-               scores + block.first * kWidth, kKeyTile, false);
       for (int r = 0; r < count; ++r) {
         RowView view = view_of_rows(start, row + r, row + r);
         view.first = block.first;
@@ -330,25 +400,14 @@ class Attention {
         update_state(scores + r * kKeyTile, view, rule, s_.m + row + r, s_.l + (row + r) * 16,
                      acc + r * width_, width_);
       }
-      const Depth depth{block.first * kWidth, block.end};
+      const Depth depth_v{block.first * kWidth, block.end};
       const int vectors = static_cast<int>(width_ / kWidth);
       if (widen_v) {
-        multiply(count, scores, kKeyTile, StridedRows<float>{s_.v, width_}, depth, vectors, acc,
-                 width_, true);
+        multiply(count, scores, kKeyTile, StridedRows<float>{s_.v, width_}, depth_v, vectors, acc,
+                 width_, true, prefetcher);
       } else {
-        multiply(count, scores, kKeyTile, PointerRows<T>{keys.v}, depth, vectors, acc, width_,
-                 true);
-      }
-    }
-  }
-
-  /// kWidth rows of K and V from `first` on.
-  void prefetch_rows(const TileRows<T>& rows, int first) const {
-    const int64_t bytes = p.head_dim * static_cast<int64_t>(sizeof(T));
-    for (int j = first; j < first + F32::kWidth; ++j) {
-      for (int64_t at = 0; at < bytes; at += 64) {
-        prefetch(reinterpret_cast<const char*>(rows.k[j]) + at);
-        prefetch(reinterpret_cast<const char*>(rows.v[j]) + at);
+        multiply(count, scores, kKeyTile, PointerRows<T>{keys.v}, depth_v, vectors, acc, width_,
+                 true, prefetcher);
       }
     }
   }
@@ -358,6 +417,10 @@ class Attention {
   const int64_t group_size_;
   Scratch s_;
   QueryTile tile_;
+  TileRows buffers_[2];
+  TileRows* current_ = &buffers_[0];
+  TileRows* next_ = &buffers_[1];
+  bool found_ = false;  // current_ holds the first key tile of the item that comes next
 };
 
 /// A tile whose splits several threads compute: this thread is one of [first, last].
@@ -367,7 +430,7 @@ struct Straddling {
   int first, last;
 };
 
-template <class T>
+template <class T, bool kPairs>
 void run(const PagedAttentionParams& p, const Team& team) {
   const int64_t group_size = p.num_qo_heads / p.num_kv_heads;
   const int64_t tile_rows = choose_tile_rows(p, team.size);
@@ -383,16 +446,21 @@ void run(const PagedAttentionParams& p, const Team& team) {
   const int64_t max_splits = round_up(p.max_pages_per_seq * p.page_size, kSplit) / kSplit;
   float* partials = static_cast<float*>(p.workspace) + team.size * scratch_floats(p.head_dim);
 
-  Attention<T> attention(p, team);
+  Attention<T, kPairs> attention(p, team);
+  Item items[2];  // one is held back until the next is known
+  int num_items = 0;
+  const auto run_held = [&](const Item* next) {
+    if (num_items > 0) attention.run(items[(num_items - 1) % 2], next);
+  };
   Straddling straddling[2];  // a thread's run can only straddle at its two ends
   int num_straddling = 0;
   int64_t cost = 0;
-  const auto run_tile = [&](const QueryTile& tile) {
-    const int64_t first_split = tile.first_split();
-    const int64_t num_splits = tile.num_splits();
+  const auto take_tile = [&](const QueryTile& tile) {
     const int64_t begin = cost;
     cost += cost_of(tile);
     if (owner(begin) > team.rank || owner(cost - 1) < team.rank) return;
+    const int64_t first_split = tile.first_split();
+    const int64_t num_splits = tile.num_splits();
     const auto split_owner = [&](int64_t split) {
       const int64_t before = cost_of_keys(tile, 0, split * kSplit);
       const int64_t itself = cost_of_keys(tile, split * kSplit, (split + 1) * kSplit);
@@ -405,43 +473,38 @@ void run(const PagedAttentionParams& p, const Team& team) {
       last = split_owner(first_split + num_splits - 1);
     }
     if (team.rank < first || team.rank > last) return;
-    attention.begin_tile(tile);
-    if (first == last) {
-      for (int64_t split = 0; split < num_splits; ++split) {
-        attention.run_split(first_split + split);
-        attention.fold_split();
-      }
-      attention.write_rows([](int) { return true; });
-      return;
+    float* slot = first == last ? nullptr : partials + first * max_splits * split_floats;
+    if (slot != nullptr) straddling[num_straddling++] = {tile, slot, first, last};
+    bool is_first = true;
+    for (int64_t i = 0; i == 0 || i < num_splits; ++i) {
+      const int64_t split = first_split + i;
+      if (slot != nullptr && split_owner(split) != team.rank) continue;
+      Item& item = items[num_items % 2];
+      item = {.tile = tile,
+              .split = split,
+              .keys = tile.keys_of_split(split),
+              .partial = slot != nullptr ? slot + i * split_floats : nullptr,
+              .first = is_first,
+              .last = i + 1 >= num_splits};
+      is_first = false;
+      run_held(&item);
+      ++num_items;
     }
-    float* slot = partials + first * max_splits * split_floats;
-    for (int64_t split = 0; split < num_splits; ++split) {
-      if (split_owner(first_split + split) != team.rank) continue;
-      attention.run_split(first_split + split);
-      attention.store_split(slot + split * split_floats);
-    }
-    straddling[num_straddling++] = {tile, slot, first, last};
   };
   for (int64_t seq = 0; seq < p.batch_size; ++seq) {
     for (int64_t kv_head = 0; kv_head < p.num_kv_heads; ++kv_head) {
       for_each_query_tile(p, seq, tile_rows, [&](QueryTile tile) {
         tile.kv_head = kv_head;
-        run_tile(tile);
+        take_tile(tile);
       });
     }
   }
+  run_held(nullptr);
   team.sync();
   for (int i = 0; i < num_straddling; ++i) {
     const Straddling& s = straddling[i];
-    const auto mine = [&](int row) { return s.first + row % (s.last - s.first + 1) == team.rank; };
-    attention.begin_tile(s.tile);
-    for (int row = 0; row < s.tile.num_rows(); ++row) {
-      if (!mine(row)) continue;
-      for (int64_t split = 0; split < s.tile.num_splits(); ++split) {
-        attention.fold_stored(row, s.partials + split * split_floats);
-      }
-    }
-    attention.write_rows(mine);
+    attention.merge(s.tile, s.partials, split_floats,
+                    [&](int row) { return s.first + row % (s.last - s.first + 1) == team.rank; });
   }
 }
 
@@ -464,8 +527,12 @@ void clear_padding(const PagedAttentionParams& p, const Team& team) {
 
 void paged_attention(const PagedAttentionParams& p, const Team& team) {
   clear_padding(p, team);
-  dispatch_dtype<float, F16, BF16, F8E4M3, int8_t>(p.cache_dtype,
-                                                   [&]<class T>() { run<T>(p, team); });
+  dispatch_dtype<float, F16, BF16, F8E4M3, int8_t>(p.cache_dtype, [&]<class T>() {
+    if constexpr (kHasDotBF16 && std::is_same_v<T, BF16>) {
+      if (p.dtype == DType::kBF16) return run<T, true>(p, team);
+    }
+    run<T, false>(p, team);
+  });
 }
 
 }  // namespace lampo::cpu::LAMPO_ISA

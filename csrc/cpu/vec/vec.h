@@ -10,6 +10,9 @@
 //   reduce_add(a), reduce_max(a)   in one fixed order
 //   exp2_int(n)               2^n for integral n in [-127, 128]: 0 and inf at the ends
 //   select_less(a, b, x, y)   a < b ? x : y, lane by lane
+//   in_register(a)            a, loaded once: keeps the compiler from loading it at each use
+//   dot_bf16(a, b, c)         c + a1 b1 + a0 b0 on the two BF16 in each lane of a and b; only where
+//                             kHasDotBF16
 #pragma once
 
 #if defined(__AVX512F__)
@@ -22,7 +25,8 @@
 
 namespace lampo::cpu::LAMPO_ISA {
 
-/// Asks for the cache line of p; p may be any address.
-static inline void prefetch(const void* p) { __builtin_prefetch(p); }
+/// Asks for the cache line of p, which may be any address, into the second-level cache: it has
+/// room for more outstanding lines than the first.
+static inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace lampo::cpu::LAMPO_ISA

@@ -9,6 +9,8 @@
 
 namespace lampo::cpu::LAMPO_ISA {
 
+static constexpr bool kHasDotBF16 = false;
+
 struct F32 {
   static constexpr int kWidth = 8;
   __m256 v;
@@ -22,6 +24,10 @@ static inline F32 operator-(F32 a, F32 b) { return F32(_mm256_sub_ps(a.v, b.v));
 static inline F32 operator*(F32 a, F32 b) { return F32(_mm256_mul_ps(a.v, b.v)); }
 static inline F32 operator/(F32 a, F32 b) { return F32(_mm256_div_ps(a.v, b.v)); }
 static inline F32 operator-(F32 a) { return F32(_mm256_xor_ps(a.v, _mm256_set1_ps(-0.0f))); }
+static inline F32 in_register(F32 a) {
+  asm("" : "+x"(a.v));
+  return a;
+}
 static inline F32 fma(F32 a, F32 b, F32 c) { return F32(_mm256_fmadd_ps(a.v, b.v, c.v)); }
 static inline F32 max(F32 a, F32 b) { return F32(_mm256_max_ps(a.v, b.v)); }
 static inline F32 min(F32 a, F32 b) { return F32(_mm256_min_ps(a.v, b.v)); }

@@ -8,6 +8,8 @@
 
 namespace lampo::cpu::LAMPO_ISA {
 
+static constexpr bool kHasDotBF16 = true;
+
 struct F32 {
   static constexpr int kWidth = 16;
   __m512 v;
@@ -21,7 +23,15 @@ static inline F32 operator-(F32 a, F32 b) { return F32(_mm512_sub_ps(a.v, b.v));
 static inline F32 operator*(F32 a, F32 b) { return F32(_mm512_mul_ps(a.v, b.v)); }
 static inline F32 operator/(F32 a, F32 b) { return F32(_mm512_div_ps(a.v, b.v)); }
 static inline F32 operator-(F32 a) { return F32(_mm512_xor_ps(a.v, _mm512_set1_ps(-0.0f))); }
+static inline F32 in_register(F32 a) {
+  asm("" : "+v"(a.v));
+  return a;
+}
 static inline F32 fma(F32 a, F32 b, F32 c) { return F32(_mm512_fmadd_ps(a.v, b.v, c.v)); }
+static inline F32 dot_bf16(F32 a, F32 b, F32 c) {
+  return F32(
+      _mm512_dpbf16_ps(c.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v)));
+}
 static inline F32 max(F32 a, F32 b) { return F32(_mm512_max_ps(a.v, b.v)); }
 static inline F32 min(F32 a, F32 b) { return F32(_mm512_min_ps(a.v, b.v)); }
 static inline F32 round_even(F32 a) {

@@ -7,6 +7,8 @@
 
 namespace lampo::cpu::LAMPO_ISA {
 
+static constexpr bool kHasDotBF16 = false;
+
 struct F32 {
   static constexpr int kWidth = 4;
   typedef float Native __attribute__((vector_size(16)));
@@ -21,6 +23,7 @@ static inline F32 operator-(F32 a, F32 b) { return F32(a.v - b.v); }
 static inline F32 operator*(F32 a, F32 b) { return F32(a.v * b.v); }
 static inline F32 operator/(F32 a, F32 b) { return F32(a.v / b.v); }
 static inline F32 operator-(F32 a) { return F32(-a.v); }
+static inline F32 in_register(F32 a) { return a; }
 static inline F32 fma(F32 a, F32 b, F32 c) { return F32(a.v * b.v + c.v); }
 static inline F32 select_less(F32 a, F32 b, F32 x, F32 y) { return F32(a.v < b.v ? x.v : y.v); }
 static inline F32 max(F32 a, F32 b) { return select_less(b, a, a, b); }

@@ -37,8 +37,8 @@ def paged_attention_workspace_size(
     On CPU it also grows with the number of threads (``LAMPO_NUM_THREADS``).
     """
     kind = torch.device(device).type
-    return _C.paged_attention_workspace_size(
-        kind, num_qo_heads, num_kv_heads, head_dim, max_seq_len
+    return int(
+        _C.paged_attention_workspace_size(kind, num_qo_heads, num_kv_heads, head_dim, max_seq_len)
     )
 
 
