@@ -94,6 +94,7 @@ void pack_weight(const TensorView& blocks,  // [rows, row_bytes] uint8, as in th
                  const TensorView& out);  // [ceil(rows / 16), strip_bytes] uint8
 int64_t linear_workspace_size(int64_t num_tokens, int64_t in_features);
 void linear_packed(const TensorView& x, const TensorView& weight, WeightFormat format,
+                   int activation_bits,  // 8 or 16: how x is quantized, in groups of 32
                    OptionalTensor bias, const TensorView& out,
                    const TensorView& workspace,  // [>= linear_workspace_size()] uint8
                    Stream stream = {});

@@ -169,6 +169,7 @@ struct LinearPackedParams {
   DType out_dtype;
   DType bias_dtype;
   WeightFormat format;
+  int activation_bits;  // 8 or 16: how x is quantized
   int64_t num_tokens;
   int64_t in_features;
   int64_t out_features;

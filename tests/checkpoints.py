@@ -119,21 +119,21 @@ def make_checkpoint(
 
 
 def vocabulary(size: int) -> list[str]:
-    """Special tokens, then GPT-2's letters for the 256 bytes, then fillers up to `size`."""
+    """Special tokens, GPT-2's letters for the 256 bytes, one merge, and fillers up to `size`."""
     from tokenizers.pre_tokenizers import ByteLevel
 
-    tokens = [*SPECIAL_TOKENS, *sorted(ByteLevel.alphabet())]
+    tokens = [*SPECIAL_TOKENS, *sorted(ByteLevel.alphabet()), "ab"]
     return tokens + [f"<|filler_{i}|>" for i in range(len(tokens), size)]
 
 
 def write_tokenizer(folder: Path, vocab_size: int) -> None:
-    """A byte-level tokenizer.json without merges, and a ChatML template."""
+    """A byte-level tokenizer.json with one merge, and a ChatML template."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
 
     tokens = vocabulary(vocab_size)
     tokenizer = tokenizers.Tokenizer(
-        models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[])
+        models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[("a", "b")])
     )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -103,14 +103,22 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
     return out if bias is None else out + bias.double()
 
 
-def quantize_activations(x: torch.Tensor) -> torch.Tensor:
-    """int8 in groups of 32, scale absmax / 127: what packed linears compute on, as float64."""
+def quantize_activations(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """What packed linears compute on: groups of 32, scale absmax / 127, as float64.
+
+    With 16 bits the rounding error is quantized once more, in units of 1/256 of the first.
+    """
     groups = x.float().unflatten(-1, (-1, 32))
     absmax = groups.abs().amax(-1, keepdim=True)
     # One rounding: `127.0 / absmax` would be a reciprocal and a product.
     inverse = torch.where(absmax > 0, torch.full_like(absmax, 127.0) / absmax, 0.0)
-    quants = torch.round(groups * inverse).clamp(-127, 127)
-    return (quants.double() * (absmax / 127.0).double()).flatten(-2)
+    scaled = groups * inverse
+    quants = torch.round(scaled).clamp(-127, 127)
+    unit = 127.0
+    if bits == 16:
+        rest = torch.round((scaled - quants) * 256).clamp(-127, 127)
+        quants, unit = quants * 256 + rest, 127.0 * 256
+    return (quants.double() * (absmax / unit).double()).flatten(-2)
 
 
 def ragged_row(cu: torch.Tensor, row: int, *values: torch.Tensor) -> list[torch.Tensor]:

@@ -52,8 +52,8 @@ def test_dense(isa, generator, dtype, weight_dtype, shape, with_bias):
 @pytest.mark.parametrize(
     "shape", [(0, 16, 32), (1, 1, 32), (1, 16, 64), (3, 40, 96), (29, 100, 576)]
 )
-@pytest.mark.parametrize("with_bias", [False, True])
-def test_packed(isa, generator, dtype, format, shape, with_bias):
+@pytest.mark.parametrize("bits", [8, 16])
+def test_packed(isa, generator, dtype, format, shape, bits):
     tokens, rows, columns = shape
     blocks, dense = quantized(rows, columns, format, generator)
     weight = ops.pack_weight(blocks, format)
@@ -61,20 +61,20 @@ def test_packed(isa, generator, dtype, format, shape, with_bias):
     x = torch.randn(tokens, columns + 7, generator=generator).to(dtype)[:, :columns]
     if tokens > 1:
         x[1] = 0
-    bias = torch.randn(rows, generator=generator).to(dtype) if with_bias else None
+    bias = torch.randn(rows, generator=generator).to(dtype) if rows == 40 else None
     out = torch.full((tokens, rows), SENTINEL, dtype=dtype)
-    ops.linear(x, weight, bias, out=out)
+    ops.linear(x, weight, bias, activation_bits=bits, out=out)
     if tokens:
         # Exactly the product on quantized activations, but for the rounding of float32 sums ...
-        rounded = reference.quantize_activations(x)
+        rounded = reference.quantize_activations(x, bits)
         expected = reference.linear(rounded, dense, bias)
         plain = torch.nn.functional.linear(
             rounded.float(), dense, None if bias is None else bias.float()
         )
         assert_close(out, expected, plain, factor=4)
         # ... and near the product on the real ones: 1/254 of the group's largest, per factor.
-        error = (out.double() - reference.linear(x, dense, bias)).norm()
-        assert error <= 0.01 * reference.linear(x, dense, None).norm() + 1e-30
+        error = (rounded - x.double()).norm() / x.double().norm()
+        assert error <= (0.01 if bits == 8 else 0.00004)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -88,12 +88,14 @@ def test_integer_sums_do_not_overflow(isa, format):
     blocks = blocks.view(16, -1)
     dense = torch.from_numpy(quants.dequantize(blocks.numpy(), FORMATS[format]))
     x = torch.cat([torch.full((1, 128), 127.0), torch.full((1, 128), -127.0)])
-    out = ops.linear(x, ops.pack_weight(blocks, format))
-    assert torch.equal(out, x @ dense.T)
+    for bits in (8, 16):
+        out = ops.linear(x, ops.pack_weight(blocks, format), activation_bits=bits)
+        assert torch.equal(out, x @ dense.T)
 
 
+@pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("format", [*FORMATS, "dense"])
-def test_rows_do_not_depend_on_the_batch_or_the_threads(isa, generator, format):
+def test_rows_do_not_depend_on_the_batch_or_the_threads(isa, generator, format, bits):
     blocks, dense = quantized(100, 160, "q8_0" if format == "dense" else format, generator)
     weight = dense if format == "dense" else ops.pack_weight(blocks, format)
     x = torch.randn(110, 160, generator=generator)
@@ -102,10 +104,11 @@ def test_rows_do_not_depend_on_the_batch_or_the_threads(isa, generator, format):
         results = []
         for count in (1, 2, 3):
             _C.set_num_threads(count)
-            results.append(ops.linear(x, weight))
+            results.append(ops.linear(x, weight, activation_bits=bits))
             for tokens in (1, 2, 3, 4, 5, 7, 9, 17):
-                assert torch.equal(ops.linear(x[:tokens], weight), results[0][:tokens])
-                assert torch.equal(ops.linear(x[-tokens:], weight), results[0][-tokens:])
+                for part in (slice(tokens), slice(-tokens, None)):
+                    out = ops.linear(x[part], weight, activation_bits=bits)
+                    assert torch.equal(out, results[0][part])
         assert all(torch.equal(results[0], other) for other in results[1:])
     finally:
         _C.set_num_threads(threads)
@@ -147,6 +150,8 @@ def test_bad_arguments(generator):
         ValueError, match=r"weight: expected shape \[1, 640\], got \[1, 320\]|weight"
     ):
         ops.linear(torch.zeros(1, 96), weight)
+    with pytest.raises(ValueError, match="activation_bits: expected 8 or 16, got 4"):
+        ops.linear(torch.zeros(1, 64), weight, activation_bits=4)
     with pytest.raises(ValueError, match="workspace: expected at least"):
         ops.linear(torch.zeros(1, 64), weight, workspace=torch.empty(3, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"weight: expected shape \[\*, 64\], got \[3, 65\]"):

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import make_checkpoint, make_gguf
-from model_harness import twin_logits
 
-from lampo import LLM, SamplingParams, _C
+from checkpoints import make_checkpoint, make_gguf
+from lampo import _C, LLM, SamplingParams
+from model_harness import twin_logits
 
 GREEDY = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
 TEXTS = ["a", "Hello, world", "the quick brown fox " * 5, "x" * 70, "1 2 3 4 5", "ünïcödé 🙂"]
@@ -64,8 +64,8 @@ def test_shape_of_results(llm):
     assert completion.logprobs is None
     assert output.prompt_logprobs is None
     metrics = output.metrics
-    assert 0 < metrics.time_to_first_token
-    assert 0 < metrics.time_per_output_token
+    assert metrics.time_to_first_token > 0
+    assert metrics.time_per_output_token > 0
     assert metrics.num_prompt_tokens == len(output.prompt_token_ids)
     assert metrics.num_output_tokens == 60
 
@@ -195,13 +195,29 @@ def test_end_of_sequence_min_tokens_and_ignore_eos(llm):
     assert completion.finish_reason == "length"
 
 
-def test_penalties_and_bias(llm):
+def test_penalties_and_bias(llm, folder):
     free = llm.generate("Hello", change(GREEDY, max_tokens=30))[0].outputs[0].token_ids
     banned = change(GREEDY, max_tokens=30, logit_bias=dict.fromkeys(set(free), -100.0))
     assert not set(llm.generate("Hello", banned)[0].outputs[0].token_ids) & set(free)
-    strong = change(GREEDY, max_tokens=30, frequency_penalty=2.0, presence_penalty=2.0)
-    penalised = llm.generate("Hello", strong)[0].outputs[0].token_ids
-    assert len(set(penalised)) > len(set(free))
+    prompt = list(range(20, 220))
+    free = llm.generate(prompt, change(GREEDY, max_tokens=30))[0].outputs[0].token_ids
+    strong = SamplingParams(
+        temperature=0,
+        max_tokens=30,
+        ignore_eos=True,
+        repetition_penalty=1.5,
+        presence_penalty=2.0,
+        frequency_penalty=2.0,
+    )
+    generated = llm.generate(prompt, strong)[0].outputs[0].token_ids
+    logits = twin_logits(folder[1], prompt + generated)[len(prompt) - 1 : -1].clone()
+    for i, row in enumerate(logits):
+        seen = torch.tensor(prompt + generated[:i])
+        row[seen] = torch.where(row[seen] > 0, row[seen] / 1.5, row[seen] * 1.5)
+        counts = torch.tensor(generated[:i], dtype=torch.int64).bincount(minlength=len(row))
+        row -= 2.0 * counts + 2.0 * (counts > 0)
+    assert generated == logits.argmax(-1).tolist()
+    assert generated != free
 
 
 def test_stream_is_generate_in_pieces(llm):
@@ -259,7 +275,9 @@ def test_chat_uses_the_template_and_treats_special_tokens_as_text(llm):
 
 def test_defaults_are_the_models_and_said_once(folder, caplog):
     with caplog.at_level(logging.INFO, "lampo"), LLM(folder[0]) as llm:
-        assert len(llm.generate("Hello", SamplingParams(ignore_eos=True))[0].outputs[0].token_ids) == 9
+        assert (
+            len(llm.generate("Hello", SamplingParams(ignore_eos=True))[0].outputs[0].token_ids) == 9
+        )
     lines = [r.message for r in caplog.records if "generation_config.json" in r.message]
     assert lines == [
         "sampling defaults from generation_config.json: temperature=0.8, top_p=0.95, max_tokens=9"
@@ -305,7 +323,7 @@ def test_bad_arguments(llm, folder):
         ({"kv_cache_dtype": "int3"}, "kv_cache_dtype: expected one of auto, .* got 'int3'"),
         ({"page_size": 48}, "page_size: expected a power of two up to 256, got 48"),
         ({"max_model_len": 257}, r"max_model_len: expected a value in \[1, 256\], got 257"),
-        ({"kv_cache_memory": 1000}, "kv_cache_memory: 1000 bytes hold 0 tokens, fewer than max"),
+        ({"kv_cache_memory": 1000}, "kv_cache_memory: 1000 bytes hold 0 pages, but a sequence"),
         ({"max_num_seqs": 0}, "max_num_seqs: expected a value in"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from checkpoints import QUANTIZATIONS, ROPES, make_checkpoint, make_gguf
-from model_harness import Runner, prompts, transformers_twin, twin_logits
+import transformers
 
+from checkpoints import QUANTIZATIONS, ROPES, make_checkpoint, make_gguf
+from lampo import LLM, SamplingParams
 from lampo.models.registry import load_model
 from lampo.tokenizer import Tokenizer
 from lampo.weights import ModelNotFoundError, load_checkpoint, resolve_model
+from model_harness import Runner, prompts, transformers_twin, twin_logits
 
 
 def tokens(count: int, seed: int = 0) -> list[int]:
@@ -23,6 +27,12 @@ def tokens(count: int, seed: int = 0) -> list[int]:
 
 def largest_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return float((actual.log_softmax(-1) - expected.log_softmax(-1)).abs().max())
+
+
+def mean_divergence(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Kullback-Leibler divergence to the expected distribution, the mean over positions."""
+    p, q = expected.log_softmax(-1), actual.log_softmax(-1)
+    return float((p.exp() * (p - q)).sum(-1).mean())
 
 
 @pytest.mark.parametrize("rope", ROPES)
@@ -49,25 +59,30 @@ def test_architectures(tmp_path, architecture, tied, bias):
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
 def test_bfloat16_checkpoint(tmp_path, dtype):
-    twin = make_checkpoint(tmp_path, dtype=torch.bfloat16).float()
+    make_checkpoint(tmp_path, dtype=torch.bfloat16)
+    # Read anew: converting the model itself would leave its rotary frequencies rounded.
+    twin = transformers.LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     ids = tokens(70)
+    expected = twin_logits(twin, ids)
     with load_checkpoint(tmp_path) as checkpoint:
-        model = load_model(checkpoint, dtype)
-    difference = largest_difference(Runner(model)(ids), twin_logits(twin, ids))
-    assert difference < (1e-4 if dtype == "auto" else 0.1)
+        logits = Runner(load_model(checkpoint, dtype))(ids)
+    if dtype == "auto":
+        assert largest_difference(logits, expected) < 1e-4
+    else:
+        assert mean_divergence(logits, expected) < 1e-3
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
 def test_gguf(tmp_path, quantization):
     path = tmp_path / "model.gguf"
-    twin = make_gguf(path, quantization=quantization)
+    make_gguf(path, quantization=quantization)
     ids = tokens(70)
-    expected = twin_logits(twin, ids)
     with load_checkpoint(path) as checkpoint:
+        expected = twin_logits(transformers_twin(checkpoint), ids)
         exact = Runner(load_model(checkpoint, "float32"))(ids)
         packed = Runner(load_model(checkpoint, "auto"))(ids)
-    assert largest_difference(exact, expected) < 1e-4
-    assert largest_difference(packed, expected) < 0.1
+    assert largest_difference(exact, expected) < 1e-3  # logits here go up to 100
+    assert mean_divergence(packed, expected) < 1e-2
 
 
 def test_cache_and_chunks_change_nothing(isa, tmp_path):
@@ -83,6 +98,10 @@ def test_cache_and_chunks_change_nothing(isa, tmp_path):
             assert torch.equal(Runner(model, page_size=64).chunks(ids, 50), whole)
 
 
+# The tests below compute thousands of tokens in float32, twice: minutes on a busy machine.
+PATIENCE = pytest.mark.timeout(1200)
+
+
 @pytest.fixture(scope="module")
 def smollm2() -> Iterator[Any]:
     """(checkpoint, exact model, texts as token ids, logits of transformers)."""
@@ -93,11 +112,17 @@ def smollm2() -> Iterator[Any]:
     with load_checkpoint(path) as checkpoint:
         tokenizer = Tokenizer.from_gguf(checkpoint.gguf_metadata)
         ids = [tokenizer.encode(text) for text in prompts()]
-        assert len(ids) == 20 and 1900 < max(map(len, ids)) <= 2300
-        yield checkpoint, load_model(checkpoint, "float32", 4096), ids, transformers_twin(checkpoint)
+        assert len(ids) == 20 and 1900 < max(map(len, ids)) <= 2048
+        yield (
+            checkpoint,
+            load_model(checkpoint, "float32", 4096),
+            ids,
+            transformers_twin(checkpoint),
+        )
 
 
 @pytest.mark.model
+@PATIENCE
 def test_smollm2_logits_match_transformers(smollm2):
     _, model, texts, twin = smollm2
     for ids in texts:
@@ -106,21 +131,21 @@ def test_smollm2_logits_match_transformers(smollm2):
 
 
 @pytest.mark.model
+@PATIENCE
 def test_smollm2_greedy_continuations_match_transformers(smollm2):
     """128 tokens after each short text: each is transformers' choice after the same tokens."""
-    _, model, texts, twin = smollm2
-    for ids in texts[:16]:
-        run = Runner(model, page_size=64)
-        best = int(run(ids)[-1].argmax())
-        continuation = [best]
-        while len(continuation) < 128:
-            best = int(run([best])[-1].argmax())
-            continuation.append(best)
+    checkpoint, _, texts, twin = smollm2
+    params = SamplingParams(temperature=0, max_tokens=128, ignore_eos=True)
+    with LLM(checkpoint.path, dtype="float32") as llm:
+        outputs = llm.generate(texts[:16], params)
+    for output in outputs:
+        ids, continuation = output.prompt_token_ids, output.outputs[0].token_ids
         expected = twin_logits(twin, ids + continuation)[len(ids) - 1 : -1].argmax(-1)
         assert continuation == expected.tolist()
 
 
 @pytest.mark.model
+@PATIENCE
 def test_smollm2_packed_weights_lose_little(smollm2):
     """Mean KL divergence to the exact model, and how often the best token is the same."""
     checkpoint, exact, texts, _ = smollm2
@@ -134,3 +159,26 @@ def test_smollm2_packed_weights_lose_little(smollm2):
         count += len(ids)
     assert divergence / count <= 2e-3
     assert same / count >= 0.97
+
+
+MEMORY = """
+import numpy, tokenizers, torch
+import lampo.llm
+
+def kilobytes(field):
+    for line in open("/proc/self/status"):
+        if line.startswith(field):
+            return int(line.split()[1])
+
+before = kilobytes("VmRSS")
+llm = lampo.llm.LLM()
+print((kilobytes("VmHWM") - before) * 1024 / llm.path.stat().st_size)
+"""
+
+
+@pytest.mark.model
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_smollm2_loads_within_little_more_than_its_size(smollm2):
+    command = [sys.executable, "-c", MEMORY]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(result.stdout) < 1.6

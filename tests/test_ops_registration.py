@@ -54,6 +54,7 @@ CASES: dict[str, list[Callable[[], Arguments]]] = {
             torch.randn(3, 64),
             _packed(20, 64),
             "q8_0",
+            16,
             None,
             torch.zeros(3, 20),
             _workspace(3, 64),

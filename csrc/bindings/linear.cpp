@@ -17,16 +17,18 @@ void bind_linear(py::module_& m) {
     without_gil([&] { linear(x_, weight_, bias_, out_, stream); });
   });
 
-  m.def("linear_packed", [](py::handle x, py::handle weight, const std::string& format,
-                            py::handle bias, py::handle out, py::handle workspace) {
-    const TensorArg x_("x", x), weight_("weight", weight);
-    const OptionalArg bias_("bias", bias);
-    const OutArg out_("out", out), workspace_("workspace", workspace);
-    const Stream stream = x_.stream();
-    without_gil([&] {
-      linear_packed(x_, weight_, parse_weight_format(format), bias_, out_, workspace_, stream);
-    });
-  });
+  m.def("linear_packed",
+        [](py::handle x, py::handle weight, const std::string& format, int activation_bits,
+           py::handle bias, py::handle out, py::handle workspace) {
+          const TensorArg x_("x", x), weight_("weight", weight);
+          const OptionalArg bias_("bias", bias);
+          const OutArg out_("out", out), workspace_("workspace", workspace);
+          const Stream stream = x_.stream();
+          without_gil([&] {
+            linear_packed(x_, weight_, parse_weight_format(format), activation_bits, bias_, out_,
+                          workspace_, stream);
+          });
+        });
 
   m.def("pack_weight", [](py::handle blocks, const std::string& format, py::handle out) {
     const TensorArg blocks_("blocks", blocks);

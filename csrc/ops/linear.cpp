@@ -46,8 +46,8 @@ int64_t packed_strip_bytes(WeightFormat format, int64_t in_features) {
 }
 
 int64_t linear_workspace_size(int64_t num_tokens, int64_t in_features) {
-  // Per group of 32: the quants, their scale, and two sums.
-  return num_tokens * (in_features + ceil_div(in_features, kGroupSize) * 12);
+  // Per group of 32: two planes of quants at most, their scale, and two sums.
+  return num_tokens * (2 * in_features + ceil_div(in_features, kGroupSize) * 12);
 }
 
 void linear(const TensorView& x, const TensorView& weight, OptionalTensor bias,
@@ -104,8 +104,8 @@ void pack_weight(const TensorView& blocks, WeightFormat format, const TensorView
 }
 
 void linear_packed(const TensorView& x, const TensorView& weight, WeightFormat format,
-                   OptionalTensor bias, const TensorView& out, const TensorView& workspace,
-                   Stream) {
+                   int activation_bits, OptionalTensor bias, const TensorView& out,
+                   const TensorView& workspace, Stream) {
   check_shape("out", out, {kAny, kAny});
   check_x_bias_out(x, bias, out, out.shape[1]);
   const int64_t in_features = x.shape[1];
@@ -115,6 +115,8 @@ void linear_packed(const TensorView& x, const TensorView& weight, WeightFormat f
   check_dtype("weight", weight, {DType::kU8});
   check_contiguous("weight", weight);
   check_device("weight", weight, x.device);
+  check_that(activation_bits == 8 || activation_bits == 16, "activation_bits",
+             "expected 8 or 16, got " + std::to_string(activation_bits));
   const int64_t needed = linear_workspace_size(x.shape[0], in_features);
   check_shape("workspace", workspace, {kAny});
   check_dtype("workspace", workspace, {DType::kU8});
@@ -128,6 +130,7 @@ void linear_packed(const TensorView& x, const TensorView& weight, WeightFormat f
       .out_dtype = out.dtype,
       .bias_dtype = bias != nullptr ? bias->dtype : DType::kF32,
       .format = format,
+      .activation_bits = activation_bits,
       .num_tokens = x.shape[0],
       .in_features = in_features,
       .out_features = out.shape[1],

@@ -38,6 +38,7 @@ def linear_packed(
     x: Tensor,
     weight: Tensor,
     format: str,
+    activation_bits: int,
     bias: Tensor | None,
     out: Tensor,
     workspace: Tensor,

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // out[t][n] = sum_k x[t][k] w[n][k] + bias[n] on packed 4- and 8-bit weights (weight_format.h).
 //
-// x is quantized to int8 once per call, in groups of 32 along k: x ~ dx q, dx = max|x| / 127. A
-// group of a weight row then contributes
+// x is quantized once per call, in groups of 32 along k: x ~ dx q. With 8 activation bits q is an
+// int8 and dx = max|x| / 127; with 16 it is 256 hi + lo, two planes of int8, for twice the dot
+// products and 1/250 of the error. A group of a weight row then contributes
 //   dw dx (sum qw qx - offset sum qx) + m dx sum qx,      offset 8 for Q4_0, m for Q4_1 only
 // where the sums are integers, hence exact, and both sums over qx use the quantized x, so that the
 // error is that of x under the real weights. Groups are added in order of k, in f32, in two fused
@@ -27,7 +28,7 @@ constexpr int kMaxRows = 8;
 
 /// The quantized activations, in the caller's workspace.
 struct QuantizedRows {
-  int8_t* quants;  // [num_tokens, in_features]
+  int8_t* quants;  // [num_tokens, groups, planes, 32]: q, or hi and lo
   float* scale;    // [num_tokens, groups]: dx
   float* sum;      // [num_tokens, groups]: dx * sum of q
   int32_t* total;  // [num_tokens, groups]: sum of q
@@ -38,7 +39,7 @@ QuantizedRows carve(const LinearPackedParams& p) {
   char* at = static_cast<char*>(p.workspace);
   QuantizedRows rows{};
   rows.quants = reinterpret_cast<int8_t*>(at);
-  at += p.num_tokens * p.in_features;
+  at += p.num_tokens * p.in_features * (p.activation_bits / 8);
   rows.scale = reinterpret_cast<float*>(at);
   at += p.num_tokens * groups * 4;
   rows.sum = reinterpret_cast<float*>(at);
@@ -47,7 +48,10 @@ QuantizedRows carve(const LinearPackedParams& p) {
   return rows;
 }
 
-template <class T>
+/// The nearest of -127 .. 127. An infinity or NaN gets some int8 too; the scale carries it on.
+inline F32 round_to_int8(F32 x) { return round_even(min(max(x, F32(-127.0f)), F32(127.0f))); }
+
+template <class T, int kPlanes>
 void quantize_groups(const LinearPackedParams& p, const QuantizedRows& rows, Share share) {
   const int64_t groups = p.in_features / kGroupSize;
   for (int64_t at = share.begin; at < share.end; ++at) {
@@ -61,20 +65,28 @@ void quantize_groups(const LinearPackedParams& p, const QuantizedRows& rows, Sha
       largest = max(largest, max(value[i], -value[i]));
     }
     const float absmax = reduce_max(largest);
-    const float scale = absmax / 127.0f;
     const F32 inverse(absmax > 0.0f ? 127.0f / absmax : 0.0f);
-    float rounded[kGroupSize];
+    float rounded[kPlanes][kGroupSize];
     for (int i = 0; i < kVectors; ++i) {
-      // The clamp also gives an infinity or NaN some int8; the scale then carries it on.
-      const F32 q = round_even(min(max(value[i] * inverse, F32(-127.0f)), F32(127.0f)));
-      store(rounded + i * F32::kWidth, q);
+      const F32 scaled = value[i] * inverse;
+      const F32 high = round_to_int8(scaled);
+      store(rounded[0] + i * F32::kWidth, high);
+      if constexpr (kPlanes == 2) {
+        store(rounded[1] + i * F32::kWidth, round_to_int8((scaled - high) * F32(256.0f)));
+      }
     }
-    int8_t* quants = rows.quants + at * kGroupSize;
+    int8_t* quants = rows.quants + at * kPlanes * kGroupSize;
     int32_t total = 0;
-    for (int i = 0; i < kGroupSize; ++i) {
-      quants[i] = static_cast<int8_t>(static_cast<int32_t>(rounded[i]));
-      total += quants[i];
+    for (int plane = 0; plane < kPlanes; ++plane) {
+      int32_t sum = 0;
+      for (int i = 0; i < kGroupSize; ++i) {
+        const int32_t q = static_cast<int32_t>(rounded[plane][i]);
+        quants[plane * kGroupSize + i] = static_cast<int8_t>(q);
+        sum += q;
+      }
+      total = total * 256 + sum;
     }
+    const float scale = absmax / (kPlanes == 1 ? 127.0f : 127.0f * 256.0f);
     rows.scale[at] = scale;
     rows.sum[at] = scale * static_cast<float>(total);
     rows.total[at] = total;
@@ -88,8 +100,25 @@ inline void prefetch_group(const uint8_t* p, int bytes) {
   for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 3);
 }
 
+/// start + sum over a block's 32 inputs of w q, for 16 rows at once.
+template <bool kNibbles>
+inline I32x16 block_dot(const Words (&w)[8], const int8_t* q, int32_t start) {
+  I32x16 even = broadcast16(start);
+  I32x16 odd = broadcast16(0);
+  for (int i = 0; i < 8; i += 2) {
+    if constexpr (kNibbles) {
+      even = dot_nibbles(even, w[i], q + 4 * i);
+      odd = dot_nibbles(odd, w[i + 1], q + 4 * i + 4);
+    } else {
+      even = dot_bytes(even, w[i], q + 4 * i);
+      odd = dot_bytes(odd, w[i + 1], q + 4 * i + 4);
+    }
+  }
+  return even + odd;
+}
+
 /// One strip times kRows tokens.
-template <WeightFormat kFormat, int kRows>
+template <WeightFormat kFormat, int kPlanes, int kRows>
 inline void strip_dot(const StripLayout& layout, const uint8_t* strip, const QuantizedRows& rows,
                       int64_t token, F32x16 (&acc)[kRows]) {
   constexpr bool kNibbles = kFormat != WeightFormat::kQ8_0;
@@ -119,19 +148,16 @@ inline void strip_dot(const StripLayout& layout, const uint8_t* strip, const Qua
     if constexpr (kFormat == WeightFormat::kQ4_1) minimum = load16(m + g * kStripRows);
     for (int r = 0; r < kRows; ++r) {
       const int64_t at = (token + r) * groups + g;
-      const int8_t* x = rows.quants + at * kGroupSize;
-      I32x16 even = broadcast16(kBias == 0 ? 0 : -kBias * rows.total[at]);
-      I32x16 odd = broadcast16(0);
-      for (int i = 0; i < 8; i += 2) {
-        if constexpr (kNibbles) {
-          even = dot_nibbles(even, w[i], x + 4 * i);
-          odd = dot_nibbles(odd, w[i + 1], x + 4 * i + 4);
-        } else {
-          even = dot_bytes(even, w[i], x + 4 * i);
-          odd = dot_bytes(odd, w[i + 1], x + 4 * i + 4);
-        }
+      const int8_t* q = rows.quants + at * kPlanes * kGroupSize;
+      const int32_t start = kBias == 0 ? 0 : -kBias * rows.total[at];
+      I32x16 dot;
+      if constexpr (kPlanes == 1) {
+        dot = block_dot<kNibbles>(w, q, start);
+      } else {
+        dot =
+            times256(block_dot<kNibbles>(w, q, 0)) + block_dot<kNibbles>(w, q + kGroupSize, start);
       }
-      acc[r] = fma(to_float(even + odd), scale * F32(rows.scale[at]), acc[r]);
+      acc[r] = fma(to_float(dot), scale * F32(rows.scale[at]), acc[r]);
       if constexpr (kFormat == WeightFormat::kQ4_1) {
         acc[r] = fma(minimum, F32(rows.sum[at]), acc[r]);
       }
@@ -157,18 +183,18 @@ void write_strip(const LinearPackedParams& p, int64_t token, int64_t row, F32x16
   }
 }
 
-template <WeightFormat kFormat, class Out, int kRows>
+template <WeightFormat kFormat, int kPlanes, class Out, int kRows>
 void multiply(const LinearPackedParams& p, const StripLayout& layout, const QuantizedRows& rows,
               Share strips, int64_t token) {
   for (int64_t s = strips.begin; s < strips.end; ++s) {
     F32x16 acc[kRows] = {};
-    strip_dot<kFormat, kRows>(
+    strip_dot<kFormat, kPlanes, kRows>(
         layout, static_cast<const uint8_t*>(p.weight) + s * layout.strip_bytes, rows, token, acc);
     for (int r = 0; r < kRows; ++r) write_strip<Out>(p, token + r, s * kStripRows, acc[r]);
   }
 }
 
-template <WeightFormat kFormat, class Out>
+template <WeightFormat kFormat, int kPlanes, class Out>
 void run(const LinearPackedParams& p, const QuantizedRows& rows, const Team& team) {
   const StripLayout layout = strip_layout(kFormat, p.in_features);
   const Share mine = share_of((p.out_features + kStripRows - 1) / kStripRows, team);
@@ -179,17 +205,17 @@ void run(const LinearPackedParams& p, const QuantizedRows& rows, const Team& tea
     if (p.num_tokens <= kMaxRows) strips.end = mine.end;  // one pass over the weights
     int64_t token = 0;
     for (; token + kMaxRows <= p.num_tokens; token += kMaxRows) {
-      multiply<kFormat, Out, kMaxRows>(p, layout, rows, strips, token);
+      multiply<kFormat, kPlanes, Out, kMaxRows>(p, layout, rows, strips, token);
     }
     for (int64_t left = p.num_tokens - token; left > 0; left = p.num_tokens - token) {
       if (left >= 4) {
-        multiply<kFormat, Out, 4>(p, layout, rows, strips, token);
+        multiply<kFormat, kPlanes, Out, 4>(p, layout, rows, strips, token);
         token += 4;
       } else if (left >= 2) {
-        multiply<kFormat, Out, 2>(p, layout, rows, strips, token);
+        multiply<kFormat, kPlanes, Out, 2>(p, layout, rows, strips, token);
         token += 2;
       } else {
-        multiply<kFormat, Out, 1>(p, layout, rows, strips, token);
+        multiply<kFormat, kPlanes, Out, 1>(p, layout, rows, strips, token);
         token += 1;
       }
     }
@@ -202,17 +228,21 @@ void run(const LinearPackedParams& p, const QuantizedRows& rows, const Team& tea
 void linear_packed(const LinearPackedParams& p, const Team& team) {
   const QuantizedRows rows = carve(p);
   const Share groups = share_of(p.num_tokens * (p.in_features / kGroupSize), team);
-  dispatch_dtype<float, BF16>(p.dtype, [&]<class T>() { quantize_groups<T>(p, rows, groups); });
-  team.sync();
-  dispatch_dtype<float, BF16>(p.out_dtype, [&]<class Out>() {
-    switch (p.format) {
-      case WeightFormat::kQ4_0:
-        return run<WeightFormat::kQ4_0, Out>(p, rows, team);
-      case WeightFormat::kQ4_1:
-        return run<WeightFormat::kQ4_1, Out>(p, rows, team);
-      case WeightFormat::kQ8_0:
-        return run<WeightFormat::kQ8_0, Out>(p, rows, team);
-    }
+  dispatch_int<8, 16>(p.activation_bits, [&]<int kBits>() {
+    constexpr int kPlanes = kBits / 8;
+    dispatch_dtype<float, BF16>(p.dtype,
+                                [&]<class T>() { quantize_groups<T, kPlanes>(p, rows, groups); });
+    team.sync();
+    dispatch_dtype<float, BF16>(p.out_dtype, [&]<class Out>() {
+      switch (p.format) {
+        case WeightFormat::kQ4_0:
+          return run<WeightFormat::kQ4_0, kPlanes, Out>(p, rows, team);
+        case WeightFormat::kQ4_1:
+          return run<WeightFormat::kQ4_1, kPlanes, Out>(p, rows, team);
+        case WeightFormat::kQ8_0:
+          return run<WeightFormat::kQ8_0, kPlanes, Out>(p, rows, team);
+      }
+    });
   });
 }
 

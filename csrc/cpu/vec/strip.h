@@ -58,6 +58,7 @@ static inline I32x16 dot_bytes(I32x16 acc, Words w, const int8_t* x) {
   return dot_nibbles(acc, w, x);
 }
 static inline I32x16 operator+(I32x16 a, I32x16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
+static inline I32x16 times256(I32x16 a) { return {_mm512_slli_epi32(a.v, 8)}; }
 static inline F32x16 to_float(I32x16 a) { return {{F32(_mm512_cvtepi32_ps(a.v))}}; }
 
 #elif defined(__AVX2__)
@@ -105,6 +106,9 @@ static inline I32x16 dot_bytes(I32x16 acc, Words w, const int8_t* x) {
 static inline I32x16 operator+(I32x16 a, I32x16 b) {
   return {{_mm256_add_epi32(a.half[0], b.half[0]), _mm256_add_epi32(a.half[1], b.half[1])}};
 }
+static inline I32x16 times256(I32x16 a) {
+  return {{_mm256_slli_epi32(a.half[0], 8), _mm256_slli_epi32(a.half[1], 8)}};
+}
 static inline F32x16 to_float(I32x16 a) {
   return {{F32(_mm256_cvtepi32_ps(a.half[0])), F32(_mm256_cvtepi32_ps(a.half[1]))}};
 }
@@ -149,6 +153,10 @@ static inline I32x16 dot_nibbles(I32x16 acc, Words w, const int8_t* x) {
 }
 static inline I32x16 operator+(I32x16 a, I32x16 b) {
   for (int r = 0; r < 16; ++r) a.lane[r] += b.lane[r];
+  return a;
+}
+static inline I32x16 times256(I32x16 a) {
+  for (int32_t& lane : a.lane) lane *= 256;
   return a;
 }
 static inline F32x16 to_float(I32x16 a) {

@@ -9,6 +9,10 @@ from lampo.models.decoder import Block, Decoder
 from lampo.models.projection import Projection, load_projection, load_weights
 from lampo.weights import Checkpoint
 
+# Packed weights meet quantized activations. With 8 bits everywhere the mean divergence of SmolLM2
+# (Q4_1) from the exact model was 4.3e-3, of which q, k and v made 1.4e-3, and the LM head 0.8e-3.
+SENSITIVE_BITS = 16
+
 WEIGHT_DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -23,8 +27,10 @@ def load_llama(checkpoint: Checkpoint, dtype: str, max_model_len: int) -> Decode
         assert isinstance(weight, torch.Tensor)
         return weight.float().clone()
 
-    def projection(*names: str, bias: bool) -> Projection:
-        return load_projection(checkpoint, list(names), weight_dtype, bias=bias)
+    def projection(*names: str, bias: bool, activation_bits: int = 8) -> Projection:
+        return load_projection(
+            checkpoint, list(names), weight_dtype, bias=bias, activation_bits=activation_bits
+        )
 
     def block(layer: str) -> Block:
         attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
@@ -35,6 +41,7 @@ def load_llama(checkpoint: Checkpoint, dtype: str, max_model_len: int) -> Decode
                 f"{attention}.k_proj",
                 f"{attention}.v_proj",
                 bias=config.attention_bias,
+                activation_bits=SENSITIVE_BITS,
             ),
             attention_out=projection(f"{attention}.o_proj", bias=config.attention_bias),
             post_attention_norm=norm(f"{layer}.post_attention_layernorm"),
@@ -42,12 +49,13 @@ def load_llama(checkpoint: Checkpoint, dtype: str, max_model_len: int) -> Decode
             down=projection(f"{mlp}.down_proj", bias=config.mlp_bias),
         )
 
-    blocks = [block(f"model.layers.{i}") for i in range(config.num_layers)]
+    # The largest first: while it is copied, nothing else takes memory yet.
     (embed_tokens,) = load_weights(checkpoint, ["model.embed_tokens"], weight_dtype)
+    blocks = [block(f"model.layers.{i}") for i in range(config.num_layers)]
     if config.tie_word_embeddings:
-        lm_head = Projection([embed_tokens], None)
+        lm_head = Projection([embed_tokens], None, SENSITIVE_BITS)
     else:
-        lm_head = projection("lm_head", bias=False)
+        lm_head = projection("lm_head", bias=False, activation_bits=SENSITIVE_BITS)
     nbytes = lm_head.nbytes + (0 if config.tie_word_embeddings else embed_tokens.nbytes)
     for b in blocks:
         nbytes += sum(p.nbytes for p in (b.qkv, b.attention_out, b.gate_up, b.down))

@@ -19,22 +19,37 @@ class Projection:
     slices of ``out``.
     """
 
-    def __init__(self, weights: list[ops.Weight], bias: torch.Tensor | None) -> None:
+    def __init__(
+        self, weights: list[ops.Weight], bias: torch.Tensor | None, activation_bits: int = 8
+    ) -> None:
         self.weights = weights
+        self.activation_bits = activation_bits
         self.bias = bias
         self.out_features = sum(weight.shape[0] for weight in weights)
         self.nbytes = sum(weight.nbytes for weight in weights)
 
     def __call__(self, x: torch.Tensor, out: torch.Tensor, workspace: torch.Tensor) -> torch.Tensor:
         if len(self.weights) == 1:
-            return ops.linear(x, self.weights[0], self.bias, out=out, workspace=workspace)
+            self._linear(x, self.weights[0], self.bias, out, workspace)
+            return out
         start = 0
         for weight in self.weights:
             end = start + weight.shape[0]
             bias = None if self.bias is None else self.bias[start:end]
-            ops.linear(x, weight, bias, out=out[:, start:end], workspace=workspace)
+            self._linear(x, weight, bias, out[:, start:end], workspace)
             start = end
         return out
+
+    def _linear(
+        self,
+        x: torch.Tensor,
+        weight: ops.Weight,
+        bias: torch.Tensor | None,
+        out: torch.Tensor,
+        workspace: torch.Tensor,
+    ) -> None:
+        bits = self.activation_bits
+        ops.linear(x, weight, bias, activation_bits=bits, out=out, workspace=workspace)
 
 
 def load_weights(
@@ -92,11 +107,16 @@ def _pack(tensors: list[QuantizedTensor]) -> list[ops.Weight]:
 
 
 def load_projection(
-    checkpoint: Checkpoint, names: list[str], dtype: torch.dtype | None, *, bias: bool
+    checkpoint: Checkpoint,
+    names: list[str],
+    dtype: torch.dtype | None,
+    *,
+    bias: bool,
+    activation_bits: int = 8,
 ) -> Projection:
     """Weights and, where the model has them, biases (as float32) of the named layers."""
     biases = None
     if bias:
         loaded = [checkpoint.load(f"{name}.bias") for name in names]
         biases = torch.cat([t.float() for t in loaded if isinstance(t, torch.Tensor)])
-    return Projection(load_weights(checkpoint, names, dtype), biases)
+    return Projection(load_weights(checkpoint, names, dtype), biases, activation_bits)

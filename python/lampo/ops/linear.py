@@ -12,8 +12,8 @@ from lampo.ops._registry import register
 
 _linear = register("linear(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()", _C.linear)
 _linear_packed = register(
-    "linear_packed(Tensor x, Tensor weight, str format, Tensor? bias, Tensor(a!) out, "
-    "Tensor(b!) workspace) -> ()",
+    "linear_packed(Tensor x, Tensor weight, str format, int activation_bits, Tensor? bias, "
+    "Tensor(a!) out, Tensor(b!) workspace) -> ()",
     _C.linear_packed,
 )
 _pack_weight = register(
@@ -91,7 +91,7 @@ def packed_strip_bytes(format: str, in_features: int) -> int:
 def linear_workspace_size(num_tokens: int, in_features: int) -> int:
     """Bytes of workspace that :func:`linear` needs with a packed weight."""
     # csrc/ops/linear.cpp's formula, here because torch.compile cannot look into native functions.
-    return num_tokens * (in_features + (in_features + 31) // 32 * 12)
+    return num_tokens * (2 * in_features + (in_features + 31) // 32 * 12)
 
 
 def linear(
@@ -99,19 +99,22 @@ def linear(
     weight: Weight,
     bias: torch.Tensor | None = None,
     *,
+    activation_bits: int = 8,
     out: torch.Tensor | None = None,
     workspace: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """``x @ weight.T + bias``, accumulated in float32.
 
-    With a packed weight, x is quantized to int8 in groups of 32 and the products are integer. On
-    CPU a row of the result does not depend, to the bit, on the other rows or on the thread count.
+    With a packed weight, x is quantized in groups of 32 and the products are integer. On CPU a row
+    of the result does not depend, to the bit, on the other rows or on the thread count.
 
     Args:
         x: [num_tokens, in_features] float32 or bfloat16.
         weight: [out_features, in_features] float32, bfloat16 or float16, or a :class:`PackedWeight`
             of that shape (in_features a multiple of 32).
         bias: [out_features] float32 or as ``x``.
+        activation_bits: 8 or 16, how x is quantized where the weight is packed: 16 makes 1/250 of
+            the error for twice the multiplications, which costs little while memory is the limit.
         out: [num_tokens, out_features] float32 or as ``x``, written; as ``x`` if absent.
         workspace: uint8, at least ``linear_workspace_size(num_tokens, in_features)`` bytes, used
             with packed weights only; allocated if absent.
@@ -132,7 +135,7 @@ def linear(
         if workspace is None:
             size = linear_workspace_size(x.shape[0], x.shape[-1])
             workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
-        _linear_packed(x, weight.data, weight.format, bias, out, workspace)
+        _linear_packed(x, weight.data, weight.format, activation_bits, bias, out, workspace)
     else:
         _linear(x, weight, bias, out)
     return out
