@@ -323,7 +323,7 @@ def test_bad_arguments(llm, folder):
         ({"kv_cache_dtype": "int3"}, "kv_cache_dtype: expected one of auto, .* got 'int3'"),
         ({"page_size": 48}, "page_size: expected a power of two up to 256, got 48"),
         ({"max_model_len": 257}, r"max_model_len: expected a value in \[1, 256\], got 257"),
-        ({"kv_cache_memory": 1000}, "kv_cache_memory: 1000 bytes hold 0 tokens, fewer than max"),
+        ({"kv_cache_memory": 1000}, "kv_cache_memory: 1000 bytes hold 0 pages, but a sequence"),
         ({"max_num_seqs": 0}, "max_num_seqs: expected a value in"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 import transformers
 
 from checkpoints import QUANTIZATIONS, ROPES, make_checkpoint, make_gguf
+from lampo import LLM, SamplingParams
 from lampo.models.registry import load_model
 from lampo.tokenizer import Tokenizer
 from lampo.weights import ModelNotFoundError, load_checkpoint, resolve_model
@@ -95,6 +98,10 @@ def test_cache_and_chunks_change_nothing(isa, tmp_path):
             assert torch.equal(Runner(model, page_size=64).chunks(ids, 50), whole)
 
 
+# The tests below compute thousands of tokens in float32, twice: minutes on a busy machine.
+PATIENCE = pytest.mark.timeout(1200)
+
+
 @pytest.fixture(scope="module")
 def smollm2() -> Iterator[Any]:
     """(checkpoint, exact model, texts as token ids, logits of transformers)."""
@@ -115,6 +122,7 @@ def smollm2() -> Iterator[Any]:
 
 
 @pytest.mark.model
+@PATIENCE
 def test_smollm2_logits_match_transformers(smollm2):
     _, model, texts, twin = smollm2
     for ids in texts:
@@ -123,21 +131,21 @@ def test_smollm2_logits_match_transformers(smollm2):
 
 
 @pytest.mark.model
+@PATIENCE
 def test_smollm2_greedy_continuations_match_transformers(smollm2):
     """128 tokens after each short text: each is transformers' choice after the same tokens."""
-    _, model, texts, twin = smollm2
-    for ids in texts[:16]:
-        run = Runner(model, page_size=64)
-        best = int(run(ids)[-1].argmax())
-        continuation = [best]
-        while len(continuation) < 128:
-            best = int(run([best])[-1].argmax())
-            continuation.append(best)
+    checkpoint, _, texts, twin = smollm2
+    params = SamplingParams(temperature=0, max_tokens=128, ignore_eos=True)
+    with LLM(checkpoint.path, dtype="float32") as llm:
+        outputs = llm.generate(texts[:16], params)
+    for output in outputs:
+        ids, continuation = output.prompt_token_ids, output.outputs[0].token_ids
         expected = twin_logits(twin, ids + continuation)[len(ids) - 1 : -1].argmax(-1)
         assert continuation == expected.tolist()
 
 
 @pytest.mark.model
+@PATIENCE
 def test_smollm2_packed_weights_lose_little(smollm2):
     """Mean KL divergence to the exact model, and how often the best token is the same."""
     checkpoint, exact, texts, _ = smollm2
@@ -151,3 +159,26 @@ def test_smollm2_packed_weights_lose_little(smollm2):
         count += len(ids)
     assert divergence / count <= 2e-3
     assert same / count >= 0.97
+
+
+MEMORY = """
+import numpy, tokenizers, torch
+import lampo.llm
+
+def kilobytes(field):
+    for line in open("/proc/self/status"):
+        if line.startswith(field):
+            return int(line.split()[1])
+
+before = kilobytes("VmRSS")
+llm = lampo.llm.LLM()
+print((kilobytes("VmHWM") - before) * 1024 / llm.path.stat().st_size)
+"""
+
+
+@pytest.mark.model
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_smollm2_loads_within_little_more_than_its_size(smollm2):
+    command = [sys.executable, "-c", MEMORY]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(result.stdout) < 1.6

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,20 +14,18 @@ from typing import Any
 
 import torch
 
-from lampo.engine.kv_pool import KVPool, page_bytes
+from lampo.engine.kv_pool import KVPool, page_bytes, plan_num_pages
 from lampo.engine.llm_engine import LLMEngine
 from lampo.engine.sequence import Sequence
 from lampo.models.registry import DTYPES, load_model
 from lampo.outputs import RequestOutput, StreamOutput
 from lampo.progress import track_tokens
+from lampo.prompts import Messages, Prompt, params_list, prompt_list
 from lampo.sampling_params import SamplingParams, check_integer, default_fields
 from lampo.tokenizer import Tokenizer
 from lampo.weights import Checkpoint, load_checkpoint, resolve_model
 
 logger = logging.getLogger("lampo")
-
-Prompt = str | SequenceABC[int]
-Messages = SequenceABC[Mapping[str, Any]]
 
 _KV_DTYPES = {
     "float32": torch.float32,
@@ -99,7 +96,12 @@ class LLM:
         self.weight_bytes = decoder.nbytes
         kv_dtype = torch.float32 if dtype == "float32" else torch.bfloat16
         kv_dtype = _KV_DTYPES.get(kv_cache_dtype, kv_dtype)
-        num_pages = self._num_pages(kv_cache_memory, page_size, kv_dtype, max_num_seqs)
+        num_pages = plan_num_pages(
+            page_bytes(self.config, page_size, kv_dtype),
+            pages_per_seq=-(-self.max_model_len // page_size),
+            max_num_seqs=max_num_seqs,
+            memory=kv_cache_memory,
+        )
         self._engine: LLMEngine | None = LLMEngine(
             decoder,
             KVPool(self.config, num_pages, page_size, kv_dtype),
@@ -136,7 +138,7 @@ class LLM:
                 been generated then.
         """
         start = time.perf_counter()
-        listed = _prompt_list(prompts)
+        listed = prompt_list(prompts)
         encoded = [self._encode(f"prompts[{i}]", prompt) for i, prompt in enumerate(listed)]
         texts = [prompt if isinstance(prompt, str) else None for prompt in listed]
         return self._generate(texts, encoded, sampling_params, start, progress)
@@ -219,7 +221,7 @@ class LLM:
         progress: bool | None,
     ) -> list[RequestOutput]:
         engine = self._running_engine()
-        params = _params_list(sampling_params, len(encoded))
+        params = params_list(sampling_params, len(encoded))
         groups = [
             self._sequences(f"prompts[{i}]", ids, p, start)
             for i, (ids, p) in enumerate(zip(encoded, params, strict=True))
@@ -228,7 +230,7 @@ class LLM:
         for _ in track_tokens(engine.run(sequences), sequences, progress):
             pass
         return [
-            _request_output(engine, text, group) for text, group in zip(texts, groups, strict=True)
+            engine.request_output(text, group) for text, group in zip(texts, groups, strict=True)
         ]
 
     def _stream(
@@ -247,7 +249,7 @@ class LLM:
             tail,
             None if output.logprobs is None else output.logprobs[-1:] if streamed else [],
             output.finish_reason,
-            _request_output(engine, text, [sequence]),
+            engine.request_output(text, [sequence]),
         )
 
     def _encode(self, name: str, prompt: Prompt) -> list[int]:
@@ -293,23 +295,6 @@ class LLM:
             for i in range(params.n)
         ]
 
-    def _num_pages(
-        self, memory: int | None, page_size: int, dtype: torch.dtype, max_num_seqs: int
-    ) -> int:
-        each = page_bytes(self.config, page_size, dtype)
-        longest = -(-self.max_model_len // page_size)
-        if memory is None:
-            memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-            return min(max(memory // each, longest), longest * max_num_seqs)
-        check_integer("kv_cache_memory", memory, 1, 1 << 50)
-        if memory < longest * each:
-            raise ValueError(
-                f"kv_cache_memory: {memory} bytes hold {memory // each * page_size} tokens, fewer "
-                f"than max_model_len, {self.max_model_len}: give at least {longest * each} bytes "
-                "or a shorter max_model_len"
-            )
-        return min(memory // each, longest * max_num_seqs)
-
     def _running_engine(self) -> LLMEngine:
         if self._engine is None:
             raise RuntimeError("this LLM is closed")
@@ -320,37 +305,3 @@ def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     if checkpoint.gguf_metadata is not None:
         return Tokenizer.from_gguf(checkpoint.gguf_metadata)
     return Tokenizer.from_directory(checkpoint.path)
-
-
-def _prompt_list(prompts: Prompt | SequenceABC[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str):
-        return [prompts]
-    if not isinstance(prompts, SequenceABC):
-        raise TypeError(f"prompts: expected a text, token ids or a list of them, got {prompts!r}")
-    if len(prompts) > 0 and isinstance(prompts[0], int):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
-
-
-def _params_list(
-    params: SamplingParams | SequenceABC[SamplingParams] | None, count: int
-) -> list[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * count
-    if len(params) != count:
-        raise ValueError(f"sampling_params: expected one or {count}, got {len(params)}")
-    return list(params)
-
-
-def _request_output(engine: LLMEngine, text: str | None, group: list[Sequence]) -> RequestOutput:
-    metrics = group[0].metrics()
-    metrics.num_output_tokens = sum(s.num_output_tokens for s in group)
-    metrics.cache_bytes = sum(engine.cache_bytes(s) for s in group)
-    first = group[0]
-    return RequestOutput(
-        prompt=text,
-        prompt_token_ids=first.token_ids[: first.num_prompt_tokens],
-        prompt_logprobs=first.prompt_logprobs,
-        outputs=[s.output for s in group],
-        metrics=metrics,
-    )

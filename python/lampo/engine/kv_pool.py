@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from lampo.models.config import ModelConfig
 from lampo.models.decoder import KVCache
+from lampo.sampling_params import check_integer
 
 
 class KVPool:
@@ -54,3 +57,31 @@ def page_bytes(config: ModelConfig, page_size: int, dtype: torch.dtype) -> int:
     """Bytes of one page: keys and values of all layers and KV heads."""
     per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
     return per_token * page_size
+
+
+def plan_num_pages(
+    page_nbytes: int, *, pages_per_seq: int, max_num_seqs: int, memory: int | None
+) -> int:
+    """Pages of a pool: no more than are ever used, no fewer than one longest sequence needs.
+
+    Args:
+        page_nbytes: bytes of one page.
+        pages_per_seq: of the longest sequence.
+        max_num_seqs: sequences that hold pages at the same time.
+        memory: bytes to stay within; half of the free memory if absent.
+
+    Raises:
+        ValueError: `memory` is too little for the longest sequence.
+    """
+    most = pages_per_seq * max_num_seqs
+    if memory is None:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return min(max(free // 2 // page_nbytes, pages_per_seq), most)
+    check_integer("kv_cache_memory", memory, 1, 1 << 50)
+    if memory < pages_per_seq * page_nbytes:
+        raise ValueError(
+            f"kv_cache_memory: {memory} bytes hold {memory // page_nbytes} pages, but a sequence "
+            f"of max_model_len needs {pages_per_seq}: give at least "
+            f"{pages_per_seq * page_nbytes} bytes or a shorter max_model_len"
+        )
+    return min(memory // page_nbytes, most)

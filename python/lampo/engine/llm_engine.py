@@ -14,6 +14,7 @@ from lampo.engine.runner import ModelRunner
 from lampo.engine.sampler import Sampler
 from lampo.engine.sequence import Sequence
 from lampo.models.decoder import Decoder
+from lampo.outputs import RequestOutput
 from lampo.tokenizer import Tokenizer
 
 # Rows of logits held at once while prompt_logprobs are collected.
@@ -68,9 +69,20 @@ class LLMEngine:
                         self.pool.free(sequence.pages)
                         sequence.pages = []
 
-    def cache_bytes(self, sequence: Sequence) -> int:
-        """Bytes of the pages that hold a sequence's computed tokens."""
-        return self.pool.pages_for(sequence.num_computed) * self.pool.bytes_per_page
+    def request_output(self, prompt: str | None, group: list[Sequence]) -> RequestOutput:
+        """The result of one prompt from its completions."""
+        first = group[0]
+        metrics = first.metrics()
+        metrics.num_output_tokens = sum(s.num_output_tokens for s in group)
+        pages = sum(self.pool.pages_for(s.num_computed) for s in group)
+        metrics.cache_bytes = pages * self.pool.bytes_per_page
+        return RequestOutput(
+            prompt=prompt,
+            prompt_token_ids=first.token_ids[: first.num_prompt_tokens],
+            prompt_logprobs=first.prompt_logprobs,
+            outputs=[s.output for s in group],
+            metrics=metrics,
+        )
 
     def _next_batch(self, waiting: deque[Sequence]) -> list[Sequence]:
         batch: list[Sequence] = []

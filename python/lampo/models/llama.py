@@ -49,8 +49,9 @@ def load_llama(checkpoint: Checkpoint, dtype: str, max_model_len: int) -> Decode
             down=projection(f"{mlp}.down_proj", bias=config.mlp_bias),
         )
 
-    blocks = [block(f"model.layers.{i}") for i in range(config.num_layers)]
+    # The largest first: while it is copied, nothing else takes memory yet.
     (embed_tokens,) = load_weights(checkpoint, ["model.embed_tokens"], weight_dtype)
+    blocks = [block(f"model.layers.{i}") for i in range(config.num_layers)]
     if config.tie_word_embeddings:
         lm_head = Projection([embed_tokens], None, SENSITIVE_BITS)
     else:
