@@ -6,6 +6,7 @@
 //   Units units[F32::kWidth];
 //   load_transposed(rows, offset, units);   units[u] holds unit u of row 0, row 1, ...
 //   widen<T, kPart>(units[u])               element u * (4 / size of T) + kPart of each row
+//   widen_pairs<T, kPart>(units[u])         two of them as BF16: u * (2 / size of T) + kPart
 #pragma once
 
 #include "cpu/vec/vec.h"
@@ -45,6 +46,14 @@ static inline void load_transposed(const char* const* rows, int64_t offset, Unit
   }
 }
 
+/// Two BF16 in each lane, from floats that a BF16 holds exactly.
+static inline F32 pack_pairs(F32 low, F32 high) {
+  const __m512i top = _mm512_set1_epi32(static_cast<int>(0xffff0000));
+  return F32(
+      _mm512_castsi512_ps(_mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(low.v), 16),
+                                          _mm512_and_si512(_mm512_castps_si512(high.v), top))));
+}
+
 template <class T, int kPart>
 static inline F32 widen(Units units) {
   if constexpr (std::is_same_v<T, float>) {
@@ -61,6 +70,16 @@ static inline F32 widen(Units units) {
   } else {
     static_assert(std::is_same_v<T, F8E4M3>);
     return widen_f8(_mm512_srli_epi32(units.v, 8 * kPart));
+  }
+}
+
+/// Exact: T is BF16 or one of the types of 8 bits.
+template <class T, int kPart>
+static inline F32 widen_pairs(Units units) {
+  if constexpr (std::is_same_v<T, BF16>) {
+    return F32(_mm512_castsi512_ps(units.v));
+  } else {
+    return pack_pairs(widen<T, 2 * kPart>(units), widen<T, 2 * kPart + 1>(units));
   }
 }
 

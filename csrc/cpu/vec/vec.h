@@ -28,5 +28,7 @@ namespace lampo::cpu::LAMPO_ISA {
 /// Asks for the cache line of p, which may be any address, into the second-level cache: it has
 /// room for more outstanding lines than the first.
 static inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+/// The same into the first-level cache: for what is needed at once.
+static inline void prefetch_l1(const void* p) { __builtin_prefetch(p, 0, 3); }
 
 }  // namespace lampo::cpu::LAMPO_ISA
