@@ -9,7 +9,6 @@ engine_worker.py {lampo | transformers bf16 | transformers f32} MODEL.gguf THREA
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import sys
@@ -27,11 +26,12 @@ class Lampo:
 
     def __init__(self, model: Path, threads: int) -> None:
         os.environ["LAMPO_NUM_THREADS"] = str(threads)
+        import lampo
         from lampo import LLM, SamplingParams
 
         self.llm = LLM(str(model))
         self.params = SamplingParams
-        self.version = importlib.metadata.version("lampo")
+        self.version = lampo.__version__
 
     def generate(self, prompt: list[int], max_tokens: int) -> dict[str, Any]:
         params = self.params(temperature=0, max_tokens=max_tokens, ignore_eos=True)

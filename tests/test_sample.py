@@ -295,6 +295,14 @@ def test_logprobs(isa, generator, options, dtype):
     assert torch.allclose(logprobs[:, 1].double(), processed, atol=3e-6, rtol=3e-7)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 0.7])
+def test_raw_logprobs_are_those_of_token_logprobs(isa, generator, temperature):
+    logits = torch.randn(5, 3000, generator=generator)
+    for options in ({}, {"top_p": full(5, 0.8)}, {"top_k": full(5, 9, torch.int32)}):
+        token_ids, _, logprobs, _ = run(logits, temperature, **options)
+        assert torch.equal(logprobs[:, 0], ops.token_logprobs(logits, token_ids)[0])
+
+
 def chi_square(counts: torch.Tensor, p: torch.Tensor) -> float:
     """P-value of observed counts, cells with fewer than 5 expected thrown together."""
     expected = p.double() * counts.sum()

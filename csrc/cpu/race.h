@@ -114,6 +114,11 @@ struct RawLogprob {
   }
 };
 
+/// `sum` is the mass of all tokens at temperature 1.
+static inline RawLogprob normalizer(float row_max, uint64_t sum) {
+  return {row_max, __builtin_log(static_cast<double>(sum) / kMassOne)};
+}
+
 /// Run by all threads of the row's team; row_max is the row's maximum.
 template <class E>
 static inline RawLogprob find_normalizer(RowTeam& team, const LogitRow<E>& row, float row_max) {
@@ -128,8 +133,7 @@ static inline RawLogprob find_normalizer(RowTeam& team, const LogitRow<E>& row, 
     return {row_max, __builtin_log(count)};
   }
   part.total = total_mass(row, team.blocks, MassScale{row_max, exponent_scale(1.0f)});
-  const auto sum = static_cast<double>(team.meet(part).total);
-  return {row_max, __builtin_log(sum / kMassOne)};
+  return normalizer(row_max, team.meet(part).total);
 }
 
 }  // namespace lampo::cpu::LAMPO_ISA

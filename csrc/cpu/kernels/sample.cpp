@@ -1,12 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
-// From a row of logits to a token: common/sampling.h says what, this says how.
+// From rows of logits to tokens: common/sampling.h says what, to the bit; this says how.
 //
-// 1. Read the row: maximum of each block of 256 tokens. Rows with penalties, bias or a mask (or
-//    with +inf) are copied to the workspace and edited there; other rows are never copied.
-// 2. Filter: one pass computes all masses, sums those above an estimated bracket by block and lists
-//    the tokens inside it; the cut is sought in the list (mass_select.h). Small top-k needs no
-//    masses but those of its list.
-// 3. Draw: a race of the blocks, then of the winning block's tokens (race.h).
+// 1. Maximum of each block of 256 tokens. A row with penalties, bias or a mask (or with +inf) is
+//    copied to the workspace and edited there; other rows are never copied.
+// 2. One pass computes all masses, sums those above an estimated bracket by block, and lists the
+//    logits inside it; the exact cut is sought in the list (mass_select.h, bracket_estimate.h).
+//    A small top-k passes over the row without masses and goes on with its list alone.
+// 3. A race of the blocks, then of the winning block's tokens (race.h).
+// 4. Where logprobs are wanted: the mass of all raw logits, another pass.
+//
+// Threads take whole rows; rows left over are shared block by block, with about five barriers each.
+// Sums are integers, so neither shows in the result.
+//
+// Bytes: every logit once from memory (the next row is fetched during the mass pass) and once more
+// from L2. A mass is 18 vector operations without fused multiply-adds, and 5 more to add it up in
+// 64 bits: 43 us of a row of 128256 on one Zen 4 core (AVX-512), so arithmetic binds, not memory.
+//
+// us per row of 128256, one thread, 64 rows in turn, top-p 0.9 (tokens kept): N(0,1) logits 101
+// (78k), 4 N(0,1) 82 (600), Zipf 110 (15k). AVX2 185, 128, 182; baseline 520, 322, 556. The same
+// rows again and again: no filter 62, top-k 50 13, greedy 8. Logprobs add 54, or nothing where the
+// mass of the raw row is at hand. torch's sort, cumsum and draw take 8900 with two threads.
+//
+// Rejected, with the same rows: a list that vectors append to where a branch says so, with token
+// numbers and masses (145, 87, 152); that, and no fetching ahead (157, 101, 165); that, and all
+// sums for all blocks (43 more for N(0,1)). Noise for every token: the race's 757 variates
+// take 2.3, 128256 would take 390 at that rate. A random number sought in the running sum of masses
+// costs no more than the race, but where the nucleus is wide a rounding error of the logits changes
+// its token far more often.
 #include "common/dispatch.h"
 #include "cpu/bracket_estimate.h"
 #include "cpu/kernel_table.h"
@@ -73,10 +93,11 @@ void edit_row(const SampleParams& p, int64_t b, const LogitRow<In>& raw, Share b
   }
 }
 
-/// What steps (1) to (5) left of a row, known to the leader.
+/// What steps (1) to (5) left of a row; all but row_mass known to the leader alone.
 struct Survivors {
   Kept kept;
-  uint64_t mass;  // of the blocks
+  uint64_t mass;          // of the blocks
+  uint64_t row_mass = 0;  // of all tokens; 0: not computed
 };
 
 /// Step (3) to (5): fills slot.block_mass and says what is kept.
@@ -143,14 +164,19 @@ Survivors filter_row(RowTeam& team, const LogitRow<E>& row, MassScale mass, cons
   }
   if (f.top_p < 1.0f) {
     const RowCut nucleus = cut_by_mass(Target{0, f.top_p});
-    return nucleus.listed ? keep_listed(nucleus) : keep(nucleus, min_mass);
+    Survivors s = nucleus.listed ? keep_listed(nucleus) : keep(nucleus, min_mass);
+    s.row_mass = nucleus.total;
+    return s;
   }
-  return keep(RowCut{}, min_mass);
+  Survivors s = keep(RowCut{}, min_mass);
+  if (min_mass == 0.0f) s.row_mass = s.mass;
+  return s;
 }
 
 struct Drawn {
   int64_t token;
   float processed_logprob;
+  uint64_t row_mass = 0;  // of the processed row; 0: not computed
 };
 
 /// For the leader.
@@ -208,6 +234,7 @@ Drawn sample_processed(const SampleParams& p, int64_t b, RowTeam& team, const Lo
     if (team.leads()) {
       drawn = draw(slot, row, mass, s, p.seeds[b], p.positions != nullptr ? p.positions[b] : 0);
     }
+    drawn.row_mass = s.row_mass;
   }
   if (p.kept == nullptr) return drawn;
   team.team.sync();
@@ -243,10 +270,10 @@ void sample_row(const SampleParams& p, int64_t b, bool has_next, const Team& row
     find_block_maxima(edited, team.blocks, slot.block_max);
   }
   const float raw_max = team.meet(part).raw_max;
-  float row_max = -kInf;
-  for (int64_t i = 0; i < raw.num_blocks(); ++i) {
-    row_max = slot.block_max[i] > row_max ? slot.block_max[i] : row_max;
-  }
+  F32 maxima(-kInf);
+  for_list(slot.block_max, raw.num_blocks(), -kInf,
+           [&](F32 block_max, int64_t, int) { maxima = max(block_max, maxima); });
+  float row_max = reduce_max(maxima);
   Drawn drawn = {-1, __builtin_nanf("")};
   if (row_max == kInf) {
     // The infinite tokens tie at the top, the others have probability 0.
@@ -284,7 +311,10 @@ void sample_row(const SampleParams& p, int64_t b, bool has_next, const Team& row
     p.status[b] = drawn.token >= 0 ? kSampleOk : kSampleNoCandidate;
   }
   if (p.logprobs == nullptr) return;
-  const RawLogprob raw_logprob = find_normalizer(team, raw, raw_max);
+  // At temperature 1 without edits the raw row's mass is known already.
+  const bool known = direct && drawn.row_mass != 0 && p.temperature[b] == 1.0f;
+  const RawLogprob raw_logprob =
+      known ? normalizer(raw_max, drawn.row_mass) : find_normalizer(team, raw, raw_max);
   if (team.leads()) {
     p.logprobs[2 * b] = drawn.token >= 0 ? raw_logprob(raw.at(drawn.token)) : __builtin_nanf("");
     p.logprobs[2 * b + 1] = drawn.processed_logprob;

@@ -1,4 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
+// Per row of raw logits: the log-softmax at one token, that token's rank, and the most likely
+// tokens with theirs.
+//
+//   logprob = l - max - ln(sum of masses / 2^40), masses as in common/sampling.h at temperature 1;
+//   rank = 1 + number of larger logits; the table is sorted by descending logit, ties by id.
+//
+// Three passes of decreasing width: block maxima; masses of all tokens (compute-bound, as in
+// sample.cpp); then only blocks whose maximum reaches the token's logit, or the num_top-th largest
+// block maximum, which bounds the num_top-th largest logit from below. Large
+// tables are heap-sorted in place: n log n, no scratch.
+//
+// us per row of 128256 on one Zen 4 core (AVX-512): no table 58, top 20 63, top 1000 184.
 #include "common/dispatch.h"
 #include "cpu/bracket_estimate.h"
 #include "cpu/kernel_table.h"
