@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 
 from lampo.models.decoder import Block, Decoder
-from lampo.models.projection import Projection, load_projection, load_weights
+from lampo.models.projection import Projection, WeightLoader
 from lampo.weights import Checkpoint
 
 # Packed weights meet quantized activations. With 8 bits everywhere the mean divergence of SmolLM2
@@ -19,7 +19,7 @@ WEIGHT_DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloa
 def load_llama(checkpoint: Checkpoint, dtype: str, max_model_len: int) -> Decoder:
     """Reads and packs the weights, layer by layer: what has been copied leaves the mapping."""
     config = checkpoint.config
-    weight_dtype = WEIGHT_DTYPES[dtype]
+    loader = WeightLoader(checkpoint, WEIGHT_DTYPES[dtype])
     compute_dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
 
     def norm(name: str) -> torch.Tensor:
@@ -27,35 +27,26 @@ def load_llama(checkpoint: Checkpoint, dtype: str, max_model_len: int) -> Decode
         assert isinstance(weight, torch.Tensor)
         return weight.float().clone()
 
-    def projection(*names: str, bias: bool, activation_bits: int = 8) -> Projection:
-        return load_projection(
-            checkpoint, list(names), weight_dtype, bias=bias, activation_bits=activation_bits
-        )
-
     def block(layer: str) -> Block:
         attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
+        qkv = [f"{attention}.{part}_proj" for part in "qkv"]
+        attention_bias, mlp_bias = config.attention_bias, config.mlp_bias
         return Block(
             input_norm=norm(f"{layer}.input_layernorm"),
-            qkv=projection(
-                f"{attention}.q_proj",
-                f"{attention}.k_proj",
-                f"{attention}.v_proj",
-                bias=config.attention_bias,
-                activation_bits=SENSITIVE_BITS,
-            ),
-            attention_out=projection(f"{attention}.o_proj", bias=config.attention_bias),
+            qkv=loader.projection(qkv, bias=attention_bias, activation_bits=SENSITIVE_BITS),
+            attention_out=loader.projection([f"{attention}.o_proj"], bias=attention_bias),
             post_attention_norm=norm(f"{layer}.post_attention_layernorm"),
-            gate_up=projection(f"{mlp}.gate_proj", f"{mlp}.up_proj", bias=config.mlp_bias),
-            down=projection(f"{mlp}.down_proj", bias=config.mlp_bias),
+            gate_up=loader.projection([f"{mlp}.gate_proj", f"{mlp}.up_proj"], bias=mlp_bias),
+            down=loader.projection([f"{mlp}.down_proj"], bias=mlp_bias),
         )
 
     # The largest first: while it is copied, nothing else takes memory yet.
-    (embed_tokens,) = load_weights(checkpoint, ["model.embed_tokens"], weight_dtype)
+    (embed_tokens,) = loader.weights(["model.embed_tokens"])
     blocks = [block(f"model.layers.{i}") for i in range(config.num_layers)]
     if config.tie_word_embeddings:
         lm_head = Projection([embed_tokens], None, SENSITIVE_BITS)
     else:
-        lm_head = projection("lm_head", bias=False, activation_bits=SENSITIVE_BITS)
+        lm_head = loader.projection(["lm_head"], activation_bits=SENSITIVE_BITS)
     nbytes = lm_head.nbytes + (0 if config.tie_word_embeddings else embed_tokens.nbytes)
     for b in blocks:
         nbytes += sum(p.nbytes for p in (b.qkv, b.attention_out, b.gate_up, b.down))

@@ -52,71 +52,66 @@ class Projection:
         ops.linear(x, weight, bias, activation_bits=bits, out=out, workspace=workspace)
 
 
-def load_weights(
-    checkpoint: Checkpoint, names: list[str], dtype: torch.dtype | None
-) -> list[ops.Weight]:
-    """The named matrices, stacked where their formats agree, each released from the mapping.
+class WeightLoader:
+    """Reads the matrices of a checkpoint into the form in which the ops want them.
 
     Args:
         checkpoint: where they are.
-        names: Hugging Face names, without ".weight".
         dtype: convert (and dequantize) to this; None keeps packed weights packed and dense ones in
             their own dtype.
     """
-    tensors = [checkpoint.load(f"{name}.weight") for name in names]
-    if dtype is not None:
-        tensors = [
-            (t.dequantize() if isinstance(t, QuantizedTensor) else t).to(dtype) for t in tensors
-        ]
-    packed = [t for t in tensors if isinstance(t, QuantizedTensor)]
-    dense = [t for t in tensors if isinstance(t, torch.Tensor)]
-    weights: list[ops.Weight]
-    if packed and not dense and len({t.format for t in packed}) == 1:
-        weights = _pack(packed)
-    elif dense and not packed and len({t.dtype for t in dense}) == 1:
-        weights = [dense[0] if len(dense) == 1 else torch.cat(dense)]
-    else:
-        weights = [
-            ops.pack_weight(t.blocks, t.format) if isinstance(t, QuantizedTensor) else t
-            for t in tensors
-        ]
-    # A single dense matrix is used where it is mapped; all others have been copied.
-    if not (len(dense) == 1 and dtype is None):
-        for name in names:
-            checkpoint.release(f"{name}.weight")
-    return weights
 
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype | None) -> None:
+        self.checkpoint = checkpoint
+        self.dtype = dtype
 
-def _pack(tensors: list[QuantizedTensor]) -> list[ops.Weight]:
-    """One packed matrix where the parts fill whole strips, else one for each."""
-    format, columns = tensors[0].format, tensors[0].shape[1]
-    if any(t.shape[0] % _STRIP_ROWS for t in tensors[:-1]):
-        return [ops.pack_weight(t.blocks, t.format) for t in tensors]
-    rows = sum(t.shape[0] for t in tensors)
-    data = torch.empty(
-        (rows + _STRIP_ROWS - 1) // _STRIP_ROWS,
-        ops.packed_strip_bytes(format, columns),
-        dtype=torch.uint8,
-    )
-    start = 0
-    for t in tensors:
-        strips = (t.shape[0] + _STRIP_ROWS - 1) // _STRIP_ROWS
-        ops.pack_weight(t.blocks, format, out=data[start : start + strips])
-        start += strips
-    return [ops.PackedWeight(data, format, (rows, columns))]
+    def weights(self, names: list[str]) -> list[ops.Weight]:
+        """The named matrices ("model.embed_tokens"), stacked where their formats agree.
 
+        What has been copied leaves the mapping's memory.
+        """
+        tensors = [self.checkpoint.load(f"{name}.weight") for name in names]
+        if self.dtype is not None:
+            tensors = [
+                (t.dequantize() if isinstance(t, QuantizedTensor) else t).to(self.dtype)
+                for t in tensors
+            ]
+        packed = [t for t in tensors if isinstance(t, QuantizedTensor)]
+        dense = [t for t in tensors if isinstance(t, torch.Tensor)]
+        weights: list[ops.Weight]
+        if packed and not dense and len({t.format for t in packed}) == 1:
+            weights = self._pack(packed)
+        elif dense and not packed and len({t.dtype for t in dense}) == 1:
+            weights = [dense[0] if len(dense) == 1 else torch.cat(dense)]
+        else:
+            weights = []
+            for t in tensors:
+                weights += self._pack([t]) if isinstance(t, QuantizedTensor) else [t]
+        # A single dense matrix is used where it is mapped; all others have been copied.
+        if not (len(dense) == 1 and self.dtype is None):
+            for name in names:
+                self.checkpoint.release(f"{name}.weight")
+        return weights
 
-def load_projection(
-    checkpoint: Checkpoint,
-    names: list[str],
-    dtype: torch.dtype | None,
-    *,
-    bias: bool,
-    activation_bits: int = 8,
-) -> Projection:
-    """Weights and, where the model has them, biases (as float32) of the named layers."""
-    biases = None
-    if bias:
-        loaded = [checkpoint.load(f"{name}.bias") for name in names]
-        biases = torch.cat([t.float() for t in loaded if isinstance(t, torch.Tensor)])
-    return Projection(load_weights(checkpoint, names, dtype), biases, activation_bits)
+    def projection(
+        self, names: list[str], *, bias: bool = False, activation_bits: int = 8
+    ) -> Projection:
+        """Weights and, where the model has them, biases (as float32) of the named layers."""
+        biases = None
+        if bias:
+            loaded = [self.checkpoint.load(f"{name}.bias") for name in names]
+            biases = torch.cat([t.float() for t in loaded if isinstance(t, torch.Tensor)])
+        return Projection(self.weights(names), biases, activation_bits)
+
+    def _pack(self, tensors: list[QuantizedTensor]) -> list[ops.Weight]:
+        """One packed matrix where the parts fill whole strips, else one for each."""
+        if any(t.shape[0] % _STRIP_ROWS for t in tensors[:-1]):
+            return [weight for t in tensors for weight in self._pack([t])]
+        format, columns = tensors[0].format, tensors[0].shape[1]
+        strips = [-(-t.shape[0] // _STRIP_ROWS) for t in tensors]
+        strip_bytes = ops.packed_strip_bytes(format, columns)
+        data = torch.empty(sum(strips), strip_bytes, dtype=torch.uint8)
+        for tensor, part in zip(tensors, data.split(strips), strict=True):
+            ops.pack_weight(tensor.blocks, format, out=part)
+        rows = sum(t.shape[0] for t in tensors)
+        return [ops.PackedWeight(data, format, (rows, columns))]
