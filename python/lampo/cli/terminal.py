@@ -51,9 +51,10 @@ class TextWriter:
         if self._for_people:
             text = printable(text)
         if text:
+            # Before the write: an interrupt may come as soon as a reader sees the text.
+            self._line_is_open = not text.endswith("\n")
             self._stream.write(text)
             self._stream.flush()
-            self._line_is_open = not text.endswith("\n")
 
     def end_line(self) -> None:
         if self._line_is_open:
