@@ -80,10 +80,20 @@ void merge_states(
     OptionalTensor lse,             // [num_tokens, num_heads] float32
     Stream stream = {});
 
+/// What is fused into a linear: y = norm(x) weight^T + bias before, out from y after.
+struct LinearOptions {
+  OptionalTensor norm_weight = nullptr;  // [in_features] float32 or as x: RMS norm of x
+  double norm_eps = 1e-6;
+  bool silu_mul = false;    // out = silu(first half of y) * second half
+  bool accumulate = false;  // out += y
+};
+
 void linear(const TensorView& x,       // [num_tokens, in_features] float32 or bfloat16
             const TensorView& weight,  // [out_features, in_features] float32, bfloat16 or float16
             OptionalTensor bias,       // [out_features] float32 or as x
+            const LinearOptions& options,
             const TensorView& out,     // [num_tokens, out_features] float32 or as x
+            OptionalTensor workspace,  // [>= linear_workspace_size()] uint8; with a norm only
             Stream stream = {});
 
 /// Packed weights: GGUF's Q4_0, Q4_1 and Q8_0 (common/weight_format.h).
@@ -95,7 +105,7 @@ void pack_weight(const TensorView& blocks,  // [rows, row_bytes] uint8, as in th
 int64_t linear_workspace_size(int64_t num_tokens, int64_t in_features);
 void linear_packed(const TensorView& x, const TensorView& weight, WeightFormat format,
                    int activation_bits,  // 8 or 16: how x is quantized, in groups of 32
-                   OptionalTensor bias, const TensorView& out,
+                   OptionalTensor bias, const LinearOptions& options, const TensorView& out,
                    const TensorView& workspace,  // [>= linear_workspace_size()] uint8
                    Stream stream = {});
 

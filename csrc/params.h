@@ -145,40 +145,30 @@ struct MergeStatesParams {
   int64_t stride_lse_token;
 };
 
-/// out = x weight^T + bias
+/// y = norm(x) weight^T + bias, and out = y, silu(y[first half]) * y[second half], or out + y.
 struct LinearParams {
-  DType dtype;         // of x: float32 or bfloat16
-  DType out_dtype;     // float32 or dtype
-  DType weight_dtype;  // float32, bfloat16 or float16
-  DType bias_dtype;    // float32 or dtype
+  DType dtype;          // of x: float32 or bfloat16
+  DType out_dtype;      // float32 or dtype
+  DType weight_dtype;   // of a dense weight: float32, bfloat16 or float16
+  DType bias_dtype;     // float32 or dtype
+  DType norm_dtype;     // float32 or dtype
+  WeightFormat format;  // of a packed weight
+  int activation_bits;  // 8 or 16: how x is quantized for a packed weight
+  bool packed;          // weight is strips of `format`
+  bool silu_mul;        // out has out_features / 2 columns
+  bool accumulate;      // out += instead of out =
+  float norm_eps;
   int64_t num_tokens;
   int64_t in_features;
-  int64_t out_features;
-  const void* x;       // [num_tokens, in_features]
-  const void* weight;  // [out_features, in_features]
-  const void* bias;    // [out_features]; null: none
-  void* out;           // [num_tokens, out_features]
+  int64_t out_features;     // rows of weight
+  const void* x;            // [num_tokens, in_features]
+  const void* norm_weight;  // [in_features], RMS norm of x before the product; null: none
+  const void* weight;       // [out_features, in_features], or [ceil(out_features / 16)] strips
+  const void* bias;         // [out_features]; null: none
+  void* out;                // [num_tokens, out_features]
+  void* workspace;          // linear_workspace_size() bytes; null: dense without norm
   int64_t stride_x_token;
-  int64_t stride_weight_row;
-  int64_t stride_out_token;
-};
-
-/// As LinearParams, with packed weights (weight_format.h).
-struct LinearPackedParams {
-  DType dtype;
-  DType out_dtype;
-  DType bias_dtype;
-  WeightFormat format;
-  int activation_bits;  // 8 or 16: how x is quantized
-  int64_t num_tokens;
-  int64_t in_features;
-  int64_t out_features;
-  const void* x;       // [num_tokens, in_features]
-  const void* weight;  // [ceil(out_features / 16)] strips
-  const void* bias;    // [out_features]; null: none
-  void* out;           // [num_tokens, out_features]
-  void* workspace;     // linear_workspace_size() bytes
-  int64_t stride_x_token;
+  int64_t stride_weight_row;  // of a dense weight
   int64_t stride_out_token;
 };
 

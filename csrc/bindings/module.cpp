@@ -23,6 +23,7 @@ PYBIND11_MODULE(_C, m) {
     }
   });
   lampo::bind_runtime(m);
+  lampo::bind_program(m);
   lampo::bind_elementwise(m);
   lampo::bind_attention(m);
   lampo::bind_linear(m);

@@ -3,10 +3,12 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <string_view>
 
 #include "common/check.h"
 #include "cpu/attention_plan.h"
 #include "cpu/kernel_table.h"
+#include "cpu/program.h"
 #include "cpu/sample_workspace.h"
 #include "cpu/thread_pool.h"
 #include "cpu/topology.h"
@@ -50,12 +52,80 @@ const KernelTable& choose_table(const std::string& isa, const char* argument) {
 
 std::atomic<const KernelTable*> current_table{nullptr};
 
-/// Waking the workers costs some microseconds: ops that move less than this stay on one thread.
-constexpr int64_t kBytesWorthATeam = 64 * 1024;
+// What an op has to move in and out, each input once: for profiles, and to decide how many threads
+// are worth waking.
+
+int64_t bytes_of(const RmsNormParams& p) {
+  return p.num_tokens * p.hidden_size * (p.residual != nullptr ? 4 : 2) * size_of(p.dtype);
+}
+int64_t bytes_of(const LayerNormParams& p) {
+  return p.num_tokens * p.hidden_size * (p.residual != nullptr ? 4 : 2) * size_of(p.dtype);
+}
+int64_t bytes_of(const ActivationParams& p) {
+  return p.num_tokens * p.size * (p.gated ? 3 : 2) * size_of(p.dtype);
+}
+int64_t bytes_of(const AppendKvParams& p) {
+  const int64_t kv = 2 * p.num_kv_heads * (size_of(p.dtype) + size_of(p.cache_dtype));
+  return p.num_tokens * p.head_dim * (2 * p.num_qo_heads * size_of(p.dtype) + kv);
+}
+int64_t bytes_of(const PagedAttentionParams& p) {
+  int64_t num_keys = 0;
+  for (int64_t seq = 0; seq < p.batch_size; ++seq) {
+    const int64_t num_tokens = p.cu_seqlens_q[seq + 1] - p.cu_seqlens_q[seq];
+    const int64_t seen = p.sliding_window > 0 ? p.sliding_window + num_tokens - 1 : p.seq_lens[seq];
+    if (num_tokens > 0) num_keys += seen < p.seq_lens[seq] ? seen : p.seq_lens[seq];
+  }
+  return 2 *
+         (num_keys * p.num_kv_heads * size_of(p.cache_dtype) +
+          p.num_tokens * p.num_qo_heads * size_of(p.dtype)) *
+         p.head_dim;
+}
+int64_t bytes_of(const MergeStatesParams& p) {
+  return (p.num_splits * 4 + size_of(p.dtype)) * p.num_tokens * p.num_heads * p.head_dim;
+}
+int64_t bytes_of(const LinearParams& p) {
+  const int64_t weight =
+      p.packed ? p.out_features * strip_layout(p.format, p.in_features).strip_bytes / kStripRows
+               : p.out_features * p.in_features * size_of(p.weight_dtype);
+  const int64_t columns = p.silu_mul ? p.out_features / 2 : p.out_features;
+  return weight + p.num_tokens * (p.in_features * size_of(p.dtype) +
+                                  columns * size_of(p.out_dtype) * (p.accumulate ? 2 : 1));
+}
+int64_t bytes_of(const PackWeightParams& p) {
+  return 2 * p.rows * strip_layout(p.format, p.in_features).strip_bytes / kStripRows;
+}
+int64_t bytes_of(const EmbeddingParams& p) {
+  return p.num_tokens * p.hidden_size * 2 * size_of(p.dtype);
+}
+int64_t bytes_of(const SampleParams& p) { return p.batch_size * p.vocab_size * size_of(p.dtype); }
+int64_t bytes_of(const TokenLogprobsParams& p) {
+  return p.batch_size * p.vocab_size * size_of(p.dtype);
+}
+
+/// Waking the workers costs some microseconds: ops with less work than this stay on one thread.
+constexpr int64_t kWorkWorthATeam = 64 * 1024;
+
+/// Runs an op, and records it if the calling thread is recording a program. `work` in bytes moved
+/// or what takes as long.
+template <class Params>
+void launch(std::string_view name, Kernel<Params> kernel, const Params& params, int64_t work) {
+  run_team([&](const Team& team) { kernel(params, team); }, work < kWorkWorthATeam ? 1 : 0);
+  if (Program* program = recording_program()) {
+    program->add({.name = std::string(name),
+                  .run = [=](const Team& team) { kernel(params, team); },
+                  .bytes = [=] { return bytes_of(params); }});
+  }
+}
 
 template <class Params>
-void launch(Kernel<Params> kernel, const Params& params, int64_t bytes) {
-  run_team([&](const Team& team) { kernel(params, team); }, bytes < kBytesWorthATeam ? 1 : 0);
+void launch(std::string_view name, Kernel<Params> kernel, const Params& params) {
+  launch(name, kernel, params, bytes_of(params));
+}
+
+std::string describe(const LinearParams& p) {
+  const char* const formats[] = {"q4_0", "q4_1", "q8_0"};
+  return "linear [" + std::to_string(p.out_features) + ", " + std::to_string(p.in_features) + "] " +
+         (p.packed ? formats[static_cast<int>(p.format)] : name_of(p.weight_dtype));
 }
 
 }  // namespace
@@ -70,63 +140,45 @@ const KernelTable& kernels() {
   return *table;
 }
 
-void rms_norm(const RmsNormParams& p) {
-  launch(kernels().rms_norm, p, p.num_tokens * p.hidden_size * 2 * size_of(p.dtype));
-}
+void rms_norm(const RmsNormParams& p) { launch("rms_norm", kernels().rms_norm, p); }
 
-void layer_norm(const LayerNormParams& p) {
-  launch(kernels().layer_norm, p, p.num_tokens * p.hidden_size * 2 * size_of(p.dtype));
-}
+void layer_norm(const LayerNormParams& p) { launch("layer_norm", kernels().layer_norm, p); }
 
-void activation(const ActivationParams& p) {
-  launch(kernels().activation, p, p.num_tokens * p.size * 3 * size_of(p.dtype));
-}
+void activation(const ActivationParams& p) { launch("activation", kernels().activation, p); }
 
-void append_kv(const AppendKvParams& p) {
-  const int64_t heads = 2 * p.num_qo_heads + 4 * p.num_kv_heads;
-  launch(kernels().append_kv, p, p.num_tokens * heads * p.head_dim * size_of(p.dtype));
-}
+void append_kv(const AppendKvParams& p) { launch("append_kv", kernels().append_kv, p); }
 
 void paged_attention(const PagedAttentionParams& p) {
   // Pairs of a query row and a key cost about as much as moving a quarter of the key.
-  int64_t bytes = 0;
+  int64_t work = 0;
   for (int64_t seq = 0; seq < p.batch_size; ++seq) {
     const int64_t num_tokens = p.cu_seqlens_q[seq + 1] - p.cu_seqlens_q[seq];
-    bytes += num_tokens * p.num_qo_heads * p.seq_lens[seq] * p.head_dim;
+    work += num_tokens * p.num_qo_heads * p.seq_lens[seq] * p.head_dim;
   }
-  launch(kernels().paged_attention, p, bytes);
+  launch("paged_attention", kernels().paged_attention, p, work);
 }
 
 int64_t paged_attention_workspace_size(int64_t group_size, int64_t head_dim, int64_t max_seq_len) {
   return attention_workspace_bytes(num_threads(), group_size, head_dim, max_seq_len);
 }
 
-void merge_states(const MergeStatesParams& p) {
-  launch(kernels().merge_states, p, p.num_splits * p.num_tokens * p.num_heads * p.head_dim * 4);
-}
+void merge_states(const MergeStatesParams& p) { launch("merge_states", kernels().merge_states, p); }
 
 void linear(const LinearParams& p) {
-  launch(kernels().linear, p, p.out_features * p.in_features * size_of(p.weight_dtype));
+  const KernelTable& table = kernels();
+  const Kernel<LinearParams> kernel = p.packed ? table.linear_packed : table.linear;
+  if (recording_program() == nullptr) return launch("linear", kernel, p);
+  launch(describe(p), kernel, p);
 }
 
-void linear_packed(const LinearPackedParams& p) {
-  launch(kernels().linear_packed, p, p.out_features * p.in_features / 2);
-}
+void pack_weight(const PackWeightParams& p) { launch("pack_weight", kernels().pack_weight, p); }
 
-void pack_weight(const PackWeightParams& p) {
-  launch(kernels().pack_weight, p, p.rows * p.in_features / 2);
-}
+void embedding(const EmbeddingParams& p) { launch("embedding", kernels().embedding, p); }
 
-void embedding(const EmbeddingParams& p) {
-  launch(kernels().embedding, p, p.num_tokens * p.hidden_size * 2 * size_of(p.dtype));
-}
-
-void sample(const SampleParams& p) {
-  launch(kernels().sample, p, p.batch_size * p.vocab_size * size_of(p.dtype));
-}
+void sample(const SampleParams& p) { launch("sample", kernels().sample, p); }
 
 void token_logprobs(const TokenLogprobsParams& p) {
-  launch(kernels().token_logprobs, p, p.batch_size * p.vocab_size * size_of(p.dtype));
+  launch("token_logprobs", kernels().token_logprobs, p);
 }
 
 int64_t sampling_workspace_size(int64_t vocab_size) {

@@ -14,7 +14,6 @@ void paged_attention(const PagedAttentionParams& p);
 int64_t paged_attention_workspace_size(int64_t group_size, int64_t head_dim, int64_t max_seq_len);
 void merge_states(const MergeStatesParams& p);
 void linear(const LinearParams& p);
-void linear_packed(const LinearPackedParams& p);
 void pack_weight(const PackWeightParams& p);
 void embedding(const EmbeddingParams& p);
 void sample(const SampleParams& p);

@@ -20,7 +20,7 @@ struct KernelTable {
   Kernel<PagedAttentionParams> paged_attention;
   Kernel<MergeStatesParams> merge_states;
   Kernel<LinearParams> linear;
-  Kernel<LinearPackedParams> linear_packed;
+  Kernel<LinearParams> linear_packed;
   Kernel<PackWeightParams> pack_weight;
   Kernel<EmbeddingParams> embedding;
   Kernel<SampleParams> sample;

@@ -169,7 +169,10 @@ void paged_attention(const TensorView& q, const TensorView& k_cache, const Tenso
       .stride_v_scale_slot = stride(v_scale, 2),
   };
   if (q.device.type == DeviceType::kCPU) {
-    check_batch(params, k_cache.shape[0]);
+    const int64_t num_pages = k_cache.shape[0];
+    // A layer with a window looks at fewer pages than one without.
+    cpu::check_values(params.page_table, num_pages + (params.sliding_window << 32),
+                      [=] { check_batch(params, num_pages); });
     return cpu::paged_attention(params);
   }
   throw_no_cuda_kernel("paged_attention");

@@ -4,6 +4,7 @@
 
 #include "common/check.h"
 #include "cpu/backend.h"
+#include "cpu/program.h"
 #if LAMPO_WITH_CUDA
 #include "cuda/backend.h"
 #endif

@@ -5,11 +5,7 @@
 namespace lampo {
 namespace {
 
-void check_ids(const TensorView& token_ids, int64_t vocab_size) {
-  check_shape("token_ids", token_ids, {kAny});
-  check_dtype("token_ids", token_ids, {DType::kI32, DType::kI64});
-  check_contiguous("token_ids", token_ids);
-  if (token_ids.device.type != DeviceType::kCPU) return;
+void check_id_values(const TensorView& token_ids, int64_t vocab_size) {
   for (int64_t i = 0; i < token_ids.shape[0]; ++i) {
     const int64_t id =
         token_ids.dtype == DType::kI64 ? token_ids.ptr<int64_t>()[i] : token_ids.ptr<int32_t>()[i];
@@ -17,6 +13,14 @@ void check_ids(const TensorView& token_ids, int64_t vocab_size) {
                "expected ids in [0, " + std::to_string(vocab_size) + "), got " +
                    std::to_string(id) + " at " + std::to_string(i));
   }
+}
+
+void check_ids(const TensorView& token_ids, int64_t vocab_size) {
+  check_shape("token_ids", token_ids, {kAny});
+  check_dtype("token_ids", token_ids, {DType::kI32, DType::kI64});
+  check_contiguous("token_ids", token_ids);
+  if (token_ids.device.type != DeviceType::kCPU) return;
+  cpu::check_values(token_ids.data, vocab_size, [=] { check_id_values(token_ids, vocab_size); });
 }
 
 void check_out(const TensorView& token_ids, const TensorView& table, const TensorView& out,

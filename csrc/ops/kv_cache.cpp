@@ -50,8 +50,7 @@ void check_kv_cache(const TensorView& k_cache, const TensorView& v_cache, Option
 namespace {
 
 /// Before anything is written: a CPU op can afford to look.
-void check_slots(const TensorView& slot_mapping, const TensorView& k_cache) {
-  const int64_t num_slots = k_cache.shape[0] * k_cache.shape[2];
+void check_slots(const TensorView& slot_mapping, int64_t num_slots) {
   const int64_t* slots = slot_mapping.ptr<const int64_t>();
   for (int64_t token = 0; token < slot_mapping.shape[0]; ++token) {
     check_that(slots[token] >= -1 && slots[token] < num_slots, "slot_mapping",
@@ -129,8 +128,14 @@ void append_kv(OptionalTensor q, const TensorView& k, const TensorView& v,
   }
   check_range("eps", eps, 0.0, 1.0);
   if (k.device.type == DeviceType::kCPU) {
-    check_slots(slot_mapping, k_cache);
-    if (cos_sin != nullptr) check_positions(*positions, cos_sin->shape[0]);
+    const int64_t num_slots = k_cache.shape[0] * k_cache.shape[2];
+    cpu::check_values(slot_mapping.data, num_slots, [=] { check_slots(slot_mapping, num_slots); });
+    if (cos_sin != nullptr) {
+      const int64_t max_positions = cos_sin->shape[0];
+      cpu::check_values(positions->data, max_positions, [positions = *positions, max_positions] {
+        check_positions(positions, max_positions);
+      });
+    }
   }
 
   const auto stride = [](OptionalTensor t, int dim) { return t != nullptr ? t->stride[dim] : 0; };

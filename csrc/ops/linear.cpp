@@ -7,8 +7,10 @@ namespace {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-void check_x_bias_out(const TensorView& x, OptionalTensor bias, const TensorView& out,
-                      int64_t out_features) {
+/// What dense and packed linears have in common, checked and filled in.
+LinearParams check_linear(const TensorView& x, int64_t out_features, OptionalTensor bias,
+                          const LinearOptions& options, const TensorView& out,
+                          OptionalTensor workspace) {
   check_shape("x", x, {kAny, kAny});
   check_dtype("x", x, {DType::kF32, DType::kBF16});
   check_inner_contiguous("x", x);
@@ -18,11 +20,60 @@ void check_x_bias_out(const TensorView& x, OptionalTensor bias, const TensorView
     check_contiguous("bias", *bias);
     check_device("bias", *bias, x.device);
   }
-  check_shape("out", out, {x.shape[0], out_features});
+  if (options.norm_weight != nullptr) {
+    check_shape("norm_weight", *options.norm_weight, {x.shape[1]});
+    check_dtype("norm_weight", *options.norm_weight, {DType::kF32, x.dtype});
+    check_contiguous("norm_weight", *options.norm_weight);
+    check_device("norm_weight", *options.norm_weight, x.device);
+    check_range("norm_eps", options.norm_eps, 0.0, 1.0);
+    check_that(workspace != nullptr, "workspace", "expected a tensor beside norm_weight, got None");
+  }
+  if (options.silu_mul) {
+    check_that(out_features % (2 * kStripRows) == 0, "weight",
+               "silu_mul wants two halves of a multiple of 16 rows, got " +
+                   std::to_string(out_features) + " rows");
+  }
+  check_shape("out", out, {x.shape[0], options.silu_mul ? out_features / 2 : out_features});
   check_dtype("out", out, {DType::kF32, x.dtype});
   check_inner_contiguous("out", out);
   check_writable("out", out);
   check_device("out", out, x.device);
+  if (workspace != nullptr) {
+    const int64_t needed = linear_workspace_size(x.shape[0], x.shape[1]);
+    check_shape("workspace", *workspace, {kAny});
+    check_dtype("workspace", *workspace, {DType::kU8});
+    check_contiguous("workspace", *workspace);
+    check_that(workspace->shape[0] >= needed, "workspace",
+               "expected at least " + std::to_string(needed) + " bytes, got " +
+                   std::to_string(workspace->shape[0]));
+    check_device("workspace", *workspace, x.device);
+  }
+  const OptionalTensor norm = options.norm_weight;
+  return {
+      .dtype = x.dtype,
+      .out_dtype = out.dtype,
+      .weight_dtype = DType::kF32,
+      .bias_dtype = bias != nullptr ? bias->dtype : DType::kF32,
+      .norm_dtype = norm != nullptr ? norm->dtype : DType::kF32,
+      .format = WeightFormat::kQ4_0,
+      .activation_bits = 8,
+      .packed = false,
+      .silu_mul = options.silu_mul,
+      .accumulate = options.accumulate,
+      .norm_eps = static_cast<float>(options.norm_eps),
+      .num_tokens = x.shape[0],
+      .in_features = x.shape[1],
+      .out_features = out_features,
+      .x = x.data,
+      .norm_weight = norm != nullptr ? norm->data : nullptr,
+      .weight = nullptr,
+      .bias = bias != nullptr ? bias->data : nullptr,
+      .out = out.data,
+      .workspace = workspace != nullptr ? workspace->data : nullptr,
+      .stride_x_token = x.stride[0],
+      .stride_weight_row = 0,
+      .stride_out_token = out.stride[0],
+  };
 }
 
 void check_groups(const char* name, int64_t in_features) {
@@ -46,34 +97,21 @@ int64_t packed_strip_bytes(WeightFormat format, int64_t in_features) {
 }
 
 int64_t linear_workspace_size(int64_t num_tokens, int64_t in_features) {
-  // Per group of 32: two planes of quants at most, their scale, and two sums.
-  return num_tokens * (2 * in_features + ceil_div(in_features, kGroupSize) * 12);
+  // A normed row in float32; more than two planes of quants, their scales and two sums.
+  return num_tokens * ceil_div(in_features, kGroupSize) * kGroupSize * 4;
 }
 
 void linear(const TensorView& x, const TensorView& weight, OptionalTensor bias,
-            const TensorView& out, Stream) {
+            const LinearOptions& options, const TensorView& out, OptionalTensor workspace, Stream) {
   check_shape("weight", weight, {kAny, kAny});
-  check_x_bias_out(x, bias, out, weight.shape[0]);
+  LinearParams params = check_linear(x, weight.shape[0], bias, options, out, workspace);
   check_shape("weight", weight, {kAny, x.shape[1]});
   check_dtype("weight", weight, {DType::kF32, DType::kBF16, DType::kF16});
   check_inner_contiguous("weight", weight);
   check_device("weight", weight, x.device);
-  const LinearParams params{
-      .dtype = x.dtype,
-      .out_dtype = out.dtype,
-      .weight_dtype = weight.dtype,
-      .bias_dtype = bias != nullptr ? bias->dtype : DType::kF32,
-      .num_tokens = x.shape[0],
-      .in_features = x.shape[1],
-      .out_features = weight.shape[0],
-      .x = x.data,
-      .weight = weight.data,
-      .bias = bias != nullptr ? bias->data : nullptr,
-      .out = out.data,
-      .stride_x_token = x.stride[0],
-      .stride_weight_row = weight.stride[0],
-      .stride_out_token = out.stride[0],
-  };
+  params.weight_dtype = weight.dtype;
+  params.weight = weight.data;
+  params.stride_weight_row = weight.stride[0];
   if (x.device.type == DeviceType::kCPU) return cpu::linear(params);
   throw_no_cuda_kernel("linear");
 }
@@ -104,45 +142,24 @@ void pack_weight(const TensorView& blocks, WeightFormat format, const TensorView
 }
 
 void linear_packed(const TensorView& x, const TensorView& weight, WeightFormat format,
-                   int activation_bits, OptionalTensor bias, const TensorView& out,
-                   const TensorView& workspace, Stream) {
+                   int activation_bits, OptionalTensor bias, const LinearOptions& options,
+                   const TensorView& out, const TensorView& workspace, Stream) {
   check_shape("out", out, {kAny, kAny});
-  check_x_bias_out(x, bias, out, out.shape[1]);
-  const int64_t in_features = x.shape[1];
-  check_groups("x", in_features);
+  const int64_t out_features = options.silu_mul ? 2 * out.shape[1] : out.shape[1];
+  LinearParams params = check_linear(x, out_features, bias, options, out, &workspace);
+  check_groups("x", x.shape[1]);
   check_shape("weight", weight,
-              {ceil_div(out.shape[1], kStripRows), packed_strip_bytes(format, in_features)});
+              {ceil_div(out_features, kStripRows), packed_strip_bytes(format, x.shape[1])});
   check_dtype("weight", weight, {DType::kU8});
   check_contiguous("weight", weight);
   check_device("weight", weight, x.device);
   check_that(activation_bits == 8 || activation_bits == 16, "activation_bits",
              "expected 8 or 16, got " + std::to_string(activation_bits));
-  const int64_t needed = linear_workspace_size(x.shape[0], in_features);
-  check_shape("workspace", workspace, {kAny});
-  check_dtype("workspace", workspace, {DType::kU8});
-  check_contiguous("workspace", workspace);
-  check_that(workspace.shape[0] >= needed, "workspace",
-             "expected at least " + std::to_string(needed) + " bytes, got " +
-                 std::to_string(workspace.shape[0]));
-  check_device("workspace", workspace, x.device);
-  const LinearPackedParams params{
-      .dtype = x.dtype,
-      .out_dtype = out.dtype,
-      .bias_dtype = bias != nullptr ? bias->dtype : DType::kF32,
-      .format = format,
-      .activation_bits = activation_bits,
-      .num_tokens = x.shape[0],
-      .in_features = in_features,
-      .out_features = out.shape[1],
-      .x = x.data,
-      .weight = weight.data,
-      .bias = bias != nullptr ? bias->data : nullptr,
-      .out = out.data,
-      .workspace = workspace.data,
-      .stride_x_token = x.stride[0],
-      .stride_out_token = out.stride[0],
-  };
-  if (x.device.type == DeviceType::kCPU) return cpu::linear_packed(params);
+  params.packed = true;
+  params.format = format;
+  params.activation_bits = activation_bits;
+  params.weight = weight.data;
+  if (x.device.type == DeviceType::kCPU) return cpu::linear(params);
   throw_no_cuda_kernel("linear_packed");
 }
 

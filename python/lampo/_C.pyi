@@ -15,6 +15,15 @@ class Tensor(Protocol):
 
 __version__: str
 
+# bindings/program.cpp
+class Program:
+    def __init__(self) -> None: ...
+    def begin(self) -> None: ...
+    def end(self) -> None: ...
+    def replay(self) -> None: ...
+    def profile(self) -> list[tuple[str, int, float]]: ...
+    def __len__(self) -> int: ...
+
 # bindings/elementwise.cpp
 def rms_norm(
     x: Tensor, weight: Tensor, residual: Tensor | None, out: Tensor, eps: float, /
@@ -33,13 +42,28 @@ def gelu_mul(gate_up: Tensor, out: Tensor, tanh_approximation: bool, /) -> None:
 def gelu(x: Tensor, out: Tensor, tanh_approximation: bool, /) -> None: ...
 
 # bindings/linear.cpp
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, /) -> None: ...
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_eps: float,
+    silu_mul: bool,
+    accumulate: bool,
+    out: Tensor,
+    workspace: Tensor | None,
+    /,
+) -> None: ...
 def linear_packed(
     x: Tensor,
     weight: Tensor,
     format: str,
     activation_bits: int,
     bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_eps: float,
+    silu_mul: bool,
+    accumulate: bool,
     out: Tensor,
     workspace: Tensor,
     /,

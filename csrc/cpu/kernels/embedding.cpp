@@ -20,15 +20,16 @@ void unpack_row(const EmbeddingParams& p, int64_t id, Out* out) {
   const uint8_t* strip =
       static_cast<const uint8_t*>(p.table) + id / kStripRows * layout.strip_bytes;
   const int64_t lane = id % kStripRows;
-  const F16* d = reinterpret_cast<const F16*>(strip + layout.scale_offset);
-  const F16* m = reinterpret_cast<const F16*>(strip + layout.min_offset);
+  const int offset = p.format == WeightFormat::kQ4_0 ? 8 : 0;
   for (int64_t g = 0; g < layout.groups; ++g) {
-    const float scale = to_float(d[g * kStripRows + lane]);
-    const float minimum = layout.has_min ? to_float(m[g * kStripRows + lane]) : 0.0f;
-    const int offset = p.format == WeightFormat::kQ4_0 ? 8 : 0;
+    const uint8_t* packed = strip + g * layout.group_bytes;
+    Out* group = out + g * kGroupSize;
+    const float scale = to_float(reinterpret_cast<const F16*>(packed + layout.scale_offset)[lane]);
+    const float minimum =
+        layout.has_min ? to_float(reinterpret_cast<const F16*>(packed + layout.min_offset)[lane])
+                       : 0.0f;
     for (int i = 0; i < layout.words * 4; ++i) {
-      const uint8_t byte = strip[((g * layout.words + i / 4) * kStripRows + lane) * 4 + i % 4];
-      Out* group = out + g * kGroupSize;
+      const uint8_t byte = packed[(i / 4 * kStripRows + lane) * 4 + i % 4];
       if (layout.words == 8) {
         group[i] = from_float<Out>(scale * static_cast<float>(static_cast<int8_t>(byte)));
       } else {

@@ -9,16 +9,12 @@
 namespace lampo::cpu::LAMPO_ISA {
 namespace {
 
-void pack_block(const StripLayout& layout, const uint8_t* block, uint8_t* strip, int64_t group,
-                int lane) {
-  memcpy(strip + layout.scale_offset + (group * kStripRows + lane) * 2, block, 2);
-  if (layout.has_min) {
-    memcpy(strip + layout.min_offset + (group * kStripRows + lane) * 2, block + 2, 2);
-  }
+void pack_block(const StripLayout& layout, const uint8_t* block, uint8_t* group, int lane) {
+  memcpy(group + layout.scale_offset + lane * 2, block, 2);
+  if (layout.has_min) memcpy(group + layout.min_offset + lane * 2, block + 2, 2);
   const uint8_t* quants = block + layout.block_bytes - layout.words * 4;
-  uint8_t* words = strip + group * layout.words * kStripRows * 4;
   for (int i = 0; i < layout.words; ++i) {
-    memcpy(words + (i * kStripRows + lane) * 4, quants + i * 4, 4);
+    memcpy(group + (i * kStripRows + lane) * 4, quants + i * 4, 4);
   }
 }
 
@@ -36,7 +32,7 @@ void pack_weight(const PackWeightParams& p, const Team& team) {
       const uint8_t* row =
           static_cast<const uint8_t*>(p.blocks) + (s * kStripRows + lane) * p.stride_blocks_row;
       for (int64_t g = 0; g < layout.groups; ++g) {
-        pack_block(layout, row + g * layout.block_bytes, strip, g, lane);
+        pack_block(layout, row + g * layout.block_bytes, strip + g * layout.group_bytes, lane);
       }
     }
   }

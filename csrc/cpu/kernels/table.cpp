@@ -13,7 +13,7 @@ void append_kv(const AppendKvParams& p, const Team& team);
 void paged_attention(const PagedAttentionParams& p, const Team& team);
 void merge_states(const MergeStatesParams& p, const Team& team);
 void linear(const LinearParams& p, const Team& team);
-void linear_packed(const LinearPackedParams& p, const Team& team);
+void linear_packed(const LinearParams& p, const Team& team);
 void pack_weight(const PackWeightParams& p, const Team& team);
 void embedding(const EmbeddingParams& p, const Team& team);
 void sample(const SampleParams& p, const Team& team);

@@ -2,11 +2,12 @@
 // Sixteen rows side by side, as packed weights lie (common/weight_format.h): lane r belongs to row
 // r of a strip.
 //   Words             16 words of 4 bytes
-//   I32x16            16 integer accumulators
+//   I32x16            16 integers
 //   F32x16            16 floats, made of F32s
-//   dot_nibbles(acc, w, x)   acc[r] += sum of w[r][i] * x[i], i in 0..3, w in 0..15, x signed bytes
-//   dot_bytes(acc, w, x)     the same with w signed, plus kSignedDotBias * sum of x[i]: the
-//                            instruction wants w unsigned, and the caller knows the sum of x
+//   dot_nibbles(w, x, start)   start + sum of w[i / 4][r][i % 4] * x[i] over 32 inputs i, for each
+//                              row r; w in 0..15, x signed bytes
+//   dot_bytes(w, x, start)     the same with w signed, plus kSignedDotBias * sum of x[i]: the
+//                              instruction wants w unsigned, and the caller knows the sum of x
 // Integer sums are exact, so every ISA gets the same ones.
 #pragma once
 
@@ -22,6 +23,10 @@ struct F32x16 {
 static inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
   for (int i = 0; i < F32x16::kParts; ++i) c.part[i] = fma(a.part[i], b.part[i], c.part[i]);
   return c;
+}
+static inline F32x16 operator+(F32x16 a, F32x16 b) {
+  for (int i = 0; i < F32x16::kParts; ++i) a.part[i] = a.part[i] + b.part[i];
+  return a;
 }
 static inline F32x16 operator*(F32x16 a, F32 b) {
   for (int i = 0; i < F32x16::kParts; ++i) a.part[i] = a.part[i] * b;
@@ -49,13 +54,17 @@ inline constexpr int kSignedDotBias = 128;
 static inline Words load_words(const uint8_t* p) { return _mm512_loadu_si512(p); }
 static inline Words low_nibbles(Words w) { return _mm512_and_si512(w, _mm512_set1_epi8(15)); }
 static inline Words high_nibbles(Words w) { return low_nibbles(_mm512_srli_epi16(w, 4)); }
-static inline Words signed_bytes(Words w) { return _mm512_xor_si512(w, _mm512_set1_epi8(-128)); }
-static inline I32x16 broadcast16(int32_t x) { return {_mm512_set1_epi32(x)}; }
-static inline I32x16 dot_nibbles(I32x16 acc, Words w, const int8_t* x) {
-  return {_mm512_dpbusd_epi32(acc.v, w, _mm512_broadcastd_epi32(_mm_loadu_si32(x)))};
+static inline Words unsigned_bytes(Words w) { return _mm512_xor_si512(w, _mm512_set1_epi8(-128)); }
+static inline I32x16 dot_nibbles(const Words (&w)[8], const int8_t* x, int32_t start) {
+  __m512i sum = _mm512_set1_epi32(start);
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    sum = _mm512_dpbusd_epi32(sum, w[i], _mm512_broadcastd_epi32(_mm_loadu_si32(x + 4 * i)));
+  }
+  return {sum};
 }
-static inline I32x16 dot_bytes(I32x16 acc, Words w, const int8_t* x) {
-  return dot_nibbles(acc, w, x);
+static inline I32x16 dot_bytes(const Words (&w)[8], const int8_t* x, int32_t start) {
+  return dot_nibbles(w, x, start);
 }
 static inline I32x16 operator+(I32x16 a, I32x16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 static inline I32x16 times256(I32x16 a) { return {_mm512_slli_epi32(a.v, 8)}; }
@@ -83,25 +92,35 @@ static inline Words high_nibbles(Words w) {
   return {
       {low_nibbles(_mm256_srli_epi16(w.half[0], 4)), low_nibbles(_mm256_srli_epi16(w.half[1], 4))}};
 }
-static inline Words signed_bytes(Words w) { return w; }
-static inline I32x16 broadcast16(int32_t x) {
-  return {{_mm256_set1_epi32(x), _mm256_set1_epi32(x)}};
-}
-/// Pairs of u * s fit 16 bits: 2 * 15 * 127 for nibbles, 2 * 128 * 127 for bytes.
-static inline __m256i add_pairs(__m256i acc, __m256i u, __m256i s) {
-  return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
-}
-static inline I32x16 dot_nibbles(I32x16 acc, Words w, const int8_t* x) {
-  const __m256i xs = _mm256_broadcastd_epi32(_mm_loadu_si32(x));
-  return {{add_pairs(acc.half[0], w.half[0], xs), add_pairs(acc.half[1], w.half[1], xs)}};
-}
-static inline I32x16 dot_bytes(I32x16 acc, Words w, const int8_t* x) {
-  const __m256i xs = _mm256_broadcastd_epi32(_mm_loadu_si32(x));
-  for (int i = 0; i < 2; ++i) {
-    acc.half[i] =
-        add_pairs(acc.half[i], _mm256_abs_epi8(w.half[i]), _mm256_sign_epi8(xs, w.half[i]));
+static inline Words unsigned_bytes(Words w) { return w; }
+/// A pair of products has at most 12 bits, so eight of them fit 16: one widening per block.
+static inline I32x16 dot_nibbles(const Words (&w)[8], const int8_t* x, int32_t start) {
+  __m256i sum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    const __m256i xs = _mm256_broadcastd_epi32(_mm_loadu_si32(x + 4 * i));
+    for (int h = 0; h < 2; ++h) {
+      sum[h] = _mm256_add_epi16(sum[h], _mm256_maddubs_epi16(w[i].half[h], xs));
+    }
   }
-  return acc;
+  const __m256i ones = _mm256_set1_epi16(1), first = _mm256_set1_epi32(start);
+  return {{_mm256_add_epi32(first, _mm256_madd_epi16(sum[0], ones)),
+           _mm256_add_epi32(first, _mm256_madd_epi16(sum[1], ones))}};
+}
+/// |w| times x with the sign of w: a pair has 15 bits.
+static inline I32x16 dot_bytes(const Words (&w)[8], const int8_t* x, int32_t start) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  __m256i sum[2] = {_mm256_set1_epi32(start), _mm256_set1_epi32(start)};
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    const __m256i xs = _mm256_broadcastd_epi32(_mm_loadu_si32(x + 4 * i));
+    for (int h = 0; h < 2; ++h) {
+      const __m256i pairs =
+          _mm256_maddubs_epi16(_mm256_abs_epi8(w[i].half[h]), _mm256_sign_epi8(xs, w[i].half[h]));
+      sum[h] = _mm256_add_epi32(sum[h], _mm256_madd_epi16(pairs, ones));
+    }
+  }
+  return {{sum[0], sum[1]}};
 }
 static inline I32x16 operator+(I32x16 a, I32x16 b) {
   return {{_mm256_add_epi32(a.half[0], b.half[0]), _mm256_add_epi32(a.half[1], b.half[1])}};
@@ -136,20 +155,17 @@ static inline Words high_nibbles(Words w) {
   for (int i = 0; i < 64; ++i) w.byte[i] = static_cast<int8_t>((w.byte[i] >> 4) & 15);
   return w;
 }
-static inline Words signed_bytes(Words w) { return w; }
-static inline I32x16 broadcast16(int32_t x) {
-  I32x16 a;
-  for (int32_t& lane : a.lane) lane = x;
-  return a;
-}
-static inline I32x16 dot_bytes(I32x16 acc, Words w, const int8_t* x) {
+static inline Words unsigned_bytes(Words w) { return w; }
+static inline I32x16 dot_bytes(const Words (&w)[8], const int8_t* x, int32_t start) {
+  I32x16 sum;
   for (int r = 0; r < 16; ++r) {
-    for (int i = 0; i < 4; ++i) acc.lane[r] += w.byte[4 * r + i] * x[i];
+    sum.lane[r] = start;
+    for (int i = 0; i < 32; ++i) sum.lane[r] += w[i / 4].byte[4 * r + i % 4] * x[i];
   }
-  return acc;
+  return sum;
 }
-static inline I32x16 dot_nibbles(I32x16 acc, Words w, const int8_t* x) {
-  return dot_bytes(acc, w, x);
+static inline I32x16 dot_nibbles(const Words (&w)[8], const int8_t* x, int32_t start) {
+  return dot_bytes(w, x, start);
 }
 static inline I32x16 operator+(I32x16 a, I32x16 b) {
   for (int r = 0; r < 16; ++r) a.lane[r] += b.lane[r];

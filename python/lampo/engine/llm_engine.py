@@ -41,7 +41,7 @@ class LLMEngine:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self._model = model
-        self._runner = ModelRunner(model, pool)
+        self._runner = ModelRunner(model, pool, pool.pages_for(model.max_model_len))
         self._sampler = Sampler(tokenizer.token_to_text)
         self._lock = threading.Lock()
 
@@ -59,8 +59,7 @@ class LLMEngine:
                 running = [s for s in batch if not s.finished]
                 while running:
                     with self._lock:
-                        hidden = self._runner.run([(s, 1) for s in running])
-                        self._sampler.sample(self._model.logits(hidden), running)
+                        self._sampler.sample(self._runner.decode(running), running)
                     yield running
                     running = [s for s in running if not s.finished]
             finally:

@@ -3,20 +3,47 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 
+from lampo import _C
+from lampo.engine.decode_step import DecodeStep
 from lampo.engine.kv_pool import KVPool
 from lampo.engine.sequence import Sequence
 from lampo.models.decoder import Decoder, Step
 
 
 class ModelRunner:
-    """Lays out a step and runs the model on it."""
+    """Lays out a step and runs the model on it.
 
-    def __init__(self, model: Decoder, pool: KVPool) -> None:
+    Prefill calls op after op. Decode steps, where that would cost time, are recorded: one
+    :class:`DecodeStep` for each batch size in use.
+    """
+
+    def __init__(self, model: Decoder, pool: KVPool, max_pages_per_seq: int) -> None:
         self.model = model
         self.pool = pool
+
+        # A recording holds for the threads and the kernels it was made with.
+        @lru_cache(maxsize=32)
+        def decode_step(batch_size: int, num_threads: int, cpu_isa: str) -> DecodeStep:
+            return DecodeStep(model, pool, batch_size, max_pages_per_seq)
+
+        self._decode_step = decode_step
+
+    def decode_step(self, batch_size: int) -> DecodeStep:
+        """The step that :meth:`decode` runs for so many sequences."""
+        return self._decode_step(batch_size, _C.num_threads(), _C.cpu_isa())
+
+    def decode(self, sequences: list[Sequence]) -> torch.Tensor:
+        """Computes the next token of each sequence, holding pages enough, and its logits.
+
+        Returns:
+            [len(sequences), vocab_size] float32, valid until the next run.
+        """
+        return self.decode_step(len(sequences)).run(sequences)
 
     def run(self, work: list[tuple[Sequence, int]]) -> torch.Tensor:
         """Computes the next `count` tokens of each sequence and puts them into the cache.
@@ -25,7 +52,7 @@ class ModelRunner:
             work: (sequence, count >= 1), each sequence once, holding pages enough.
 
         Returns:
-            [sum of counts, hidden_size], the final hidden states in the order of the work; valid
+            [sum of counts, hidden_size], for :meth:`Decoder.logits`, in the order of the work; valid
             until the next run.
         """
         hidden = self.model.forward(self._step(work), self.pool.cache)

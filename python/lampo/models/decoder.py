@@ -10,7 +10,7 @@ import torch
 
 from lampo import ops
 from lampo.models.config import ModelConfig
-from lampo.models.projection import Projection
+from lampo.models.projection import Norm, Projection
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,6 @@ class Buffers:
             return torch.empty(num_tokens, width, dtype=dtype)
 
         self.x = rows(c.hidden_size)
-        self.residual = rows(c.hidden_size)
-        self.normed = rows(c.hidden_size)
         self.qkv = rows(q_size + 2 * kv_size)
         q, k, v = torch.split(self.qkv, [q_size, kv_size, kv_size], dim=1)
         self.q = q.unflatten(1, (c.num_qo_heads, c.head_dim))
@@ -69,21 +67,33 @@ class Buffers:
         self.v = v.unflatten(1, (c.num_kv_heads, c.head_dim))
         self.attended = torch.empty(num_tokens, c.num_qo_heads, c.head_dim, dtype=dtype)
         self.attended_rows = self.attended.flatten(1)
-        self.gate_up = rows(2 * c.intermediate_size)
         self.activated = rows(c.intermediate_size)
         widest = max(c.hidden_size, q_size, c.intermediate_size)
         workspace = ops.linear_workspace_size(num_tokens, widest)
         self.workspace = torch.empty(workspace, dtype=torch.uint8)
+        self.attention_workspace = torch.empty(0, dtype=torch.uint8)
+
+    def attention_workspace_for(self, config: ModelConfig, step: Step, page_size: int) -> torch.Tensor:
+        """Memory for attention over sequences as long as the step's page table allows."""
+        size = ops.paged_attention_workspace_size(
+            config.num_qo_heads,
+            config.num_kv_heads,
+            config.head_dim,
+            step.page_table.shape[1] * page_size,
+        )
+        if self.attention_workspace.numel() < size:
+            self.attention_workspace = torch.empty(size, dtype=torch.uint8)
+        return self.attention_workspace
 
 
 @dataclass(frozen=True)
 class Block:
-    """x += Attention(norm(x)); x += FeedForward(norm(x)), the additions fused into the norms."""
+    """x += Attention(norm(x)); x += FeedForward(norm(x)), norms and additions fused into linears."""
 
-    input_norm: torch.Tensor
+    input_norm: Norm
     qkv: Projection
     attention_out: Projection
-    post_attention_norm: torch.Tensor
+    post_attention_norm: Norm
     gate_up: Projection
     down: Projection
 
@@ -96,10 +106,8 @@ class Block:
         config: ModelConfig,
         b: Buffers,
     ) -> None:
-        """Adds b.x to b.residual, and leaves the feed-forward's output, not yet added, in b.x."""
-        eps = config.rms_norm_eps
-        ops.rms_norm(b.x, self.input_norm, eps, residual=b.residual, out=b.normed)
-        self.qkv(b.normed, b.qkv, b.workspace)
+        """Updates b.x, the residual stream."""
+        self.qkv(b.x, b.qkv, b.workspace, norm=self.input_norm)
         ops.append_kv(
             b.q,
             b.k,
@@ -119,17 +127,16 @@ class Block:
             step.seq_lens,
             step.cu_seqlens_q,
             out=b.attended,
+            workspace=b.attention_workspace_for(config, step, k_cache.shape[2]),
         )
-        self.attention_out(b.attended_rows, b.x, b.workspace)
+        self.attention_out(b.attended_rows, b.x, b.workspace, accumulate=True)
 
-        ops.rms_norm(b.x, self.post_attention_norm, eps, residual=b.residual, out=b.normed)
-        self.gate_up(b.normed, b.gate_up, b.workspace)
-        ops.silu_mul(b.gate_up, out=b.activated)
-        self.down(b.activated, b.x, b.workspace)
+        self.gate_up.silu_mul(b.x, b.activated, b.workspace, norm=self.post_attention_norm)
+        self.down(b.activated, b.x, b.workspace, accumulate=True)
 
 
 class Decoder:
-    """Embedding, blocks, final norm, LM head.
+    """Embedding, blocks, final norm and LM head.
 
     Attributes:
         config: shape and constants.
@@ -142,7 +149,7 @@ class Decoder:
         config: ModelConfig,
         embed_tokens: ops.Weight,
         blocks: list[Block],
-        norm: torch.Tensor,
+        norm: Norm,
         lm_head: Projection,
         cos_sin: torch.Tensor,
         dtype: torch.dtype,
@@ -159,24 +166,28 @@ class Decoder:
         # Decode repeats a few sizes; prefill has one large one and one remainder.
         self._buffers = lru_cache(maxsize=4)(lambda n: Buffers(config, n, dtype))
 
+    @property
+    def max_model_len(self) -> int:
+        """Positions that the rotary tables cover."""
+        return int(self.cos_sin.shape[0])
+
     def forward(self, step: Step, cache: KVCache) -> torch.Tensor:
         """Runs the blocks and writes the new tokens' keys and values into the cache.
 
         Returns:
-            [num_tokens, hidden_size], normed, for :meth:`logits`; valid until the next step.
+            [num_tokens, hidden_size], the residual stream, for :meth:`logits`; valid until the next
+            step.
         """
         b = self._buffers(step.token_ids.shape[0])
         ops.embedding(step.token_ids, self.embed_tokens, out=b.x)
-        b.residual.zero_()
         for block, k_cache, v_cache in zip(self.blocks, cache.k, cache.v, strict=True):
             block(step, k_cache, v_cache, self.cos_sin, self.config, b)
-        return ops.rms_norm(
-            b.x, self.norm, self.config.rms_norm_eps, residual=b.residual, out=b.normed
-        )
+        return b.x
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The LM head: [num_rows, hidden_size] -> [num_rows, vocab_size] float32."""
+        """Final norm and LM head: [num_rows, hidden_size] -> [num_rows, vocab_size] float32."""
         out = torch.empty(hidden.shape[0], self.config.vocab_size, dtype=torch.float32)
         workspace = ops.linear_workspace_size(hidden.shape[0], self.config.hidden_size)
-        self.lm_head(hidden, out, torch.empty(workspace, dtype=torch.uint8))
-        return out
+        return self.lm_head(
+            hidden, out, torch.empty(workspace, dtype=torch.uint8), norm=self.norm
+        )

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 
 from lampo.models.decoder import Block, Decoder
-from lampo.models.projection import Projection, WeightLoader
+from lampo.models.projection import Norm, Projection, WeightLoader
 from lampo.weights import Checkpoint
 
 # Packed weights meet quantized activations. With 8 bits everywhere the mean divergence of SmolLM2
@@ -22,10 +22,10 @@ def load_llama(checkpoint: Checkpoint, dtype: str, max_model_len: int) -> Decode
     loader = WeightLoader(checkpoint, WEIGHT_DTYPES[dtype])
     compute_dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
 
-    def norm(name: str) -> torch.Tensor:
+    def norm(name: str) -> Norm:
         weight = checkpoint.load(f"{name}.weight")
         assert isinstance(weight, torch.Tensor)
-        return weight.float().clone()
+        return Norm(weight.float().clone(), config.rms_norm_eps)
 
     def block(layer: str) -> Block:
         attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
@@ -50,7 +50,7 @@ def load_llama(checkpoint: Checkpoint, dtype: str, max_model_len: int) -> Decode
     nbytes = lm_head.nbytes + (0 if config.tie_word_embeddings else embed_tokens.nbytes)
     for b in blocks:
         nbytes += sum(p.nbytes for p in (b.qkv, b.attention_out, b.gate_up, b.down))
-        nbytes += b.input_norm.nbytes + b.post_attention_norm.nbytes
+        nbytes += b.input_norm.weight.nbytes + b.post_attention_norm.weight.nbytes
     return Decoder(
         config=config,
         embed_tokens=embed_tokens,

@@ -3,12 +3,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from lampo import ops
 from lampo.weights import Checkpoint, QuantizedTensor
 
 _STRIP_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Norm:
+    """The RMS norm before a projection: ``x * weight / sqrt(mean(x^2) + eps)``."""
+
+    weight: torch.Tensor
+    eps: float
 
 
 class Projection:
@@ -28,28 +38,52 @@ class Projection:
         self.out_features = sum(weight.shape[0] for weight in weights)
         self.nbytes = sum(weight.nbytes for weight in weights)
 
-    def __call__(self, x: torch.Tensor, out: torch.Tensor, workspace: torch.Tensor) -> torch.Tensor:
-        if len(self.weights) == 1:
-            self._linear(x, self.weights[0], self.bias, out, workspace)
-            return out
+    def __call__(
+        self,
+        x: torch.Tensor,
+        out: torch.Tensor,
+        workspace: torch.Tensor,
+        *,
+        norm: Norm | None = None,
+        accumulate: bool = False,
+    ) -> torch.Tensor:
+        """Writes ``norm(x) W^T + b`` into ``out``, or adds it."""
         start = 0
         for weight in self.weights:
             end = start + weight.shape[0]
-            bias = None if self.bias is None else self.bias[start:end]
-            self._linear(x, weight, bias, out[:, start:end], workspace)
+            whole = len(self.weights) == 1
+            ops.linear(
+                x,
+                weight,
+                self.bias if whole or self.bias is None else self.bias[start:end],
+                norm_weight=None if norm is None else norm.weight,
+                norm_eps=0.0 if norm is None else norm.eps,
+                accumulate=accumulate,
+                activation_bits=self.activation_bits,
+                out=out if whole else out[:, start:end],
+                workspace=workspace,
+            )
             start = end
         return out
 
-    def _linear(
-        self,
-        x: torch.Tensor,
-        weight: ops.Weight,
-        bias: torch.Tensor | None,
-        out: torch.Tensor,
-        workspace: torch.Tensor,
-    ) -> None:
-        bits = self.activation_bits
-        ops.linear(x, weight, bias, activation_bits=bits, out=out, workspace=workspace)
+    def silu_mul(
+        self, x: torch.Tensor, out: torch.Tensor, workspace: torch.Tensor, *, norm: Norm
+    ) -> torch.Tensor:
+        """Writes ``silu(g) * u``, [g, u] = norm(x) W^T + b, into ``out``."""
+        if len(self.weights) == 1 and self.out_features % (2 * _STRIP_ROWS) == 0:
+            return ops.linear(
+                x,
+                self.weights[0],
+                self.bias,
+                norm_weight=norm.weight,
+                norm_eps=norm.eps,
+                silu_mul=True,
+                activation_bits=self.activation_bits,
+                out=out,
+                workspace=workspace,
+            )
+        gate_up = x.new_empty(x.shape[0], self.out_features)
+        return ops.silu_mul(self(x, gate_up, workspace, norm=norm), out=out)
 
 
 class WeightLoader:

@@ -7,12 +7,33 @@ do, and an op can be captured, traced by ``torch.compile`` and checked by ``torc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 _library = torch.library.Library("lampo", "DEF")
+
+
+class _Recording(threading.local):
+    """Where the arguments of this thread's calls are kept while a program records them."""
+
+    kept: list[object] | None = None
+
+
+_recording = _Recording()
+
+
+@contextmanager
+def keep_arguments(kept: list[object]) -> Iterator[None]:
+    """Append the arguments of every op that this thread calls to `kept`."""
+    before, _recording.kept = _recording.kept, kept
+    try:
+        yield
+    finally:
+        _recording.kept = before
 
 
 def register(schema: str, kernel: Callable[..., None]) -> Callable[..., None]:
@@ -35,8 +56,10 @@ def register(schema: str, kernel: Callable[..., None]) -> Callable[..., None]:
     def launch(*args: Any) -> None:
         if torch.compiler.is_compiling():
             overload(*args)
-        else:
-            kernel(*args)
+            return
+        if _recording.kept is not None:
+            _recording.kept.append(args)
+        kernel(*args)
 
     return launch
 

@@ -10,10 +10,15 @@ import torch
 from lampo import _C
 from lampo.ops._registry import register
 
-_linear = register("linear(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()", _C.linear)
+_FUSED = "Tensor? norm_weight, float norm_eps, bool silu_mul, bool accumulate"
+_linear = register(
+    f"linear(Tensor x, Tensor weight, Tensor? bias, {_FUSED}, Tensor(a!) out, "
+    "Tensor(b!)? workspace) -> ()",
+    _C.linear,
+)
 _linear_packed = register(
-    "linear_packed(Tensor x, Tensor weight, str format, int activation_bits, Tensor? bias, "
-    "Tensor(a!) out, Tensor(b!) workspace) -> ()",
+    f"linear_packed(Tensor x, Tensor weight, str format, int activation_bits, Tensor? bias, "
+    f"{_FUSED}, Tensor(a!) out, Tensor(b!) workspace) -> ()",
     _C.linear_packed,
 )
 _pack_weight = register(
@@ -89,9 +94,9 @@ def packed_strip_bytes(format: str, in_features: int) -> int:
 
 
 def linear_workspace_size(num_tokens: int, in_features: int) -> int:
-    """Bytes of workspace that :func:`linear` needs with a packed weight."""
+    """Bytes of workspace that :func:`linear` needs with a packed weight or with a norm."""
     # csrc/ops/linear.cpp's formula, here because torch.compile cannot look into native functions.
-    return num_tokens * (2 * in_features + (in_features + 31) // 32 * 12)
+    return num_tokens * ((in_features + 31) // 32) * 128
 
 
 def linear(
@@ -99,25 +104,38 @@ def linear(
     weight: Weight,
     bias: torch.Tensor | None = None,
     *,
+    norm_weight: torch.Tensor | None = None,
+    norm_eps: float = 1e-6,
+    silu_mul: bool = False,
+    accumulate: bool = False,
     activation_bits: int = 8,
     out: torch.Tensor | None = None,
     workspace: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """``x @ weight.T + bias``, accumulated in float32.
+    """``y = norm(x) @ weight.T + bias``, accumulated in float32, and what a decoder does with it.
 
-    With a packed weight, x is quantized in groups of 32 and the products are integer. On CPU a row
-    of the result does not depend, to the bit, on the other rows or on the thread count.
+    The passes around the product are fused into it: the RMS norm before, a gated activation or the
+    addition to a residual stream after. With a packed weight, norm(x) is quantized in groups of 32
+    and the products are integer. On CPU a row of the result does not depend, to the bit, on the
+    other rows or on the thread count.
 
     Args:
         x: [num_tokens, in_features] float32 or bfloat16.
         weight: [out_features, in_features] float32, bfloat16 or float16, or a :class:`PackedWeight`
             of that shape (in_features a multiple of 32).
         bias: [out_features] float32 or as ``x``.
+        norm_weight: [in_features] float32 or as ``x``: takes ``x * norm_weight / sqrt(mean(x^2) +
+            norm_eps)`` in place of ``x``, as :func:`rms_norm`.
+        norm_eps: in [0, 1].
+        silu_mul: the result is ``silu(y[:, :n]) * y[:, n:]``, n = out_features / 2, as
+            :func:`silu_mul`; n must be a multiple of 16.
+        accumulate: the result is added to ``out`` in place of replacing it.
         activation_bits: 8 or 16, how x is quantized where the weight is packed: 16 makes 1/250 of
             the error for twice the multiplications, which costs little while memory is the limit.
-        out: [num_tokens, out_features] float32 or as ``x``, written; as ``x`` if absent.
+        out: [num_tokens, out_features] (half of that with ``silu_mul``) float32 or as ``x``,
+            written; as ``x`` if absent.
         workspace: uint8, at least ``linear_workspace_size(num_tokens, in_features)`` bytes, used
-            with packed weights only; allocated if absent.
+            with packed weights and with a norm; allocated if absent.
 
     Returns:
         ``out``.
@@ -125,19 +143,21 @@ def linear(
     Raises:
         ValueError, TypeError: a shape, device, stride or dtype that does not fit, by name.
     """
+    columns = weight.shape[0] // 2 if silu_mul else weight.shape[0]
     if out is None:
-        out = x.new_empty(x.shape[0], weight.shape[0])
+        if accumulate:
+            raise ValueError("out: expected a tensor to accumulate into, got None")
+        out = x.new_empty(x.shape[0], columns)
+    if workspace is None and (norm_weight is not None or isinstance(weight, PackedWeight)):
+        size = linear_workspace_size(x.shape[0], x.shape[-1])
+        workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
+    fused = (norm_weight, norm_eps, silu_mul, accumulate)
     if isinstance(weight, PackedWeight):
-        if out.shape[-1] != weight.shape[0]:
-            raise ValueError(
-                f"out: expected {weight.shape[0]} columns, got shape {tuple(out.shape)}"
-            )
-        if workspace is None:
-            size = linear_workspace_size(x.shape[0], x.shape[-1])
-            workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
-        _linear_packed(x, weight.data, weight.format, activation_bits, bias, out, workspace)
+        if out.shape[-1] != columns:
+            raise ValueError(f"out: expected {columns} columns, got shape {tuple(out.shape)}")
+        _linear_packed(x, weight.data, weight.format, activation_bits, bias, *fused, out, workspace)
     else:
-        _linear(x, weight, bias, out)
+        _linear(x, weight, bias, *fused, out, workspace)
     return out
 
 

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+// The beginning of a linear: a row of x, normed where that is wanted, as the products take it.
+#pragma once
+
+#include "common/dispatch.h"
+#include "cpu/vec/row.h"
+#include "params.h"
+
+namespace lampo::cpu::LAMPO_ISA {
+
+/// Calls fn(scaled) with scaled(i, n) = elements [i, i + n) of the row, times weight / rms(row).
+template <class T, class W, class Fn>
+static inline void with_normed_row(const T* x, const W* weight, int64_t size, float eps, Fn&& fn) {
+  F32 squares;
+  for_each_vector(size, [&](int64_t i, int n) {
+    const F32 value = load_n(x + i, n);
+    squares = fma(value, value, squares);
+  });
+  const float mean = reduce_add(squares) / static_cast<float>(size);
+  const F32 scale(1.0f / __builtin_sqrtf(mean + eps));
+  fn([=](int64_t i, int n) { return load_n(x + i, n) * scale * load_n(weight + i, n); });
+}
+
+/// Calls fn(read) with read(i, n) = elements [i, i + n) of the token's row of x, after the norm.
+template <class T, class Fn>
+static inline void with_input_row(const LinearParams& p, int64_t token, Fn&& fn) {
+  const T* x = static_cast<const T*>(p.x) + token * p.stride_x_token;
+  if (p.norm_weight == nullptr) return fn([=](int64_t i, int n) { return load_n(x + i, n); });
+  dispatch_dtype<float, BF16>(p.norm_dtype, [&]<class W>() {
+    with_normed_row(x, static_cast<const W*>(p.norm_weight), p.in_features, p.norm_eps, fn);
+  });
+}
+
+/// Tokens that the integer products take together.
+inline constexpr int kRowBlock = 16;
+
+/// The rows of x as integers, in groups of 32 along the inputs. With 8 activation bits x ~ scale q,
+/// q an int8 and scale = max|x| / 127; with 16, q = 256 hi + lo, two planes of int8, for twice the
+/// dot products and 1/250 of the error.
+/// Rows come in blocks of kRowBlock, the last with fewer: a block of n rows is [groups, n, ...].
+struct QuantizedRows {
+  int8_t* quants;  // [planes, 32] each: q, or hi and lo
+  float* scale;
+  float* sum;      // scale * sum of q
+  int32_t* start;  // -offset * sum of q
+  int64_t num_rows;
+  int64_t groups;
+
+  static int64_t bytes(const LinearParams& p) {
+    const int64_t groups = p.num_tokens * (p.in_features / kGroupSize);
+    return groups * (kGroupSize * (p.activation_bits / 8) + 12);
+  }
+
+  QuantizedRows(const LinearParams& p, void* memory)
+      : num_rows(p.num_tokens), groups(p.in_features / kGroupSize) {
+    const int64_t count = num_rows * groups;
+    quants = static_cast<int8_t*>(memory);
+    scale = reinterpret_cast<float*>(quants + count * kGroupSize * (p.activation_bits / 8));
+    sum = scale + count;
+    start = reinterpret_cast<int32_t*>(sum + count);
+  }
+
+  /// Rows of the block that begins at `row`, a multiple of kRowBlock.
+  int64_t block_rows(int64_t row) const {
+    return num_rows - row < kRowBlock ? num_rows - row : kRowBlock;
+  }
+  /// The place of a row's first group; its next group is block_rows() places on.
+  int64_t place(int64_t row) const {
+    return row / kRowBlock * kRowBlock * groups + row % kRowBlock;
+  }
+};
+
+/// The nearest of -127 .. 127. An infinity or NaN gets some int8 too; the scale carries it on.
+static inline F32 round_to_int8(F32 x) {
+  return round_even(min(max(x, F32(-127.0f)), F32(127.0f)));
+}
+
+/// Quantizes a group of 32 that read(i) gives, vector by vector, into its place.
+template <int kPlanes, class Read>
+static inline void quantize_group(const QuantizedRows& rows, int64_t at, int offset, Read&& read) {
+  constexpr int kVectors = kGroupSize / F32::kWidth;
+  F32 value[kVectors];
+  F32 largest;
+  for (int i = 0; i < kVectors; ++i) {
+    value[i] = read(i * F32::kWidth);
+    largest = max(largest, max(value[i], -value[i]));
+  }
+  const float absmax = reduce_max(largest);
+  const F32 inverse(absmax > 0.0f ? 127.0f / absmax : 0.0f);
+  int8_t* quants = rows.quants + at * kPlanes * kGroupSize;
+  F32 high_sum, low_sum;  // of small integers: exact
+  for (int i = 0; i < kVectors; ++i) {
+    const F32 scaled = value[i] * inverse;
+    const F32 high = round_to_int8(scaled);
+    store(quants + i * F32::kWidth, high);
+    high_sum = high_sum + high;
+    if constexpr (kPlanes == 2) {
+      const F32 low = round_to_int8((scaled - high) * F32(256.0f));
+      store(quants + kGroupSize + i * F32::kWidth, low);
+      low_sum = low_sum + low;
+    }
+  }
+  int32_t total = static_cast<int32_t>(reduce_add(high_sum));
+  if constexpr (kPlanes == 2) total = total * 256 + static_cast<int32_t>(reduce_add(low_sum));
+  rows.scale[at] = absmax / (kPlanes == 1 ? 127.0f : 127.0f * 256.0f);
+  rows.sum[at] = rows.scale[at] * static_cast<float>(total);
+  rows.start[at] = -offset * total;
+}
+
+/// `offset`: what the unsigned quants of the weight are too large by.
+template <int kPlanes>
+static inline void quantize_rows(const LinearParams& p, const QuantizedRows& rows, int offset,
+                                 Share tokens) {
+  dispatch_dtype<float, BF16>(p.dtype, [&]<class T>() {
+    for (int64_t token = tokens.begin; token < tokens.end; ++token) {
+      const int64_t first = rows.place(token);
+      const int64_t step = rows.block_rows(token / kRowBlock * kRowBlock);
+      with_input_row<T>(p, token, [&](auto&& read) {
+        for (int64_t g = 0; g < rows.groups; ++g) {
+          quantize_group<kPlanes>(rows, first + g * step, offset,
+                                  [&](int i) { return read(g * kGroupSize + i, F32::kWidth); });
+        }
+      });
+    }
+  });
+}
+
+}  // namespace lampo::cpu::LAMPO_ISA
