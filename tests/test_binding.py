@@ -168,6 +168,9 @@ def test_exporters_that_fail(result, message):
 # Threads and processes
 
 
+UNFUSED = (None, 0.0, False, False)  # norm_weight, norm_eps, silu_mul, accumulate of linear
+
+
 def test_the_gil_is_released():
     """Another Python thread goes on while one op runs for a second or so."""
     rows = 64
@@ -177,9 +180,9 @@ def test_the_gil_is_released():
         rows *= 2
         x, out = torch.zeros(rows, 1 << 12), torch.zeros(rows, 1 << 12)
         start = time.perf_counter()
-        _C.linear(x, table, None, out)
+        _C.linear(x, table, None, *UNFUSED, out, None)
         elapsed = time.perf_counter() - start
-    op = threading.Thread(target=_C.linear, args=(x, table, None, out))
+    op = threading.Thread(target=_C.linear, args=(x, table, None, *UNFUSED, out, None))
     ticks = 0
     op.start()
     while op.is_alive():
@@ -226,7 +229,7 @@ x = np.random.default_rng(0).standard_normal((64, 512), dtype=np.float32)
 w = np.random.default_rng(1).standard_normal((512, 512), dtype=np.float32)
 def product():
     out = np.zeros((64, 512), np.float32)
-    _C.linear(x, w, None, out)
+    _C.linear(x, w, None, None, 0.0, False, False, out, None)
     return out.tobytes()
 expected = product()
 for _ in range(3):

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -93,10 +96,71 @@ def test_integer_sums_do_not_overflow(isa, format):
         assert torch.equal(out, x @ dense.T)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("format", [*FORMATS, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tokens", [1, 3, 40])
+@pytest.mark.parametrize("norm, silu_mul, accumulate", list(product([False, True], repeat=3)))
+def test_fused(isa, generator, dtype, format, tokens, norm, silu_mul, accumulate):
+    """Norm before; gate and addition after: as the ops one by one in float64."""
+    rows, columns = 96, 160
+    if isinstance(format, str):
+        blocks, dense = quantized(rows, columns, format, generator)
+        weight = ops.pack_weight(blocks, format)
+    else:
+        weight = torch.randn(rows, columns, generator=generator).to(format)
+        dense = weight.float()
+    x = (torch.randn(tokens, columns + 3, generator=generator) * 3).to(dtype)[:, :columns]
+    bias = torch.randn(rows, generator=generator)
+    norm_weight = torch.randn(columns, generator=generator) if norm else None
+    width = rows // 2 if silu_mul else rows
+    before = torch.randn(tokens, width + 1, generator=generator).to(dtype)[:, :width]
+    out = before.clone()
+    ops.linear(
+        x,
+        weight,
+        bias,
+        norm_weight=norm_weight,
+        norm_eps=1e-5,
+        silu_mul=silu_mul,
+        accumulate=accumulate,
+        activation_bits=16,
+        out=out,
+    )
+
+    def chain(x: torch.Tensor, cast: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        if norm_weight is not None:
+            x = reference.rms_norm(cast(x), cast(norm_weight), 1e-5)
+        y = torch.nn.functional.linear(cast(x), cast(dense), cast(bias))
+        if silu_mul:
+            y = torch.nn.functional.silu(y[:, :width]) * y[:, width:]
+        return y + cast(before) if accumulate else y
+
+    expected = chain(x, torch.Tensor.double)
+    plain = chain(x, lambda t: t.to(torch.float32))
+    # 16-bit activations: 4e-5 of each group's largest; a normed BF16 row is rounded once more.
+    floor = (2e-4 if dtype == torch.float32 else 8e-3) * float(expected.abs().max())
+    assert_close(out, expected, plain, factor=4, floor=floor)
+
+
+def test_fused_bad_arguments():
+    x, weight = torch.zeros(2, 64), torch.zeros(64, 64)
+    with pytest.raises(ValueError, match=r"norm_weight: expected shape \[64\], got \[32\]"):
+        ops.linear(x, weight, norm_weight=torch.zeros(32))
+    with pytest.raises(ValueError, match="norm_eps: expected a value in"):
+        ops.linear(x, weight, norm_weight=torch.zeros(64), norm_eps=-1.0)
+    with pytest.raises(ValueError, match="weight: silu_mul wants two halves of a multiple of 16"):
+        ops.linear(x, weight[:48], silu_mul=True)
+    with pytest.raises(ValueError, match="out: expected a tensor to accumulate into, got None"):
+        ops.linear(x, weight, accumulate=True)
+    with pytest.raises(ValueError, match=r"out: expected shape \[2, 32\], got \[2, 64\]"):
+        ops.linear(x, weight, silu_mul=True, out=torch.zeros(2, 64))
+
+
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("format", [*FORMATS, "dense"])
 def test_rows_do_not_depend_on_the_batch_or_the_threads(isa, generator, format, bits):
-    blocks, dense = quantized(100, 160, "q8_0" if format == "dense" else format, generator)
+    blocks, dense = quantized(96, 160, "q8_0" if format == "dense" else format, generator)
+    norm = torch.randn(160, generator=generator)
     weight = dense if format == "dense" else ops.pack_weight(blocks, format)
     x = torch.randn(110, 160, generator=generator)
     threads = _C.num_threads()
@@ -104,10 +168,11 @@ def test_rows_do_not_depend_on_the_batch_or_the_threads(isa, generator, format, 
         results = []
         for count in (1, 2, 3):
             _C.set_num_threads(count)
-            results.append(ops.linear(x, weight, activation_bits=bits))
-            for tokens in (1, 2, 3, 4, 5, 7, 9, 17):
+            fused = {"norm_weight": norm, "silu_mul": True, "activation_bits": bits}
+            results.append(ops.linear(x, weight, **fused))
+            for tokens in (1, 2, 3, 4, 5, 7, 9, 17, 33):
                 for part in (slice(tokens), slice(-tokens, None)):
-                    out = ops.linear(x[part], weight, activation_bits=bits)
+                    out = ops.linear(x[part], weight, **fused)
                     assert torch.equal(out, results[0][part])
         assert all(torch.equal(results[0], other) for other in results[1:])
     finally:

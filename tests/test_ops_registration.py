@@ -46,8 +46,22 @@ CASES: dict[str, list[Callable[[], Arguments]]] = {
     "gelu_mul": [lambda: (torch.randn(3, 8), torch.zeros(3, 4), True)],
     "gelu": [lambda: (torch.randn(3, 8), torch.zeros(3, 8), False)],
     "linear": [
-        lambda: (torch.randn(3, 8), torch.randn(5, 8), None, torch.zeros(3, 5)),
-        lambda: (torch.randn(3, 8), torch.randn(5, 8), torch.randn(5), torch.zeros(3, 5)),
+        lambda: (
+            torch.randn(3, 8),
+            torch.randn(5, 8),
+            torch.randn(5),
+            *(None, 0.0, False, False),
+            torch.zeros(3, 5),
+            None,
+        ),
+        lambda: (
+            torch.randn(3, 8),
+            torch.randn(32, 8),
+            None,
+            *(torch.randn(8), 1e-6, True, True),
+            torch.zeros(3, 16),
+            _workspace(3, 8),
+        ),
     ],
     "linear_packed": [
         lambda: (
@@ -56,6 +70,7 @@ CASES: dict[str, list[Callable[[], Arguments]]] = {
             "q8_0",
             16,
             None,
+            *(torch.randn(64), 1e-6, False, True),
             torch.zeros(3, 20),
             _workspace(3, 64),
         )

@@ -73,7 +73,9 @@ class Buffers:
         self.workspace = torch.empty(workspace, dtype=torch.uint8)
         self.attention_workspace = torch.empty(0, dtype=torch.uint8)
 
-    def attention_workspace_for(self, config: ModelConfig, step: Step, page_size: int) -> torch.Tensor:
+    def attention_workspace_for(
+        self, config: ModelConfig, step: Step, page_size: int
+    ) -> torch.Tensor:
         """Memory for attention over sequences as long as the step's page table allows."""
         size = ops.paged_attention_workspace_size(
             config.num_qo_heads,
@@ -188,6 +190,4 @@ class Decoder:
         """Final norm and LM head: [num_rows, hidden_size] -> [num_rows, vocab_size] float32."""
         out = torch.empty(hidden.shape[0], self.config.vocab_size, dtype=torch.float32)
         workspace = ops.linear_workspace_size(hidden.shape[0], self.config.hidden_size)
-        return self.lm_head(
-            hidden, out, torch.empty(workspace, dtype=torch.uint8), norm=self.norm
-        )
+        return self.lm_head(hidden, out, torch.empty(workspace, dtype=torch.uint8), norm=self.norm)
