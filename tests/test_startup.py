@@ -158,7 +158,7 @@ def test_a_tokenizer_sets_off_no_garbage_collection() -> None:
     finally:
         gc.callbacks.remove(collected)
     assert count <= 4
-    assert tokenizer.encode("abcd") == [26 + 26 * 26 + 28, 3]
+    assert tokenizer.encode("abc") == [26 + 26**2 + 28]
 
 
 @pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="asks Linux what is in its cache")
@@ -174,20 +174,21 @@ def test_read_ahead(tmp_path: Path) -> None:
 
     (tmp_path / "a").mkdir()
     paths = [tmp_path / "a" / "m.safetensors", tmp_path / "m.gguf"]
-    for path in paths:
+    control = tmp_path / "control"  # asking brings a file into the cache: a third one is asked
+    for path in (*paths, control):
         with path.open("wb") as file:
             file.write(os.urandom(4 << 20))
             file.flush()
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        if is_cached(path):
-            pytest.skip("this file system keeps all in memory")
+    if is_cached(control):
+        pytest.skip("this file system keeps all in memory")
     for model, path in ((tmp_path / "a", paths[0]), (tmp_path / "m.gguf", paths[1])):
         thread = read_ahead(model)
         assert thread is not None
         thread.join()
         assert is_cached(path)
-    for nothing in (tmp_path / "none", tmp_path, Path("/dev/zero")):
+    for nothing in (tmp_path / "none", Path("/dev"), Path("/dev/zero")):
         thread = read_ahead(nothing)
         assert thread is not None
         thread.join(timeout=30)
