@@ -2,23 +2,19 @@
 // out = softmax(softmax_scale * q k^T + mask) v over a paged cache, ragged prefill and decode.
 //
 // q, out [num_tokens, num_qo_heads, head_dim]; k_cache, v_cache [num_pages, num_kv_heads,
-// page_size, head_dim] in f32, f16, bf16, f8 or int8. All arithmetic is in f32.
+// page_size, head_dim] in f32, f16, bf16, f8 or int8.
 //
 // Work: attention_plan.h. A thread takes a query tile (up to 48 rows of one KV head's group) and
-// walks its key tiles of 64 keys:
-//   1. K: rows gathered through the page table, widened and transposed into kt [head_dim, 64];
-//   2. scores [rows, 64] = q kt, lanes across keys: no horizontal sums;
-//   3. the online softmax, row by row, in place (online_softmax.h);
-//   4. acc [rows, head_dim] += p V, lanes across head_dim; few rows read V where it lies, many rows
-//      a widened copy.
+// walks its key tiles of 64 keys: scores, online softmax, weights times V. A key tile is computed
+//   - in f32 (float_tile.h): f32 and f16 caches, and all caches where the CPU has nothing better;
+//   - by products of pairs of 16-bit numbers (pair_tile.h): bf16, f8 and int8 caches on AVX-512.
 // Keys outside the visible range of the whole query tile are never touched: their rows point to
-// zeros. Key tiles that no row sees are not visited.
+// zeros. Key tiles that no row sees are not visited. While a key tile is computed, the rows of the
+// next are asked for, line by line.
 //
 // Bytes: the visible K and V once per query tile. FLOPs: 4 head_dim per row and visible key, and
-// about 25 for the softmax. Decode is memory-bound up to groups of about 8 rows, prefill bound by
-// the FMA rate. Where the CPU has dot products of BF16 pairs and both sides fit BF16 exactly, step
-// 2 uses them: half the instructions and half of kt, nothing lost. Step 4 stays in f32: weights
-// rounded to BF16 would cost accuracy.
+// about 20 for the softmax. Decode is memory-bound up to groups of about 8 rows, prefill bound by
+// the rate of products.
 //
 // Measured on one core of a shared 2-core AMD EPYC (Zen 4: 117 GFLOP/s f32 at 3.7 GHz; this core
 // alone reads 100 GB/s from L3 and 31-35 GB/s from memory), bf16, pages of 16, AVX-512:
