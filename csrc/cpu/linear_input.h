@@ -32,7 +32,7 @@ static inline void with_input_row(const LinearParams& p, int64_t token, Fn&& fn)
 }
 
 /// Tokens that the integer products take together.
-inline constexpr int kRowBlock = 16;
+inline constexpr int kRowBlock = 8;
 
 /// The rows of x as integers, in groups of 32 along the inputs. With 8 activation bits x ~ scale q,
 /// q an int8 and scale = max|x| / 127; with 16, q = 256 hi + lo, two planes of int8, for twice the
@@ -60,6 +60,15 @@ struct QuantizedRows {
     start = reinterpret_cast<int32_t*>(sum + count);
   }
 
+  /// The same, with place 0 at `place`.
+  QuantizedRows from(int64_t place, int planes) const {
+    QuantizedRows part = *this;
+    part.quants += place * kGroupSize * planes;
+    part.scale += place;
+    part.sum += place;
+    part.start += place;
+    return part;
+  }
   /// Rows of the block that begins at `row`, a multiple of kRowBlock.
   int64_t block_rows(int64_t row) const {
     return num_rows - row < kRowBlock ? num_rows - row : kRowBlock;

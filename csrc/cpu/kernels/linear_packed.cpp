@@ -42,51 +42,65 @@ constexpr int offset_of(WeightFormat format) {
   return 0;
 }
 
+/// A group of a strip in registers.
+template <WeightFormat kFormat>
+struct Group {
+  static constexpr StripLayout kLayout = strip_layout(kFormat, kGroupSize);
+  static constexpr bool kNibbles = kFormat != WeightFormat::kQ8_0;
+
+  Words words[8];
+  F32x16 scale;
+  F32x16 minimum;
+
+  explicit Group(const uint8_t* at) {
+    for (int i = 0; i < kLayout.group_bytes; i += 64) prefetch_l1(at + kPrefetchBytes + i);
+    if constexpr (kNibbles) {
+      for (int i = 0; i < 4; ++i) {
+        const Words both = load_words(at + i * 64);
+        words[i] = low_nibbles(both);
+        words[i + 4] = high_nibbles(both);
+      }
+    } else {
+      for (int i = 0; i < 8; ++i) words[i] = unsigned_bytes(load_words(at + i * 64));
+    }
+    scale = load16(reinterpret_cast<const F16*>(at + kLayout.scale_offset));
+    if constexpr (kLayout.has_min) {
+      minimum = load16(reinterpret_cast<const F16*>(at + kLayout.min_offset));
+    }
+  }
+
+  /// acc + the group's products with place `at` of the rows.
+  template <int kPlanes>
+  F32x16 add_products(const QuantizedRows& rows, int64_t at, F32x16 acc) const {
+    const int8_t* q = rows.quants + at * kPlanes * kGroupSize;
+    const int32_t start = offset_of(kFormat) == 0 ? 0 : rows.start[at];
+    I32x16 sum;
+    if constexpr (kPlanes == 1) {
+      sum = dot(q, start);
+    } else {
+      sum = times256(dot(q, 0)) + dot(q + kGroupSize, start);
+    }
+    acc = fma(to_float(sum), scale * F32(rows.scale[at]), acc);
+    if constexpr (kLayout.has_min) acc = fma(minimum, F32(rows.sum[at]), acc);
+    return acc;
+  }
+
+  I32x16 dot(const int8_t* q, int32_t start) const {
+    return kNibbles ? dot_nibbles(words, q, start) : dot_bytes(words, q, start);
+  }
+};
+
 /// One strip times the rows [row, row + kRows) of a block.
 template <WeightFormat kFormat, int kPlanes, int kRows>
 inline void strip_dot(const uint8_t* strip, const QuantizedRows& rows, int64_t row,
                       F32x16 (&acc)[kRows]) {
-  constexpr bool kNibbles = kFormat != WeightFormat::kQ8_0;
-  constexpr StripLayout kLayout = strip_layout(kFormat, kGroupSize);
-  const auto dot = [](const Words(&w)[8], const int8_t* q, int32_t start) {
-    return kNibbles ? dot_nibbles(w, q, start) : dot_bytes(w, q, start);
-  };
   const int64_t step = rows.block_rows(row / kRowBlock * kRowBlock);
-  int64_t at = rows.place(row);
-  for (int64_t g = 0; g < rows.groups; ++g, at += step, strip += kLayout.group_bytes) {
-    const int8_t* quants = rows.quants + at * kPlanes * kGroupSize;
-    const float* row_scale = rows.scale + at;
-    const float* row_sum = rows.sum + at;
-    const int32_t* start = rows.start + at;
-    for (int i = 0; i < kLayout.group_bytes; i += 64) prefetch_l1(strip + kPrefetchBytes + i);
-    Words w[8];
-    if constexpr (kNibbles) {
-      for (int i = 0; i < 4; ++i) {
-        const Words both = load_words(strip + i * 64);
-        w[i] = low_nibbles(both);
-        w[i + 4] = high_nibbles(both);
-      }
-    } else {
-      for (int i = 0; i < 8; ++i) w[i] = unsigned_bytes(load_words(strip + i * 64));
-    }
-    const F32x16 scale = load16(reinterpret_cast<const F16*>(strip + kLayout.scale_offset));
-    F32x16 minimum;
-    if constexpr (kLayout.has_min) {
-      minimum = load16(reinterpret_cast<const F16*>(strip + kLayout.min_offset));
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      const int8_t* q = quants + r * kPlanes * kGroupSize;
-      const int32_t first = offset_of(kFormat) == 0 ? 0 : start[r];
-      I32x16 sum;
-      if constexpr (kPlanes == 1) {
-        sum = dot(w, q, first);
-      } else {
-        sum = times256(dot(w, q, 0)) + dot(w, q + kGroupSize, first);
-      }
-      acc[r] = fma(to_float(sum), scale * F32(row_scale[r]), acc[r]);
-      if constexpr (kLayout.has_min) acc[r] = fma(minimum, F32(row_sum[r]), acc[r]);
-    }
+  const QuantizedRows first = rows.from(rows.place(row), kPlanes);
+  for (int64_t g = 0; g < rows.groups; ++g) {
+    const QuantizedRows here = first.from(g * step, kPlanes);
+    const Group<kFormat> group(strip + g * Group<kFormat>::kLayout.group_bytes);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) acc[r] = group.template add_products<kPlanes>(here, r, acc[r]);
   }
 }
 
@@ -120,14 +134,13 @@ class Product {
   template <int kRows>
   void multiply(Share strips, int64_t row) const {
     const uint8_t* weight = static_cast<const uint8_t*>(p.weight);
-    const int64_t second_half = num_outputs(p) / kStripRows;
+    const int64_t half = num_outputs(p) / kStripRows;
     for (int64_t s = strips.begin; s < strips.end; ++s) {
       F32x16 acc[kRows];
-      strip_dot<kFormat, kPlanes, kRows>(weight + s * strip_bytes_, rows_, row, acc);
+      strip_dot<kFormat, kPlanes>(weight + s * strip_bytes_, rows_, row, acc);
       if constexpr (kGated) {
         F32x16 up[kRows];
-        strip_dot<kFormat, kPlanes, kRows>(weight + (second_half + s) * strip_bytes_, rows_, row,
-                                           up);
+        strip_dot<kFormat, kPlanes>(weight + (half + s) * strip_bytes_, rows_, row, up);
         for (int r = 0; r < kRows; ++r) write(row + r, s * kStripRows, acc[r], up[r]);
       } else {
         for (int r = 0; r < kRows; ++r) write(row + r, s * kStripRows, acc[r], acc[r]);

@@ -55,13 +55,19 @@ static inline Words load_words(const uint8_t* p) { return _mm512_loadu_si512(p);
 static inline Words low_nibbles(Words w) { return _mm512_and_si512(w, _mm512_set1_epi8(15)); }
 static inline Words high_nibbles(Words w) { return low_nibbles(_mm512_srli_epi16(w, 4)); }
 static inline Words unsigned_bytes(Words w) { return _mm512_xor_si512(w, _mm512_set1_epi8(-128)); }
+static inline __m512i broadcast_word(const int8_t* x) {
+  return _mm512_broadcastd_epi32(_mm_loadu_si32(x));
+}
 static inline I32x16 dot_nibbles(const Words (&w)[8], const int8_t* x, int32_t start) {
-  __m512i sum = _mm512_set1_epi32(start);
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
-    sum = _mm512_dpbusd_epi32(sum, w[i], _mm512_broadcastd_epi32(_mm_loadu_si32(x + 4 * i)));
+  // Two chains: one would leave the multipliers waiting for their own results.
+  __m512i even = _mm512_set1_epi32(start);
+  __m512i odd = _mm512_setzero_si512();
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    even = _mm512_dpbusd_epi32(even, w[i], broadcast_word(x + 4 * i));
+    odd = _mm512_dpbusd_epi32(odd, w[i + 1], broadcast_word(x + 4 * i + 4));
   }
-  return {sum};
+  return {_mm512_add_epi32(even, odd)};
 }
 static inline I32x16 dot_bytes(const Words (&w)[8], const int8_t* x, int32_t start) {
   return dot_nibbles(w, x, start);

@@ -52,8 +52,8 @@ class ModelRunner:
             work: (sequence, count >= 1), each sequence once, holding pages enough.
 
         Returns:
-            [sum of counts, hidden_size], for :meth:`Decoder.logits`, in the order of the work; valid
-            until the next run.
+            [sum of counts, hidden_size], for :meth:`Decoder.logits`, in the order of the work;
+            valid until the next run.
         """
         hidden = self.model.forward(self._step(work), self.pool.cache)
         for sequence, count in work:

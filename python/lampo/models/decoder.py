@@ -90,7 +90,7 @@ class Buffers:
 
 @dataclass(frozen=True)
 class Block:
-    """x += Attention(norm(x)); x += FeedForward(norm(x)), norms and additions fused into linears."""
+    """x += Attention(norm(x)); x += FeedForward(norm(x)); norms and additions are the linears'."""
 
     input_norm: Norm
     qkv: Projection
