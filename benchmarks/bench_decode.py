@@ -8,8 +8,8 @@ take turns, so that a ratio compares neighbours in time.
 Prefill is prompt tokens over the time to first token (TTFT); decode is tokens of all sequences over
 the time after the first ones. A row is lampo in one format, beside llama.cpp on the same file and
 beside the fastest peer that keeps at least as many bits of a weight. "limit %" compares lampo with
-the machine: the least time by cost.py, at the read bandwidth and the matrix product rate that this
-run measured, over lampo's time.
+the machine: the least time by cost.py, at the read bandwidth and the rate of matrix products that
+were measured in the same round, over lampo's time.
 
     LAMPO_PEERS=DIRECTORY python benchmarks/bench_decode.py --cases decode --json FILE
 """
@@ -145,7 +145,7 @@ def check(workers: list[peers.Worker], threads: int, report: results.Report) -> 
 
 
 class Limits:
-    """What the machine could do at best, sampled in every round: a shared one has bad minutes.
+    """The least time of a step, measured in every round: a shared machine has bad minutes.
 
     The read bandwidth is that of a buffer as large as what a step reads, as a smaller one would
     partly stay cached; the rate of products that of int8 for packed weights, else of bf16.
@@ -158,7 +158,7 @@ class Limits:
         self._rate: list[float] = []
 
     def sample(self) -> None:
-        self._bandwidth += timing.read_bandwidth(self.step.nbytes, self.threads, 3).values
+        self._bandwidth.append(timing.read_bandwidth(self.step.nbytes, self.threads, 3).median)
         self._rate.append(timing.matmul_rate(self.dtype, self.threads).median)
 
     @property
@@ -170,13 +170,14 @@ class Limits:
         return timing.Series(tuple(self._rate))
 
     @property
-    def by_memory(self) -> bool:
-        times = self.step.nbytes / self.bandwidth.median, self.step.flops / self.rate.median
-        return times[0] > times[1]
+    def seconds(self) -> timing.Series:
+        limits = zip(self._bandwidth, self._rate, strict=True)
+        return timing.Series(tuple(self.step.least_seconds(*limit) for limit in limits))
 
-    def percent(self, seconds: float) -> float:
-        least = self.step.least_seconds(self.bandwidth.median, self.rate.median)
-        return 100 * least / seconds
+    @property
+    def by_memory(self) -> bool:
+        step = self.step
+        return step.nbytes / self.bandwidth.median > step.flops / self.rate.median
 
 
 def compare(
@@ -210,7 +211,7 @@ def run_case(
     ]
 
     def generate(worker: peers.Worker, turn: int) -> dict[str, Any]:
-        if worker is ours[0]:
+        if worker is ours[0] and turn:
             for limit in limits:
                 limit.sample()
         prompts = case.prompts(shapes[0].vocab_size, turn)
@@ -224,6 +225,7 @@ def run_case(
     tokens = sum(case.step[0])
     for worker, limit in zip(ours, limits, strict=True):
         mine = seconds[worker.name].median
+        share = timing.pair_ratio(limit.seconds, seconds[worker.name]).median
         row: dict[str, Any] = {
             "case": case.name,
             "lampo": worker.weight_format,
@@ -231,7 +233,7 @@ def run_case(
             "tok/s": tokens / mine,
             "bound by": "memory" if limit.by_memory else "compute",
             "GB/s": limit.step.gb_per_s(mine) if limit.by_memory else None,
-            "limit %": limit.percent(mine),
+            "limit %": 100 * share,
         }
         compare(row, tokens, worker, [w for w in workers if w.engine != OURS], seconds)
         report.add(

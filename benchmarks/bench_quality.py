@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--formats", default=",".join(FORMATS), help="which formats to compare")
     args = parser.parse_args()
     with load_checkpoint(resolve_model(None)) as checkpoint:
+        assert checkpoint.gguf_metadata is not None
         tokenizer = Tokenizer.from_gguf(checkpoint.gguf_metadata)
     token_ids = tokenizer.encode(TEXT.read_text())[:POSITIONS]
     report = results.Report("quality", COLUMNS, args)

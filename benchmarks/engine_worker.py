@@ -43,7 +43,7 @@ class Lampo:
         outputs = self.llm.generate(prompts, params)
         total = time.perf_counter() - start
         return {
-            "ttft_s": max(output.metrics.time_to_first_token for output in outputs),
+            "ttft_s": max(output.metrics.time_to_first_token or 0.0 for output in outputs),
             "total_s": total,
             "token_ids": [list(output.outputs[0].token_ids) for output in outputs],
         }

@@ -101,9 +101,9 @@ def main() -> None:
     for name, extra in OPENVINO_OPTIONS.items():
         if not (directory / name).exists():
             print(f"writing {name}/", flush=True)
-            command = [optimum, "export", "openvino", "--model", folder, "--task"]
+            command = [str(optimum), "export", "openvino", "--model", str(folder), "--task"]
             command += ["text-generation-with-past", "--weight-format", name, *extra]
-            subprocess.run([*command, directory / name], check=True)
+            subprocess.run([*command, str(directory / name)], check=True)
 
 
 if __name__ == "__main__":

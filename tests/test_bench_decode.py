@@ -61,10 +61,8 @@ class FakeReport:
 @pytest.fixture
 def rows(monkeypatch):
     """Runs a case on fake workers, on a machine of 50 GB/s and 1 TOP/s."""
-    bandwidth = timing.Series((50e9,))
-    rate = timing.Series((1e12,))
-    monkeypatch.setattr(timing, "read_bandwidth", lambda *_: bandwidth)
-    monkeypatch.setattr(timing, "matmul_rate", lambda *_: rate)
+    monkeypatch.setattr(timing, "read_bandwidth", lambda *_: timing.Series((50e9,)))
+    monkeypatch.setattr(timing, "matmul_rate", lambda *_: timing.Series((1e12,)))
     monkeypatch.setattr(cost, "model_shape_of_gguf", lambda _: cost.SMOLLM2_135M)
     monkeypatch.setattr(peers, "SETTLE_S", 0.0)
 
@@ -207,7 +205,8 @@ def test_readme_table_fills_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(readme_table, "RESULTS", tmp_path)
     (tmp_path / "one.json").write_text(
         '{"columns": ["case", "tok/s"], "cases": [{"case": "a", "tok/s": 12.345}, {"case": "b"}],'
-        ' "hardware": {"cpu": "a CPU"}, "threads": 1, "command": "python x.py", "date": "2026-11-22"}'
+        ' "hardware": {"cpu": "a CPU"}, "threads": 1, "command": "python x.py",'
+        ' "date": "2026-11-22"}'
     )
     text = "before\n<!-- results: one missing -->\nold\n<!-- /results -->\nafter\n"
     filled = readme_table.filled(text)
