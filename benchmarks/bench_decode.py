@@ -202,7 +202,8 @@ def fastest(workers: list[peers.Worker], seconds: Times) -> str | None:
 def run_case(
     case: Case, workers: list[peers.Worker], threads: int, rounds: int, report: results.Report
 ) -> None:
-    workers = [worker for worker in workers if ENGINES[worker.engine].takes(case.prompt_tokens)]
+    kind = case.prompt_tokens, case.prefill
+    workers = [worker for worker in workers if ENGINES[worker.engine].takes_part(*kind)]
     ours = [worker for worker in workers if worker.engine == OURS]
     shapes = [cost.model_shape_of_gguf(worker.model) for worker in ours]
     limits = [

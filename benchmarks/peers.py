@@ -34,16 +34,18 @@ SETTLE_S = 0.1
 @dataclass(frozen=True)
 class Engine:
     """A command that wants MODEL and THREADS after it, the formats that it reads, and where it
-    takes part: with prompts of shortest to longest tokens.
+    takes part: with prompts of shortest to longest tokens, maybe only where decoding is timed.
     """
 
     command: tuple[str, ...]
     formats: tuple[str, ...] = GGUF
     shortest: int = 1
     longest: int = 1 << 20
+    decode_only: bool = False
 
-    def takes(self, prompt_tokens: int) -> bool:
-        return self.shortest <= prompt_tokens <= self.longest
+    def takes_part(self, prompt_tokens: int, prefill: bool) -> bool:
+        fits = self.shortest <= prompt_tokens <= self.longest
+        return fits and not (prefill and self.decode_only)
 
 
 OURS, ORACLE = "lampo", "transformers f32"
@@ -51,7 +53,7 @@ ENGINES = {
     OURS: Engine((sys.executable, WORKER, "lampo")),
     "llama.cpp": Engine((LLAMA_CPP_WORKER, "auto")),
     # "auto" uses flash attention, which is slower than none when decoding far into a context.
-    "llama.cpp -fa off": Engine((LLAMA_CPP_WORKER, "off"), shortest=1024),
+    "llama.cpp -fa off": Engine((LLAMA_CPP_WORKER, "off"), shortest=1024, decode_only=True),
     "OpenVINO": Engine((OPENVINO_PYTHON, WORKER, "OpenVINO"), ("int4", "int8")),
     "transformers": Engine((sys.executable, WORKER, "transformers"), ("BF16",), longest=2048),
     ORACLE: Engine((sys.executable, WORKER, ORACLE)),
