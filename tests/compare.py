@@ -14,7 +14,7 @@ def assert_close(
     plain: torch.Tensor | None = None,
     *,
     factor: float = 2.0,
-    floor: float = 0.0,
+    floor: float | torch.Tensor = 0.0,
 ) -> None:
     """``actual``'s error is at most ``factor`` times that of plain PyTorch in the same dtype.
 

@@ -23,6 +23,8 @@ namespace lampo::cpu {
 inline constexpr int kKeyTile = 64;
 inline constexpr int kSplit = 128;
 inline constexpr int kMaxRows = 48;
+/// Rows that registers hold at a time, see matmul_block.h.
+inline constexpr int kMaxBlockRows = 6;
 /// Larger tiles stay with one thread, whose states fit its cache, while those stored would not.
 inline constexpr int kMaxStraddlingRows = 16;
 /// What a key tile costs beside its rows: its bytes and its transposition, in rows.
@@ -34,13 +36,13 @@ static inline int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
-/// Scratch vectors of head_dim floats are padded to 64 bytes, with zeros.
-static inline int64_t padded_head_dim(int64_t head_dim) { return round_up(head_dim, 16); }
+/// Scratch rows of head_dim floats are padded, with zeros, to what 64 bytes of an 8-bit cache hold.
+static inline int64_t padded_head_dim(int64_t head_dim) { return round_up(head_dim, 64); }
 
-/// Floats that one thread works in: see Scratch in kernels/paged_attention.cpp.
+/// Floats that one thread works in: see Scratch in key_tile.h.
 static inline int64_t scratch_floats(int64_t head_dim) {
   const int64_t width = padded_head_dim(head_dim);
-  return width * (2 * kKeyTile + 3 * kMaxRows) + kMaxRows * (kKeyTile + 16 + 4);
+  return width * (2 * kKeyTile + 3 * kMaxRows + kMaxBlockRows) + kMaxRows * (kKeyTile + 16 + 4);
 }
 
 /// A stored state: the accumulator, the maximum, the sum.

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// A tile of kKeyTile keys of a paged cache: where its rows are, and K transposed.
+// What the two ways of computing a tile of kKeyTile keys (float_tile.h, pair_tile.h) share: where
+// the rows of the paged cache are, which of them a query sees, and a thread's memory.
 #pragma once
 
 #include "cpu/attention_plan.h"
-#include "cpu/matmul_block.h"
-#include "cpu/vec/units.h"
+#include "cpu/online_softmax.h"
 
 namespace lampo::cpu::LAMPO_ISA {
 
@@ -64,54 +64,57 @@ static inline void find_rows(const PagedAttentionParams& p, const QueryTile& til
   }
 }
 
-/// kt[i][j] = element i (kPairs: elements 2i and 2i + 1, as BF16) of row j, for kWidth rows.
-template <class T, bool kPairs>
-static inline void transpose_rows(const char* const* rows, int64_t head_dim, float* kt,
-                                  int64_t stride, Prefetcher& prefetcher) {
-  constexpr int kWidth = F32::kWidth;
-  constexpr int kParts = 4 / static_cast<int>(sizeof(T));
-  constexpr int64_t kBlock = kWidth * kParts;
-  const auto put = [&](const Units* units, int64_t first, int64_t count) {
-#pragma GCC unroll 16
-    for (int u = 0; u < kWidth; ++u) {
-      if (u * kParts >= count) break;
-      if constexpr (kPairs) {
-        float* to = kt + (first + u * kParts) / 2 * stride;
-        store(to, widen_pairs<T, 0>(units[u]));
-        if constexpr (kParts > 2) store(to + stride, widen_pairs<T, 1>(units[u]));
-      } else {
-        float* to = kt + (first + u * kParts) * stride;
-        store(to, widen<T, 0>(units[u]));
-        if constexpr (kParts > 1) store(to + stride, widen<T, 1>(units[u]));
-        if constexpr (kParts > 2) store(to + 2 * stride, widen<T, 2>(units[u]));
-        if constexpr (kParts > 2) store(to + 3 * stride, widen<T, 3>(units[u]));
-      }
-    }
-  };
-  // The transposition reads across the rows: ask for them along, as the memory has them.
-  const int64_t row_bytes = head_dim * static_cast<int64_t>(sizeof(T));
-  for (int r = 0; r < kWidth; ++r) {
-    for (int64_t at = 0; at < row_bytes; at += 64) prefetch_l1(rows[r] + at);
-  }
-  int64_t i = 0;
-  for (; i + kBlock <= head_dim; i += kBlock) {
-    Units units[kWidth];
-    for (int line = 0; line < kWidth; ++line) prefetcher.step();
-    load_transposed(rows, i * static_cast<int64_t>(sizeof(T)), units);
-    put(units, i, kBlock);
-  }
-  if (i < head_dim) {
-    char tail[kWidth][kWidth * 4] = {};
-    const char* tails[kWidth];
-    for (int r = 0; r < kWidth; ++r) {
-      const int64_t size = static_cast<int64_t>(sizeof(T));
-      memcpy(tail[r], rows[r] + i * size, static_cast<size_t>((head_dim - i) * size));
-      tails[r] = tail[r];
-    }
-    Units units[kWidth];
-    load_transposed(tails, 0, units);
-    put(units, i, head_dim - i);
-  }
+/// The part of the key tile at `start` that the rows [row_first, row_last] of a query tile see.
+static inline RowView view_of_rows(const PagedAttentionParams& p, const QueryTile& tile,
+                                   int64_t start, int row_first, int row_last) {
+  const int64_t group_size = p.num_qo_heads / p.num_kv_heads;
+  const int64_t first = tile.first_position + (tile.row_begin + row_first) / group_size;
+  const int64_t last = tile.first_position + (tile.row_begin + row_last) / group_size;
+  const KeyRange a = visible_keys(p, first, tile.seq_len);
+  const KeyRange b = visible_keys(p, last, tile.seq_len);
+  RowView view;
+  view.begin = static_cast<int>(a.begin > start ? a.begin - start : 0);
+  view.end = static_cast<int>(b.end - start < kKeyTile ? b.end - start : kKeyTile);
+  view.first = view.begin / F32::kWidth;
+  view.last = (view.end + F32::kWidth - 1) / F32::kWidth;
+  return view;
 }
+
+/// One thread's part of the workspace; width is padded_head_dim(head_dim).
+struct Scratch {
+  float* q;        // [kMaxRows, width]
+  float* kt;       // [width, kKeyTile]
+  float* v;        // [kKeyTile, width]
+  float* acc;      // [kMaxRows, width], of the split
+  float* run_acc;  // [kMaxRows, width], of the splits so far
+  float* sums;     // [kMaxBlockRows, width]
+  float* scores;   // [kMaxRows, kKeyTile]
+  float* l;        // [kMaxRows, 16]
+  float* m;        // [kMaxRows]
+  float* q_scale;  // [kMaxRows]
+  float* run_m;    // [kMaxRows]
+  float* run_l;    // [kMaxRows]
+
+  Scratch(float* at, int64_t head_dim) {
+    const int64_t width = padded_head_dim(head_dim);
+    const auto take = [&](int64_t count) {
+      float* part = at;
+      at += count;
+      return part;
+    };
+    q = take(kMaxRows * width);
+    kt = take(kKeyTile * width);
+    v = take(kKeyTile * width);
+    acc = take(kMaxRows * width);
+    run_acc = take(kMaxRows * width);
+    sums = take(kMaxBlockRows * width);
+    scores = take(kMaxRows * kKeyTile);
+    l = take(kMaxRows * 16);
+    m = take(kMaxRows);
+    q_scale = take(kMaxRows);
+    run_m = take(kMaxRows);
+    run_l = take(kMaxRows);
+  }
+};
 
 }  // namespace lampo::cpu::LAMPO_ISA

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // C (+)= A B for the small matrices of attention: A [rows, depth] and C [rows, columns] in f32
-// scratch, B [depth, columns] of any storage type, given row by row. A block of kMaxBlockRows rows
+// scratch, B [depth, columns] of any storage type, given row by row, which also says how products
+// are added (Rows::add). A block of kMaxBlockRows rows
 // by kMaxBlockVectors vectors of C stays in registers (24 of AVX-512's 32, 12 of 16 elsewhere) for
 // the whole depth. Each element of C is one chain of multiply-adds in the order of depth, so the
 // result does not depend on the blocking. While it computes, a block asks for what the caller needs
 // next, a cache line a step: in one burst they would wait for each other.
 #pragma once
 
+#include "cpu/attention_plan.h"
 #include "cpu/vec/vec.h"
 
 namespace lampo::cpu::LAMPO_ISA {
 
-static constexpr int kMaxBlockRows = 6;
 static constexpr int kMaxBlockVectors = F32::kWidth == 16 ? 4 : 2;
 
 /// Rows of B at equal distances.
@@ -20,6 +21,7 @@ struct StridedRows {
   const T* base;
   int64_t stride;
   const T* operator()(int k) const { return base + k * stride; }
+  static F32 add(F32 a, F32 b, F32 c) { return fma(a, b, c); }
 };
 
 /// Rows of B wherever the pages are.
@@ -27,13 +29,7 @@ template <class T>
 struct PointerRows {
   const char* const* rows;
   const T* operator()(int k) const { return reinterpret_cast<const T*>(rows[k]); }
-};
-
-/// A product of pairs: the floats of A and B are two BF16 each, multiplied and added (dot_bf16).
-struct PairRows {
-  const float* base;
-  int64_t stride;
-  const float* operator()(int k) const { return base + k * stride; }
+  static F32 add(F32 a, F32 b, F32 c) { return fma(a, b, c); }
 };
 
 struct Depth {
@@ -82,13 +78,7 @@ __attribute__((noinline)) static void multiply_block(const float* a, int64_t str
     for (int r = 0; r < kRows; ++r) {
       const F32 factor(a[r * stride_a + k]);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        if constexpr (std::is_same_v<Rows, PairRows>) {
-          sums[r][v] = dot_bf16(factor, values[v], sums[r][v]);
-        } else {
-          sums[r][v] = fma(factor, values[v], sums[r][v]);
-        }
-      }
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = Rows::add(factor, values[v], sums[r][v]);
     }
   }
 #pragma GCC unroll 6
