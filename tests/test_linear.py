@@ -99,9 +99,7 @@ def test_integer_sums_do_not_overflow(isa, format):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("format", [*FORMATS, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("tokens", [1, 3, 40])
-@pytest.mark.parametrize(
-    ("norm", "silu_mul", "accumulate"), list(product([False, True], repeat=3))
-)
+@pytest.mark.parametrize(("norm", "silu_mul", "accumulate"), list(product([False, True], repeat=3)))
 def test_fused(isa, generator, dtype, format, tokens, norm, silu_mul, accumulate):
     """Norm before; gate and addition after: as the ops one by one in float64."""
     rows, columns = 96, 160

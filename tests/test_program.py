@@ -131,16 +131,15 @@ def test_a_changed_number_of_threads_is_refused():
 
 def test_recording_twice_nested_or_unfinished():
     program = Program()
-    with program.record(), pytest.raises(RuntimeError, match="is recording already"):
-        with Program().record():
-            pass
-    with pytest.raises(RuntimeError, match="has been recorded, make a new one"):
-        with program.record():
-            pass
+    nested = pytest.raises(RuntimeError, match="is recording already")
+    with program.record(), nested, Program().record():
+        pass
+    twice = pytest.raises(RuntimeError, match="has been recorded, make a new one")
+    with twice, program.record():
+        pass
     broken = Program()
-    with pytest.raises(ZeroDivisionError):
-        with broken.record():
-            raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), broken.record():
+        raise ZeroDivisionError
     with Program().record():  # the thread records nothing any more
         pass
     assert len(broken) == 0
