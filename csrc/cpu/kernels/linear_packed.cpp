@@ -23,6 +23,9 @@
 namespace lampo::cpu::LAMPO_ISA {
 namespace {
 
+/// Quantized rows that stay in the second-level cache, and strips that stay in the first, while
+/// they pass each other.
+constexpr int64_t kTokenBlock = 256;
 constexpr int64_t kStripsPerTile = 2;
 /// How far ahead of the dot products weights are asked for.
 constexpr int kPrefetchBytes = 4096;
@@ -115,19 +118,24 @@ class Product {
   void run(const Team& team) const {
     const int64_t num_strips = (num_outputs(p) + kStripRows - 1) / kStripRows;
     const Share mine = share_of(num_strips, team);
-    for (int64_t first = mine.begin; first < mine.end; first += kStripsPerTile) {
-      const int64_t end = first + kStripsPerTile < mine.end ? first + kStripsPerTile : mine.end;
-      multiply_rows<kRowBlock>({first, end}, 0);
+    for (int64_t row = 0; row < p.num_tokens; row += kTokenBlock) {
+      const int64_t end = row + kTokenBlock < p.num_tokens ? row + kTokenBlock : p.num_tokens;
+      for (int64_t first = mine.begin; first < mine.end; first += kStripsPerTile) {
+        const int64_t last = first + kStripsPerTile < mine.end ? first + kStripsPerTile : mine.end;
+        multiply_rows<kRowBlock>({first, last}, {row, end});
+      }
     }
   }
 
  private:
-  /// All rows from `row` on, kRows at a time, what is left by smaller blocks.
+  /// kRows rows at a time, what is left by smaller blocks.
   template <int kRows>
-  void multiply_rows(Share strips, int64_t row) const {
-    for (; row + kRows <= p.num_tokens; row += kRows) multiply<kRows>(strips, row);
+  void multiply_rows(Share strips, Share rows) const {
+    for (; rows.begin + kRows <= rows.end; rows.begin += kRows) {
+      multiply<kRows>(strips, rows.begin);
+    }
     if constexpr (kRows > 1) {
-      if (row < p.num_tokens) multiply_rows<kRows / 2>(strips, row);
+      if (rows.begin < rows.end) multiply_rows<kRows / 2>(strips, rows);
     }
   }
 
