@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One decode step of a batch, over fixed tensors: recorded at first, replayed from then on."""
+"""One decode step of a batch, over fixed tensors: recorded at first, replayed from then on.
+
+Between two steps Python runs with cold caches (the weights have just passed through them), so
+little is left to it: the draw is part of the recording.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
+from lampo import ops
 from lampo.engine.kv_pool import KVPool
 from lampo.engine.sequence import Sequence
 from lampo.models.decoder import Decoder, Step
@@ -13,11 +18,13 @@ from lampo.program import Program
 
 
 class DecodeStep:
-    """Embedding to logits for the next token of each of `batch_size` sequences.
+    """Embedding to the next token of each of `batch_size` sequences.
 
     Attributes:
         program: the recorded step.
         logits: [batch_size, vocab_size] float32, of the last run.
+        token_ids: [batch_size] int64, drawn from them by temperature, top-k, top-p and min-p.
+        status: [batch_size] int32, as :func:`lampo.ops.sample` writes it.
     """
 
     def __init__(
@@ -25,13 +32,22 @@ class DecodeStep:
     ) -> None:
         self.program = Program()
         self.logits = torch.empty(0)
+        self.token_ids = torch.empty(batch_size, dtype=torch.int64)
+        self.status = torch.empty(batch_size, dtype=torch.int32)
         self._model, self._pool = model, pool
         self._token_ids = np.zeros(batch_size, dtype=np.int64)
         self._positions = np.zeros(batch_size, dtype=np.int64)
         self._slots = np.zeros(batch_size, dtype=np.int64)
         self._seq_lens = np.zeros(batch_size, dtype=np.int32)
+        self._drawn_positions = np.zeros(batch_size, dtype=np.int64)
         self._page_table = np.zeros((batch_size, max_pages_per_seq), dtype=np.int32)
-        # The lists that the rows of the page table were copied from, and how long they were.
+        self._seeds = np.zeros(batch_size, dtype=np.int64)
+        self._temperature = np.zeros(batch_size, dtype=np.float32)
+        self._top_k = np.zeros(batch_size, dtype=np.int32)
+        self._top_p = np.ones(batch_size, dtype=np.float32)
+        self._min_p = np.zeros(batch_size, dtype=np.float32)
+        # Whose parameters the rows hold; the lists that the page table was copied from.
+        self._members: list[Sequence | None] = [None] * batch_size
         self._copied: list[tuple[list[int], int]] = [([], 0)] * batch_size
         self._step = Step(
             token_ids=torch.from_numpy(self._token_ids),
@@ -42,22 +58,32 @@ class DecodeStep:
             page_table=torch.from_numpy(self._page_table),
         )
 
-    def run(self, sequences: list[Sequence]) -> torch.Tensor:
-        """Computes one token of each sequence: `batch_size` of them, holding pages enough.
-
-        Returns:
-            ``logits``, valid until the next run.
-        """
+    def run(self, sequences: list[Sequence]) -> None:
+        """Computes one token of each sequence: `batch_size` of them, holding pages enough."""
         self._fill(sequences)
         if len(self.program):
             self.program.replay()
         else:
             with self.program.record():
-                hidden = self._model.forward(self._step, self._pool.cache)
-                self.logits = self._model.logits(hidden)
+                self._record()
         for sequence in sequences:
             sequence.num_computed += 1
-        return self.logits
+
+    def _record(self) -> None:
+        self.logits = self._model.logits(self._model.forward(self._step, self._pool.cache))
+        workspace = ops.sampling_workspace_size(self.logits.shape[1], self.logits.device)
+        ops.sample(
+            self.logits,
+            temperature=torch.from_numpy(self._temperature),
+            top_k=torch.from_numpy(self._top_k),
+            top_p=torch.from_numpy(self._top_p),
+            min_p=torch.from_numpy(self._min_p),
+            seeds=torch.from_numpy(self._seeds),
+            positions=torch.from_numpy(self._drawn_positions),
+            token_ids=self.token_ids,
+            status=self.status,
+            workspace=torch.empty(workspace, dtype=torch.uint8),
+        )
 
     def _fill(self, sequences: list[Sequence]) -> None:
         page_size = self._pool.page_size
@@ -66,8 +92,19 @@ class DecodeStep:
             self._token_ids[i] = sequence.token_ids[position]
             self._positions[i] = position
             self._slots[i] = pages[position // page_size] * page_size + position % page_size
-            self._seq_lens[i] = position + 1
+            self._seq_lens[i] = self._drawn_positions[i] = position + 1
             copied, count = self._copied[i]
             if copied is not pages or count != len(pages):
                 self._page_table[i, : len(pages)] = pages
                 self._copied[i] = (pages, len(pages))
+            if self._members[i] is not sequence:
+                self._members[i] = sequence
+                self._take_parameters(i, sequence)
+
+    def _take_parameters(self, row: int, sequence: Sequence) -> None:
+        params = sequence.params
+        self._seeds[row] = sequence.seed
+        self._temperature[row] = params.temperature
+        self._top_k[row] = max(params.top_k or 0, 0)
+        self._top_p[row] = params.top_p
+        self._min_p[row] = params.min_p

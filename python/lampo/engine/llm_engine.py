@@ -59,7 +59,7 @@ class LLMEngine:
                 running = [s for s in batch if not s.finished]
                 while running:
                     with self._lock:
-                        self._sampler.sample(self._runner.decode(running), running)
+                        self._decode(running)
                     yield running
                     running = [s for s in running if not s.finished]
             finally:
@@ -67,6 +67,13 @@ class LLMEngine:
                     for sequence in batch:
                         self.pool.free(sequence.pages)
                         sequence.pages = []
+
+    def _decode(self, sequences: list[Sequence]) -> None:
+        step = self._runner.decode(sequences)
+        if any(s.changes_logits for s in sequences):
+            self._sampler.sample(step.logits, sequences)
+        else:
+            self._sampler.accept(step.logits, sequences, step.token_ids, step.status)
 
     def request_output(self, prompt: str | None, group: list[Sequence]) -> RequestOutput:
         """The result of one prompt from its completions."""

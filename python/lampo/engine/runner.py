@@ -37,13 +37,15 @@ class ModelRunner:
         """The step that :meth:`decode` runs for so many sequences."""
         return self._decode_step(batch_size, _C.num_threads(), _C.cpu_isa())
 
-    def decode(self, sequences: list[Sequence]) -> torch.Tensor:
-        """Computes the next token of each sequence, holding pages enough, and its logits.
+    def decode(self, sequences: list[Sequence]) -> DecodeStep:
+        """Computes the next token of each sequence, holding pages enough.
 
         Returns:
-            [len(sequences), vocab_size] float32, valid until the next run.
+            the step, whose results are valid until the next run.
         """
-        return self.decode_step(len(sequences)).run(sequences)
+        step = self.decode_step(len(sequences))
+        step.run(sequences)
+        return step
 
     def run(self, work: list[tuple[Sequence, int]]) -> torch.Tensor:
         """Computes the next `count` tokens of each sequence and puts them into the cache.

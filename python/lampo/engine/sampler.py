@@ -47,6 +47,16 @@ class Sampler:
             **_penalties(sequences),
             **_biases(sequences),
         )
+        self.accept(logits, sequences, token_ids, status)
+
+    def accept(
+        self,
+        logits: torch.Tensor,
+        sequences: list[Sequence],
+        token_ids: torch.Tensor,
+        status: torch.Tensor,
+    ) -> None:
+        """Appends drawn tokens to the sequences, with the log-probabilities asked for."""
         chosen = token_ids.tolist()
         tables = self._tables(logits, chosen, [s.params.logprobs for s in sequences])
         for sequence, token_id, bad, table in zip(

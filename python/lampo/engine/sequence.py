@@ -49,6 +49,12 @@ class Sequence:
         self.seed = seed
         self.eos_ids = frozenset() if params.ignore_eos else eos_token_ids
         self.stop_ids = self.eos_ids | frozenset(params.stop_token_ids)
+        self._changes_logits = bool(
+            params.repetition_penalty != 1.0
+            or params.presence_penalty
+            or params.frequency_penalty
+            or params.logit_bias
+        )
         assert params.max_tokens is not None
         self.max_len = min(max_len, self.num_prompt_tokens + params.max_tokens)
         self.output_counts: Counter[int] = Counter()
@@ -79,6 +85,11 @@ class Sequence:
     @property
     def stop_tokens_banned(self) -> bool:
         return self.num_output_tokens < self.params.min_tokens
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether penalties, biases or banned tokens change the logits before the draw."""
+        return self._changes_logits or self.stop_tokens_banned
 
     def append(self, token_id: int, logprobs: LogprobTable | None) -> None:
         """Takes a sampled token: extends the text and applies the stop rules."""
