@@ -8,15 +8,14 @@ which lets them take turns and divides their times pair by pair.
 
 from __future__ import annotations
 
-import ctypes
 import math
-import mmap
 import statistics
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
+
+from lampo import profiling
 
 T = TypeVar("T")
 Function = Callable[[], Any]
@@ -201,35 +200,9 @@ def cuda_graph(fn: Function, calls: int = 1) -> Function:
 def read_bandwidth(nbytes: int = 1 << 30, threads: int = 2, repeats: int = 7) -> Series:
     """The machine's limit: bytes per second that `threads` threads read from `nbytes` of memory.
 
-    Each thread runs the C library's memchr over its part for a byte that is not there: a plain
-    vector read loop that the interpreter calls without holding its lock. The median is the limit;
-    buffers smaller than the last-level cache measure the cache.
+    :func:`lampo.profiling.read_bandwidth`, as a series. The median is the limit.
     """
-    memchr = ctypes.CDLL(None).memchr
-    memchr.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
-    memchr.restype = ctypes.c_void_p
-    part = nbytes // threads // 4096 * 4096
-    passes = max(1, (256 << 20) // nbytes)  # small buffers: long enough to hide the thread start
-    buffer = mmap.mmap(-1, part * threads)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        buffer.madvise(mmap.MADV_HUGEPAGE)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
-    ctypes.memset(address, 1, part * threads)
-
-    def read(index: int) -> None:
-        for _ in range(passes):
-            memchr(address + index * part, 0, part)
-
-    def read_all() -> None:
-        workers = [threading.Thread(target=read, args=(i,)) for i in range(1, threads)]
-        for worker in workers:
-            worker.start()
-        read(0)
-        for worker in workers:
-            worker.join()
-
-    seconds = measure(read_all, repeats=repeats, warmup=1, inner=1)
-    return Series(tuple(part * threads * passes / s for s in seconds.values))
+    return Series(tuple(profiling.read_bandwidth(nbytes, threads, repeats)))
 
 
 def matmul_rate(dtype: str = "bfloat16", threads: int = 2, size: int = 1024) -> Series:

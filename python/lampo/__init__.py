@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lampo import ops
     from lampo.llm import LLM
     from lampo.outputs import CompletionOutput, Logprob, RequestOutput
+    from lampo.profiling import profile
     from lampo.sampling_params import SamplingParams
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "SamplingParams",
     "__version__",
     "ops",
+    "profile",
 ]
 
 # Resolved at first use, so that `import lampo` costs milliseconds and torch loads when needed.
@@ -31,6 +33,7 @@ _LAZY = {
     "Logprob": "lampo.outputs",
     "RequestOutput": "lampo.outputs",
     "SamplingParams": "lampo.sampling_params",
+    "profile": "lampo.profiling",
 }
 
 

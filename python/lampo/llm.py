@@ -19,6 +19,7 @@ from lampo.engine.llm_engine import LLMEngine
 from lampo.engine.sequence import Sequence
 from lampo.models.registry import DTYPES, load_model
 from lampo.outputs import RequestOutput, StreamOutput
+from lampo.program import OpTiming
 from lampo.progress import track_tokens
 from lampo.prompts import Messages, Prompt, params_list, prompt_list
 from lampo.sampling_params import SamplingParams, check_integer, default_fields
@@ -94,6 +95,7 @@ class LLM:
             self.generation_config = checkpoint.generation_config
             decoder = load_model(checkpoint, dtype, self.max_model_len)
         self.weight_bytes = decoder.nbytes
+        self.max_num_seqs = max_num_seqs
         kv_dtype = torch.float32 if dtype == "float32" else torch.bfloat16
         kv_dtype = _KV_DTYPES.get(kv_cache_dtype, kv_dtype)
         num_pages = plan_num_pages(
@@ -294,6 +296,17 @@ class LLM:
             )
             for i in range(params.n)
         ]
+
+    def replay_decode(self, batch_size: int, repeats: int) -> list[list[OpTiming]]:
+        """Replays the last decode step of `batch_size` sequences: what :func:`lampo.profile` reads.
+
+        Returns:
+            the ops of each replay, in order.
+
+        Raises:
+            ValueError: so many sequences have not been decoded together.
+        """
+        return self._running_engine().replay_decode(batch_size, repeats)
 
     def _running_engine(self) -> LLMEngine:
         if self._engine is None:

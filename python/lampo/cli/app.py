@@ -12,6 +12,7 @@ from lampo.cli.chat import chat
 from lampo.cli.doctor import doctor
 from lampo.cli.generate import generate
 from lampo.cli.main import Job
+from lampo.cli.profile import profile
 from lampo.cli.pull import pull
 
 app = typer.Typer(
@@ -94,6 +95,7 @@ _add(
 )
 _add(chat, "lampo chat", 'lampo chat --system "Answer in one sentence." -t 0.2 --top-p 0.9')
 _add(doctor, "lampo doctor", "lampo doctor --json | jq .isa")
+_add(profile, "lampo profile", "lampo profile --depth 4096", "lampo profile -b 8 --threads 1")
 _add(pull, "lampo pull", "lampo pull HuggingFaceTB/SmolLM2-360M", "lampo pull org/name:Q4_0")
 
 

@@ -15,6 +15,7 @@ from lampo.engine.sampler import Sampler
 from lampo.engine.sequence import Sequence
 from lampo.models.decoder import Decoder
 from lampo.outputs import RequestOutput
+from lampo.program import OpTiming
 from lampo.tokenizer import Tokenizer
 
 # Rows of logits held at once while prompt_logprobs are collected.
@@ -74,6 +75,20 @@ class LLMEngine:
             self._sampler.sample(step.logits, sequences)
         else:
             self._sampler.accept(step.logits, sequences, step.token_ids, step.status)
+
+    def replay_decode(self, batch_size: int, repeats: int) -> list[list[OpTiming]]:
+        """Replays the last decode step of so many sequences with a clock, for `lampo.profile`.
+
+        Raises:
+            ValueError: so many have not been decoded together.
+        """
+        with self._lock:
+            program = self._runner.decode_step(batch_size).program
+            if not len(program):
+                raise ValueError(
+                    f"batch_size: the KV cache cannot hold {batch_size} sequences of this depth"
+                )
+            return [program.profile() for _ in range(repeats)]
 
     def request_output(self, prompt: str | None, group: list[Sequence]) -> RequestOutput:
         """The result of one prompt from its completions."""

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the time of a decode step goes: time and bytes per op, beside what memory allows."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import threading
+import time
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING
+
+from lampo import _C
+from lampo.sampling_params import SamplingParams, check_integer
+
+if TYPE_CHECKING:
+    from lampo.llm import LLM
+
+
+@dataclass(frozen=True)
+class OpProfile:
+    """All calls of one op in a decode step.
+
+    Attributes:
+        name: of the op; a linear's with the shape and the format of its weight.
+        calls: in one step.
+        nbytes: that they have to move, each input and output once.
+        seconds: of one step, the median, with the barriers after the calls.
+    """
+
+    name: str
+    calls: int
+    nbytes: int
+    seconds: float
+
+    @property
+    def bytes_per_second(self) -> float:
+        return self.nbytes / self.seconds
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A decode step, op by op.
+
+    Attributes:
+        ops: the largest share of the time first.
+        seconds: of one step, the median.
+        read_bandwidth: bytes per second read from a buffer as large as what a step moves.
+        batch_size, depth: sequences, and tokens in the cache of each.
+        num_threads: that computed it.
+    """
+
+    ops: list[OpProfile]
+    seconds: float
+    read_bandwidth: float
+    batch_size: int
+    depth: int
+    num_threads: int
+
+    @property
+    def nbytes(self) -> int:
+        return sum(op.nbytes for op in self.ops)
+
+    @property
+    def share_of_limit(self) -> float:
+        """The time that reading the bytes would take at least, over the time taken."""
+        return self.nbytes / self.read_bandwidth / self.seconds
+
+
+def profile(llm: LLM, *, batch_size: int = 1, depth: int = 0, repeats: int = 20) -> Profile:
+    """Profiles the decode step of `batch_size` sequences that have `depth` tokens in the cache.
+
+    Fills a cache with tokens that mean nothing, then replays one step `repeats` times with a clock.
+
+    Args:
+        llm: an open model on CPU.
+        batch_size: 1 to the `max_num_seqs` of the model.
+        depth: 0 to its `max_model_len` - 4.
+        repeats: 1 to 10,000.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+    check_integer("batch_size", batch_size, 1, llm.max_num_seqs)
+    check_integer("depth", depth, 0, llm.max_model_len - 4)
+    check_integer("repeats", repeats, 1, 10_000)
+    vocab_size = llm.config.vocab_size
+    prompts = [
+        [(7 * row + 3 * at) % vocab_size for at in range(max(depth, 1))]
+        for row in range(batch_size)
+    ]
+    params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
+    llm.generate(prompts, params, progress=False)
+    replays = llm.replay_decode(batch_size, repeats)
+    rows: dict[str, list[int]] = {}  # of the calls of an op
+    for at, call in enumerate(replays[0]):
+        rows.setdefault(call.name, []).append(at)
+    ops = [
+        OpProfile(
+            name,
+            calls=len(calls),
+            nbytes=sum(replays[0][at].nbytes for at in calls),
+            seconds=median(sum(replay[at].seconds for at in calls) for replay in replays),
+        )
+        for name, calls in rows.items()
+    ]
+    nbytes = sum(op.nbytes for op in ops)
+    num_threads = _C.num_threads()
+    return Profile(
+        ops=sorted(ops, key=lambda op: -op.seconds),
+        seconds=median(sum(call.seconds for call in replay) for replay in replays),
+        read_bandwidth=median(read_bandwidth(nbytes, num_threads)),
+        batch_size=batch_size,
+        depth=depth,
+        num_threads=num_threads,
+    )
+
+
+def read_bandwidth(nbytes: int, num_threads: int, repeats: int = 7) -> list[float]:
+    """Bytes per second that threads read from `nbytes` of memory, `repeats` times.
+
+    Each thread runs the C library's memchr over its part for a byte that is not there: a plain
+    vector loop that the interpreter calls without holding its lock. Huge pages, where the system
+    has them. Buffers smaller than the last-level cache measure the cache.
+    """
+    memchr = ctypes.CDLL(None).memchr
+    memchr.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+    memchr.restype = ctypes.c_void_p
+    part = max(nbytes // num_threads // 4096, 1) * 4096
+    passes = max(1, (256 << 20) // nbytes)  # small buffers: long enough to hide the thread start
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    buffer = mmap.mmap(-1, part * num_threads, flags=flags)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        buffer.madvise(mmap.MADV_HUGEPAGE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+    ctypes.memset(address, 1, part * num_threads)
+
+    def read(index: int) -> None:
+        for _ in range(passes):
+            memchr(address + index * part, 0, part)
+
+    def read_all() -> float:
+        start = time.perf_counter()
+        workers = [threading.Thread(target=read, args=(i,)) for i in range(1, num_threads)]
+        for worker in workers:
+            worker.start()
+        read(0)
+        for worker in workers:
+            worker.join()
+        return part * num_threads * passes / (time.perf_counter() - start)
+
+    read_all()
+    return [read_all() for _ in range(repeats)]
