@@ -1,22 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""End to end: prefill and decode of one model at batch 1, lampo beside llama.cpp and transformers.
+"""End to end: prefill and decode of one model, lampo beside llama.cpp, OpenVINO and transformers.
 
 Every engine does the same work (the same token ids in, greedy, end-of-text ignored, the same number
-of tokens out) on the same GGUF file, in a process of its own; they take turns, so that a ratio
-compares neighbours in time. transformers runs in bf16 on the weights of that file dequantized.
+of tokens out) in a process of its own, on the same model in the formats that it reads; all of a run
+take turns, so that a ratio compares neighbours in time.
 
-Prefill is prompt tokens over the time to first token (TTFT); decode is one over the time per output
-token (TPOT) after it. GB/s and "limit %" are the bytes that a step must read, by cost.py, over
-lampo's time, against the read bandwidth that this run measured.
+Prefill is prompt tokens over the time to first token (TTFT); decode is tokens of all sequences over
+the time after the first ones. A row is lampo in one format, beside llama.cpp on the same file and
+beside the fastest peer that keeps at least as many bits of a weight. "limit %" compares lampo with
+the machine: the least time by cost.py, at the read bandwidth and the rate of matrix products that
+were measured in the same round, over lampo's time.
 
-    LAMPO_PEERS=DIRECTORY python benchmarks/bench_decode.py --json benchmarks/results/decode.json
+    LAMPO_PEERS=DIRECTORY python benchmarks/bench_decode.py --cases decode --json FILE
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from pathlib import Path
+from dataclasses import dataclass
 from random import Random
 from statistics import fmean
 from typing import Any
@@ -25,12 +28,12 @@ import cost
 import peers
 import results
 import timing
+from peers import ENGINES, FORMATS, ORACLE, OURS
 
-OURS, LLAMA_CPP, TRANSFORMERS = "lampo", "llama.cpp", "transformers bf16"
-ORACLE = "transformers f32"
-COLUMNS = ["case", "ms", "tok/s", "GB/s", "limit %", "llama.cpp tok/s", "x llama.cpp"]
-COLUMNS += ["transformers tok/s", "x transformers"]
-PEER_COLUMN = {LLAMA_CPP: "llama.cpp", TRANSFORMERS: "transformers"}
+COLUMNS = ["case", "lampo", "ms", "tok/s", "bound by", "GB/s", "limit %", "llama.cpp tok/s"]
+COLUMNS += ["x llama.cpp", "best peer", "its tok/s", "x best peer"]
+Times = dict[str, timing.Series]  # by the worker's name
+RATIOS = ("x llama.cpp", "x best peer")
 
 # The default model's chat template around "Why is the sky blue?".
 # fmt: off
@@ -45,130 +48,223 @@ CHECKED_TOKENS = 64
 MAX_GAP, MAX_MEAN_GAP = 1.0, 0.05
 
 
+@dataclass(frozen=True)
+class Case:
+    """batch prompts of prompt_tokens, max_tokens out of each; `rounds` at most, as some are long.
+
+    One token out: the prefill is what is timed; more: the steps after the first token.
+    """
+
+    name: str
+    batch: int
+    prompt_tokens: int
+    max_tokens: int
+    rounds: int = 15
+    quick: bool = False
+
+    @property
+    def prefill(self) -> bool:
+        return self.max_tokens == 1
+
+    @property
+    def step(self) -> tuple[list[int], list[int]]:
+        """Query and sequence lengths of what is timed; decode: the step in the middle."""
+        if self.prefill:
+            return [self.prompt_tokens] * self.batch, [self.prompt_tokens] * self.batch
+        return [1] * self.batch, [self.prompt_tokens + self.max_tokens // 2] * self.batch
+
+    def prompts(self, vocab_size: int, turn: int) -> list[list[int]]:
+        """Which tokens does not change the work; the first hundred ids may be special.
+
+        Each prefill gets new ones, as an engine may know a prompt again; decoding may profit.
+        """
+        random = Random(turn if self.prefill else 0)
+        tokens = [random.randrange(100, vocab_size) for _ in range(self.batch * self.prompt_tokens)]
+        return [tokens[i :: self.batch] for i in range(self.batch)]
+
+    def seconds(self, reply: dict[str, Any]) -> float:
+        """Of the whole prefill, or of one decode step."""
+        if self.prefill:
+            return float(reply["ttft_s"])
+        return float(reply["total_s"] - reply["ttft_s"]) / (self.max_tokens - 1)
+
+
+CASES = [
+    *[Case(f"prefill {n}", 1, n, 1, rounds, n == 128) for n, rounds in ((128, 15), (512, 9))],
+    Case("prefill 2048", 1, 2048, 1, 5),
+    Case("decode, depth 0", 1, 1, 128, quick=True),
+    *[
+        Case(f"decode, depth {n}K", 1, n << 10, 64, rounds)
+        for n, rounds in ((1, 7), (4, 5), (7, 3))
+    ],
+    *[Case(f"decode, batch {n}", n, 32, 32, 7) for n in (4, 8, 32)],
+]
+
+
 def options() -> argparse.Namespace:
     parser = results.parser(__doc__)
-    parser.add_argument("--model", type=Path, help="a GGUF file (default: lampo's default model)")
-    parser.add_argument("--engines", default="lampo,llama.cpp,transformers", help="which to run")
+    parser.add_argument("--cases", default=".", metavar="REGEX", help="which cases to run")
+    parser.add_argument("--formats", default="Q4_1", help=f"a list of {', '.join(FORMATS)}")
+    names = [engine for engine in ENGINES if engine != ORACLE]
+    parser.add_argument("--engines", default=",".join(names), help="which to run")
     parser.set_defaults(repeats=5)
     args = parser.parse_args()
-    if args.model is None:
-        from lampo.weights.hub import resolve_model
-
-        args.model = resolve_model(None)
+    args.formats, args.engines = args.formats.split(","), args.engines.split(",")
+    for given, known in ((args.formats, FORMATS), (args.engines, ENGINES)):
+        if unknown := set(given) - set(known):
+            parser.error(f"{', '.join(unknown)}: expected some of {', '.join(known)}")
     return args
 
 
-def cases(quick: bool) -> list[tuple[str, int, int, int]]:
-    """(name, prompt tokens, tokens to generate, cap on rounds): the long ones get fewer rounds."""
-    prefill = [(f"prefill {n}", n, 1, 99) for n in ([128] if quick else [128, 512, 2048])]
-    decode = [("decode, depth 0", 1, 128, 99)]
-    if not quick:
-        decode += [("decode, depth 1K", 1024, 64, 5), ("decode, depth 4K", 4096, 64, 3)]
-    return prefill + decode
-
-
-def random_prompt(num_tokens: int, vocab_size: int) -> list[int]:
-    """Which tokens does not change the work; the first hundred ids may be special."""
-    random = Random(num_tokens)
-    return [random.randrange(100, vocab_size) for _ in range(num_tokens)]
-
-
-def check(workers: list[peers.Worker], model: Path, threads: int, report: results.Report) -> None:
-    """Each engine's greedy tokens against the f32 model; wrong ones from lampo end the run."""
-    if not peers.PEERS["transformers"]:
+def check(workers: list[peers.Worker], threads: int, report: results.Report) -> None:
+    """lampo's greedy tokens against the exact model of the same file; wrong ones end the run."""
+    if not peers.installed(ORACLE):
         report.note("transformers is not installed: tokens not checked")
         return
-    oracle = peers.Worker(ORACLE, model, threads, 0)
-    try:
-        expected = oracle.generate(CHAT_PROMPT, CHECKED_TOKENS)["token_ids"]
-        for worker in workers:
-            got = worker.generate(CHAT_PROMPT, CHECKED_TOKENS)["token_ids"]
-            pairs = enumerate(zip(got, expected, strict=True))
-            same = next((i for i, (a, b) in pairs if a != b), CHECKED_TOKENS)
-            gaps = oracle.ask({"prompt": CHAT_PROMPT, "continuation": got})["gaps"]
-            sentence = (
-                f"{worker.engine}: first {same} of {CHECKED_TOKENS} greedy tokens equal those of "
-                f"{ORACLE}; log-probability below its best token: mean {fmean(gaps):.4f}, "
-                f"largest {max(gaps):.3f}"
-            )
-            plausible = max(gaps) <= MAX_GAP and fmean(gaps) <= MAX_MEAN_GAP
-            if worker.engine == OURS and not plausible:
-                sys.exit(f"wrong tokens, nothing timed: {sentence}")
-            (report.check if plausible else report.note)(sentence)
-    finally:
-        oracle.close()
+    for worker in workers:
+        if worker.engine != OURS:
+            continue
+        oracle = peers.Worker(ORACLE, worker.weight_format, threads)
+        try:
+            (expected,) = oracle.generate([CHAT_PROMPT], CHECKED_TOKENS)["token_ids"]
+            (got,) = worker.generate([CHAT_PROMPT], CHECKED_TOKENS)["token_ids"]
+            request = {"prompts": [CHAT_PROMPT], "continuation": got}
+            gaps = oracle.ask(request)["gaps"]
+        finally:
+            oracle.close()
+        pairs = enumerate(zip(got, expected, strict=True))
+        same = next((i for i, (a, b) in pairs if a != b), CHECKED_TOKENS)
+        sentence = (
+            f"{worker.name}: first {same} of {CHECKED_TOKENS} greedy tokens equal those of "
+            f"{ORACLE}; log-probability below its best token: mean {fmean(gaps):.4f}, "
+            f"largest {max(gaps):.3f}"
+        )
+        if max(gaps) > MAX_GAP or fmean(gaps) > MAX_MEAN_GAP:
+            sys.exit(f"wrong tokens, nothing timed: {sentence}")
+        report.check(sentence)
+
+
+class Limits:
+    """The least time of a step, measured in every round: a shared machine has bad minutes.
+
+    The read bandwidth is that of a buffer as large as what a step reads, as a smaller one would
+    partly stay cached; the rate of products that of int8 for packed weights, else of bf16.
+    """
+
+    def __init__(self, step: cost.Cost, weight_format: str, threads: int) -> None:
+        self.step, self.threads = step, threads
+        self.dtype = "bfloat16" if FORMATS[weight_format] == 16 else "int8"
+        self._bandwidth: list[float] = []
+        self._rate: list[float] = []
+
+    def sample(self) -> None:
+        self._bandwidth.append(timing.read_bandwidth(self.step.nbytes, self.threads, 3).median)
+        self._rate.append(timing.matmul_rate(self.dtype, self.threads).median)
+
+    @property
+    def bandwidth(self) -> timing.Series:
+        return timing.Series(tuple(self._bandwidth))
+
+    @property
+    def rate(self) -> timing.Series:
+        return timing.Series(tuple(self._rate))
+
+    @property
+    def seconds(self) -> timing.Series:
+        limits = zip(self._bandwidth, self._rate, strict=True)
+        return timing.Series(tuple(self.step.least_seconds(*limit) for limit in limits))
+
+    @property
+    def by_memory(self) -> bool:
+        step = self.step
+        return step.nbytes / self.bandwidth.median > step.flops / self.rate.median
+
+
+def compare(
+    row: dict[str, Any], tokens: int, ours: peers.Worker, others: list[peers.Worker], seconds: Times
+) -> None:
+    """Adds llama.cpp on the same file, and the fastest peer that keeps as many bits of a weight."""
+    weight_format = ours.weight_format
+    others = [w for w in others if FORMATS[w.weight_format] >= FORMATS[weight_format]]
+    same_file = [w for w in others if w.weight_format == weight_format and "llama" in w.engine]
+    if peer := fastest(same_file, seconds):
+        row["llama.cpp tok/s"] = tokens / seconds[peer].median
+        row["x llama.cpp"] = timing.pair_ratio(seconds[peer], seconds[ours.name]).median
+    if peer := fastest(others, seconds):
+        row["best peer"], row["its tok/s"] = peer, tokens / seconds[peer].median
+        row["x best peer"] = timing.pair_ratio(seconds[peer], seconds[ours.name]).median
+
+
+def fastest(workers: list[peers.Worker], seconds: Times) -> str | None:
+    return min((w.name for w in workers), key=lambda name: seconds[name].median, default=None)
 
 
 def run_case(
-    case: tuple[str, int, int, int],
-    workers: list[peers.Worker],
-    model: cost.ModelShape,
-    rounds: int,
-    bandwidth: float,
-    report: results.Report,
+    case: Case, workers: list[peers.Worker], threads: int, rounds: int, report: results.Report
 ) -> None:
-    name, prompt_tokens, max_tokens, cap = case
-    prompt = random_prompt(prompt_tokens, model.vocab_size)
-    answers = peers.take_turns(workers, lambda w: w.generate(prompt, max_tokens), min(rounds, cap))
-    prefill = max_tokens == 1
-    seconds: dict[str, timing.Series] = {}  # of the whole prefill, or of one decode step
-    for engine, replies in answers.items():
-        if prefill:
-            values = [reply["ttft_s"] for reply in replies]
-        else:
-            values = [(r["total_s"] - r["ttft_s"]) / (max_tokens - 1) for r in replies]
-        seconds[engine] = timing.Series(tuple(values))
-    tokens = prompt_tokens if prefill else 1
-    row: dict[str, Any] = {"case": name}
-    if OURS in seconds:
-        ours = seconds[OURS].median
-        row |= {"ms": ours * 1e3, "tok/s": tokens / ours}
-        if not prefill:  # the average step of the run: prompt and half of what was generated
-            step = cost.decode_step(model, 1, prompt_tokens + max_tokens // 2)
-            row |= {"GB/s": step.gb_per_s(ours), "limit %": 100 * step.nbytes / ours / bandwidth}
-    for engine, label in PEER_COLUMN.items():
-        if engine in seconds:
-            row[f"{label} tok/s"] = tokens / seconds[engine].median
-        if engine in seconds and OURS in seconds:
-            row[f"x {label}"] = timing.pair_ratio(seconds[engine], seconds[OURS]).median
-    report.add(
-        row,
-        seconds={engine: series.summary() for engine, series in seconds.items()},
-        ttft_s={
-            engine: [reply["ttft_s"] for reply in replies] for engine, replies in answers.items()
-        },
-        tokens_out=max_tokens,
-    )
+    kind = case.prompt_tokens, case.prefill
+    workers = [worker for worker in workers if ENGINES[worker.engine].takes_part(*kind)]
+    ours = [worker for worker in workers if worker.engine == OURS]
+    shapes = [cost.model_shape_of_gguf(worker.model) for worker in ours]
+    limits = [
+        Limits(cost.step(shape, *case.step), worker.weight_format, threads)
+        for shape, worker in zip(shapes, ours, strict=True)
+    ]
+
+    def generate(worker: peers.Worker, turn: int) -> dict[str, Any]:
+        if worker is ours[0] and turn:
+            for limit in limits:
+                limit.sample()
+        prompts = case.prompts(shapes[0].vocab_size, turn)
+        return worker.generate(prompts, case.max_tokens, reuse=not case.prefill)
+
+    answers = peers.take_turns(workers, generate, min(rounds, case.rounds))
+    seconds = {
+        name: timing.Series(tuple(case.seconds(reply) for reply in replies))
+        for name, replies in answers.items()
+    }
+    tokens = sum(case.step[0])
+    for worker, limit in zip(ours, limits, strict=True):
+        mine = seconds[worker.name].median
+        share = timing.pair_ratio(limit.seconds, seconds[worker.name]).median
+        row: dict[str, Any] = {
+            "case": case.name,
+            "lampo": worker.weight_format,
+            "ms": mine * 1e3,
+            "tok/s": tokens / mine,
+            "bound by": "memory" if limit.by_memory else "compute",
+            "GB/s": limit.step.gb_per_s(mine) if limit.by_memory else None,
+            "limit %": 100 * share,
+        }
+        compare(row, tokens, worker, [w for w in workers if w.engine != OURS], seconds)
+        report.add(
+            row,
+            seconds={name: series.summary() for name, series in seconds.items()},
+            cost={"bytes": limit.step.nbytes, "operations": limit.step.flops},
+            limits={
+                "read bandwidth, bytes/s": limit.bandwidth.summary(),
+                f"{limit.dtype} products, operations/s": limit.rate.summary(),
+            },
+        )
 
 
 def main() -> None:
     args = options()
-    asked = args.engines.split(",")
-    engines = [OURS, LLAMA_CPP, TRANSFORMERS]
-    engines = [e for e in engines if e.split()[0] in asked and peers.PEERS[e.split()[0]]]
-    model = cost.model_shape_of_gguf(args.model)
-    todo = cases(args.quick)
-    context_tokens = max(prompt + out for _, prompt, out, _ in todo) + 8
-
+    cases = [case for case in CASES if re.search(args.cases, case.name)]
+    if args.quick:
+        cases = [case for case in cases if case.quick]
     report = results.Report("decode", COLUMNS, args)
-    report.note(f"model {args.model.name}; rounds: {args.repeats}, at most 5 at 1K, 3 at 4K")
-    for name in set(asked) - {e.split()[0] for e in engines}:
-        report.note(f"{name} is not installed")
-    bandwidth = timing.read_bandwidth(96 << 20, args.threads)
-    report.limit("read bandwidth of a 96 MiB buffer, bytes/s", bandwidth)
-    workers: list[peers.Worker] = []
+    workers = peers.start_workers(args.engines, args.formats, args.threads, report)
     try:
-        for engine in engines:
-            workers.append(peers.Worker(engine, args.model, args.threads, context_tokens))
-            about = workers[-1].about
-            report.version(engine, f"{about['version']} (loads in {about['load_s']:.2f} s)")
-        check(workers, args.model, args.threads, report)
-        for case in todo:
-            run_case(case, workers, model, args.repeats, bandwidth.median, report)
+        if not any(worker.engine == OURS for worker in workers):
+            sys.exit("bench_decode: lampo is not among the engines, or reads none of the formats")
+        check(workers, args.threads, report)
+        for case in cases:
+            run_case(case, workers, args.threads, args.repeats, report)
     finally:
         for worker in workers:
             worker.close()
-    report.finish(mean_of=tuple(f"x {label}" for label in PEER_COLUMN.values()))
+    report.finish(mean_of=RATIOS)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Python side of bench_decode.py: one engine in one process, answering JSON lines.
+"""The Python side of the benchmarks: one engine in one process, answering JSON lines.
 
-engine_worker.py {lampo | transformers bf16 | transformers f32} MODEL.gguf THREADS CONTEXT_TOKENS
+engine_worker.py ENGINE MODEL THREADS
 -> {"ready": true, "engine": "lampo", ...}
-<- {"prompt": [1, 2], "max_tokens": 64}   -> {"ttft_s": .., "total_s": .., "token_ids": [..]}
-<- {"prompt": [1, 2], "continuation": [3, 4]}   -> {"gaps": [..]}   (transformers only)
+<- {"prompts": [[1, 2]], "max_tokens": 64}
+-> {"ttft_s": .., "total_s": .., "token_ids": [[..]]}
+<- {"prompts": [[1, 2]], "logits_file": "FILE"}
+-> {"rows": 2}                FILE has the logits after each token, float32 [2, vocab_size]
+<- {"prompts": [[1, 2]], "continuation": [3, 4]}
+-> {"gaps": [..]}             (transformers only)
 """
 
 from __future__ import annotations
@@ -14,11 +18,10 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-
-class Engine(Protocol):
-    def generate(self, prompt: list[int], max_tokens: int) -> dict[str, Any]: ...
+Prompts = list[list[int]]
+TESTS = Path(__file__).resolve().parents[1] / "tests"  # model_harness lives there
 
 
 class Lampo:
@@ -29,91 +32,162 @@ class Lampo:
         import lampo
         from lampo import LLM, SamplingParams
 
+        self.model = model
         self.llm = LLM(str(model))
         self.params = SamplingParams
         self.version = lampo.__version__
 
-    def generate(self, prompt: list[int], max_tokens: int) -> dict[str, Any]:
+    def generate(self, prompts: Prompts, max_tokens: int) -> dict[str, Any]:
         params = self.params(temperature=0, max_tokens=max_tokens, ignore_eos=True)
-        output = self.llm.generate([prompt], params)[0]
-        token_ids = list(output.outputs[0].token_ids)
-        ttft = output.metrics.time_to_first_token
-        total = ttft + (output.metrics.time_per_output_token or 0.0) * (len(token_ids) - 1)
-        return {"ttft_s": ttft, "total_s": total, "token_ids": token_ids}
+        start = time.perf_counter()
+        outputs = self.llm.generate(prompts, params)
+        total = time.perf_counter() - start
+        return {
+            "ttft_s": max(output.metrics.time_to_first_token or 0.0 for output in outputs),
+            "total_s": total,
+            "token_ids": [list(output.outputs[0].token_ids) for output in outputs],
+        }
+
+    def logits(self, prompt: list[int]) -> Any:
+        """The model as LLM loads it, without LLM around it, as the tests run it."""
+        import torch
+
+        from lampo.models.registry import load_model
+        from lampo.weights import load_checkpoint
+        from model_harness import Runner
+
+        with load_checkpoint(self.model) as checkpoint:
+            model = load_model(checkpoint, "auto")
+            runner = Runner(model, page_size=64, kv_dtype=torch.bfloat16)
+            return runner.chunks(prompt, 512).float().numpy()
 
 
 class Transformers:
     """A bare greedy loop over the eager model, on weights dequantized from the same GGUF file.
 
-    Faster than `model.generate`, which spends some time on each token outside of the model.
+    Faster than `model.generate`, which spends some time on each token outside of the model. The
+    weights come by lampo's reader, which the tests hold to the gguf package's: transformers' own
+    takes 17 s.
     """
 
     def __init__(self, model: Path, threads: int, dtype: str) -> None:
-        peers = os.environ.get("LAMPO_PEERS")
-        if peers:  # accelerate, which transformers wants for reading GGUF, may be there only
-            sys.path += [str(path) for path in Path(peers).glob("lib/python*/site-packages")]
         import torch
         import transformers
 
-        transformers.utils.logging.disable_progress_bar()
-        transformers.utils.logging.set_verbosity_error()
+        from lampo.weights import load_checkpoint
+        from model_harness import transformers_twin
+
         torch.set_num_threads(threads)
         self.torch, self.transformers = torch, transformers
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(
-            model.parent, gguf_file=model.name, dtype=getattr(torch, dtype)
-        ).eval()
-        packed = [p for p in self.model.parameters() if p.dtype != getattr(torch, dtype)]
-        assert not packed, "transformers kept packed weights: not the dense model we compare with"
+        with load_checkpoint(model) as checkpoint:
+            self.model = transformers_twin(checkpoint).to(getattr(torch, dtype))
         self.version = transformers.__version__
 
-    def generate(self, prompt: list[int], max_tokens: int) -> dict[str, Any]:
+    def generate(self, prompts: Prompts, max_tokens: int) -> dict[str, Any]:
         torch = self.torch
-        token_ids: list[int] = []
+        steps: list[list[int]] = []
         ttft = 0.0
         with torch.inference_mode():
             start = time.perf_counter()
             cache = self.transformers.DynamicCache(config=self.model.config)
-            step = torch.tensor([prompt])
-            while len(token_ids) < max_tokens:
+            step = torch.tensor(prompts)
+            while len(steps) < max_tokens:
                 out = self.model(step, past_key_values=cache, use_cache=True, logits_to_keep=1)
                 step = out.logits[:, -1].argmax(-1, keepdim=True)
-                token_ids.append(int(step))
+                steps.append(step[:, 0].tolist())
                 ttft = ttft or time.perf_counter() - start
             total = time.perf_counter() - start
-        return {"ttft_s": ttft, "total_s": total, "token_ids": token_ids}
+        return {"ttft_s": ttft, "total_s": total, "token_ids": list(zip(*steps, strict=True))}
+
+    def logits(self, prompt: list[int]) -> Any:
+        with self.torch.inference_mode():
+            return self.model(self.torch.tensor([prompt])).logits[0].float().numpy()
 
     def gaps(self, prompt: list[int], continuation: list[int]) -> dict[str, Any]:
         """For each token of a continuation: log-probability of the best token less its own."""
         torch = self.torch
-        with torch.inference_mode():
-            logits = self.model(torch.tensor([prompt + continuation])).logits[0].float()
-            logits = logits[len(prompt) - 1 : -1].log_softmax(-1)
-            chosen = logits.gather(-1, torch.tensor(continuation)[:, None])[:, 0]
-            return {"gaps": (logits.amax(-1) - chosen).tolist()}
+        logits = torch.from_numpy(self.logits(prompt + continuation))
+        logits = logits[len(prompt) - 1 : -1].log_softmax(-1)
+        chosen = logits.gather(-1, torch.tensor(continuation)[:, None])[:, 0]
+        return {"gaps": (logits.amax(-1) - chosen).tolist()}
+
+
+class OpenVINO:
+    """OpenVINO GenAI's LLMPipeline with its defaults: paged attention, an 8-bit cache.
+
+    Its SDPA backend, and a loop of ContinuousBatchingPipeline.step(), were slower in every case.
+    """
+
+    def __init__(self, model: Path, threads: int) -> None:
+        import openvino
+        import openvino_genai
+
+        self.ov, self.genai = openvino, openvino_genai
+        self.model = model
+        self.options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+        self.pipeline = openvino_genai.LLMPipeline(str(model), "CPU", **self.options)
+        self.version = openvino_genai.__version__
+
+    def generate(self, prompts: Prompts, max_tokens: int) -> dict[str, Any]:
+        import numpy as np
+
+        config = self.genai.GenerationConfig()
+        config.max_new_tokens, config.ignore_eos, config.do_sample = max_tokens, True, False
+        ids = np.array(prompts, dtype=np.int64)
+        inputs = self.genai.TokenizedInputs(self.ov.Tensor(ids), self.ov.Tensor(np.ones_like(ids)))
+        start = time.perf_counter()
+        result = self.pipeline.generate(inputs, config)
+        total = time.perf_counter() - start
+        ttft = result.perf_metrics.get_ttft().mean * 1e-3
+        return {"ttft_s": ttft, "total_s": total, "token_ids": [list(t) for t in result.tokens]}
+
+    def logits(self, prompt: list[int]) -> Any:
+        """By the plain runtime, as the pipeline computes logits for last tokens only."""
+        import numpy as np
+
+        model = self.ov.Core().compile_model(self.model / "openvino_model.xml", "CPU", self.options)
+        ids = np.array([prompt], dtype=np.int64)
+        inputs = {
+            "input_ids": ids,
+            "attention_mask": np.ones_like(ids),
+            "position_ids": np.arange(len(prompt), dtype=np.int64)[None],
+            "beam_idx": np.zeros(1, dtype=np.int32),
+        }
+        outputs = model.create_infer_request().infer(inputs)
+        return outputs["logits"][0].astype(np.float32)
 
 
 def start(engine: str, model: Path, threads: int) -> Any:
-    if engine == "lampo":
-        return Lampo(model, threads)
-    dtypes = {"transformers bf16": "bfloat16", "transformers f32": "float32"}
-    return Transformers(model, threads, dtypes[engine])
+    """An object with `version`, `generate` and `logits`, a float32 [len(prompt), vocab_size]."""
+    if engine == "transformers":
+        return Transformers(model, threads, "bfloat16")
+    if engine == "transformers f32":
+        return Transformers(model, threads, "float32")
+    return {"lampo": Lampo, "OpenVINO": OpenVINO}[engine](model, threads)
+
+
+def answer(engine: Any, request: dict[str, Any]) -> dict[str, Any]:
+    prompts = request["prompts"]
+    if "logits_file" in request:
+        logits = engine.logits(prompts[0])
+        logits.tofile(request["logits_file"])
+        return {"rows": len(logits)}
+    if "continuation" in request:
+        return dict(engine.gaps(prompts[0], request["continuation"]))
+    return dict(engine.generate(prompts, request["max_tokens"]))
 
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")  # what libraries print must not mix with the answers
     os.dup2(2, 1)
+    sys.path.append(str(TESTS))
     name, model, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     begin = time.perf_counter()
     engine = start(name, model, threads)
     about = {"engine": name, "version": engine.version, "load_s": time.perf_counter() - begin}
     print(json.dumps({"ready": True, **about}), file=answers, flush=True)
     for line in sys.stdin:
-        request = json.loads(line)
-        if "continuation" in request:
-            answer = engine.gaps(request["prompt"], request["continuation"])
-        else:
-            answer = engine.generate(request["prompt"], request["max_tokens"])
-        print(json.dumps(answer), file=answers, flush=True)
+        print(json.dumps(answer(engine, json.loads(line))), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The peers: one table of what may be installed, and engines that run in processes of their own.
+"""The engines: one table of what may be installed, and how each runs in a process of its own.
 
-torch and transformers come from this environment. `benchmarks/install_peers DIRECTORY` builds
-llama.cpp; LAMPO_PEERS=DIRECTORY tells where. A peer that is missing leaves "-" in a table.
+transformers comes from this environment. `benchmarks/install_peers DIRECTORY` builds llama.cpp and,
+if asked, installs OpenVINO; LAMPO_PEERS=DIRECTORY tells where. `benchmarks/make_models.py` writes
+the default model into DIRECTORY/models in the formats of FORMATS.
 """
 
 from __future__ import annotations
@@ -14,42 +15,85 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
 FOLDER = Path(os.environ["LAMPO_PEERS"]).resolve() if "LAMPO_PEERS" in os.environ else None
-LLAMA_CPP_WORKER = FOLDER / "bin" / "llama_cpp_worker" if FOLDER else None
+WORKER = str(Path(__file__).resolve().with_name("engine_worker.py"))
+OPENVINO_PYTHON = str(FOLDER / "openvino" / "bin" / "python") if FOLDER else ""
+LLAMA_CPP_WORKER = str(FOLDER / "bin" / "llama_cpp_worker") if FOLDER else ""
 
-# What each peer is found by, asked without importing it: an import may start a thread pool.
-PEERS: dict[str, bool] = {
-    "lampo": importlib.util.find_spec("lampo") is not None,
-    "torch": importlib.util.find_spec("torch") is not None,
-    "transformers": importlib.util.find_spec("transformers") is not None,
-    "llama.cpp": LLAMA_CPP_WORKER is not None and LLAMA_CPP_WORKER.exists(),
+# Bits of a weight. GGUF files, and folders of OpenVINO.
+FORMATS = {"Q4_0": 4, "Q4_1": 4, "Q8_0": 8, "BF16": 16, "int4": 4, "int8": 8}
+GGUF = ("Q4_0", "Q4_1", "Q8_0", "BF16")
+
+SETTLE_S = 0.1
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A command that wants MODEL and THREADS after it, the formats that it reads, and where it
+    takes part: with prompts of shortest to longest tokens, maybe only where decoding is timed.
+    """
+
+    command: tuple[str, ...]
+    formats: tuple[str, ...] = GGUF
+    shortest: int = 1
+    longest: int = 1 << 20
+    decode_only: bool = False
+
+    def takes_part(self, prompt_tokens: int, prefill: bool) -> bool:
+        fits = self.shortest <= prompt_tokens <= self.longest
+        return fits and not (prefill and self.decode_only)
+
+
+OURS, ORACLE = "lampo", "transformers f32"
+ENGINES = {
+    OURS: Engine((sys.executable, WORKER, "lampo")),
+    "llama.cpp": Engine((LLAMA_CPP_WORKER, "auto")),
+    # "auto" uses flash attention, which is slower than none when decoding far into a context.
+    "llama.cpp -fa off": Engine((LLAMA_CPP_WORKER, "off"), shortest=1024, decode_only=True),
+    "OpenVINO": Engine((OPENVINO_PYTHON, WORKER, "OpenVINO"), ("int4", "int8")),
+    "transformers": Engine((sys.executable, WORKER, "transformers"), ("BF16",), longest=2048),
+    ORACLE: Engine((sys.executable, WORKER, ORACLE)),
 }
 
 
-def worker_command(engine: str, model: Path, threads: int, context_tokens: int) -> list[str]:
-    """How to start an engine: "lampo", "llama.cpp", "transformers bf16" or "transformers f32"."""
-    if engine == "llama.cpp":
-        return [str(LLAMA_CPP_WORKER), str(model), str(threads), str(context_tokens)]
-    script = str(HERE / "engine_worker.py")
-    return [sys.executable, script, engine, str(model), str(threads), str(context_tokens)]
+def installed(engine: str) -> bool:
+    """Asked without importing: an import may start a thread pool."""
+    program = ENGINES[engine].command[0]
+    if program == sys.executable:
+        return importlib.util.find_spec(engine.split()[0]) is not None
+    return Path(program).is_file()
+
+
+def model_path(weight_format: str) -> Path | None:
+    """Where the default model is in that format; None if it is not there."""
+    if weight_format == "Q4_1":
+        from lampo.weights import resolve_model
+
+        return resolve_model(None)
+    name = f"{weight_format}.gguf" if weight_format in GGUF else weight_format
+    path = FOLDER / "models" / name if FOLDER else None
+    return path if path and path.exists() else None
 
 
 class Worker:
-    """One engine in its own long-lived process: a JSON line in, a JSON line out.
+    """One engine on one model in its own long-lived process: a JSON line in, a JSON line out.
 
     Processes keep the thread pools apart: while one engine works, the others are asleep on a pipe.
     """
 
-    def __init__(self, engine: str, model: Path, threads: int, context_tokens: int) -> None:
-        self.engine = engine
+    def __init__(self, engine: str, weight_format: str, threads: int) -> None:
+        model = model_path(weight_format)
+        assert model is not None
+        self.engine, self.weight_format, self.model = engine, weight_format, model
+        self.name = f"{engine} {weight_format}"
         environment = dict(os.environ)
         environment["OMP_NUM_THREADS"] = environment["LAMPO_NUM_THREADS"] = str(threads)
         environment["HF_HUB_OFFLINE"] = environment["TQDM_DISABLE"] = "1"
-        command = worker_command(engine, model, threads, context_tokens)
+        command = [*ENGINES[engine].command, str(model), str(threads)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -65,12 +109,23 @@ class Worker:
         self._process.stdin.flush()
         return self._read()
 
-    def generate(self, prompt: list[int], max_tokens: int) -> dict[str, Any]:
-        """Greedy tokens, end-of-text ignored: {"ttft_s", "total_s", "token_ids"}."""
-        answer = self.ask({"prompt": prompt, "max_tokens": max_tokens})
-        if len(answer["token_ids"]) != max_tokens:
-            raise RuntimeError(f"{self.engine}: {len(answer['token_ids'])} of {max_tokens} tokens")
+    def generate(
+        self, prompts: list[list[int]], max_tokens: int, reuse: bool = False
+    ) -> dict[str, Any]:
+        """Greedy tokens, end-of-text ignored: {"ttft_s", "total_s", "token_ids"}.
+
+        ttft_s: seconds until all prompts have their first token. reuse: the engine may start from
+        the cache of the request before, if that had the same prompts.
+        """
+        answer = self.ask({"prompts": prompts, "max_tokens": max_tokens, "reuse": reuse})
+        counts = {len(token_ids) for token_ids in answer["token_ids"]}
+        if len(answer["token_ids"]) != len(prompts) or counts != {max_tokens}:
+            raise RuntimeError(f"{self.name}: {counts} tokens instead of {max_tokens}")
         return answer
+
+    def write_logits(self, prompt: list[int], path: Path) -> None:
+        """Writes the logits after each token: raw float32 [len(prompt), vocab_size]."""
+        self.ask({"prompts": [prompt], "logits_file": str(path)})
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -85,25 +140,52 @@ class Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.engine}: its process ended, see its message above")
+            raise RuntimeError(f"{self.name}: its process ended, see its message above")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
 
+def start_workers(
+    engines: list[str], formats: list[str], threads: int, report: Any
+) -> list[Worker]:
+    """A worker for each engine and each format that it reads; what is missing gets a note."""
+    workers: list[Worker] = []
+    for engine in engines:
+        if not installed(engine):
+            report.note(f"{engine} is not installed")
+            continue
+        for weight_format in formats:
+            if weight_format not in ENGINES[engine].formats:
+                continue
+            if model_path(weight_format) is None:
+                report.note(f"no {weight_format} model for {engine}: see make_models.py")
+                continue
+            try:
+                workers.append(Worker(engine, weight_format, threads))
+            except RuntimeError:
+                for worker in workers:
+                    worker.close()
+                raise
+        if workers and workers[-1].engine == engine:
+            report.version(engine, workers[-1].about["version"])
+    return workers
+
+
 def take_turns(
-    workers: list[Worker], request: Callable[[Worker], Any], rounds: int, settle_s: float = 0.1
+    workers: list[Worker], request: Callable[[Worker, int], Any], rounds: int
 ) -> dict[str, list[Any]]:
     """Asks each worker once per round, A B C then C B A, after a rest in which threads go to sleep.
 
-    Answer i of each engine belongs together. The first round of each is a warm-up and left out.
+    request: gets the worker and the number of the round. Answer i of each engine belongs together.
+    The first round of each is a warm-up and left out.
     """
-    answers: dict[str, list[Any]] = {worker.engine: [] for worker in workers}
+    answers: dict[str, list[Any]] = {worker.name: [] for worker in workers}
     for turn in range(rounds + 1):
         for worker in workers if turn % 2 == 0 else reversed(workers):
-            time.sleep(settle_s)
-            answer = request(worker)
+            time.sleep(SETTLE_S)
+            answer = request(worker, turn)
             if turn:
-                answers[worker.engine].append(answer)
+                answers[worker.name].append(answer)
     return answers
 
 

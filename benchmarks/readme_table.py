@@ -1,8 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Write the results that README.md quotes as tables, between its two `results` comments.
+"""Write results as tables into the documents that quote them.
 
-python benchmarks/readme_table.py
+A document has "<!-- results: NAME NAME -->" and, further down, "<!-- /results -->"; between the two
+go the tables of benchmarks/results/NAME.json, of those that exist.
+
+python benchmarks/readme_table.py            # --check: only say whether a document is out of date
 """
 
 from __future__ import annotations
@@ -15,17 +18,17 @@ from typing import Any
 import results
 
 RESULTS = results.ROOT / "benchmarks" / "results"
-QUOTED = ("decode", "sample")  # the others are in the folder for who wants more
-README = results.ROOT / "README.md"
-BLOCK = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- /results -->)", re.DOTALL)
+DOCUMENTS = ("README.md", "docs/performance.md")
+BLOCK = re.compile(r"(<!-- results: (.*?) -->\n).*?(?=<!-- /results -->)", re.DOTALL)
 
 
 def table(document: dict[str, Any]) -> str:
     columns = document["columns"]
     hardware = document["hardware"]
     where = hardware.get("gpu", hardware["cpu"])
+    threads = f"{document['threads']} thread{'s' if document['threads'] != 1 else ''}"
     lines = [
-        f"`{document['command']}`: {where}, {document['threads']} threads, {document['date'][:10]}",
+        f"`{document['command']}`: {where}, {threads}, {document['date'][:10]}",
         "",
         "| " + " | ".join(columns) + " |",
         "|" + "---|" * len(columns),
@@ -35,20 +38,29 @@ def table(document: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def tables(names: list[str]) -> str:
+    paths = [RESULTS / f"{name}.json" for name in names]
+    return "\n".join(table(json.loads(path.read_text())) for path in paths if path.exists())
+
+
+def filled(text: str) -> str:
+    """The document with each block's tables as the result files have them."""
+    return BLOCK.sub(lambda block: block[1] + tables(block[2].split()), text)
+
+
 def main() -> int:
-    paths = [RESULTS / f"{name}.json" for name in QUOTED]
-    documents = [json.loads(path.read_text()) for path in paths if path.exists()]
-    if not documents:
-        print("readme_table: no results: run a benchmark with --json benchmarks/results/NAME.json")
-        return 0
-    tables = "\n".join(table(document) for document in documents)
-    before = README.read_text()
-    after = BLOCK.sub(lambda _: tables, before, count=1)
-    if "--check" in sys.argv[1:]:
+    outdated = []
+    for name in DOCUMENTS:
+        path = results.ROOT / name
+        before = path.read_text()
+        after = filled(before)
         if before != after:
-            print("readme_table: README.md's numbers are not those of benchmarks/results/")
-        return int(before != after)
-    README.write_text(after)
+            outdated.append(name)
+            if "--check" not in sys.argv[1:]:
+                path.write_text(after)
+    if "--check" in sys.argv[1:] and outdated:
+        print(f"readme_table: not the numbers of benchmarks/results/: {', '.join(outdated)}")
+        return 1
     return 0
 
 

@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -104,7 +105,7 @@ def command() -> str:
     """The command line to repeat the run, without the directories of this machine."""
     words = [f"benchmarks/{Path(sys.argv[0]).name}"]
     words += [Path(word).name if os.path.isabs(word) else word for word in sys.argv[1:]]
-    return "python " + " ".join(words)
+    return "python " + shlex.join(words)
 
 
 def load() -> str:

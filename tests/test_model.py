@@ -162,8 +162,7 @@ def test_smollm2_packed_weights_lose_little(smollm2):
 
 
 MEMORY = """
-import numpy, tokenizers, torch
-import lampo.llm
+import torch
 
 def kilobytes(field):
     for line in open("/proc/self/status"):
@@ -171,14 +170,20 @@ def kilobytes(field):
             return int(line.split()[1])
 
 before = kilobytes("VmRSS")
-llm = lampo.llm.LLM()
-print((kilobytes("VmHWM") - before) * 1024 / llm.path.stat().st_size)
+from lampo import LLM, SamplingParams
+llm = LLM()
+params = SamplingParams(max_tokens=128, ignore_eos=True)
+(output,) = llm.generate("Once upon a time", params)
+assert len(output.outputs[0].token_ids) == 128
+print((kilobytes("VmHWM") - before) * 1024 - llm.path.stat().st_size)
 """
 
 
 @pytest.mark.model
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_smollm2_loads_within_little_more_than_its_size(smollm2):
+@pytest.mark.usefixtures("smollm2")
+def test_smollm2_generates_within_little_more_than_its_size():
+    """Peak memory beyond Python and torch: the file, and 120 MB; measured: 56 MB."""
     command = [sys.executable, "-c", MEMORY]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert float(result.stdout) < 1.6
+    assert int(result.stdout) < 120_000_000

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import sys
-
-from lampo.cli.main import main
+from lampo.cli.main import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -12,7 +12,7 @@ five times as long. Control tokens get their id under their sentinel, so no text
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tokenizers import AddedToken, decoders, models, normalizers
@@ -124,22 +124,43 @@ def _byte_level(metadata: Mapping[str, Any], vocab: dict[str, int], pre: object)
             f"tokenizer.ggml.pre: {pre!r} is not supported, "
             f"expected one of {', '.join(sorted(PRE_TOKENIZERS))}"
         )
-    pairs: list[Any] = [
-        tuple(line.split(" ", 1)) for line in _strings(metadata, "tokenizer.ggml.merges")
-    ]
-    bad = next((i for i, pair in enumerate(pairs) if len(pair) != 2), None)
+    lines = _strings(metadata, "tokenizer.ggml.merges")
+    bad = next((i for i, line in enumerate(lines) if " " not in line), None)
     if bad is not None:
         raise ValueError(
-            f"tokenizer.ggml.merges[{bad}]: {pairs[bad][0]!r} is not two tokens and a space"
+            f"tokenizer.ggml.merges[{bad}]: {lines[bad]!r} is not two tokens and a space"
         )
+    merges: Any = _Pairs(lines)
     try:
-        bpe = models.BPE(vocab=vocab, merges=pairs, ignore_merges=pre in WHOLE_WORDS)
+        bpe = models.BPE(vocab=vocab, merges=merges, ignore_merges=pre in WHOLE_WORDS)
     except Exception as error:  # the library raises plain Exception
         raise ValueError(f"tokenizer.ggml.merges: {error}") from None
     backend = Backend(bpe)
     backend.pre_tokenizer = make_pre_tokenizer(pre)
     backend.decoder = decoders.ByteLevel()
     return backend
+
+
+class _Pairs(Sequence[tuple[str, str]]):
+    """Lines of two tokens and a space, as pairs that live one at a time.
+
+    A list of 50,000 tuples sets the garbage collector off, which takes longer than all the rest.
+    """
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        self._lines = lines
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        for line in self._lines:
+            left, _, right = line.partition(" ")
+            yield left, right
+
+    def __getitem__(self, index: Any) -> Any:
+        left, _, right = self._lines[index].partition(" ")
+        return left, right
 
 
 def _sentencepiece(
@@ -192,7 +213,7 @@ def _vocabulary(
     tokens: Sequence[str], special: Mapping[str, int], sentinels: Mapping[str, str]
 ) -> dict[str, int]:
     """One name per id, all different: the library counts on ids without gaps."""
-    vocab = {text: i for i, text in enumerate(tokens)}
+    vocab = dict(zip(tokens, range(len(tokens)), strict=True))
     if len(vocab) != len(tokens):
         seen: dict[str, int] = {}
         vocab = {}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -19,16 +20,22 @@ if TYPE_CHECKING:
 
 def open_llm(options: ModelOptions, quiet: bool) -> LLM:
     """Fetches the model if it is not here, and loads it. Raises: as `LLM`."""
+    from lampo.weights.read_ahead import read_ahead
+
     path = fetch(options.model, FetchBar(quiet))
+    read_ahead(path)
     from lampo.llm import LLM
 
-    return LLM(
+    llm = LLM(
         path,
         dtype=options.dtype,
         kv_cache_dtype=options.kv_cache_dtype,
         max_model_len=options.max_model_len,
         max_num_seqs=8,
     )
+    gc.freeze()  # it and torch stay to the end, so no collection need go through them
+    gc.enable()
+    return llm
 
 
 @dataclass
