@@ -93,7 +93,7 @@ def rounded_to_16_bits(q: torch.Tensor, cache_dtype: torch.dtype) -> torch.Tenso
     """The queries as kernels take them that multiply pairs of 16-bit numbers (vec/pairs.h)."""
     if cache_dtype != torch.int8:
         return q.bfloat16()
-    scale = q.double().abs().amax(-1, keepdim=True) / 32767
+    scale = q.double().abs().amax(-1, keepdim=True).clamp_min(1e-30) / 32767
     return (q.double() / scale).round() * scale
 
 
@@ -182,6 +182,8 @@ def test_cache_dtypes(isa, generator, dtype, cache_dtype, with_scales, heads):
     "options",
     [
         {"softmax_scale": 0.3},
+        {"softmax_scale": -0.3},
+        {"softmax_scale": 0.0},
         {"causal": False},
         {"sliding_window": 1},
         {"sliding_window": 70},
@@ -306,15 +308,25 @@ def test_offsets_beyond_32_bits(isa, generator, dtype):
     check_sequences(q, pages, [1], out, lse)
 
 
-def test_nan_in_a_query_reaches_only_its_row(isa, generator):
-    pages = paging.build([40], 1, 32, 16, torch.float32, generator)
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_nan_in_a_query_reaches_only_its_row(isa, generator, cache_dtype, value):
+    pages = paging.build([40], 1, 32, 16, cache_dtype, generator)
     q = random_q(40, Heads(2, 1, 32), torch.float32, generator)
     clean, _ = attend(q, pages, [40])
-    q[17, 1, 3] = torch.nan
+    q[17, 1, 3] = value
     out, lse = attend(q, pages, [40])
     assert bool(out[17, 1].isnan().all()) and bool(lse[17, 1].isnan())
     out[17, 1] = clean[17, 1]
     assert torch.equal(out, clean)
+
+
+def test_zero_query_weighs_all_keys_alike(isa, generator):
+    for cache_dtype, with_scales in CACHES:
+        pages = paging.build([50], 1, 32, 16, cache_dtype, generator, with_scales=with_scales)
+        q = torch.zeros(1, 2, 32)
+        out, lse = attend(q, pages, [1])
+        check_sequences(q, pages, [1], out, lse)
 
 
 def test_huge_scores(isa):

@@ -12,7 +12,7 @@
 // rows are folded and written.
 //
 // Example: decode, 8 KV heads of 4 query heads, 500 tokens, 3 threads: 8 query tiles of 4 rows with
-// 4 splits each, 10 2/3 splits a thread; the third and the sixth straddle.
+// 2 splits each, 5 1/3 splits a thread; the third and the sixth straddle.
 #pragma once
 
 #include "cpu/team.h"
@@ -21,10 +21,8 @@
 namespace lampo::cpu {
 
 inline constexpr int kKeyTile = 64;
-inline constexpr int kSplit = 128;
-inline constexpr int kMaxRows = 48;
-/// Rows that registers hold at a time, see matmul_block.h.
-inline constexpr int kMaxBlockRows = 6;
+inline constexpr int kSplit = 256;
+inline constexpr int kMaxRows = 96;
 /// Larger tiles stay with one thread, whose states fit its cache, while those stored would not.
 inline constexpr int kMaxStraddlingRows = 16;
 /// What a key tile costs beside its rows: its bytes and its transposition, in rows.
@@ -42,7 +40,7 @@ static inline int64_t padded_head_dim(int64_t head_dim) { return round_up(head_d
 /// Floats that one thread works in: see Scratch in key_tile.h.
 static inline int64_t scratch_floats(int64_t head_dim) {
   const int64_t width = padded_head_dim(head_dim);
-  return width * (2 * kKeyTile + 3 * kMaxRows + kMaxBlockRows) + kMaxRows * (kKeyTile + 16 + 4);
+  return width * (2 * kKeyTile + 3 * kMaxRows) + kMaxRows * (kKeyTile + 16 + 7);
 }
 
 /// A stored state: the accumulator, the maximum, the sum.
@@ -64,6 +62,11 @@ static inline int64_t attention_workspace_bytes(int num_threads, int64_t group_s
 
 struct KeyRange {
   int64_t begin, end;
+};
+
+/// What a sum of products goes over.
+struct Depth {
+  int begin, end;
 };
 
 /// The keys that the token at `position` sees; empty where begin >= end.

@@ -80,9 +80,14 @@ class FloatTile {
   }
 
   /// Adds the key tile at `start`, of which any row sees `seen`, to the rows' states; asks for the
-  /// rows of the tile that comes next, unless that is null.
+  /// rows of the tile that comes next, unless that is null. first: of a split, acc is 0 whatever it
+  /// holds.
   void run(const QueryTile& tile, int64_t start, const KeyRange& seen, const TileRows& keys,
-           const TileRows* next) {
+           const TileRows* next, bool first) {
+    if (first) {
+      const int64_t size = tile.num_rows() * width_;
+      for (int64_t i = 0; i < size; i += F32::kWidth) store(s_.acc + i, F32());
+    }
     Prefetcher prefetcher;
     if (next != nullptr) {
       prefetcher.row = next->k;
@@ -122,7 +127,7 @@ class FloatTile {
         kWidth;
     if (rows <= kMaxBlockRows) {
       // One pass over kt: in two parts where all of it would push other things out of L1.
-      const RowView block = view_of_rows(p, tile, start, 0, rows - 1);
+      const RowView block = view_of(p, tile, start, s_.position[0], s_.position[rows - 1]);
       const int step =
           (p.head_dim * kKeyTile > kSinglePassKtFloats ? kKeyTile / 2 : kKeyTile) / kWidth;
       for (int part = 0; part < kKeyTile / kWidth; part += step) {
@@ -161,13 +166,13 @@ class FloatTile {
     };
     for (int row = 0; row < rows; row += kMaxBlockRows) {
       const int count = rows - row < kMaxBlockRows ? rows - row : kMaxBlockRows;
-      const RowView block = view_of_rows(p, tile, start, row, row + count - 1);
+      const RowView block = view_of(p, tile, start, s_.position[row], s_.position[row + count - 1]);
       if (block.begin >= block.end) continue;
       if (rows > kMaxBlockRows) score(row, count, block, 0, kKeyTile, prefetcher);
       float* scores = s_.scores + row * kKeyTile;
       float* acc = s_.acc + row * width_;
       for (int r = 0; r < count; ++r) {
-        RowView view = view_of_rows(p, tile, start, row + r, row + r);
+        RowView view = view_of(p, tile, start, s_.position[row + r], s_.position[row + r]);
         view.first = block.first;
         view.last = block.last;
         update_state(scores + r * kKeyTile, view, rule, s_.m + row + r, s_.l + (row + r) * 16,

@@ -64,12 +64,10 @@ static inline void find_rows(const PagedAttentionParams& p, const QueryTile& til
   }
 }
 
-/// The part of the key tile at `start` that the rows [row_first, row_last] of a query tile see.
-static inline RowView view_of_rows(const PagedAttentionParams& p, const QueryTile& tile,
-                                   int64_t start, int row_first, int row_last) {
-  const int64_t group_size = p.num_qo_heads / p.num_kv_heads;
-  const int64_t first = tile.first_position + (tile.row_begin + row_first) / group_size;
-  const int64_t last = tile.first_position + (tile.row_begin + row_last) / group_size;
+/// The part of the key tile at `start` that rows see whose tokens are at the positions [first,
+/// last].
+static inline RowView view_of(const PagedAttentionParams& p, const QueryTile& tile, int64_t start,
+                              int64_t first, int64_t last) {
   const KeyRange a = visible_keys(p, first, tile.seq_len);
   const KeyRange b = visible_keys(p, last, tile.seq_len);
   RowView view;
@@ -82,18 +80,19 @@ static inline RowView view_of_rows(const PagedAttentionParams& p, const QueryTil
 
 /// One thread's part of the workspace; width is padded_head_dim(head_dim).
 struct Scratch {
-  float* q;        // [kMaxRows, width]
-  float* kt;       // [width, kKeyTile]
-  float* v;        // [kKeyTile, width]
-  float* acc;      // [kMaxRows, width], of the split
-  float* run_acc;  // [kMaxRows, width], of the splits so far
-  float* sums;     // [kMaxBlockRows, width]
-  float* scores;   // [kMaxRows, kKeyTile]
-  float* l;        // [kMaxRows, 16]
-  float* m;        // [kMaxRows]
-  float* q_scale;  // [kMaxRows]
-  float* run_m;    // [kMaxRows]
-  float* run_l;    // [kMaxRows]
+  float* q;           // [kMaxRows, width]
+  float* kt;          // [width, kKeyTile]
+  float* v;           // [kKeyTile, width]
+  float* acc;         // [kMaxRows, width], of the split
+  float* run_acc;     // [kMaxRows, width], of the splits so far
+  float* scores;      // [kMaxRows, kKeyTile]
+  float* l;           // [kMaxRows, 16]
+  float* m;           // [kMaxRows]
+  float* q_scale;     // [kMaxRows]
+  float* factor;      // [kMaxRows]
+  float* run_m;       // [kMaxRows]
+  float* run_l;       // [kMaxRows]
+  int64_t* position;  // [kMaxRows], of a row's token in its sequence
 
   Scratch(float* at, int64_t head_dim) {
     const int64_t width = padded_head_dim(head_dim);
@@ -107,13 +106,14 @@ struct Scratch {
     v = take(kKeyTile * width);
     acc = take(kMaxRows * width);
     run_acc = take(kMaxRows * width);
-    sums = take(kMaxBlockRows * width);
     scores = take(kMaxRows * kKeyTile);
     l = take(kMaxRows * 16);
     m = take(kMaxRows);
     q_scale = take(kMaxRows);
+    factor = take(kMaxRows);
     run_m = take(kMaxRows);
     run_l = take(kMaxRows);
+    position = reinterpret_cast<int64_t*>(take(kMaxRows * 2));
   }
 };
 

@@ -13,6 +13,7 @@
 
 namespace lampo::cpu::LAMPO_ISA {
 
+static constexpr int kMaxBlockRows = 6;
 static constexpr int kMaxBlockVectors = F32::kWidth == 16 ? 4 : 2;
 
 /// Rows of B at equal distances.
@@ -30,10 +31,6 @@ struct PointerRows {
   const char* const* rows;
   const T* operator()(int k) const { return reinterpret_cast<const T*>(rows[k]); }
   static F32 add(F32 a, F32 b, F32 c) { return fma(a, b, c); }
-};
-
-struct Depth {
-  int begin, end;
 };
 
 /// Cache lines that will be needed soon: `bytes` of each of the rows [row, end).

@@ -11,12 +11,11 @@
 //   - few rows: lanes are those chains for two keys, added up by shuffles; V is zipped in
 //   registers,
 //     so that one pass over the cache serves all rows;
-//   - many rows: K is transposed and V zipped into the scratch, lanes are keys, then columns.
+//   - many rows: K is transposed and V zipped into the scratch; lanes are keys, then columns.
 // Either way an element is the same sums in the same order, so the results are the same bits.
 #pragma once
 
 #include "cpu/key_tile.h"
-#include "cpu/matmul_block.h"
 #include "cpu/online_softmax.h"
 #include "cpu/vec/pairs.h"
 
@@ -27,7 +26,6 @@ static constexpr int kFewRows = 8;
 /// So many at a time.
 static constexpr int kMostRows = 6;
 static constexpr int kTileVectors = kKeyTile / F32::kWidth;
-static constexpr int kPairsPerTile = kKeyTile / 2;
 static constexpr float kLog2E = 1.44269504089f;
 
 /// Calls fn.template operator()<n>() for 1 <= n <= kMostRows.
@@ -166,45 +164,86 @@ template <class T, int kRows, int kVectors>
 __attribute__((noinline)) static void score_block(const float* q, int64_t stride_q, const float* kt,
                                                   int steps, float* scores) {
   using P = Pairs<T>;
-  F32 totals[kRows][kVectors];
-  for (int chain = 0; chain < 8; ++chain, ++q) {
-    F32 sums[kRows][kVectors];
+  using Sums = F32[kRows][kVectors];
+  const auto add_chain = [&](Sums& sums) {
+#pragma GCC unroll 4
     for (int step = 0; step < steps; ++step, kt += kKeyTile) {
       F32 values[kVectors];
-#pragma GCC unroll 4
+#pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) values[v] = in_register(load(kt + v * F32::kWidth));
-#pragma GCC unroll 3
+#pragma GCC unroll 6
       for (int r = 0; r < kRows; ++r) {
         const F32 factor(q[r * stride_q + 8 * step]);
-#pragma GCC unroll 4
+#pragma GCC unroll 2
         for (int v = 0; v < kVectors; ++v) sums[r][v] = P::dot(factor, values[v], sums[r][v]);
       }
     }
-#pragma GCC unroll 3
+    ++q;
+  };
+  Sums totals;
+  add_chain(totals);
+  for (int chain = 1; chain < 8; ++chain) {
+    Sums sums;
+    add_chain(sums);
+#pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        totals[r][v] = chain == 0 ? sums[r][v] : P::plus(totals[r][v], sums[r][v]);
-      }
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) totals[r][v] = P::plus(totals[r][v], sums[r][v]);
     }
   }
-#pragma GCC unroll 3
+#pragma GCC unroll 6
   for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
+#pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
       store(scores + r * kKeyTile + v * F32::kWidth, totals[r][v]);
     }
   }
 }
 
-/// Products of pairs, for multiply().
-template <class T>
-struct PairRows {
-  const float* base;
-  int64_t stride;
-  const float* operator()(int k) const { return base + k * stride; }
-  static F32 add(F32 a, F32 b, F32 c) { return Pairs<T>::dot(a, b, c); }
-};
+/// As add_values, for kVectors of the columns of v [32 pairs, width], of zipped values; fresh: acc
+/// is 0, whatever it holds.
+template <class T, int kRows, int kVectors>
+__attribute__((noinline)) static void add_block(const float* v, int64_t width, Depth pairs,
+                                                const float* weights, const Step* steps, bool fresh,
+                                                float* acc) {
+  using P = Pairs<T>;
+  F32 sums[kRows][kVectors];
+  if (!P::kInteger && !fresh) {
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kVectors; ++i) {
+        sums[r][i] = load(acc + r * width + i * F32::kWidth) * F32(steps[r].keep);
+      }
+    }
+  }
+  for (int k = pairs.begin; k < pairs.end; ++k) {
+    F32 columns[kVectors];
+#pragma GCC unroll 4
+    for (int i = 0; i < kVectors; ++i) {
+      columns[i] = in_register(load(v + k * width + i * F32::kWidth));
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r) {
+      const F32 weight(weights[r * kKeyTile + k]);
+#pragma GCC unroll 4
+      for (int i = 0; i < kVectors; ++i) sums[r][i] = P::dot(weight, columns[i], sums[r][i]);
+    }
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kVectors; ++i) {
+      float* to = acc + r * width + i * F32::kWidth;
+      if constexpr (P::kInteger) {
+        const F32 kept = fresh ? F32() : load(to) * F32(steps[r].keep);
+        store(to, fma(P::to_float(sums[r][i]), F32(steps[r].weight), kept));
+      } else {
+        store(to, sums[r][i]);
+      }
+    }
+  }
+}
 
 template <class T>
 class PairTile {
@@ -222,18 +261,21 @@ class PairTile {
 
   template <class Q>
   void load_query(int row, const Q* q) {
-    s_.q_scale[row] = P::store_query(s_.q + row * width_, q, p.head_dim, width_);
+    const float scale = P::store_query(s_.q + row * width_, q, p.head_dim, width_);
+    s_.q_scale[row] = scale;
+    s_.factor[row] = factor_of(scale);
   }
 
   void run(const QueryTile& tile, int64_t start, const KeyRange&, const TileRows& keys,
-           const TileRows* next) {
+           const TileRows* next, bool first) {
     const int rows = static_cast<int>(tile.num_rows());
-    const RowView seen = view_of_rows(p, tile, start, 0, rows - 1);
-    if (seen.begin >= seen.end) return;
+    const RowView seen = view_of(p, tile, start, s_.position[0], s_.position[rows - 1]);
     if (rows <= kFewRows) {
+      if (first) clear(0, rows);
+      if (seen.begin >= seen.end) return;
       run_few(tile, start, seen, rows, keys, next != nullptr ? *next : keys);
     } else {
-      run_many(tile, start, seen, rows, keys);
+      run_many(tile, start, seen, rows, keys, first);
     }
   }
 
@@ -273,7 +315,7 @@ class PairTile {
   }
 
   void run_many(const QueryTile& tile, int64_t start, const RowView& seen, int rows,
-                const TileRows& keys) {
+                const TileRows& keys, bool first) {
     for (int v = seen.first; v < seen.last; ++v) {
       transpose(keys.k + v * kWidth, s_.kt + v * kWidth);
     }
@@ -281,35 +323,33 @@ class PairTile {
     for (int k = pairs.begin; k < pairs.end; ++k) {
       zip_values(keys.v[2 * k], keys.v[2 * k + 1], s_.v + k * width_);
     }
-    Prefetcher none;
-    for (int row = 0; row < rows; row += kMaxBlockRows) {
-      const int count = rows - row < kMaxBlockRows ? rows - row : kMaxBlockRows;
-      const RowView block = view_of_rows(p, tile, start, row, row + count - 1);
-      if (block.begin >= block.end) continue;
-      float* scores = s_.scores + row * kKeyTile;
-      score_rows(row, count, block);
-      Step steps[kMaxBlockRows];
-      update_rows(tile, start, row, count, keys, steps);
-      float* acc = s_.acc + row * width_;
-      const int vectors = static_cast<int>(width_ / kWidth);
-      const PairRows<T> values{s_.v, width_};
-      if constexpr (P::kInteger) {
-        multiply(count, scores, kKeyTile, values, pairs_of(block), vectors, s_.sums, width_, false,
-                 none);
-        for (int r = 0; r < count; ++r) {
-          for (int64_t i = r * width_; i < (r + 1) * width_; i += kWidth) {
-            const F32 kept = load(acc + i) * F32(steps[r].keep);
-            store(acc + i, fma(P::to_float(load(s_.sums + i)), F32(steps[r].weight), kept));
-          }
-        }
-      } else {
-        for (int r = 0; r < count; ++r) {
-          if (steps[r].keep != 1.0f) scale_floats(acc + r * width_, F32(steps[r].keep), width_);
-        }
-        multiply(count, scores, kKeyTile, values, pairs_of(block), vectors, acc, width_, true,
-                 none);
+    for (int row = 0; row < rows; row += kMostRows) {
+      const int count = rows - row < kMostRows ? rows - row : kMostRows;
+      const RowView block = view_of(p, tile, start, s_.position[row], s_.position[row + count - 1]);
+      if (block.begin >= block.end) {
+        if (first) clear(row, count);
+        continue;
       }
+      score_rows(row, count, block);
+      Step steps[kMostRows];
+      update_rows(tile, start, row, count, keys, steps);
+      with_rows(count, [&]<int kRows>() {
+        float* acc = s_.acc + row * width_;
+        const Depth seen_pairs = pairs_of(block);
+        int64_t i = 0;
+        for (; i + 4 * kWidth <= width_; i += 4 * kWidth) {
+          add_block<T, kRows, 4>(s_.v + i, width_, seen_pairs, s_.scores, steps, first, acc + i);
+        }
+        for (; i < width_; i += 2 * kWidth) {
+          add_block<T, kRows, 2>(s_.v + i, width_, seen_pairs, s_.scores, steps, first, acc + i);
+        }
+      });
     }
+  }
+
+  void clear(int row, int count) const {
+    float* acc = s_.acc + row * width_;
+    for (int64_t i = 0; i < count * width_; i += kWidth) store(acc + i, F32());
   }
 
   static Depth pairs_of(const RowView& view) { return {view.begin / 2, (view.end + 1) / 2}; }
@@ -318,19 +358,16 @@ class PairTile {
   int steps() const { return static_cast<int>((bytes_ + 31) / 32) * P::kPerUnit; }
 
   void score_rows(int row, int count, const RowView& block) const {
-    const auto run = [&]<int kRows, int kVectors>(int at, int v) {
-      score_block<T, kRows, kVectors>(s_.q + (row + at) * width_, width_, s_.kt + v * kWidth,
-                                      steps(), s_.scores + (row + at) * kKeyTile + v * kWidth);
-    };
-    const auto run_rows = [&]<int kRows>(int at) {
+    with_rows(count, [&]<int kRows>() {
       int v = block.first;
-      for (; v + 4 <= block.last; v += 4) run.template operator()<kRows, 4>(at, v);
-      for (; v + 2 <= block.last; v += 2) run.template operator()<kRows, 2>(at, v);
-      for (; v < block.last; ++v) run.template operator()<kRows, 1>(at, v);
-    };
-    int at = 0;
-    for (; at + 3 <= count; at += 3) run_rows.template operator()<3>(at);
-    for (; at < count; ++at) run_rows.template operator()<1>(at);
+      const auto run = [&]<int kVectors>() {
+        score_block<T, kRows, kVectors>(s_.q + row * width_, width_, s_.kt + v * kWidth, steps(),
+                                        s_.scores + v * kWidth);
+        v += kVectors;
+      };
+      while (v + 2 <= block.last) run.template operator()<2>();
+      if (v < block.last) run.template operator()<1>();
+    });
   }
 
   void transpose(const char* const* rows, float* kt) const {
@@ -358,57 +395,80 @@ class PairTile {
     }
   }
 
-  /// From the products of some rows with a key tile to weights as pairs; updates m and l.
+  /// From the products of some rows with a key tile, s_.scores, to weights as pairs; updates m, l.
+  /// Maxima first, for all rows: their exponentials then take one vector, and none waits for its
+  /// own row alone.
   void update_rows(const QueryTile& tile, int64_t start, int row, int count, const TileRows& keys,
                    Step* steps) const {
-    const RowView first = view_of_rows(p, tile, start, row, row);
-    const RowView last = view_of_rows(p, tile, start, row + count - 1, row + count - 1);
+    const int64_t* position = s_.position + row;
+    const RowView first = view_of(p, tile, start, position[0], position[0]);
+    const RowView last = view_of(p, tile, start, position[count - 1], position[count - 1]);
     const bool masked = last.begin > 0 || first.end < kKeyTile;
-    for (int r = row; r < row + count; ++r) {
-      const RowView view = masked ? view_of_rows(p, tile, start, r, r) : first;
-      steps[r - row] = update_row(s_.scores + r * kKeyTile, masked ? &view : nullptr, keys,
-                                  s_.q_scale[r] * p.softmax_scale, s_.m + r, s_.l + r * kWidth);
+    const bool plain = p.k_scale == nullptr && p.soft_cap == 0.0f && p.softmax_scale > 0.0f;
+    alignas(64) float maxima[kWidth], shifts[kWidth], keeps[kWidth];
+    for (int r = 0; r < count; ++r) {
+      float* scores = s_.scores + r * kKeyTile;
+      F32 x[kTileVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kTileVectors; ++v) x[v] = P::to_float(load(scores + v * kWidth));
+      if (!plain) transform(x, keys, s_.q_scale[row + r]);
+      if (masked) hide(x, view_of(p, tile, start, position[r], position[r]));
+      if (P::kInteger || masked || !plain) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kTileVectors; ++v) store(scores + v * kWidth, x[v]);
+      }
+      maxima[r] = reduce_max(max(max(x[0], x[1]), max(x[2], x[3])));
+    }
+    const F32 factors = load_n(s_.factor + row, count);
+    const F32 old_m = load_n(s_.m + row, count);
+    // In this order NaN, which a maximum of scores may or may not be, leaves m alone.
+    const F32 new_m = max(load_n(maxima, count) * factors, old_m);
+    const F32 shift = select_less(F32(kMinusInfinity), new_m, new_m, F32());
+    store_n(s_.m + row, new_m, count);
+    store(shifts, shift);
+    store(keeps, P::exp2_nonpositive(old_m - shift));
+    for (int r = 0; r < count; ++r) {
+      float* scores = s_.scores + r * kKeyTile;
+      float* l = s_.l + (row + r) * kWidth;
+      const F32 factor(s_.factor[row + r]), minus_shift(-shifts[r]);
+      F32 sum = load(l) * F32(keeps[r]);
+      F32 x[kTileVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kTileVectors; ++v) {
+        x[v] = P::exp2_nonpositive(fma(load(scores + v * kWidth), factor, minus_shift));
+        sum = sum + x[v];
+        if (p.v_scale != nullptr) x[v] = x[v] * load(keys.v_scale + v * kWidth);
+      }
+      store(l, sum);
+      steps[r] = {keeps[r], P::store_weights(scores, x)};
     }
   }
 
-  Step update_row(float* scores, const RowView* mask, const TileRows& keys, float scale, float* m,
-                  float* l) const {
-    static constexpr float kIndex[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    const F32 factor(p.soft_cap == 0.0f ? scale * kLog2E : scale / p.soft_cap);
-    F32 x[kTileVectors];
-    F32 largest(kMinusInfinity);
-#pragma GCC unroll 4
+  /// What a score is times to become an exponent of two, after transform().
+  float factor_of(float q_scale) const {
+    if (p.soft_cap != 0.0f) return p.soft_cap * kLog2E;
+    const float scale = p.softmax_scale < 0.0f ? -p.softmax_scale : p.softmax_scale;
+    return scale == 0.0f ? 1.0f : scale * q_scale * kLog2E;
+  }
+
+  void transform(F32* x, const TileRows& keys, float q_scale) const {
+    const float sign = p.softmax_scale > 0.0f ? 1.0f : p.softmax_scale < 0.0f ? -1.0f : 0.0f;
+    const F32 inner(p.soft_cap != 0.0f ? p.softmax_scale * q_scale / p.soft_cap : sign);
     for (int v = 0; v < kTileVectors; ++v) {
-      x[v] = P::to_float(load(scores + v * kWidth)) * factor;
+      x[v] = x[v] * inner;
       if (p.k_scale != nullptr) x[v] = x[v] * load(keys.k_scale + v * kWidth);
-      if (p.soft_cap != 0.0f) x[v] = F32(p.soft_cap * kLog2E) * tanh(x[v]);
-      if (mask != nullptr) {
-        const F32 index = load(kIndex) + F32(static_cast<float>(v * kWidth));
-        const F32 nothing(kMinusInfinity);
-        x[v] = select_less(index, F32(static_cast<float>(mask->end)), x[v], nothing);
-        x[v] = select_less(index, F32(static_cast<float>(mask->begin)), nothing, x[v]);
-      }
-      largest = max(largest, x[v]);
+      if (p.soft_cap != 0.0f) x[v] = tanh(x[v]);
     }
-    Step step{1.0f, 1.0f};
-    F32 sum = load(l);
-    const float tile_m = reduce_max(largest);
-    if (tile_m > *m) {
-      const F32 keep = P::exp2_nonpositive(F32(*m - tile_m));
-      sum = sum * keep;
-      store_n(&step.keep, keep, 1);
-      *m = tile_m;
-    }
-    const F32 shift(*m == kMinusInfinity ? 0.0f : *m);
-#pragma GCC unroll 4
+  }
+
+  static void hide(F32* x, const RowView& view) {
+    static constexpr float kIndex[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const F32 begin(static_cast<float>(view.begin)), end(static_cast<float>(view.end));
+    const F32 nothing(kMinusInfinity);
     for (int v = 0; v < kTileVectors; ++v) {
-      x[v] = P::exp2_nonpositive(x[v] - shift);
-      sum = sum + x[v];
-      if (p.v_scale != nullptr) x[v] = x[v] * load(keys.v_scale + v * kWidth);
+      const F32 index = load(kIndex) + F32(static_cast<float>(v * kWidth));
+      x[v] = select_less(index, end, select_less(index, begin, nothing, x[v]), nothing);
     }
-    store(l, sum);
-    step.weight = P::store_weights(scores, x);
-    return step;
   }
 
   const PagedAttentionParams& p;

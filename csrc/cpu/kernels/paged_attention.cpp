@@ -4,7 +4,7 @@
 // q, out [num_tokens, num_qo_heads, head_dim]; k_cache, v_cache [num_pages, num_kv_heads,
 // page_size, head_dim] in f32, f16, bf16, f8 or int8.
 //
-// Work: attention_plan.h. A thread takes a query tile (up to 48 rows of one KV head's group) and
+// Work: attention_plan.h. A thread takes a query tile (up to 96 rows of one KV head's group) and
 // walks its key tiles of 64 keys: scores, online softmax, weights times V. A key tile is computed
 //   - in f32 (float_tile.h): f32 and f16 caches, and all caches where the CPU has nothing better;
 //   - by products of pairs of 16-bit numbers (pair_tile.h): bf16, f8 and int8 caches on AVX-512.
@@ -25,6 +25,8 @@
 // Tried for the memory-bound case, same machine: no prefetching 10.1 ms; prefetching into L1 in
 // bursts of 128 lines 11.2, line by line 7.4; into L2 (more misses in flight) 4.6. Splits of 128,
 // 256, 512 tokens differ by 2 % each; 128 shares a short context best among threads.
+#include <utility>
+
 #include "common/dispatch.h"
 #include "cpu/attention_plan.h"
 #include "cpu/float_tile.h"
@@ -64,7 +66,7 @@ class Attention {
     if (item.partial != nullptr) {
       store_split(item.partial);
     } else {
-      if (item.keys.begin < item.keys.end) fold_split();
+      if (item.keys.begin < item.keys.end) fold_split(item.first);
       if (item.last) write_rows([](int) { return true; });
     }
   }
@@ -90,6 +92,7 @@ class Attention {
     tile_ = tile;
     dispatch_dtype<float, BF16>(p.dtype, [&]<class Q>() {
       for_each_row([&](int row, int64_t token, int64_t head) {
+        s_.position[row] = tile_.first_position + token - tile_.first_token;
         key_tile_.load_query(
             row, static_cast<const Q*>(p.q) + token * p.stride_q_token + head * p.stride_q_head);
       });
@@ -98,7 +101,6 @@ class Attention {
       s_.run_m[row] = kMinusInfinity;
       s_.run_l[row] = 0.0f;
     }
-    clear(s_.run_acc);
   }
 
   /// Computes the states of one split into the scratch.
@@ -108,7 +110,7 @@ class Attention {
       s_.m[row] = kMinusInfinity;
       store(s_.l + row * 16, F32());
     }
-    clear(s_.acc);
+    bool first = true;
     int64_t start = item.first_key_tile();
     if (!found_) find_rows(p, tile_, item.keys, start, *current_);
     for (; start < item.keys.end; start += kKeyTile) {
@@ -119,7 +121,8 @@ class Attention {
         find_rows(p, coming.tile, coming.keys, more ? start + kKeyTile : next->first_key_tile(),
                   *next_);
       }
-      key_tile_.run(tile_, start, item.keys, *current_, found_ ? next_ : nullptr);
+      key_tile_.run(tile_, start, item.keys, *current_, found_ ? next_ : nullptr, first);
+      first = false;
       TileRows* const done = current_;
       current_ = next_;
       next_ = done;
@@ -127,8 +130,14 @@ class Attention {
     key_tile_.finish(rows);
   }
 
-  void fold_split() {
+  void fold_split(bool first) {
+    if (first) std::swap(s_.acc, s_.run_acc);
     for (int row = 0; row < tile_.num_rows(); ++row) {
+      if (first) {
+        s_.run_m[row] = s_.m[row];
+        s_.run_l[row] = s_.l[row * 16];
+        continue;
+      }
       fold_state(s_.run_m + row, s_.run_l + row, s_.run_acc + row * width_, s_.m[row],
                  s_.l[row * 16], s_.acc + row * width_, width_);
     }
@@ -161,10 +170,6 @@ class Attention {
     });
   }
 
-  void clear(float* rows) const {
-    for (int64_t i = 0; i < tile_.num_rows() * width_; i += F32::kWidth) store(rows + i, F32());
-  }
-
   /// fn(row in the tile, token in q, query head).
   template <class Fn>
   void for_each_row(Fn&& fn) const {
@@ -181,7 +186,7 @@ class Attention {
 
   const PagedAttentionParams& p;
   const int64_t group_size_;
-  const Scratch s_;
+  Scratch s_;
   Tile key_tile_;
   const int64_t width_;
   QueryTile tile_;
@@ -222,11 +227,12 @@ void run(const PagedAttentionParams& p, const Team& team) {
   };
   Straddling straddling[2];  // a thread's run can only straddle at its two ends
   int num_straddling = 0;
+  bool any_straddles = false;  // of any thread: all find the same
   int64_t cost = 0;
   const auto take_tile = [&](const QueryTile& tile) {
     const int64_t begin = cost;
     cost += cost_of(tile);
-    if (owner(begin) > team.rank || owner(cost - 1) < team.rank) return;
+    if (owner(begin) == owner(cost - 1) && owner(begin) != team.rank) return;
     const int64_t first_split = tile.first_split();
     const int64_t num_splits = tile.num_splits();
     const auto split_owner = [&](int64_t split) {
@@ -240,6 +246,7 @@ void run(const PagedAttentionParams& p, const Team& team) {
       first = split_owner(first_split);
       last = split_owner(first_split + num_splits - 1);
     }
+    any_straddles |= first != last;
     if (team.rank < first || team.rank > last) return;
     float* slot = first == last ? nullptr : partials + first * max_splits * split_floats;
     if (slot != nullptr) straddling[num_straddling++] = {tile, slot, first, last};
@@ -268,7 +275,7 @@ void run(const PagedAttentionParams& p, const Team& team) {
     }
   }
   run_held(nullptr);
-  team.sync();
+  if (any_straddles) team.sync();
   for (int i = 0; i < num_straddling; ++i) {
     const Straddling& s = straddling[i];
     attention.merge(s.tile, s.partials, split_floats,
