@@ -121,6 +121,7 @@ class Attention {
         find_rows(p, coming.tile, coming.keys, more ? start + kKeyTile : next->first_key_tile(),
                   *next_);
       }
+      find_scales(p, tile_, item.keys, start, *current_);
       key_tile_.run(tile_, start, item.keys, *current_, found_ ? next_ : nullptr, first);
       first = false;
       TileRows* const done = current_;
