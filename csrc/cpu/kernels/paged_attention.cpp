@@ -16,15 +16,29 @@
 // about 20 for the softmax. Decode is memory-bound up to groups of about 8 rows, prefill bound by
 // the rate of products.
 //
-// Measured on one core of a shared 2-core AMD EPYC (Zen 4: 117 GFLOP/s f32 at 3.7 GHz; this core
-// alone reads 100 GB/s from L3 and 31-35 GB/s from memory), bf16, pages of 16, AVX-512:
-//   prefill, causal: 9/3 heads of 64, 2048 tokens 87 GFLOP/s; 32/8 of 128, 1024 tokens 99
-//   decode, 9/3 heads of 64: 200 tokens in cache 8 us, 2000 tokens 76 us (20 GB/s)
-//   decode, 32/8 of 128, 16384 tokens from memory 4.6 ms (14.6 GB/s), 32/32 20 GB/s; the products
-//   alone, from L1, would take 2.7 ms
-// Tried for the memory-bound case, same machine: no prefetching 10.1 ms; prefetching into L1 in
-// bursts of 128 lines 11.2, line by line 7.4; into L2 (more misses in flight) 4.6. Splits of 128,
-// 256, 512 tokens differ by 2 % each; 128 shares a short context best among threads.
+// Measured on a shared 2-core AMD EPYC (Zen 4, 3.7 GHz: 117 GFLOP/s f32 and 237 bf16 a core), best
+// of several runs, one core, f32 queries, bf16 cache, pages of 16, AVX-512. Prefill: 2048 tokens,
+// causal, 9/3 heads of 64. Decode: one token, 9/3 heads of 64, 2000 tokens in cache (from L3).
+//                                                                     prefill GFLOP/s   decode us
+//   everything in f32                                                          87              76
+//   pairs; decode transposes K in registers, 16 keys a vector                 116              69
+//   decode reads K as it lies, two keys a vector, eight chains to a score     108              47
+//   prefill's eight chains summed in registers, not on the stack              124              47
+//   6 x 2 vectors of scores a block, maxima of rows together, 96 rows a
+//   query tile (48), splits of 256 keys (128)                                 144              44
+//   accumulators begin as sums, not as stored zeros                           146              43
+// 32/8 heads of 128: prefill of 1024 tokens 152 GFLOP/s (f32: 99); decode at 1000 tokens 115 us,
+// which is 36 GB/s; int8 120 us, f8 207, f16 (in f32) 291. 9/3 heads of 64 at 200 tokens: 4.8 us
+// (f32: 8). Two threads, caches that lie in memory: 73-82 % of what reading them in order reaches
+// in the same run (9/3 heads of 64 at 7000 tokens, 32/8 of 128 at 4096 and 16384), 80-90 % of
+// reading the same pages in the same order with the same prefetching and nothing else; int8 50-60
+// %.
+//
+// Tried for caches in memory: prefetching into L1, non-temporally, or not at all takes 1.5 to 2.2
+// times as long as into L2, which has more room for outstanding misses. Asking for lines in the
+// order of their addresses 1.1 times (now every fourth of a page of heads of 128); for those of
+// four pages in turn, KV heads that lie side by side in turn, or huge pages: no difference beyond
+// the noise.
 #include <utility>
 
 #include "common/dispatch.h"
@@ -121,6 +135,7 @@ class Attention {
         find_rows(p, coming.tile, coming.keys, more ? start + kKeyTile : next->first_key_tile(),
                   *next_);
       }
+      find_scales(p, tile_, item.keys, start, *current_);
       key_tile_.run(tile_, start, item.keys, *current_, found_ ? next_ : nullptr, first);
       first = false;
       TileRows* const done = current_;
