@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import lampo
 from checkpoints import make_checkpoint
 from lampo import _C, LLM, SamplingParams
 from lampo.cli.main import main
+from lampo.models.decoder import Decoder
 from lampo.profiling import read_bandwidth
 
 TEXTS = ["a", "Hello, world", "x" * 70]
@@ -69,6 +71,28 @@ def test_recorded_again_for_another_number_of_threads(llm):
             assert chosen_logprobs(llm, params) == expected
     finally:
         _C.set_num_threads(before)
+
+
+def test_an_interrupted_recording_is_not_replayed(folder, monkeypatch):
+    params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+    with LLM(folder, page_size=16) as llm:
+        step = "lampo.models.decoder.Decoder.logits"
+        with monkeypatch.context() as patched:
+            calls = []
+
+            def interrupted(self: Decoder, hidden: torch.Tensor) -> torch.Tensor:
+                calls.append(hidden)
+                if len(calls) == 2:  # the first is that of the prompt
+                    raise KeyboardInterrupt
+                return logits(self, hidden)
+
+            logits = Decoder.logits
+            patched.setattr(step, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                llm.generate(["Hello"], params)
+        after = llm.generate(["Hello"], params)[0].outputs[0].token_ids
+    with LLM(folder, page_size=16) as llm:
+        assert llm.generate(["Hello"], params)[0].outputs[0].token_ids == after
 
 
 def test_parameters_follow_the_sequence(llm):

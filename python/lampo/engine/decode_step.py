@@ -21,7 +21,7 @@ class DecodeStep:
     """Embedding to the next token of each of `batch_size` sequences.
 
     Attributes:
-        program: the recorded step.
+        program: the recorded step, empty before the first run.
         logits: [batch_size, vocab_size] float32, of the last run.
         token_ids: [batch_size] int64, drawn from them by temperature, top-k, top-p and min-p.
         status: [batch_size] int32, as :func:`lampo.ops.sample` writes it.
@@ -64,8 +64,10 @@ class DecodeStep:
         if len(self.program):
             self.program.replay()
         else:
-            with self.program.record():
+            program = Program()
+            with program.record():
                 self._record()
+            self.program = program  # not before: one that was interrupted is never replayed
         for sequence in sequences:
             sequence.num_computed += 1
 
