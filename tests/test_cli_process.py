@@ -124,6 +124,8 @@ def test_interrupt() -> None:
         stderr=subprocess.PIPE,
         bufsize=0,  # else read(1) would swallow more, which communicate() does not see
         start_new_session=True,
+        # A shell that runs the tests in the background has told its children to ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     first = process.stdout.read(1)
