@@ -29,9 +29,9 @@
 //   accumulators begin as sums, not as stored zeros                           146              43
 // 32/8 heads of 128: prefill of 1024 tokens 152 GFLOP/s (f32: 99); decode at 1000 tokens 115 us,
 // which is 36 GB/s; int8 120 us, f8 207, f16 (in f32) 291. 9/3 heads of 64 at 200 tokens: 4.8 us
-// (f32: 8). Two threads, caches that lie in memory: 73-82 % of what reading them in order reaches
-// in the same run (9/3 heads of 64 at 7000 tokens, 32/8 of 128 at 4096 and 16384), 80-90 % of
-// reading the same pages in the same order with the same prefetching and nothing else; int8 50-60
+// (f32: 8). Two threads, caches that lie in memory: 52-82 % of what reading them in order reaches
+// in the same run (9/3 heads of 64 at 7000 tokens, 32/8 of 128 at 4096 and 16384), 66-94 % of
+// reading the same pages in the same order with the same prefetching and nothing else; int8 48-61
 // %.
 //
 // Tried for caches in memory: prefetching into L1, non-temporally, or not at all takes 1.5 to 2.2
