@@ -111,6 +111,31 @@ def test_parameters_follow_the_sequence(llm):
     assert run(temperature=0, logit_bias=banned) == biased
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 1.0},
+        {"temperature": 3.0, "top_p": 0.7},
+        {"temperature": 2.0, "top_k": 20, "min_p": 0.02},
+    ],
+)
+def test_the_recorded_draw_is_the_sampler_s(llm, settings):
+    """A bias of nothing takes the draw out of the recording, and changes no token."""
+    recorded, apart = (
+        [
+            output.outputs[0].token_ids
+            for output in llm.generate(
+                TEXTS,
+                SamplingParams(
+                    seed=11, max_tokens=20, ignore_eos=True, logit_bias=bias, **settings
+                ),
+            )
+        ]
+        for bias in ({}, {3: 0.0})
+    )
+    assert recorded == apart
+
+
 def test_profile(llm):
     found = lampo.profile(llm, batch_size=2, depth=40, repeats=5)
     calls = {op.name: op.calls for op in found.ops}
