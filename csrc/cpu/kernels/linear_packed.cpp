@@ -9,12 +9,13 @@
 // steps: this one definition holds for any number of tokens, threads or tiles, so a token's result
 // does not depend on what it is batched with.
 //
-// Work: a thread owns a range of strips (16 output rows; lane r of a register is row r). For each
-// block of up to kRowBlock tokens it walks a strip once: unpacked quants stay in registers and
-// serve every token of the block. A few strips at a time stay in L1 while all tokens pass by.
-// Bytes: weights once (18, 20 or 34 bytes per 32 weights), x once per strip tile, out once.
-// FLOPs: 2 per weight and token, 32 multiply-adds per instruction with VNNI. Below 8 tokens bound
-// by memory, above by integer throughput. Limits: in_features a multiple of 32.
+// Work: a thread owns a range of strips (16 output rows, side by side in the lanes of one register
+// or more). For each block of up to kRowBlock tokens it walks a strip once: eight registers of
+// unpacked quants at a time serve every token of the block (vec/strip.h). A few strips at a time
+// stay in L1 while all tokens pass by. Bytes: weights once (18, 20 or 34 bytes per 32 weights), x
+// once per strip tile, out once. FLOPs: 2 per weight and token, 32 multiply-adds per instruction
+// with VNNI. Below 8 tokens bound by memory, above by integer throughput. Limits: in_features a
+// multiple of 32.
 //
 // Measured on two cores of a shared AMD EPYC (Zen 4, 3.7 GHz: 473 int8 GOP/s a core, of which the
 // scales leave 343 for Q4_1; reads 28-34 GB/s), Q4_1, the layers of a 135M model:
@@ -22,6 +23,10 @@
 //   prefill, GOP/s on one thread: 302; rows of a block side by side (one stream of x) 305; two
 //   strips at a time 227 (fewer loads, but sums that no longer fit the registers); one chain of
 //   dot products a row in place of two 230; 2048 tokens 270, by blocks of 256 300
+//   the same for AVX2: 213, 16-bit x 132, Q8_0 142; all words of a group unpacked at once 60, 49
+//   and 47 (spilled for every row); all words of half a strip at a time 206 where this loop alone
+//   does 253; Q8_0 by |w| and signs of x 123, as two planes of nibbles 138, where this does 159
+//   the same without SIMD but SSE2: 43, by plain loops 2
 #include "cpu/kernel_table.h"
 #include "cpu/linear_input.h"
 #include "cpu/linear_output.h"
