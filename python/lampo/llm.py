@@ -156,7 +156,7 @@ class LLM:
         """
         start = time.perf_counter()
         listed = prompt_list(prompts)
-        encoded = [self._encode(f"prompts[{i}]", prompt) for i, prompt in enumerate(listed)]
+        encoded = [self.encode(prompt, f"prompts[{i}]") for i, prompt in enumerate(listed)]
         texts = [prompt if isinstance(prompt, str) else None for prompt in listed]
         return self._generate(texts, encoded, sampling_params, start, progress)
 
@@ -199,7 +199,7 @@ class LLM:
             ValueError, TypeError: as :meth:`generate`, at the call; also for ``n`` other than 1.
         """
         start = time.perf_counter()
-        token_ids = self._encode("prompt", prompt)
+        token_ids = self.encode(prompt)
         text = prompt if isinstance(prompt, str) else None
         params = sampling_params or SamplingParams()
         if params.n != 1:
@@ -268,7 +268,16 @@ class LLM:
                 yield from new
             yield from pieces[shown:]
 
-    def _encode(self, name: str, prompt: Prompt) -> list[int]:
+    def encode(self, prompt: Prompt, name: str = "prompt") -> list[int]:
+        """Token ids of a prompt, checked.
+
+        Args:
+            prompt: a text, which gets the model's BOS token, or token ids.
+            name: what an error calls it.
+
+        Raises:
+            ValueError, TypeError: it is empty, or an id is out of range.
+        """
         if isinstance(prompt, str):
             token_ids = self.tokenizer.encode(prompt)
         elif isinstance(prompt, Iterable):
@@ -283,6 +292,17 @@ class LLM:
     def sequences(
         self, token_ids: list[int], params: SamplingParams, name: str, start: float
     ) -> list[Sequence]:
+        """The completions of a checked prompt, for :meth:`LLMEngine.add_request`.
+
+        Args:
+            token_ids: the prompt.
+            params: how to continue it; what they leave open is the model's default.
+            name: what an error calls the prompt.
+            start: time.perf_counter() from which the time to the first token counts.
+
+        Raises:
+            ValueError: the prompt is too long, or an id in `params` is out of range.
+        """
         params = params.resolved(self.generation_config)
         room = self.max_model_len - (1 if params.max_tokens else 0)
         if len(token_ids) > room:
