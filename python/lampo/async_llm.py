@@ -24,7 +24,7 @@ logger = logging.getLogger("lampo")
 
 MAX_TIMEOUT = 86400.0
 MAX_PRIORITY = 1000
-MAX_SALT_LENGTH = 256
+MAX_NAME_LENGTH = 256
 
 # Longer texts are tokenized off the event loop.
 _LONG_TEXT = 4096
@@ -255,13 +255,9 @@ class AsyncLLM:
         check_integer("priority", options["priority"], -MAX_PRIORITY, MAX_PRIORITY)
         if options["timeout"] is not None:
             check_number("timeout", options["timeout"], 0.0, MAX_TIMEOUT, True)
-        salt = options["cache_salt"]
-        if salt is not None and not (isinstance(salt, str) and len(salt) <= MAX_SALT_LENGTH):
-            raise ValueError(f"cache_salt: expected at most {MAX_SALT_LENGTH} characters")
-        if request_id is not None and not (
-            isinstance(request_id, str) and 0 < len(request_id) <= 256
-        ):
-            raise ValueError("request_id: expected 1 to 256 characters")
+        for name, value in (("cache_salt", options["cache_salt"]), ("request_id", request_id)):
+            if value is not None and not 0 < len(value) <= MAX_NAME_LENGTH:
+                raise ValueError(f"{name}: expected 1 to {MAX_NAME_LENGTH} characters")
         params = sampling_params or SamplingParams()
         size = len(token_ids) + 1024 * (params.n - 1)
         sequences = await _maybe_in_thread(
@@ -333,6 +329,8 @@ class AsyncLLM:
 
     def _end(self) -> None:
         """Tells every stream that nothing more will come."""
+        self._closing = True
+        self._busy = False
         with self._shared.lock:
             for request_id in list(self._streams):
                 with contextlib.suppress(Exception):

@@ -59,16 +59,16 @@ class RequestMetrics:
         time_per_output_token: seconds per token after the first, the mean over the request; None
             with fewer than two tokens.
         num_prompt_tokens, num_output_tokens: counts, the latter over all completions.
-        num_cached_tokens: prompt tokens whose keys and values were in the cache already.
         cache_bytes: keys and values that the request held in the cache at its end.
+        num_cached_tokens: prompt tokens whose keys and values were in the cache already.
     """
 
     time_to_first_token: float | None = None
     time_per_output_token: float | None = None
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
-    num_cached_tokens: int = 0
     cache_bytes: int = 0
+    num_cached_tokens: int = 0
 
 
 @dataclass
