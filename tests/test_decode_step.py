@@ -47,6 +47,16 @@ def chosen_logprobs(llm: LLM, params: SamplingParams) -> list[list[tuple[int, fl
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_replayed_steps_equal_eager_ones(llm, isa, temperature):
+    check_replayed_equal_eager(llm, temperature)
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["fp8", "int8"])
+def test_replayed_steps_equal_eager_ones_with_8_bit_caches(folder, isa, kv_cache_dtype):
+    with LLM(folder, page_size=16, max_num_seqs=4, kv_cache_dtype=kv_cache_dtype) as llm:
+        check_replayed_equal_eager(llm, temperature=1.0)
+
+
+def check_replayed_equal_eager(llm: LLM, temperature: float) -> None:
     """Log-probabilities of generated tokens, to the bit, when they come back as a prompt."""
     params = SamplingParams(
         temperature=temperature, seed=3, max_tokens=24, ignore_eos=True, logprobs=0

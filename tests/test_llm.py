@@ -121,6 +121,21 @@ def test_too_little_cache_for_all_at_once(folder):
         assert ids_of(llm.generate(TEXTS * 2, GREEDY)) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "bytes_per_element", "bytes_per_vector"),
+    [("bfloat16", 2, 0), ("fp8", 1, 4), ("fp8_e4m3", 1, 4), ("int8", 1, 4)],
+)
+def test_memory_of_the_cache_by_its_type(folder, name, bytes_per_element, bytes_per_vector):
+    """Eight bits halve it; the scale of each key and value comes on top. And it generates."""
+    with LLM(folder[0], page_size=16, kv_cache_dtype=name) as llm:
+        config, pool = llm.config, llm._engine.pool
+        vectors = 2 * config.num_layers * config.num_kv_heads * 16
+        expected = vectors * (config.head_dim * bytes_per_element + bytes_per_vector)
+        assert pool.bytes_per_page == expected
+        assert sum(tensor.nbytes for tensor in pool.cache.tensors()) == pool.num_pages * expected
+        assert len(llm.generate("Hello", GREEDY)[0].outputs[0].token_ids) == 20
+
+
 def test_same_seed_same_tokens_other_seed_others(llm):
     params = SamplingParams(temperature=1.5, max_tokens=12, seed=5, ignore_eos=True, n=2)
     first = ids_of(llm.generate("Hello", params))

@@ -34,6 +34,9 @@ _KV_DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
+    "fp8": torch.float8_e4m3fn,
+    "fp8_e4m3": torch.float8_e4m3fn,
+    "int8": torch.int8,
 }
 
 
@@ -45,8 +48,9 @@ class LLM:
             ("org/name"), or None for the default model, SmolLM2-135M-Instruct.
         dtype: "auto" keeps weights as stored, 4- and 8-bit blocks packed; "float32" computes
             exactly, on dequantized weights; "bfloat16" has weights and activations in bfloat16.
-        kv_cache_dtype: "auto" (float32 with dtype "float32", else bfloat16), "float32", "float16"
-            or "bfloat16".
+        kv_cache_dtype: "auto" (float32 with dtype "float32", else bfloat16), "float32", "float16",
+            "bfloat16"; "int8" or "fp8" (also "fp8_e4m3"): half the memory, and a scale of four
+            bytes for each head's key and value. Take int8, unless keys have large outliers.
         max_model_len: longest sequence, prompt and output; the model's context if absent.
         kv_cache_memory: bytes for the KV cache, at most; if absent, half of the free memory, but no
             more than 4 GiB unless one sequence needs it. A page takes memory once it is used.

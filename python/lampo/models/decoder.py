@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -40,10 +41,19 @@ class KVCache:
 
     Attributes:
         k, v: per layer, [num_pages, num_kv_heads, page_size, head_dim].
+        k_scale, v_scale: per layer, [num_pages, num_kv_heads, page_size] float32 where the cache
+            has 8 bits, else None.
     """
 
     k: list[torch.Tensor]
     v: list[torch.Tensor]
+    k_scale: list[torch.Tensor | None]
+    v_scale: list[torch.Tensor | None]
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """All of them; the first dimension of each is the page."""
+        for tensors in (self.k, self.v, self.k_scale, self.v_scale):
+            yield from (tensor for tensor in tensors if tensor is not None)
 
 
 class Buffers:
@@ -111,6 +121,8 @@ class Block:
         step: Step,
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
+        k_scale: torch.Tensor | None,
+        v_scale: torch.Tensor | None,
         cos_sin: torch.Tensor,
         config: ModelConfig,
         b: Buffers,
@@ -127,6 +139,8 @@ class Block:
             positions=step.positions,
             cos_sin=cos_sin,
             interleaved=config.rope.interleaved,
+            k_scale=k_scale,
+            v_scale=v_scale,
         )
         ops.paged_attention(
             b.q,
@@ -135,6 +149,8 @@ class Block:
             step.page_table,
             step.seq_lens,
             step.cu_seqlens_q,
+            k_scale=k_scale,
+            v_scale=v_scale,
             out=b.attended,
             workspace=b.attention_workspace_for(config, step, k_cache.shape[2]),
         )
@@ -189,8 +205,9 @@ class Decoder:
         """
         b = self._buffers(step.token_ids.shape[0])
         ops.embedding(step.token_ids, self.embed_tokens, out=b.x)
-        for block, k_cache, v_cache in zip(self.blocks, cache.k, cache.v, strict=True):
-            block(step, k_cache, v_cache, self.cos_sin, self.config, b)
+        layers = zip(cache.k, cache.v, cache.k_scale, cache.v_scale, strict=True)
+        for block, layer in zip(self.blocks, layers, strict=True):
+            block(step, *layer, self.cos_sin, self.config, b)
         return b.x
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
