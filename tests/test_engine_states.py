@@ -29,7 +29,7 @@ prompts = st.builds(
 
 
 class Engine(RuleBasedStateMachine):
-    """What is random, hypothesis chooses; what is checked, `FakeRunner` and the rules here check."""
+    """The cache holds tokens, which `FakeRunner` compares with what it should hold."""
 
     def __init__(self) -> None:
         super().__init__()
