@@ -31,7 +31,8 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def llm(folder) -> Iterator[LLM]:
-    with LLM(folder, page_size=16, max_num_seqs=4) as llm:
+    # Without pages that another instruction set has filled.
+    with LLM(folder, page_size=16, max_num_seqs=4, enable_prefix_caching=False) as llm:
         yield llm
 
 
@@ -90,11 +91,13 @@ def test_an_interrupted_recording_is_not_replayed(folder, monkeypatch):
         with monkeypatch.context() as patched:
             calls = []
 
-            def interrupted(self: Decoder, hidden: torch.Tensor) -> torch.Tensor:
+            def interrupted(
+                self: Decoder, hidden: torch.Tensor, out: torch.Tensor | None = None
+            ) -> torch.Tensor:
                 calls.append(hidden)
                 if len(calls) == 2:  # the first is that of the prompt
                     raise KeyboardInterrupt
-                return logits(self, hidden)
+                return logits(self, hidden, out)
 
             logits = Decoder.logits
             patched.setattr(step, interrupted)
@@ -152,9 +155,8 @@ def test_profile(llm):
     assert calls["paged_attention"] == calls["append_kv"] == NUM_LAYERS
     assert calls["embedding"] == calls["sample"] == 1
     assert sum(n for name, n in calls.items() if name.startswith("linear")) == 4 * NUM_LAYERS + 1
-    # 43 tokens have keys and values in the last step: 40, and what 3 steps appended but one.
     config = llm.config
-    kv = 2 * 42 * config.num_kv_heads * config.head_dim * 2
+    kv = 2 * 41 * config.num_kv_heads * config.head_dim * 2
     q = 2 * config.num_qo_heads * config.head_dim * 4
     (attention,) = [op for op in found.ops if op.name == "paged_attention"]
     assert attention.nbytes == NUM_LAYERS * 2 * (kv + q)

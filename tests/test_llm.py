@@ -14,6 +14,7 @@ import torch
 
 from checkpoints import make_checkpoint, make_gguf
 from lampo import _C, LLM, SamplingParams
+from lampo.engine.snapshot import violations
 from model_harness import twin_logits
 
 GREEDY = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
@@ -36,7 +37,13 @@ def llm(folder) -> Iterator[LLM]:
     with LLM(folder[0], dtype="float32", page_size=16) as llm:
         yield llm
         # Whatever a test did, every page has come back.
-        assert llm._engine.pool.num_free == llm._engine.pool.num_pages
+        assert all_pages_available(llm)
+
+
+def all_pages_available(llm: LLM) -> bool:
+    engine = llm.shared_engine().engine
+    assert violations(engine.snapshot()) == []
+    return engine.scheduler.allocator.num_available == engine.pool.num_pages
 
 
 def ids_of(outputs: Any) -> list[list[int]]:
@@ -110,7 +117,7 @@ def test_too_little_cache_for_all_at_once(folder):
     config = llm.config
     token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 4
     with LLM(folder[0], dtype="float32", page_size=16, kv_cache_memory=256 * token) as llm:
-        assert llm._engine.pool.num_pages == 16
+        assert llm.shared_engine().engine.pool.num_pages == 16
         assert ids_of(llm.generate(TEXTS * 2, GREEDY)) == expected
 
 
@@ -259,9 +266,9 @@ def test_stream_never_shows_a_stop_string(llm):
 def test_abandoned_stream_frees_its_pages(llm):
     stream = llm.stream("Hello", GREEDY)
     next(stream)
-    assert llm._engine.pool.num_free < llm._engine.pool.num_pages
+    assert not all_pages_available(llm)
     stream.close()
-    assert llm._engine.pool.num_free == llm._engine.pool.num_pages
+    assert all_pages_available(llm)
 
 
 def test_streams_and_batches_from_several_threads(llm):
@@ -357,14 +364,14 @@ def test_close_is_idempotent_and_final(folder):
 
 def test_a_row_without_finite_logits_fails_its_request_alone(folder):
     with LLM(folder[0], dtype="float32") as llm:
-        decoder = llm._engine._model
+        decoder = llm.shared_engine().engine.runner.model
         logits = decoder.logits
 
-        def broken(hidden: torch.Tensor) -> torch.Tensor:
-            out = logits(hidden)
-            if len(out) == 2:
-                out[0] = float("nan")
-            return out
+        def broken(hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+            rows = logits(hidden, out)
+            if len(rows) == 2:
+                rows[0] = float("nan")
+            return rows
 
         decoder.logits = broken
         outputs = llm.generate(["Hello", "world"], GREEDY)
