@@ -128,7 +128,7 @@ def test_too_little_cache_for_all_at_once(folder):
 def test_memory_of_the_cache_by_its_type(folder, name, bytes_per_element, bytes_per_vector):
     """Eight bits halve it; the scale of each key and value comes on top. And it generates."""
     with LLM(folder[0], page_size=16, kv_cache_dtype=name) as llm:
-        config, pool = llm.config, llm._engine.pool
+        config, pool = llm.config, llm.shared_engine().engine.pool
         vectors = 2 * config.num_layers * config.num_kv_heads * 16
         expected = vectors * (config.head_dim * bytes_per_element + bytes_per_vector)
         assert pool.bytes_per_page == expected

@@ -43,12 +43,12 @@ class KVPool:
         self.bytes_per_page = page_bytes(config, page_size, dtype)
 
     def copy_page(self, source: int, target: int) -> None:
-        for tensor in (*self.cache.k, *self.cache.v):
+        for tensor in self.cache.tensors():
             tensor[target].copy_(tensor[source])
 
     def fill_randomly(self, pages: list[int]) -> None:
         """Gives pages keys and values that mean nothing, for measurements."""
-        for tensor in (*self.cache.k, *self.cache.v):
+        for tensor in self.cache.tensors():
             for page in pages:
                 tensor[page] = torch.randn(tensor.shape[1:]).to(tensor.dtype)
 
