@@ -68,6 +68,8 @@ class FakeAsyncLLM:
     ) -> FakeStream:
         assert not isinstance(prompt, str)
         assert request_id
+        if not -1000 <= priority <= 1000:
+            raise ValueError(f"priority: expected a value in [-1000, 1000], got {priority}")
         if not prompt:
             raise ValueError("prompt: is empty")
         for i, token_id in enumerate(prompt):

@@ -71,7 +71,7 @@ class SamplingBody(Body):
         Annotated[list[int], Field(fail_fast=True, max_length=MAX_STOP_TOKEN_IDS)] | None
     ) = None
     skip_special_tokens: bool | None = None
-    priority: int | None = Field(None, ge=-(2**31), lt=2**31, description="Lower comes first.")
+    priority: int | None = Field(None, description="Smaller is sooner.")
     cache_salt: str | None = Field(
         None, min_length=1, max_length=256, description="Prefixes are shared under one salt only."
     )
