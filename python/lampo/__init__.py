@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lampo.outputs import CompletionOutput, Logprob, RequestOutput
     from lampo.profiling import profile
     from lampo.sampling_params import SamplingParams
+    from lampo.structured_outputs import StructuredOutputs
 
 __all__ = [
     "LLM",
@@ -21,6 +22,7 @@ __all__ = [
     "Logprob",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputs",
     "__version__",
     "ops",
     "profile",
@@ -33,6 +35,7 @@ _LAZY = {
     "Logprob": "lampo.outputs",
     "RequestOutput": "lampo.outputs",
     "SamplingParams": "lampo.sampling_params",
+    "StructuredOutputs": "lampo.structured_outputs",
     "profile": "lampo.profiling",
 }
 

@@ -71,10 +71,7 @@ class LLMEngine:
 
     def _decode(self, sequences: list[Sequence]) -> None:
         step = self._runner.decode(sequences)
-        if any(s.changes_logits for s in sequences):
-            self._sampler.sample(step.logits, sequences)
-        else:
-            self._sampler.accept(step.logits, sequences, step.token_ids, step.status)
+        self._sampler.accept(step.logits, sequences, step.token_ids, step.status)
 
     def replay_decode(self, batch_size: int, repeats: int) -> list[list[OpTiming]]:
         """Replays the last decode step of so many sequences with a clock, for `lampo.profile`.
