@@ -8,6 +8,7 @@ draw. Nothing is ever ignored: what it cannot follow is refused when the request
 from __future__ import annotations
 
 import json
+import re
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ _LIMITS = {
     "max_grammar_size": 200_000,
     "verbose_errors": False,
 }
+_BOUNDS = re.compile(r"\s*([0-9]+)\s*(?:,\s*([0-9]+)?\s*)?\}")
 _KINDS = ("json", "regex", "grammar", "choice", "json_object")
 
 
@@ -307,49 +309,46 @@ def _check_choice(choice: object) -> tuple[str, ...]:
 
 
 def _check_repeats(name: str, pattern: str) -> None:
-    """Counted repetitions inside one another cost states by their product: a{9}{9} has 81."""
-    # Per open group: the largest product inside it; the last is that of the atom just read.
-    inside, atom, at = [1], 1, 0
+    """Counted repetitions inside one another cost states by their product: (a{9}b{8}){9}, 153."""
+    # Costs of the counted atoms in each open group, added; then that of the atom just read.
+    inside, atom, at = [0], 0, 0
     while at < len(pattern):
         char = pattern[at]
         at += 1
         if char == "(":
-            inside.append(1)
-            atom = 1
+            inside.append(0)
+            atom = 0
         elif char == ")" and len(inside) > 1:
             atom = inside.pop()
-        elif char == "{":
-            end = pattern.find("}", at)
-            bounds = pattern[at:end].split(",") if end >= 0 else []
-            counts = [int(bound) for bound in bounds if bound.strip().isdecimal()]
-            if counts:
-                nested = atom > 1
-                atom *= max(1, *counts)
-                if nested and atom > MAX_REPEATS:
-                    raise ValueError(
-                        f"{name}: nested repetitions of {atom} in all, "
-                        f"expected at most {MAX_REPEATS}"
-                    )
-                at = end + 1
+            inside[-1] += atom
+        elif char == "{" and (bounds := _BOUNDS.match(pattern, at)):
+            at = bounds.end()
+            count = max(int(bound.lstrip("0")[:10] or 0) for bound in bounds.groups(default="1"))
+            nested = max(atom, 1) * max(count, 1)
+            if atom and nested > MAX_REPEATS:
+                raise ValueError(
+                    f"{name}: nested repetitions of {nested} in all, expected at most {MAX_REPEATS}"
+                )
+            inside[-1] += nested - atom
+            atom = nested
         elif char == "[":
             at = _class_end(pattern, at)
-            atom = 1
+            atom = 0
         elif char not in "*+?|":
             at += char == "\\"
-            atom = 1
-        inside[-1] = max(inside[-1], atom)
+            atom = 0
 
 
 def _class_end(pattern: str, at: int) -> int:
     """Where a character class ends whose bracket was at `at` - 1; classes may be nested."""
-    first, depth = at, 1
+    first, depth = at + pattern.startswith("^", at), 1
     while at < len(pattern) and depth:
         char = pattern[at]
         if char == "\\":
             at += 1
         elif char == "[":
             depth += 1
-        elif char == "]" and pattern[first:at] not in ("", "^"):
+        elif char == "]" and at > first:  # the first is a character
             depth -= 1
         at += 1
     return at
