@@ -14,6 +14,7 @@ import torch
 
 from checkpoints import make_checkpoint, make_gguf
 from lampo import _C, LLM, SamplingParams
+from lampo.engine.snapshot import violations
 from model_harness import twin_logits
 
 GREEDY = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
@@ -36,7 +37,13 @@ def llm(folder) -> Iterator[LLM]:
     with LLM(folder[0], dtype="float32", page_size=16) as llm:
         yield llm
         # Whatever a test did, every page has come back.
-        assert llm._engine.pool.num_free == llm._engine.pool.num_pages
+        assert all_pages_available(llm)
+
+
+def all_pages_available(llm: LLM) -> bool:
+    engine = llm.shared_engine().engine
+    assert violations(engine.snapshot()) == []
+    return engine.scheduler.allocator.num_available == engine.pool.num_pages
 
 
 def ids_of(outputs: Any) -> list[list[int]]:
@@ -110,8 +117,23 @@ def test_too_little_cache_for_all_at_once(folder):
     config = llm.config
     token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 4
     with LLM(folder[0], dtype="float32", page_size=16, kv_cache_memory=256 * token) as llm:
-        assert llm._engine.pool.num_pages == 16
+        assert llm.shared_engine().engine.pool.num_pages == 16
         assert ids_of(llm.generate(TEXTS * 2, GREEDY)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "bytes_per_element", "bytes_per_vector"),
+    [("bfloat16", 2, 0), ("fp8", 1, 4), ("fp8_e4m3", 1, 4), ("int8", 1, 4)],
+)
+def test_memory_of_the_cache_by_its_type(folder, name, bytes_per_element, bytes_per_vector):
+    """Eight bits halve it; the scale of each key and value comes on top. And it generates."""
+    with LLM(folder[0], page_size=16, kv_cache_dtype=name) as llm:
+        config, pool = llm.config, llm.shared_engine().engine.pool
+        vectors = 2 * config.num_layers * config.num_kv_heads * 16
+        expected = vectors * (config.head_dim * bytes_per_element + bytes_per_vector)
+        assert pool.bytes_per_page == expected
+        assert sum(tensor.nbytes for tensor in pool.cache.tensors()) == pool.num_pages * expected
+        assert len(llm.generate("Hello", GREEDY)[0].outputs[0].token_ids) == 20
 
 
 def test_same_seed_same_tokens_other_seed_others(llm):
@@ -244,9 +266,9 @@ def test_stream_never_shows_a_stop_string(llm):
 def test_abandoned_stream_frees_its_pages(llm):
     stream = llm.stream("Hello", GREEDY)
     next(stream)
-    assert llm._engine.pool.num_free < llm._engine.pool.num_pages
+    assert not all_pages_available(llm)
     stream.close()
-    assert llm._engine.pool.num_free == llm._engine.pool.num_pages
+    assert all_pages_available(llm)
 
 
 def test_streams_and_batches_from_several_threads(llm):
@@ -342,14 +364,14 @@ def test_close_is_idempotent_and_final(folder):
 
 def test_a_row_without_finite_logits_fails_its_request_alone(folder):
     with LLM(folder[0], dtype="float32") as llm:
-        decoder = llm._engine._model
+        decoder = llm.shared_engine().engine.runner.model
         logits = decoder.logits
 
-        def broken(hidden: torch.Tensor) -> torch.Tensor:
-            out = logits(hidden)
-            if len(out) == 2:
-                out[0] = float("nan")
-            return out
+        def broken(hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+            rows = logits(hidden, out)
+            if len(rows) == 2:
+                rows[0] = float("nan")
+            return rows
 
         decoder.logits = broken
         outputs = llm.generate(["Hello", "world"], GREEDY)

@@ -185,6 +185,7 @@ def _source(wanted: StructuredOutputs, library: Any) -> str:
         return str(matcher.grammar_from_lark(wanted.grammar))
     if wanted.choice is not None:
         texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in wanted.choice)
+        texts = texts.replace("\x7f", "\\u007f")  # a character that JSON allows and Lark does not
         return str(matcher.grammar_from_lark(f"start: {texts}"))
     # Overrides win over what a schema says under "x-guidance".
     options = {"lenient": False, "whitespace_flexible": not wanted.disable_any_whitespace}

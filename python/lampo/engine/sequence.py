@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from lampo.detokenizer import StreamDecoder
 from lampo.engine.sampling_rules import PenaltyCounts, SamplingRules
-from lampo.outputs import CompletionOutput, LogprobTable, RequestMetrics
+from lampo.outputs import CompletionOutput, LogprobTable, RequestMetrics, StreamOutput
 from lampo.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
+    from lampo.engine.page_allocator import PrefixChain
+    from lampo.engine.request import Request
     from lampo.tokenizer import Tokenizer
 
 
@@ -21,7 +23,10 @@ class Sequence:
     Attributes:
         token_ids: prompt and output.
         num_computed: tokens whose keys and values are in the cache.
-        pages: pages held, in order of position.
+        pages: pages held, in order of position; replaced, never edited.
+        chain: the keys of its pages, for the prefix cache.
+        request: to which it belongs.
+        order: who comes first, among sequences of all requests.
         params: resolved sampling parameters.
         rules: what they mean to the sampler, shared by the request's completions.
         seed: of this completion.
@@ -51,6 +56,9 @@ class Sequence:
         self.num_prompt_tokens = len(prompt_token_ids)
         self.num_computed = 0
         self.pages: list[int] = []
+        self.chain: PrefixChain
+        self.request: Request
+        self.order: tuple[float, int, int]
         self.params = params
         self.seed = seed
         self.rules = rules or SamplingRules(
@@ -67,13 +75,15 @@ class Sequence:
         assert params.max_tokens is not None
         self.max_len = min(max_len, self.num_prompt_tokens + params.max_tokens)
         self.prompt_logprobs: list[LogprobTable | None] | None = (
-            [None] if params.prompt_logprobs is not None else None
+            [None] if params.prompt_logprobs is not None and index == 0 else None
         )
         self.output = CompletionOutput(index, logprobs=[] if params.logprobs is not None else None)
         self.start_time = start_time
         self.first_token_time: float | None = None
         self.last_token_time: float | None = None
-        self.num_streamed = 0  # characters of output.text already handed to a stream
+        # What has been handed out: characters of output.text, tokens, and the end.
+        self._num_streamed = self._num_streamed_tokens = 0
+        self._ended = False
         self._decoder = StreamDecoder(
             tokenizer,
             skip_special_tokens=params.skip_special_tokens,
@@ -86,6 +96,19 @@ class Sequence:
     @property
     def finished(self) -> bool:
         return self.output.finish_reason is not None
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to compute, the prompt's log-probabilities included."""
+        reason = self.output.finish_reason
+        if reason is None or self.prompt_logprobs is None or reason in ("abort", "error"):
+            return reason is not None
+        return len(self.prompt_logprobs) == self.num_prompt_tokens
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens whose keys and values are not in the cache."""
+        return len(self.token_ids) - self.num_computed
 
     @property
     def num_output_tokens(self) -> int:
@@ -129,17 +152,40 @@ class Sequence:
             elif len(self.token_ids) >= self.max_len:
                 self._finish("length")
 
-    def fail(self, error: str) -> None:
-        self.output.error = error
-        self._finish("error")
+    def fail(self, error: str, reason: str = "error") -> None:
+        """Ends it early: "error", or "abort" for a request that was given up."""
+        if not self.done:
+            self.output.error = error
+            self.output.text += self._decoder.flush()
+            self.output.finish_reason = reason
 
     def new_text(self) -> str:
         """Text that no later token can take back, since the last call."""
         text = self.output.text
         end = len(text) if self.finished else len(text) - self._held_back()
-        piece = text[self.num_streamed : end]
-        self.num_streamed = max(self.num_streamed, end)
+        piece = text[self._num_streamed : end]
+        self._num_streamed = max(self._num_streamed, end)
         return piece
+
+    def new_piece(self) -> StreamOutput | None:
+        """The tokens since the last call and the text that they made final; None if nothing is new.
+
+        The piece that ends the completion comes once.
+        """
+        output, start = self.output, self._num_streamed_tokens
+        end = len(output.token_ids)
+        done = self.done
+        if (end == start and not done) or self._ended:
+            return None
+        self._num_streamed_tokens, self._ended = end, done
+        return StreamOutput(
+            text=self.new_text(),
+            token_ids=output.token_ids[start:end],
+            logprobs=None if output.logprobs is None else output.logprobs[start:end],
+            finish_reason=output.finish_reason if done else None,
+            request_id=self.request.request_id,
+            index=output.index,
+        )
 
     def metrics(self) -> RequestMetrics:
         metrics = RequestMetrics(
