@@ -16,6 +16,7 @@ from http_server import Running, running, sse
 from lampo.async_llm import Health
 from lampo.server.app import create_app
 from lampo.server.settings import Settings
+from lampo.structured_outputs import StructuredOutputs
 
 CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
 PROMPT = {"prompt": "Hello", "max_tokens": 4}
@@ -186,7 +187,8 @@ def test_parameters_reach_the_engine(server: Running) -> None:
         "n": 2, "max_tokens": 3, "min_tokens": 1, "temperature": 0.5, "top_p": 0.9, "top_k": 7,
         "min_p": 0.1, "repetition_penalty": 1.1, "presence_penalty": 0.2, "seed": 4,
         "frequency_penalty": -0.3, "ignore_eos": True, "stop_token_ids": [5],
-        "skip_special_tokens": False,
+        "skip_special_tokens": False, "include_stop_str_in_output": True,
+        "logprobs_mode": "processed", "allowed_token_ids": [5, 6],
     }  # fmt: skip
     body = {**sampling, "stop": "x", "logit_bias": {"9": -3}, "priority": -2, "cache_salt": "a",
             "user": "u", "metadata": {"k": [1]}, "store": True}  # fmt: skip
@@ -194,10 +196,30 @@ def test_parameters_reach_the_engine(server: Running) -> None:
         assert server.post(path, {**body, **prompt}).status_code == 200
         added = server.engine.added[-1]
         found = {name: getattr(added["params"], name) for name in sampling}
-        assert found == {**sampling, "stop_token_ids": (5,)}
+        assert found == {**sampling, "stop_token_ids": (5,), "allowed_token_ids": (5, 6)}
         assert added["params"].stop == ("x",)
         assert added["params"].logit_bias == {9: -3.0}
         assert (added["priority"], added["cache_salt"]) == (-2, "a")
+
+
+def test_structures_reach_the_engine(server: Running) -> None:
+    def last(path: str, body: Any) -> StructuredOutputs:
+        reply = server.post(path, body)
+        assert reply.status_code == 200, reply.text
+        found: StructuredOutputs = server.engine.added[-1]["params"].structured_outputs
+        return found
+
+    schema = {"type": "object", "properties": {"b": {}, "a": {}}}
+    wanted: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    found = last("/v1/chat/completions", {**CHAT, "response_format": wanted})
+    assert found.json == json.dumps(schema)  # properties in their order
+    found = last("/v1/chat/completions", {**CHAT, "response_format": {"type": "json_object"}})
+    assert found == StructuredOutputs(json_object=True)
+    assert last("/v1/chat/completions", {**CHAT, "response_format": {"type": "text"}}) is None
+    for structure in ({"regex": "[a-z]+"}, {"choice": ["a", "b"]}, {"json": schema},
+                      {"json_object": True, "disable_any_whitespace": True}):  # fmt: skip
+        found = last("/v1/completions", {**PROMPT, "structured_outputs": structure})
+        assert found == StructuredOutputs(**structure)  # type: ignore[arg-type]
 
 
 def test_nulls_are_defaults(server: Running) -> None:
@@ -308,6 +330,22 @@ def test_bad_completions(server: Running, body: Any, param: str, code: str | Non
         ({**CHAT, "tool_choice": "required"}, "tool_choice"),
         ({**CHAT, "tools": [3]}, "tools"),
         ({**CHAT, "response_format": {"type": "xml"}}, "response_format"),
+        ({**CHAT, "response_format": {"type": "json_schema"}}, "response_format"),
+        (
+            {**CHAT, "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": {"a": "x" * 70_000}}}},
+            "response_format",
+        ),
+        ({**CHAT, "structured_outputs": {}}, "structured_outputs"),
+        ({**CHAT, "structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
+        (
+            {**CHAT, "structured_outputs": {"regex": "a"},
+             "response_format": {"type": "json_object"}},
+            "response_format",
+        ),
+        ({**CHAT, "logprobs_mode": "cooked"}, "logprobs_mode"),
+        ({**CHAT, "allowed_token_ids": []}, "allowed_token_ids"),
         ({**CHAT, "functions": []}, "functions"),
         ({"messages": [{"role": "user", "content": "x" * 300}]}, "prompt"),
     ],

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -139,6 +140,35 @@ def test_chat(client: openai.OpenAI) -> None:
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert text == done.choices[0].message.content
     assert chunks[-1].usage.completion_tokens == 8
+
+
+def test_structured_outputs(client: openai.OpenAI) -> None:
+    schema: dict[str, Any] = {
+        "type": "object",
+        "properties": {"a": {"enum": ["x", "y"]}, "b": {"type": "boolean"}},
+        "required": ["a", "b"],
+        "additionalProperties": False,
+    }
+    form: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    for seed in range(3):
+        done = client.chat.completions.create(
+            model="tiny-llama", messages=CHAT, response_format=form, seed=seed, max_tokens=300,
+            extra_body={"logit_bias": {str(t): -100 for t in (222, 223, 224)}},
+        )  # fmt: skip
+        if done.choices[0].finish_reason == "stop":  # else whitespace went on and on
+            found = json.loads(done.choices[0].message.content or "")
+            assert found["a"] in ("x", "y")
+            assert isinstance(found["b"], bool)
+    done = client.completions.create(
+        model="tiny-llama",
+        prompt="Hi",
+        extra_body={"structured_outputs": {"choice": ["yes", "no"]}},
+    )
+    assert done.choices[0].text in ("yes", "no")
+    bad: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="tiny-llama", messages=CHAT, response_format=bad)
+    assert caught.value.param == "response_format"
 
 
 def test_prefixes_are_found_again(client: openai.OpenAI, server: Process) -> None:

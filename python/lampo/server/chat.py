@@ -26,6 +26,7 @@ from lampo.server.replies import (
 from lampo.server.routes import STREAM, new_router
 from lampo.server.service import Service
 from lampo.server.sse import EventStream
+from lampo.structured_outputs import StructuredOutputs
 from lampo.tokenizer import Tokenizer
 
 
@@ -73,7 +74,12 @@ class _Call:
         tools = None if body.tool_choice == "none" else body.tools
         token_ids = await service.encode_chat(body.messages, tools, arguments)
         call = cls(service, body, token_ids)
-        await call.generation.start([token_ids], priority=body.priority, cache_salt=body.cache_salt)
+        try:
+            await call.generation.start([token_ids], body)
+        except APIError as error:
+            if error.param == "structured_outputs" and body.response_format is not None:
+                error.param = "response_format"  # the name under which it came
+            raise
         return call
 
     async def reply(self) -> ChatCompletion:
@@ -183,7 +189,22 @@ def _num_logprobs(service: Service, body: ChatRequest) -> int | None:
 
 
 def _structured_outputs(body: ChatRequest) -> dict[str, Any]:
-    if body.response_format is None or body.response_format.type == "text":
+    """What response_format asks for; a schema holds whether or not it is called strict."""
+    wanted = body.response_format
+    if wanted is None or wanted.type == "text":
         return {}
-    message = "response_format: only text is supported"
-    raise APIError(400, message, param="response_format", code="unsupported")
+    if body.structured_outputs is not None:
+        raise _bad_format("does not go with structured_outputs")
+    if wanted.type == "json_object":
+        return {"structured_outputs": StructuredOutputs(json_object=True)}
+    if wanted.json_schema is None or wanted.json_schema.schema_ is None:
+        raise _bad_format("type json_schema needs json_schema.schema")
+    try:
+        return {"structured_outputs": StructuredOutputs(json=wanted.json_schema.schema_)}
+    except (ValueError, TypeError) as error:
+        raise _bad_format(str(error)) from None
+
+
+def _bad_format(why: str) -> APIError:
+    message = f"response_format: {why}"
+    return APIError(400, message, param="response_format", code="invalid_value")

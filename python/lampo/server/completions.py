@@ -69,7 +69,7 @@ class _Call:
             message = f"prompt: expected at most {service.settings.max_prompts} prompts"
             raise APIError(400, message, param="prompt", code="invalid_value")
         encoded = [await service.encode(p) if isinstance(p, str) else p for p in prompts]
-        await call.generation.start(encoded, priority=body.priority, cache_salt=body.cache_salt)
+        await call.generation.start(encoded, body)
         if body.echo:
             decode = service.tokenizer.decode
             call._echoes = [p if isinstance(p, str) else decode(p) for p in prompts]

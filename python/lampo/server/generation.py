@@ -17,6 +17,7 @@ from lampo.async_llm import EngineDeadError, QueueFullError, RequestStream
 from lampo.outputs import RequestOutput, StreamOutput
 from lampo.sampling_params import SamplingParams
 from lampo.server.errors import APIError, bad_value
+from lampo.server.protocol import SamplingBody
 from lampo.server.replies import Usage
 from lampo.server.service import Service
 
@@ -45,9 +46,7 @@ class Generation:
         self._begin = time.perf_counter()
         self._last: dict[tuple[int, int], float] = {}
 
-    async def start(
-        self, prompts: list[list[int]], *, priority: int | None, cache_salt: str | None
-    ) -> None:
+    async def start(self, prompts: list[list[int]], body: SamplingBody) -> None:
         """Hands all prompts to the engine, or none. Raises: APIError."""
         settings = self._service.settings
         if len(prompts) * self._params.n > settings.max_sequences:
@@ -60,9 +59,9 @@ class Generation:
                         prompt,
                         self._params,
                         request_id=f"{self.id}-{i}",
-                        priority=priority or 0,
+                        priority=body.priority or 0,
                         timeout=settings.request_timeout,
-                        cache_salt=cache_salt,
+                        cache_salt=body.cache_salt,
                     )
                 )
         except BaseException as error:

@@ -11,7 +11,13 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from lampo.sampling_params import MAX_LOGIT_BIAS, MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS
+from lampo.sampling_params import (
+    MAX_ALLOWED_TOKEN_IDS,
+    MAX_LOGIT_BIAS,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
+)
+from lampo.structured_outputs import MAX_CHOICES
 
 T = TypeVar("T")
 MAX_TOKENS_LISTED = 1 << 22  # more than a body holds
@@ -46,6 +52,19 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
+class Structure(BaseModel):
+    """lampo.StructuredOutputs: what the text has to match, one of the first five."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", serialize_by_alias=True)
+
+    json_: dict[str, Any] | str | None = Field(None, alias="json")
+    regex: str | None = None
+    grammar: str | None = None
+    choice: Annotated[list[str], Field(fail_fast=True, max_length=MAX_CHOICES)] | None = None
+    json_object: bool = False
+    disable_any_whitespace: bool = False
+
+
 class SamplingBody(Body):
     """What both kinds of completion can be told; null is as good as absent."""
 
@@ -70,7 +89,13 @@ class SamplingBody(Body):
     stop_token_ids: (
         Annotated[list[int], Field(fail_fast=True, max_length=MAX_STOP_TOKEN_IDS)] | None
     ) = None
+    allowed_token_ids: (
+        Annotated[list[int], Field(fail_fast=True, max_length=MAX_ALLOWED_TOKEN_IDS)] | None
+    ) = None
     skip_special_tokens: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    logprobs_mode: str | None = Field(None, max_length=64, description="raw or processed.")
+    structured_outputs: Structure | None = None
     priority: int | None = Field(None, description="Smaller is sooner.")
     cache_salt: str | None = Field(
         None, min_length=1, max_length=256, description="Prefixes are shared under one salt only."

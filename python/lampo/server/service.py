@@ -15,13 +15,15 @@ from lampo.server.errors import APIError, bad_value
 from lampo.server.metrics import Metrics
 from lampo.server.protocol import Body, SamplingBody
 from lampo.server.settings import Settings
+from lampo.structured_outputs import StructuredOutputs
 from lampo.tokenizer import Tokenizer
 
 T = TypeVar("T")
 LONG_TEXT = 4096  # characters that are tokenized in a millisecond or so, which the loop can spare
 _SAMPLING_FIELDS = """
     n temperature top_p top_k min_p presence_penalty frequency_penalty repetition_penalty seed stop
-    stop_token_ids min_tokens ignore_eos skip_special_tokens
+    stop_token_ids allowed_token_ids min_tokens ignore_eos skip_special_tokens logprobs_mode
+    include_stop_str_in_output
 """.split()  # noqa: SIM905
 
 
@@ -82,6 +84,10 @@ class Service:
         fields = {name: getattr(body, name) for name in _SAMPLING_FIELDS}
         fields |= {"logit_bias": _token_keys(body.logit_bias or {}), **more}
         try:
+            if body.structured_outputs is not None:
+                fields["structured_outputs"] = StructuredOutputs(
+                    **body.structured_outputs.model_dump()
+                )
             params = SamplingParams(**{k: v for k, v in fields.items() if v is not None})
         except (ValueError, TypeError) as error:
             raise bad_value(error) from None
