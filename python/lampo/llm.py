@@ -17,6 +17,7 @@ import torch
 from lampo.engine.kv_pool import KVPool, page_bytes, plan_num_pages
 from lampo.engine.llm_engine import LLMEngine
 from lampo.engine.runner import ModelRunner
+from lampo.engine.sampling_rules import SamplingRules
 from lampo.engine.sequence import Sequence
 from lampo.engine.shared_engine import SharedEngine
 from lampo.models.registry import DTYPES, load_model
@@ -314,12 +315,13 @@ class LLM:
                 f"{name}: has {len(token_ids)} tokens, but the context of {self.max_model_len} "
                 f"leaves room for {room}"
             )
-        for token_id in (*params.logit_bias, *params.stop_token_ids):
-            if token_id >= self.config.vocab_size:
-                raise ValueError(
-                    f"logit_bias, stop_token_ids: token id {token_id} is not in the vocabulary of "
-                    f"{self.config.vocab_size}"
-                )
+        rules = SamplingRules(
+            params,
+            token_ids,
+            tokenizer=self.tokenizer,
+            vocab_size=self.config.vocab_size,
+            eos_token_ids=self.eos_token_ids,
+        )
         seed = secrets.randbits(62) if params.seed is None else params.seed
         return [
             Sequence(
@@ -331,6 +333,7 @@ class LLM:
                 eos_token_ids=self.eos_token_ids,
                 tokenizer=self.tokenizer,
                 start_time=start,
+                rules=rules,
             )
             for i in range(params.n)
         ]

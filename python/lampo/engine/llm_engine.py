@@ -263,10 +263,7 @@ class LLMEngine:
         if all(s.num_pending == 1 for s in sequences):
             step = self.runner.decode(sequences)
             self.scheduler.commit(plan)
-            if any(s.changes_logits for s in sequences):
-                self._sampler.sample(step.logits, sequences)
-            else:
-                self._sampler.accept(step.logits, sequences, step.token_ids, step.status)
+            self._sampler.accept(step.logits, sequences, step.token_ids, step.status)
             self._fork(sequences, step.logits)
         else:
             self._compute_prompts(plan, sequences)
