@@ -153,6 +153,23 @@ def test_a_mixed_batch_gives_each_request_its_own_tokens(llm):
     assert [r.outputs for r in llm.generate(prompts, requests)] == alone
 
 
+def test_a_completion_that_is_computed_anew_stays_where_it_was(llm):
+    requests = [
+        dataclasses.replace(
+            PARAMS, seed=9, structured_outputs=StructuredOutputs(regex="[a-z]{90}")
+        ),
+        SamplingParams(seed=4, max_tokens=90, ignore_eos=True, repetition_penalty=1.2, logprobs=0),
+        SamplingParams(seed=5, max_tokens=90, ignore_eos=True, min_tokens=50, stop=["ab"]),
+    ] * 2
+    prompts = [f"prompt {i}" for i in range(len(requests))]
+    expected = [r.outputs for r in llm.generate(prompts, requests)]
+    config = llm.config
+    token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 4
+    with LLM(llm.path, dtype="float32", page_size=16, kv_cache_memory=256 * token) as small:
+        assert [r.outputs for r in small.generate(prompts, requests)] == expected
+        assert small.shared_engine().engine.stats().num_preemptions > 0
+
+
 def test_with_allowed_tokens_both_must_allow(llm):
     digits = [llm.tokenizer.encode(c)[0] for c in "123"]
     params = dataclasses.replace(
