@@ -260,6 +260,8 @@ class AsyncLLM:
                 raise ValueError(f"{name}: expected 1 to {MAX_NAME_LENGTH} characters")
         params = sampling_params or SamplingParams()
         size = len(token_ids) + 1024 * (params.n - 1)
+        if params.structured_outputs is not None:  # takes up to a second to compile
+            size += _LONG_TEXT
         sequences = await _maybe_in_thread(
             size, self.llm.sequences, token_ids, params, "prompt", start
         )
