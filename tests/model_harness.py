@@ -23,8 +23,8 @@ class Runner:
         num_pages = -(-config.max_position_embeddings // page_size) + 3
         self.model = model
         self.pool = KVPool(config, num_pages, page_size, kv_dtype)
-        for tensor in (*self.pool.cache.k, *self.pool.cache.v):
-            tensor.fill_(float("nan"))
+        for tensor in self.pool.cache.tensors():
+            tensor.fill_(float("nan") if tensor.is_floating_point() else 127)
         generator = torch.Generator().manual_seed(7)
         self.pages = torch.randperm(num_pages, generator=generator).to(torch.int32)[None]
         self.length = 0

@@ -15,7 +15,13 @@ from lampo.weights.default_model import cached_default_model
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = ["README.md", "docs/development.md", "docs/performance.md", "benchmarks/README.md"]
+DOCUMENTS = [
+    "README.md",
+    "docs/development.md",
+    "docs/performance.md",
+    "docs/server.md",
+    "benchmarks/README.md",
+]
 
 
 def code_blocks(language: str) -> list[str]:

@@ -20,13 +20,15 @@ from checkpoints import make_checkpoint, make_gguf
 from lampo.tokenizer import Tokenizer
 from lampo.weights.read_ahead import read_ahead
 
-HEAVY = ("torch", "numpy", "tokenizers", "jinja2", "huggingface_hub")
+HEAVY = ("torch", "numpy", "tokenizers", "jinja2", "huggingface_hub", "fastapi", "uvicorn")
 QUICK = [
     [],
     ["--help"],
     ["--version"],
     ["generate", "--help"],
     ["generate", "--no-such-option"],
+    ["serve", "--help"],
+    ["serve", "--port", "x"],
     ["generate", "-t", "warm", "Hi"],
     ["generate", "--top-p", "7", "Hi"],
     ["generate", "-m", "no such model", "Hi"],

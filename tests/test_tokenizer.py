@@ -266,6 +266,16 @@ def test_huge_input(family: str, unit: str) -> None:
     assert tokenizer.decode(parsed, skip_special_tokens=False) == text
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_long_text_as_in_pieces(family: str) -> None:
+    """Long texts take another path through the library."""
+    tokenizer = from_gguf(family)
+    word = "In un lampo,\n naïve  日本 <|im_end|> 12\n"
+    long = tokenizer.encode(word * 200, add_bos=False)
+    assert long == tokenizer._backend.encode(word * 200, add_special_tokens=False).ids
+    assert tokenizer.decode(long) == word * 200
+
+
 def test_bad_text() -> None:
     tokenizer = from_gguf("chatml")
     with pytest.raises(ValueError, match=r"text: U\+D83D at index 2 is a lone surrogate"):

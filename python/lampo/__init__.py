@@ -10,17 +10,22 @@ from lampo._C import __version__
 
 if TYPE_CHECKING:
     from lampo import ops
+    from lampo.async_llm import AsyncLLM
     from lampo.llm import LLM
-    from lampo.outputs import CompletionOutput, Logprob, RequestOutput
+    from lampo.outputs import CompletionOutput, Logprob, RequestOutput, StreamOutput
     from lampo.profiling import profile
     from lampo.sampling_params import SamplingParams
+    from lampo.structured_outputs import StructuredOutputs
 
 __all__ = [
     "LLM",
+    "AsyncLLM",
     "CompletionOutput",
     "Logprob",
     "RequestOutput",
     "SamplingParams",
+    "StreamOutput",
+    "StructuredOutputs",
     "__version__",
     "ops",
     "profile",
@@ -28,11 +33,14 @@ __all__ = [
 
 # Resolved at first use, so that `import lampo` costs milliseconds and torch loads when needed.
 _LAZY = {
+    "AsyncLLM": "lampo.async_llm",
     "LLM": "lampo.llm",
     "CompletionOutput": "lampo.outputs",
     "Logprob": "lampo.outputs",
     "RequestOutput": "lampo.outputs",
     "SamplingParams": "lampo.sampling_params",
+    "StreamOutput": "lampo.outputs",
+    "StructuredOutputs": "lampo.structured_outputs",
     "profile": "lampo.profiling",
 }
 

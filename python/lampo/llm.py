@@ -16,7 +16,10 @@ import torch
 
 from lampo.engine.kv_pool import KVPool, page_bytes, plan_num_pages
 from lampo.engine.llm_engine import LLMEngine
+from lampo.engine.runner import ModelRunner
+from lampo.engine.sampling_rules import SamplingRules
 from lampo.engine.sequence import Sequence
+from lampo.engine.shared_engine import SharedEngine
 from lampo.models.registry import DTYPES, load_model
 from lampo.outputs import RequestOutput, StreamOutput
 from lampo.program import OpTiming
@@ -32,6 +35,9 @@ _KV_DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
+    "fp8": torch.float8_e4m3fn,
+    "fp8_e4m3": torch.float8_e4m3fn,
+    "int8": torch.int8,
 }
 
 
@@ -43,14 +49,18 @@ class LLM:
             ("org/name"), or None for the default model, SmolLM2-135M-Instruct.
         dtype: "auto" keeps weights as stored, 4- and 8-bit blocks packed; "float32" computes
             exactly, on dequantized weights; "bfloat16" has weights and activations in bfloat16.
-        kv_cache_dtype: "auto" (float32 with dtype "float32", else bfloat16), "float32", "float16"
-            or "bfloat16".
+        kv_cache_dtype: "auto" (float32 with dtype "float32", else bfloat16), "float32", "float16",
+            "bfloat16"; "int8" or "fp8" (also "fp8_e4m3"): half the memory, and a scale of four
+            bytes for each head's key and value. Take int8, unless keys have large outliers.
         max_model_len: longest sequence, prompt and output; the model's context if absent.
-        kv_cache_memory: bytes for the KV cache, at most; half of the free memory if absent. Pages
-            take memory when they are first used.
+        kv_cache_memory: bytes for the KV cache, at most; if absent, half of the free memory, but no
+            more than 4 GiB unless one sequence needs it. A page takes memory once it is used.
         page_size: tokens per page of the cache, a power of two up to 256.
         max_num_seqs: sequences decoded together.
-        max_num_batched_tokens: prompt tokens computed in one step.
+        max_num_batched_tokens: prompt tokens computed in one step, beside the tokens of those that
+            decode: smaller steps keep others waiting for less time.
+        enable_prefix_caching: keep the pages of finished work for prompts that begin alike. The
+            tokens generated are the same with it and without.
 
     Raises:
         ValueError, TypeError: an argument or a model file that does not fit, in one line.
@@ -73,6 +83,7 @@ class LLM:
         page_size: int = 64,
         max_num_seqs: int = 64,
         max_num_batched_tokens: int = 512,
+        enable_prefix_caching: bool = True,
     ) -> None:
         if dtype not in DTYPES:
             raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -104,13 +115,22 @@ class LLM:
             max_num_seqs=max_num_seqs,
             memory=kv_cache_memory,
         )
-        self._engine: LLMEngine | None = LLMEngine(
+        pool = KVPool(self.config, num_pages, page_size, kv_dtype)
+        runner = ModelRunner(
             decoder,
-            KVPool(self.config, num_pages, page_size, kv_dtype),
-            self.tokenizer,
+            pool,
+            max_num_seqs=max_num_seqs,
+            max_pages_per_seq=-(-self.max_model_len // page_size),
+        )
+        engine = LLMEngine(
+            runner,
+            pool,
+            self.tokenizer.token_to_text,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
+            prefix_caching=enable_prefix_caching,
         )
+        self._shared: SharedEngine | None = SharedEngine(engine)
         self.load_time = time.perf_counter() - begin
         defaults = default_fields(self.generation_config)
         if defaults:
@@ -141,7 +161,7 @@ class LLM:
         """
         start = time.perf_counter()
         listed = prompt_list(prompts)
-        encoded = [self._encode(f"prompts[{i}]", prompt) for i, prompt in enumerate(listed)]
+        encoded = [self.encode(prompt, f"prompts[{i}]") for i, prompt in enumerate(listed)]
         texts = [prompt if isinstance(prompt, str) else None for prompt in listed]
         return self._generate(texts, encoded, sampling_params, start, progress)
 
@@ -184,14 +204,14 @@ class LLM:
             ValueError, TypeError: as :meth:`generate`, at the call; also for ``n`` other than 1.
         """
         start = time.perf_counter()
-        token_ids = self._encode("prompt", prompt)
+        token_ids = self.encode(prompt)
         text = prompt if isinstance(prompt, str) else None
         params = sampling_params or SamplingParams()
         if params.n != 1:
             raise ValueError(f"n: a stream has one completion, got {params.n}")
-        engine = self._running_engine()
-        (sequence,) = self._sequences("prompt", token_ids, params, start)
-        return self._stream(engine, text, sequence)
+        shared = self.shared_engine()
+        sequences = self.sequences(token_ids, params, "prompt", start)
+        return self._stream(shared, text, sequences)
 
     def encode_chat(
         self, messages: Messages, chat_template_kwargs: Mapping[str, Any] | None = None
@@ -201,7 +221,7 @@ class LLM:
 
     def close(self) -> None:
         """Frees the weights and the cache; the object cannot be used again."""
-        self._engine = None
+        self._shared = None
 
     def __enter__(self) -> LLM:
         return self
@@ -222,39 +242,47 @@ class LLM:
         start: float,
         progress: bool | None,
     ) -> list[RequestOutput]:
-        engine = self._running_engine()
+        shared = self.shared_engine()
         params = params_list(sampling_params, len(encoded))
         groups = [
-            self._sequences(f"prompts[{i}]", ids, p, start)
+            self.sequences(ids, p, f"prompts[{i}]", start)
             for i, (ids, p) in enumerate(zip(encoded, params, strict=True))
         ]
-        sequences = [sequence for group in groups for sequence in group]
-        for _ in track_tokens(engine.run(sequences), sequences, progress):
-            pass
-        return [
-            engine.request_output(text, group) for text, group in zip(texts, groups, strict=True)
-        ]
+        everything = [sequence for group in groups for sequence in group]
+        results: dict[str, RequestOutput] = {}
+
+        def sink(piece: StreamOutput) -> None:
+            if piece.request is not None:
+                results[piece.request_id] = piece.request
+
+        with shared.submitted(zip(texts, groups, strict=True), sink) as request_ids:
+            steps = shared.steps_until(lambda: len(results) == len(request_ids))
+            for _ in track_tokens(steps, everything, progress):
+                pass
+        return [results[request_id] for request_id in request_ids]
 
     def _stream(
-        self, engine: LLMEngine, text: str | None, sequence: Sequence
+        self, shared: SharedEngine, text: str | None, sequences: list[Sequence]
     ) -> Iterator[StreamOutput]:
-        output, streamed = sequence.output, 0
-        for _ in engine.run([sequence]):
-            new_ids = output.token_ids[streamed:]
-            new_logprobs = None if output.logprobs is None else output.logprobs[streamed:]
-            streamed += len(new_ids)
-            if new_ids and not sequence.finished:
-                yield StreamOutput(sequence.new_text(), new_ids, new_logprobs)
-        tail = output.token_ids[-1:] if streamed else []
-        yield StreamOutput(
-            sequence.new_text(),
-            tail,
-            None if output.logprobs is None else output.logprobs[-1:] if streamed else [],
-            output.finish_reason,
-            engine.request_output(text, [sequence]),
-        )
+        pieces: list[StreamOutput] = []
+        shown = 0
+        with shared.submitted([(text, sequences)], pieces.append):
+            for _ in shared.steps_until(lambda: bool(pieces and pieces[-1].request)):
+                new = pieces[shown:]
+                shown += len(new)
+                yield from new
+            yield from pieces[shown:]
 
-    def _encode(self, name: str, prompt: Prompt) -> list[int]:
+    def encode(self, prompt: Prompt, name: str = "prompt") -> list[int]:
+        """Token ids of a prompt, checked.
+
+        Args:
+            prompt: a text, which gets the model's BOS token, or token ids.
+            name: what an error calls it.
+
+        Raises:
+            ValueError, TypeError: it is empty, or an id is out of range.
+        """
         if isinstance(prompt, str):
             token_ids = self.tokenizer.encode(prompt)
         elif isinstance(prompt, Iterable):
@@ -266,9 +294,20 @@ class LLM:
             raise ValueError(f"{name}: is empty")
         return token_ids
 
-    def _sequences(
-        self, name: str, token_ids: list[int], params: SamplingParams, start: float
+    def sequences(
+        self, token_ids: list[int], params: SamplingParams, name: str, start: float
     ) -> list[Sequence]:
+        """The completions of a checked prompt, for :meth:`LLMEngine.add_request`.
+
+        Args:
+            token_ids: the prompt.
+            params: how to continue it; what they leave open is the model's default.
+            name: what an error calls the prompt.
+            start: time.perf_counter() from which the time to the first token counts.
+
+        Raises:
+            ValueError: the prompt is too long, or an id in `params` is out of range.
+        """
         params = params.resolved(self.generation_config)
         room = self.max_model_len - (1 if params.max_tokens else 0)
         if len(token_ids) > room:
@@ -276,12 +315,13 @@ class LLM:
                 f"{name}: has {len(token_ids)} tokens, but the context of {self.max_model_len} "
                 f"leaves room for {room}"
             )
-        for token_id in (*params.logit_bias, *params.stop_token_ids):
-            if token_id >= self.config.vocab_size:
-                raise ValueError(
-                    f"logit_bias, stop_token_ids: token id {token_id} is not in the vocabulary of "
-                    f"{self.config.vocab_size}"
-                )
+        rules = SamplingRules(
+            params,
+            token_ids,
+            tokenizer=self.tokenizer,
+            vocab_size=self.config.vocab_size,
+            eos_token_ids=self.eos_token_ids,
+        )
         seed = secrets.randbits(62) if params.seed is None else params.seed
         return [
             Sequence(
@@ -293,25 +333,41 @@ class LLM:
                 eos_token_ids=self.eos_token_ids,
                 tokenizer=self.tokenizer,
                 start_time=start,
+                rules=rules,
             )
             for i in range(params.n)
         ]
 
-    def replay_decode(self, batch_size: int, repeats: int) -> list[list[OpTiming]]:
-        """Replays the last decode step of `batch_size` sequences: what :func:`lampo.profile` reads.
+    def replay_decode(self, batch_size: int, depth: int, repeats: int) -> list[list[OpTiming]]:
+        """Replays one decode step with a clock: what :func:`lampo.profile` reads.
+
+        Args:
+            batch_size: of the step.
+            depth: tokens that each sequence has in the cache: random numbers.
+            repeats: replays.
 
         Returns:
             the ops of each replay, in order.
 
         Raises:
-            ValueError: so many sequences have not been decoded together.
+            ValueError: the KV cache has no room for so many tokens.
         """
-        return self._running_engine().replay_decode(batch_size, repeats)
+        params = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
+        token_ids = [0] * (depth + 1)
+        sequences = [self.sequences(token_ids, params, "depth", 0.0)[0] for _ in range(batch_size)]
+        shared = self.shared_engine()
+        with shared.lock:
+            return shared.engine.replay_decode(sequences, repeats)
 
-    def _running_engine(self) -> LLMEngine:
-        if self._engine is None:
+    def shared_engine(self) -> SharedEngine:
+        """What the requests run on, for a stack that makes the steps itself.
+
+        Raises:
+            RuntimeError: the model is closed.
+        """
+        if self._shared is None:
             raise RuntimeError("this LLM is closed")
-        return self._engine
+        return self._shared
 
 
 def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:

@@ -35,9 +35,10 @@ class CompletionOutput:
         logprobs: per token, token id -> Logprob, the chosen token always among them; None if not
             asked for.
         finish_reason: "stop" (end of sequence, stop token or string), "length" (max_tokens or the
-            context was reached), "error" (see `error`), or None while it goes on.
+            context was reached), "abort" (given up, or its time was over), "error" (see `error`),
+            or None while it goes on.
         stop_reason: the stop string or stop token id that ended it; None for end of sequence.
-        error: one line, where finish_reason is "error".
+        error: one line, where finish_reason is "abort" or "error".
     """
 
     index: int
@@ -59,6 +60,7 @@ class RequestMetrics:
             with fewer than two tokens.
         num_prompt_tokens, num_output_tokens: counts, the latter over all completions.
         cache_bytes: keys and values that the request held in the cache at its end.
+        num_cached_tokens: prompt tokens whose keys and values were in the cache already.
     """
 
     time_to_first_token: float | None = None
@@ -66,6 +68,7 @@ class RequestMetrics:
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
     cache_bytes: int = 0
+    num_cached_tokens: int = 0
 
 
 @dataclass
@@ -97,8 +100,10 @@ class StreamOutput:
             stop string is incomplete.
         token_ids: the tokens of this piece.
         logprobs: as in CompletionOutput, for these tokens.
-        finish_reason: set in the last piece.
-        request: the whole result, in the last piece.
+        finish_reason: set in the last piece of the completion.
+        request: the whole result, in the last piece of the request.
+        request_id: whose piece it is.
+        index: of which of the n completions.
     """
 
     text: str
@@ -106,3 +111,5 @@ class StreamOutput:
     logprobs: list[LogprobTable] | None = None
     finish_reason: str | None = None
     request: RequestOutput | None = None
+    request_id: str = ""
+    index: int = 0

@@ -12,7 +12,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from lampo import _C
-from lampo.sampling_params import SamplingParams, check_integer
+from lampo.sampling_params import check_integer
 
 if TYPE_CHECKING:
     from lampo.llm import LLM
@@ -71,28 +71,21 @@ class Profile:
 def profile(llm: LLM, *, batch_size: int = 1, depth: int = 0, repeats: int = 20) -> Profile:
     """Profiles the decode step of `batch_size` sequences that have `depth` tokens in the cache.
 
-    Fills a cache with tokens that mean nothing, then replays one step `repeats` times with a clock.
+    Fills a cache with random numbers, then replays one step `repeats` times with a clock.
 
     Args:
         llm: an open model on CPU.
         batch_size: 1 to the `max_num_seqs` of the model.
-        depth: 0 to its `max_model_len` - 4.
+        depth: 0 to its `max_model_len` - 2.
         repeats: 1 to 10,000.
 
     Raises:
         ValueError: an argument out of range.
     """
     check_integer("batch_size", batch_size, 1, llm.max_num_seqs)
-    check_integer("depth", depth, 0, llm.max_model_len - 4)
+    check_integer("depth", depth, 0, llm.max_model_len - 2)
     check_integer("repeats", repeats, 1, 10_000)
-    vocab_size = llm.config.vocab_size
-    prompts = [
-        [(7 * row + 3 * at) % vocab_size for at in range(max(depth, 1))]
-        for row in range(batch_size)
-    ]
-    params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
-    llm.generate(prompts, params, progress=False)
-    replays = llm.replay_decode(batch_size, repeats)
+    replays = llm.replay_decode(batch_size, depth, repeats)
     rows: dict[str, list[int]] = {}  # of the calls of an op
     for at, call in enumerate(replays[0]):
         rows.setdefault(call.name, []).append(at)

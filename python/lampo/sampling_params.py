@@ -9,12 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lampo.structured_outputs import StructuredOutputs
+
 MAX_N = 128
 MAX_STOP_STRINGS = 64
 MAX_STOP_LENGTH = 1024
 MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGIT_BIAS = 65536
 MAX_LOGPROBS = 256
+MAX_ALLOWED_TOKEN_IDS = 2**20
+LOGPROBS_MODES = ("raw", "processed")
 DEFAULT_MAX_TOKENS = 256
 
 # The caps that the engine relies on: name -> (lowest, highest, whether the lowest is excluded).
@@ -56,14 +60,23 @@ class SamplingParams:
         presence_penalty, frequency_penalty: subtracted once, and once per occurrence, from tokens
             of the output; in [-2, 2], 0 is off.
         logit_bias: token id -> value in [-100, 100], added to its logit.
+        allowed_token_ids: the only tokens that may be drawn; None: all. End of sequence is not
+            among them unless it is listed.
         seed: makes sampling reproducible, whatever else is in the batch. Default: random.
-        stop: string or strings that end the completion; they are not part of its text.
+        stop: string or strings that end the completion: the first to be complete does, of several
+            that end together the longest. It is not part of the text.
+        include_stop_str_in_output: make it a part.
         stop_token_ids: tokens that end the completion.
         ignore_eos: go on after an end-of-sequence token.
         logprobs: report this many of the best tokens' log-probabilities beside each chosen one
             (0: the chosen alone); None: no report.
+        logprobs_mode: "raw", of the model's own distribution, or "processed", of the one that was
+            drawn from: after penalties, biases, masks, temperature and cuts. Tokens that were cut
+            are not listed then, and a greedy choice is certain.
         prompt_logprobs: the same for every token of the prompt.
         skip_special_tokens: leave special tokens out of the text.
+        structured_outputs: a JSON schema, regular expression, choice or grammar that the text has
+            to match, see :class:`lampo.StructuredOutputs`.
 
     Raises:
         ValueError, TypeError: a value of the wrong type or out of its range, by name.
@@ -80,13 +93,17 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    allowed_token_ids: Sequence[int] | None = None
     seed: int | None = None
     stop: str | Sequence[str] = ()
+    include_stop_str_in_output: bool = False
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    logprobs_mode: str = "raw"
     skip_special_tokens: bool = True
+    structured_outputs: StructuredOutputs | None = None
     max_new_tokens: dataclasses.InitVar[int | None] = None
 
     def __post_init__(self, max_new_tokens: int | None) -> None:
@@ -105,12 +122,32 @@ class SamplingParams:
             value = getattr(self, name)
             if value is not None:
                 setattr(self, name, check_number(name, value, lowest, highest, open_low))
-        for name in ("ignore_eos", "skip_special_tokens"):
+        for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: expected a bool, got {getattr(self, name)!r}")
         self.stop = _check_stop(self.stop)
-        self.stop_token_ids = _check_ids("stop_token_ids", self.stop_token_ids)
+        self.stop_token_ids = _check_ids("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS)
         self.logit_bias = _check_logit_bias(self.logit_bias)
+        if self.allowed_token_ids is not None:
+            self.allowed_token_ids = _check_ids(
+                "allowed_token_ids", self.allowed_token_ids, MAX_ALLOWED_TOKEN_IDS
+            )
+            if not self.allowed_token_ids:
+                raise ValueError("allowed_token_ids: expected at least one id, or None for all")
+        if self.logprobs_mode not in LOGPROBS_MODES:
+            raise ValueError(
+                f"logprobs_mode: expected one of {', '.join(LOGPROBS_MODES)}, "
+                f"got {self.logprobs_mode!r}"
+            )
+        if not isinstance(self.structured_outputs, StructuredOutputs | None):
+            raise TypeError(
+                "structured_outputs: expected lampo.StructuredOutputs, "
+                f"got {self.structured_outputs!r}"
+            )
+        if self.structured_outputs is not None and self.min_tokens:
+            raise ValueError(
+                "min_tokens: does not go with structured_outputs, whose grammar says where to end"
+            )
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(
                 f"min_tokens: expected at most max_tokens, {self.max_tokens}, got {self.min_tokens}"
@@ -176,11 +213,11 @@ def _check_stop(stop: object) -> tuple[str, ...]:
     return tuple(strings)
 
 
-def _check_ids(name: str, ids: object) -> tuple[int, ...]:
+def _check_ids(name: str, ids: object, most: int) -> tuple[int, ...]:
     if not isinstance(ids, Sequence) or isinstance(ids, str):
         raise TypeError(f"{name}: expected a list of token ids, got {ids!r}")
-    if len(ids) > MAX_STOP_TOKEN_IDS:
-        raise ValueError(f"{name}: expected at most {MAX_STOP_TOKEN_IDS} ids, got {len(ids)}")
+    if len(ids) > most:
+        raise ValueError(f"{name}: expected at most {most} ids, got {len(ids)}")
     return tuple(check_integer(f"{name}[{i}]", v, 0, 2**31 - 1) for i, v in enumerate(ids))
 
 

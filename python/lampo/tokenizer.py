@@ -25,6 +25,8 @@ from lampo.tokenizer_source import TokenizerSource, read_directory
 if TYPE_CHECKING:
     from lampo.chat_template import ChatTemplate
 
+_LONG_TEXT = 4096  # characters
+
 
 class Tokenizer:
     """Encodes text and chats, decodes tokens. Immutable, so threads may share it.
@@ -210,7 +212,11 @@ class Tokenizer:
         return [renamed.get(token_id, token_id) for token_id in ids]
 
     def _encode_text(self, text: str) -> list[int]:
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        if len(text) > _LONG_TEXT:  # this one lets other threads run meanwhile, and is faster
+            batch = self._backend.encode_batch_fast([text], add_special_tokens=False)
+            ids: list[int] = batch[0].ids
+        else:
+            ids = self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
     def _with_bos(self, ids: list[int]) -> list[int]:

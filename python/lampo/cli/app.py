@@ -14,6 +14,7 @@ from lampo.cli.generate import generate
 from lampo.cli.main import Job
 from lampo.cli.profile import profile
 from lampo.cli.pull import pull
+from lampo.cli.serve import serve
 
 app = typer.Typer(
     name="lampo",
@@ -48,10 +49,12 @@ _EPILOG = _paragraphs(
 
     lampo chat -m ~/models/Llama-3.2-1B-Instruct-Q4_0.gguf
 
+    lampo serve
+
     lampo doctor
 
     Environment: LAMPO_CACHE (folder of the default model), LAMPO_NUM_THREADS, LAMPO_CPU_ISA
-    (baseline, avx2, avx512), LAMPO_DEBUG=1 (tracebacks).
+    (baseline, avx2, avx512), LAMPO_API_KEY (of the server), LAMPO_DEBUG=1 (tracebacks).
 
     Exit codes: 0; 2 for a mistake in arguments, files or environment; 130 after Ctrl-C; 141 when
     the reader of a pipe has gone; 1 for anything else.
@@ -96,6 +99,12 @@ _add(
 _add(chat, "lampo chat", 'lampo chat --system "Answer in one sentence." -t 0.2 --top-p 0.9')
 _add(doctor, "lampo doctor", "lampo doctor --json | jq .isa")
 _add(profile, "lampo profile", "lampo profile --depth 4096", "lampo profile -b 8 --threads 1")
+_add(
+    serve,
+    "lampo serve",
+    "LAMPO_API_KEY=... lampo serve --host 0.0.0.0 -m org/name:Q4_0",
+    "curl localhost:8000/v1/models",
+)
 _add(pull, "lampo pull", "lampo pull HuggingFaceTB/SmolLM2-360M", "lampo pull org/name:Q4_0")
 
 

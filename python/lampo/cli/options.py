@@ -46,7 +46,12 @@ Dtype = Annotated[
     ),
 ]
 KvCacheDtype = Annotated[
-    str, _option(_MODEL, "--kv-cache-dtype", help="auto, float32, float16 or bfloat16.")
+    str,
+    _option(
+        _MODEL,
+        "--kv-cache-dtype",
+        help="auto, float32, float16, bfloat16, or with half the memory int8 or fp8.",
+    ),
 ]
 MaxModelLen = Annotated[
     int | None,

@@ -28,10 +28,11 @@ class DecodeStep:
     """
 
     def __init__(
-        self, model: Decoder, pool: KVPool, batch_size: int, max_pages_per_seq: int
+        self, model: Decoder, pool: KVPool, logits: torch.Tensor, max_pages_per_seq: int
     ) -> None:
+        batch_size = logits.shape[0]
         self.program = Program()
-        self.logits = torch.empty(0)
+        self.logits = logits
         self.token_ids = torch.empty(batch_size, dtype=torch.int64)
         self.status = torch.empty(batch_size, dtype=torch.int32)
         self._model, self._pool = model, pool
@@ -68,11 +69,10 @@ class DecodeStep:
             with program.record():
                 self._record()
             self.program = program  # not before: one that was interrupted is never replayed
-        for sequence in sequences:
-            sequence.num_computed += 1
 
     def _record(self) -> None:
-        self.logits = self._model.logits(self._model.forward(self._step, self._pool.cache))
+        hidden = self._model.forward(self._step, self._pool.cache)
+        self._model.logits(hidden, out=self.logits)
         workspace = ops.sampling_workspace_size(self.logits.shape[1], self.logits.device)
         ops.sample(
             self.logits,

@@ -1,170 +1,355 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loop: prefill the prompts in chunks, then decode all sequences together, step by step."""
+"""Requests in, pieces of text out, one step of the model at a time."""
 
 from __future__ import annotations
 
-import threading
-from collections import deque
-from collections.abc import Iterator
+import dataclasses
+import itertools
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 
 from lampo.engine.kv_pool import KVPool
-from lampo.engine.runner import ModelRunner
+from lampo.engine.page_allocator import PageAllocator, PrefixChain
+from lampo.engine.request import Request
+from lampo.engine.runner import Runner
 from lampo.engine.sampler import Sampler
+from lampo.engine.scheduler import Plan, Scheduler
 from lampo.engine.sequence import Sequence
-from lampo.models.decoder import Decoder
-from lampo.outputs import RequestOutput
+from lampo.engine.snapshot import SequenceSnapshot, Snapshot
+from lampo.outputs import StreamOutput
 from lampo.program import OpTiming
-from lampo.tokenizer import Tokenizer
+
+logger = logging.getLogger("lampo")
+
+ABORTED = "the request was aborted"
+TIMED_OUT = "the request's time limit was reached"
 
 # Rows of logits held at once while prompt_logprobs are collected.
 _LOGITS_ROWS = 64
 
 
-class LLMEngine:
-    """Runs sequences over one model and one KV pool, in static batches.
+@dataclass(frozen=True)
+class EngineStats:
+    """How the engine is doing.
 
-    A batch holds as many sequences as the pool has pages for at their greatest length; the others
-    wait for the next. Each step holds a lock: several threads may iterate over runs of their own.
+    Attributes:
+        num_running, num_waiting: completions that hold pages, and that wait for some.
+        num_pages, num_free_pages, num_cached_pages: of the KV cache; cached pages are held by
+            nobody and kept for requests that begin with the same tokens.
+        num_steps, num_preemptions: since the start, as the following.
+        num_prompt_tokens, num_cached_prompt_tokens: of requests, and found in the prefix cache.
+        num_output_tokens: generated.
+        finished: completions by finish reason.
+    """
+
+    num_running: int
+    num_waiting: int
+    num_pages: int
+    num_free_pages: int
+    num_cached_pages: int
+    num_steps: int
+    num_preemptions: int
+    num_prompt_tokens: int
+    num_cached_prompt_tokens: int
+    num_output_tokens: int
+    finished: dict[str, int]
+
+
+class LLMEngine:
+    """Runs requests over one model and one KV pool by continuous batching.
+
+    Not thread-safe: one thread at a time adds, aborts and steps (`lampo.LLM` holds a lock,
+    `lampo.AsyncLLM` has a thread for it). A step is planned, its pages reserved, computed, and
+    committed. Whatever fails fails the requests of that step, and the engine goes on.
+
+    Args:
+        runner: computes steps; any object like :class:`lampo.engine.runner.ModelRunner`.
+        pool: whose pages it computes in.
+        token_text: the text of a token, for log-probabilities.
+        max_num_seqs: completions that run at the same time.
+        max_num_batched_tokens: prompt tokens computed in a step.
+        prefix_caching: keep the pages of finished work for requests that begin alike.
     """
 
     def __init__(
         self,
-        model: Decoder,
+        runner: Runner,
         pool: KVPool,
-        tokenizer: Tokenizer,
+        token_text: Callable[[int], str],
         *,
         max_num_seqs: int,
         max_num_batched_tokens: int,
+        prefix_caching: bool = True,
     ) -> None:
         self.pool = pool
-        self.max_num_seqs = max_num_seqs
-        self.max_num_batched_tokens = max_num_batched_tokens
-        self._model = model
-        self._runner = ModelRunner(model, pool, pool.pages_for(model.max_model_len))
-        self._sampler = Sampler(tokenizer.token_to_text)
-        self._lock = threading.Lock()
+        self.runner = runner
+        self.scheduler = Scheduler(
+            PageAllocator(pool.num_pages, pool.page_size, prefix_caching=prefix_caching),
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+        )
+        self._sampler = Sampler(token_text)
+        self._requests: dict[str, Request] = {}
+        self._touched: dict[Sequence, None] = {}  # with something to hand out
+        self._numbers = itertools.count()
+        self._num_steps = self._num_prompt_tokens = self._num_output_tokens = 0
+        self._num_cached_prompt_tokens = 0
+        self._finished: Counter[str] = Counter()
 
-    def run(self, sequences: list[Sequence]) -> Iterator[list[Sequence]]:
-        """Generates until every sequence has finished.
+    @property
+    def has_unfinished(self) -> bool:
+        return bool(self._requests)
 
-        Yields:
-            after each step, the sequences that got a token: none while prompts are computed.
-        """
-        waiting = deque(s for s in sequences if not s.finished or s.prompt_logprobs is not None)
-        while waiting:
-            batch = self._next_batch(waiting)
-            try:
-                yield from self._prefill(batch)
-                running = [s for s in batch if not s.finished]
-                while running:
-                    with self._lock:
-                        self._decode(running)
-                    yield running
-                    running = [s for s in running if not s.finished]
-            finally:
-                with self._lock:
-                    for sequence in batch:
-                        self.pool.free(sequence.pages)
-                        sequence.pages = []
+    def add_request(
+        self,
+        request_id: str,
+        sequences: list[Sequence],
+        *,
+        prompt: str | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+        cache_salt: str | None = None,
+    ) -> None:
+        """Queues a request.
 
-    def _decode(self, sequences: list[Sequence]) -> None:
-        step = self._runner.decode(sequences)
-        if any(s.changes_logits for s in sequences):
-            self._sampler.sample(step.logits, sequences)
-        else:
-            self._sampler.accept(step.logits, sequences, step.token_ids, step.status)
-
-    def replay_decode(self, batch_size: int, repeats: int) -> list[list[OpTiming]]:
-        """Replays the last decode step of so many sequences with a clock, for `lampo.profile`.
+        Args:
+            request_id: its name in what :meth:`step` returns.
+            sequences: its completions, as `lampo.LLM.sequences` makes them: checked and resolved.
+            prompt: its text, for the result.
+            priority: smaller is sooner.
+            timeout: seconds from now until it is aborted.
+            cache_salt: requests of different salts never share pages.
 
         Raises:
-            ValueError: so many have not been decoded together.
+            ValueError: an unfinished request has that name.
         """
-        with self._lock:
-            program = self._runner.decode_step(batch_size).program
-            if not len(program):
-                raise ValueError(
-                    f"batch_size: the KV cache cannot hold {batch_size} sequences of this depth"
-                )
-            return [program.profile() for _ in range(repeats)]
+        if request_id in self._requests:
+            raise ValueError(f"request_id: {request_id!r} is in use")
+        now = time.monotonic()
+        request = Request(
+            request_id,
+            prompt,
+            sequences,
+            arrival=now,
+            number=next(self._numbers),
+            priority=priority,
+            deadline=None if timeout is None else now + timeout,
+        )
+        salt = b"" if cache_salt is None else b"salt:" + cache_salt.encode()
+        for sequence in sequences:
+            sequence.chain = PrefixChain(self.pool.page_size, salt)
+        self._requests[request_id] = request
+        self._touched.update(dict.fromkeys(s for s in sequences if s.done))
+        if not sequences[0].done:
+            self.scheduler.add(sequences[0])
 
-    def request_output(self, prompt: str | None, group: list[Sequence]) -> RequestOutput:
-        """The result of one prompt from its completions."""
-        first = group[0]
-        metrics = first.metrics()
-        metrics.num_output_tokens = sum(s.num_output_tokens for s in group)
-        pages = sum(self.pool.pages_for(s.num_computed) for s in group)
-        metrics.cache_bytes = pages * self.pool.bytes_per_page
-        return RequestOutput(
-            prompt=prompt,
-            prompt_token_ids=first.token_ids[: first.num_prompt_tokens],
-            prompt_logprobs=first.prompt_logprobs,
-            outputs=[s.output for s in group],
-            metrics=metrics,
+    def abort(self, request_id: str) -> list[StreamOutput]:
+        """Ends a request and frees its pages. Unknown names are ignored.
+
+        Returns:
+            as :meth:`step`: its last pieces.
+        """
+        request = self._requests.get(request_id)
+        if request is not None:
+            self._fail(request.sequences, ABORTED, "abort")
+        return self._hand_out()
+
+    def step(self) -> list[StreamOutput]:
+        """Computes one step: every decoding completion gets a token, and prompts are worked on.
+
+        Returns:
+            the new pieces of all completions that have any. The last piece of a request has its
+            whole result.
+        """
+        now = time.monotonic()
+        for request in self._requests.values():
+            if request.deadline is not None and now >= request.deadline:
+                self._fail(request.sequences, TIMED_OUT, "abort")
+        plan = Plan()
+        try:
+            plan = self.scheduler.plan()
+            if plan.work:
+                self._num_steps += 1
+                self._compute(plan)
+        except BaseException as error:
+            everybody = [s for r in self._requests.values() for s in r.sequences]
+            self.scheduler.roll_back(plan, everybody)
+            if not isinstance(error, Exception):  # an interruption, which concerns no request
+                raise
+            logger.exception("a step failed, and with it %d sequences", len(plan.work))
+            self._fail(list(plan.work) or everybody, _internal_error(error), "error")
+        return self._hand_out()
+
+    def replay_decode(self, sequences: list[Sequence], repeats: int) -> list[list[OpTiming]]:
+        """Replays the decode step of sequences of any length with a clock, for `lampo.profile`.
+
+        Their tokens but the last count as computed; the cache gets random numbers for them.
+
+        Raises:
+            MemoryError: the pool has too few pages available.
+        """
+        allocator = self.scheduler.allocator
+        counts = [allocator.pages_for(len(s.token_ids)) for s in sequences]
+        pages = allocator.allocate(sum(counts))
+        try:
+            self.pool.fill_randomly(pages)
+            first = 0
+            for sequence, count in zip(sequences, counts, strict=True):
+                sequence.pages = pages[first : first + count]
+                sequence.num_computed = len(sequence.token_ids) - 1
+                first += count
+            return self.runner.profile(sequences, repeats)
+        finally:
+            allocator.release(pages)
+
+    def stats(self) -> EngineStats:
+        allocator = self.scheduler.allocator
+        return EngineStats(
+            num_running=len(self.scheduler.running),
+            num_waiting=len(self.scheduler.waiting),
+            num_pages=allocator.num_pages,
+            num_free_pages=allocator.num_free,
+            num_cached_pages=allocator.num_cached,
+            num_steps=self._num_steps,
+            num_preemptions=self.scheduler.num_preemptions,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_cached_prompt_tokens=self._num_cached_prompt_tokens,
+            num_output_tokens=self._num_output_tokens,
+            finished=dict(self._finished),
         )
 
-    def _next_batch(self, waiting: deque[Sequence]) -> list[Sequence]:
-        batch: list[Sequence] = []
-        with self._lock:
-            while waiting and len(batch) < self.max_num_seqs:
-                pages = self.pool.pages_for(max(waiting[0].max_len, waiting[0].num_prompt_tokens))
-                if pages > self.pool.num_free:
-                    break
-                sequence = waiting.popleft()
-                sequence.pages = self.pool.allocate(pages)
-                batch.append(sequence)
-        if not batch:
-            raise MemoryError(
-                f"KV cache: a sequence of up to {waiting[0].max_len} tokens does not fit into "
-                f"{self.pool.num_free * self.pool.page_size} free slots"
-            )
-        return batch
+    def snapshot(self) -> Snapshot:
+        """The state between two steps, for :func:`lampo.engine.snapshot.violations`."""
+        free, cached, known, ref_counts = self.scheduler.allocator.books()
+        waiting = set(self.scheduler.waiting)
 
-    def _prefill(self, batch: list[Sequence]) -> Iterator[list[Sequence]]:
-        """Computes all prompts, up to max_num_batched_tokens a step, and samples first tokens."""
-        pending = deque(batch)
-        while pending:
-            work: list[tuple[Sequence, int]] = []
-            budget = self.max_num_batched_tokens
-            while pending and budget > 0:
-                sequence = pending[0]
-                count = min(budget, sequence.num_prompt_tokens - sequence.num_computed)
-                work.append((sequence, count))
-                budget -= count
-                if sequence.num_computed + count < sequence.num_prompt_tokens:
-                    break
-                pending.popleft()
-            with self._lock:
-                ready = self._prefill_step(work)
-            yield ready
+        def state(sequence: Sequence) -> str:
+            if sequence in self.scheduler.running:
+                return "running"
+            return "waiting" if sequence in waiting else "unborn"
 
-    def _prefill_step(self, work: list[tuple[Sequence, int]]) -> list[Sequence]:
-        starts = [sequence.num_computed for sequence, _ in work]
-        hidden = self._runner.run(work)
+        return Snapshot(
+            num_pages=self.pool.num_pages,
+            page_size=self.pool.page_size,
+            free=free,
+            cached=cached,
+            known=known,
+            ref_counts=ref_counts,
+            max_num_seqs=self.scheduler.max_num_seqs,
+            sequences=tuple(
+                SequenceSnapshot(
+                    request_id=request.request_id,
+                    index=i,
+                    state=state(sequence),
+                    done=sequence.done,
+                    num_tokens=len(sequence.token_ids),
+                    num_computed=sequence.num_computed,
+                    pages=tuple(sequence.pages),
+                )
+                for request in self._requests.values()
+                for i, sequence in enumerate(request.sequences)
+            ),
+        )
+
+    def _compute(self, plan: Plan) -> None:
+        for source, target in plan.copies:
+            self.pool.copy_page(source, target)
+        sequences = list(plan.work)
+        if all(s.num_pending == 1 for s in sequences):
+            step = self.runner.decode(sequences)
+            self.scheduler.commit(plan)
+            self._sampler.accept(step.logits, sequences, step.token_ids, step.status)
+            self._fork(sequences, step.logits)
+        else:
+            self._compute_prompts(plan, sequences)
+        self._touched.update(dict.fromkeys(sequences))
+
+    def _compute_prompts(self, plan: Plan, sequences: list[Sequence]) -> None:
+        starts = [s.num_computed for s in sequences]
+        hidden = self.runner.run(list(plan.work.items()))
+        self.scheduler.commit(plan)
         ready: list[Sequence] = []
-        last_rows: list[int] = []
-        at = 0
-        for (sequence, count), start in zip(work, starts, strict=True):
+        rows: list[int] = []
+        end = 0
+        for sequence, start in zip(sequences, starts, strict=True):
+            begin, end = end, end + plan.work[sequence]
             if sequence.prompt_logprobs is not None:
-                self._score_prompt(sequence, start, hidden[at : at + count])
-            at += count
-            if sequence.num_computed == sequence.num_prompt_tokens and not sequence.finished:
+                self._score_prompt(sequence, start, hidden[begin:end])
+            if sequence.num_pending == 0 and not sequence.finished:
                 ready.append(sequence)
-                last_rows.append(at - 1)
+                rows.append(end - 1)
         if ready:
-            logits = self._model.logits(hidden[torch.tensor(last_rows)])
+            logits = self.runner.logits(hidden[torch.tensor(rows)])
             self._sampler.sample(logits, ready)
-        return ready
+            self._fork(ready, logits)
+
+    def _fork(self, ready: list[Sequence], logits: torch.Tensor) -> None:
+        """Starts the other completions of requests whose prompts have just been computed."""
+        parents: list[int] = []
+        children: list[Sequence] = []
+        for row, sequence in enumerate(ready):
+            request = sequence.request
+            if request.prompt_computed:
+                continue
+            request.prompt_computed = True
+            self._num_prompt_tokens += sequence.num_prompt_tokens
+            self._num_cached_prompt_tokens += request.num_cached_tokens
+            for child in request.sequences[1:]:
+                if not child.done and self.scheduler.fork(sequence, child):
+                    parents.append(row)
+                    children.append(child)
+        if children:
+            self._sampler.sample(logits[torch.tensor(parents)], children)
+            self._touched.update(dict.fromkeys(children))
 
     def _score_prompt(self, sequence: Sequence, start: int, hidden: torch.Tensor) -> None:
         """Tables for the prompt tokens that positions start, start + 1, ... predict."""
         assert sequence.prompt_logprobs is not None
         num_top = sequence.params.prompt_logprobs or 0
+        # A sequence that is computed anew has some already, and maybe output after its prompt.
+        done = max(len(sequence.prompt_logprobs) - (start + 1), 0)
         end = min(start + 1 + len(hidden), sequence.num_prompt_tokens)
         targets = sequence.token_ids[start + 1 : end]
-        for first in range(0, len(targets), _LOGITS_ROWS):
+        for first in range(done, len(targets), _LOGITS_ROWS):
             wanted = targets[first : first + _LOGITS_ROWS]
-            logits = self._model.logits(hidden[first : first + len(wanted)])
+            logits = self.runner.logits(hidden[first : first + len(wanted)])
             sequence.prompt_logprobs += self._sampler.tables(logits, wanted, num_top)
+
+    def _fail(self, sequences: Iterable[Sequence], why: str, reason: str) -> None:
+        """Fails the requests of these sequences."""
+        for request in dict.fromkeys(s.request for s in sequences):
+            for sequence in request.sequences:
+                if not sequence.done:
+                    sequence.fail(why, reason)
+                    self.scheduler.remove(sequence)
+                    self._touched[sequence] = None
+
+    def _hand_out(self) -> list[StreamOutput]:
+        pieces: list[StreamOutput] = []
+        for sequence in self._touched:
+            piece = sequence.new_piece()
+            if piece is None:
+                continue
+            self._num_output_tokens += len(piece.token_ids)
+            if sequence.done:
+                self.scheduler.remove(sequence)
+                self._finished[str(sequence.output.finish_reason)] += 1
+                request = sequence.request
+                request.num_unfinished -= 1
+                if request.num_unfinished == 0:
+                    del self._requests[request.request_id]
+                    result = request.result(self.pool.page_size, self.pool.bytes_per_page)
+                    piece = dataclasses.replace(piece, request=result)
+            pieces.append(piece)
+        self._touched.clear()
+        return pieces
+
+
+def _internal_error(error: Exception) -> str:
+    """What a request is told: the kind of error, but not its text, which may tell too much."""
+    return f"internal error ({type(error).__name__})"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,23 +14,61 @@ from lampo.engine.decode_step import DecodeStep
 from lampo.engine.kv_pool import KVPool
 from lampo.engine.sequence import Sequence
 from lampo.models.decoder import Decoder, Step
+from lampo.program import OpTiming
+
+
+class DecodeResult(Protocol):
+    """Logits [batch_size, vocab_size] float32, and what was drawn from them by temperature, top-k,
+    top-p and min-p: token_ids [batch_size] int64, status [batch_size] int32 (0, or 1: no finite
+    logit). Valid until the next step.
+    """
+
+    logits: torch.Tensor
+    token_ids: torch.Tensor
+    status: torch.Tensor
+
+
+class Runner(Protocol):
+    """What the engine wants of a model; a stack may bring its own, or use :class:`ModelRunner`
+    under its own scheduler. Pages are reserved and `num_computed` advanced by the caller.
+    """
+
+    def decode(self, sequences: list[Sequence]) -> DecodeResult:
+        """Computes the one pending token of each sequence and draws the next."""
+
+    def run(self, work: list[tuple[Sequence, int]]) -> torch.Tensor:
+        """Computes the next `count` tokens of each sequence.
+
+        Returns:
+            [sum of counts, hidden_size], for :meth:`logits`, valid until the next step.
+        """
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[num_rows, hidden_size] -> [num_rows, vocab_size] float32."""
+
+    def profile(self, sequences: list[Sequence], repeats: int) -> list[list[OpTiming]]:
+        """Decodes, and does it again `repeats` times with a clock: the ops of each time."""
 
 
 class ModelRunner:
     """Lays out a step and runs the model on it.
 
     Prefill calls op after op. Decode steps, where that would cost time, are recorded: one
-    :class:`DecodeStep` for each batch size in use.
+    :class:`DecodeStep` for each batch size in use, up to `max_num_seqs`.
     """
 
-    def __init__(self, model: Decoder, pool: KVPool, max_pages_per_seq: int) -> None:
+    def __init__(
+        self, model: Decoder, pool: KVPool, *, max_num_seqs: int, max_pages_per_seq: int
+    ) -> None:
         self.model = model
         self.pool = pool
+        # All recordings write the same memory, one at a time; untouched rows cost none.
+        logits = torch.empty(max_num_seqs, model.config.vocab_size, dtype=torch.float32)
 
         # A recording holds for the threads and the kernels it was made with.
-        @lru_cache(maxsize=32)
+        @lru_cache(maxsize=max(max_num_seqs, 32))
         def decode_step(batch_size: int, num_threads: int, cpu_isa: str) -> DecodeStep:
-            return DecodeStep(model, pool, batch_size, max_pages_per_seq)
+            return DecodeStep(model, pool, logits[:batch_size], max_pages_per_seq)
 
         self._decode_step = decode_step
 
@@ -38,29 +77,23 @@ class ModelRunner:
         return self._decode_step(batch_size, _C.num_threads(), _C.cpu_isa())
 
     def decode(self, sequences: list[Sequence]) -> DecodeStep:
-        """Computes the next token of each sequence, holding pages enough.
-
-        Returns:
-            the step, whose results are valid until the next run.
-        """
+        """As :meth:`Runner.decode`."""
         step = self.decode_step(len(sequences))
         step.run(sequences)
         return step
 
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """As :meth:`Runner.logits`."""
+        return self.model.logits(hidden)
+
+    def profile(self, sequences: list[Sequence], repeats: int) -> list[list[OpTiming]]:
+        """As :meth:`Runner.profile`."""
+        step = self.decode(sequences)
+        return [step.program.profile() for _ in range(repeats)]
+
     def run(self, work: list[tuple[Sequence, int]]) -> torch.Tensor:
-        """Computes the next `count` tokens of each sequence and puts them into the cache.
-
-        Args:
-            work: (sequence, count >= 1), each sequence once, holding pages enough.
-
-        Returns:
-            [sum of counts, hidden_size], for :meth:`Decoder.logits`, in the order of the work;
-            valid until the next run.
-        """
-        hidden = self.model.forward(self._step(work), self.pool.cache)
-        for sequence, count in work:
-            sequence.num_computed += count
-        return hidden
+        """As :meth:`Runner.run`."""
+        return self.model.forward(self._step(work), self.pool.cache)
 
     def _step(self, work: list[tuple[Sequence, int]]) -> Step:
         page_size = self.pool.page_size
@@ -70,12 +103,12 @@ class ModelRunner:
         slot_mapping = np.empty(num_tokens, dtype=np.int64)
         cu_seqlens_q = np.zeros(batch_size + 1, dtype=np.int32)
         seq_lens = np.empty(batch_size, dtype=np.int32)
-        max_pages = max(self.pool.pages_for(s.num_computed + count) for s, count in work)
+        max_pages = max(len(s.pages) for s, _ in work)
         page_table = np.zeros((batch_size, max_pages), dtype=np.int32)
         at = 0
         for i, (sequence, count) in enumerate(work):
             start, end = sequence.num_computed, sequence.num_computed + count
-            pages = np.asarray(sequence.pages[: self.pool.pages_for(end)], dtype=np.int64)
+            pages = np.asarray(sequence.pages, dtype=np.int64)
             where = np.arange(start, end)
             token_ids[at : at + count] = sequence.token_ids[start:end]
             positions[at : at + count] = where

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Iterable
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lampo import ops
 from lampo.engine.sequence import Sequence
@@ -17,15 +21,10 @@ NO_FINITE_LOGIT = "the model gave no finite logit (or the request's masks left n
 
 
 class Sampler:
-    """Draws one token for each sequence and collects the log-probabilities asked for.
-
-    The tensors of a batch are kept until its members change.
-    """
+    """Draws one token for each sequence and collects the log-probabilities asked for."""
 
     def __init__(self, token_text: Callable[[int], str]) -> None:
         self._token_text = token_text
-        self._members: list[Sequence] = []
-        self._settings: dict[str, torch.Tensor] = {}
 
     def sample(self, logits: torch.Tensor, sequences: list[Sequence]) -> None:
         """Appends a token to each sequence, or fails it.
@@ -34,19 +33,10 @@ class Sampler:
             logits: [len(sequences), vocab_size] float32.
             sequences: whose next tokens the rows predict.
         """
-        if sequences != self._members:
-            self._members = list(sequences)
-            self._settings = _settings(sequences)
-        position = np.array([len(s.token_ids) for s in sequences], dtype=np.int64)
-        status = torch.empty(len(sequences), dtype=torch.int32)
-        token_ids = ops.sample(
-            logits,
-            positions=torch.from_numpy(position),
-            status=status,
-            **self._settings,
-            **_penalties(sequences),
-            **_biases(sequences),
-        )
+        token_ids = torch.full((len(sequences),), -1)
+        status = torch.ones(len(sequences), dtype=torch.int32)
+        if not all(s.changes_logits for s in sequences):
+            ops.sample(logits, **_settings(sequences), token_ids=token_ids, status=status)
         self.accept(logits, sequences, token_ids, status)
 
     def accept(
@@ -56,16 +46,47 @@ class Sampler:
         token_ids: torch.Tensor,
         status: torch.Tensor,
     ) -> None:
-        """Appends drawn tokens to the sequences, with the log-probabilities asked for."""
-        chosen = token_ids.tolist()
-        tables = self._tables(logits, chosen, [s.params.logprobs for s in sequences])
-        for sequence, token_id, bad, table in zip(
-            sequences, chosen, status.tolist(), tables, strict=True
-        ):
-            if bad:
-                sequence.fail(NO_FINITE_LOGIT)
+        """Appends tokens that a step drew by temperature and cuts alone.
+
+        Rows that need more than that (:attr:`Sequence.changes_logits`) are drawn again.
+        """
+        chosen: list[int] = token_ids.tolist()
+        failed: list[int] = status.tolist()
+        errors: dict[int, str] = {}
+        tables: dict[int, LogprobTable] = {}
+        if rows := [i for i, s in enumerate(sequences) if s.changes_logits]:
+            draw = _Draw(_take(logits, rows), [sequences[i] for i in rows])
+            for i, token_id, error in zip(rows, draw.token_ids, draw.errors, strict=True):
+                chosen[i], failed[i] = token_id, error is not None
+                if error is not None:
+                    errors[i] = error
+            processed = [
+                j
+                for j, i in enumerate(rows)
+                if sequences[i].params.logprobs_mode == "processed" and not failed[i]
+            ]
+            if wanted := [j for j in processed if draw.sequences[j].params.logprobs is not None]:
+                found = self._chosen_tables(
+                    draw.processed_logits(wanted),
+                    [draw.token_ids[j] for j in wanted],
+                    [draw.sequences[j] for j in wanted],
+                )
+                tables.update(zip([rows[j] for j in wanted], found, strict=True))
+        if raw := [
+            i
+            for i, s in enumerate(sequences)
+            if s.output.logprobs is not None and not failed[i] and i not in tables
+        ]:
+            found = self._chosen_tables(
+                _take(logits, raw), [chosen[i] for i in raw], [sequences[i] for i in raw]
+            )
+            tables.update(zip(raw, found, strict=True))
+        now = time.perf_counter()
+        for i, sequence in enumerate(sequences):
+            if failed[i]:
+                sequence.fail(errors.get(i, NO_FINITE_LOGIT))
             else:
-                sequence.append(token_id, table)
+                sequence.append(chosen[i], tables.get(i), now)
 
     def tables(
         self, logits: torch.Tensor, token_ids: list[int], num_top: int
@@ -90,26 +111,117 @@ class Sampler:
             tables.append(table)
         return tables
 
-    def _tables(
-        self, logits: torch.Tensor, chosen: list[int], wanted: list[int | None]
-    ) -> list[LogprobTable | None]:
-        rows = [i for i, num_top in enumerate(wanted) if num_top is not None and chosen[i] >= 0]
-        tables: list[LogprobTable | None] = [None] * len(chosen)
-        if not rows:
-            return tables
-        num_top = max(num for num in wanted if num is not None)
-        found = self.tables(logits[rows], [chosen[i] for i in rows], num_top)
-        for i, table in zip(rows, found, strict=True):
-            keep = wanted[i] or 0
-            tables[i] = {
+    def _chosen_tables(
+        self, logits: torch.Tensor, chosen: list[int], sequences: list[Sequence]
+    ) -> list[LogprobTable]:
+        """Tables of the chosen tokens, each of the size that its request wants."""
+        wanted = [s.params.logprobs or 0 for s in sequences]
+        found = self.tables(logits, chosen, min(max(wanted), logits.shape[1]))
+        return [
+            {
                 token: entry
                 for token, entry in table.items()
-                if token == chosen[i] or entry.rank <= keep
+                if token == own
+                or (entry.rank <= keep and (mode == "raw" or math.isfinite(entry.logprob)))
             }
-        return tables
+            for own, keep, table, mode in zip(
+                chosen, wanted, found, [s.params.logprobs_mode for s in sequences], strict=True
+            )
+        ]
 
     def _logprob(self, token_id: int, logprob: float, rank: int) -> Logprob:
         return Logprob(logprob, rank, self._token_text(token_id))
+
+
+class _Draw:
+    """A draw from rows whose logits are changed first.
+
+    token_ids, errors: per row; an error says why there is no token.
+    """
+
+    def __init__(self, logits: torch.Tensor, sequences: list[Sequence]) -> None:
+        self._logits = logits
+        self.sequences = sequences
+        self.errors: list[str | None] = [None] * len(sequences)
+        self._mask = self._masks()
+        self._penalties = [
+            (s.penalties.ids, s.penalties.counts) if s.penalties is not None else _NOTHING
+            for s in sequences
+        ]
+        self._biases = [s.rules.biases(s.stop_tokens_banned) for s in sequences]
+        options: dict[str, Any] = {}
+        if self._mask is not None:
+            options["allowed_mask"] = torch.from_numpy(self._mask)
+        if any(len(ids) for ids, _ in self._penalties):
+            ids, counts, cu = _ragged(self._penalties)
+            options |= {"penalty_ids": ids, "penalty_counts": counts, "cu_penalties": cu}
+            for name in ("repetition_penalty", "presence_penalty", "frequency_penalty"):
+                values = [getattr(s.params, name) for s in sequences]
+                options[name] = torch.tensor(values, dtype=torch.float32)
+        if any(len(ids) for ids, _ in self._biases):
+            ids, biases, cu = _ragged(self._biases)
+            options |= {"bias_ids": ids, "bias_values": biases, "cu_bias": cu}
+        self._kept: torch.Tensor | None = None
+        if any(s.params.logprobs_mode == "processed" for s in sequences):
+            self._kept = options["kept"] = torch.empty(logits.shape, dtype=torch.bool)
+        status = torch.empty(len(sequences), dtype=torch.int32)
+        token_ids = ops.sample(logits, **_settings(sequences), **options, status=status)
+        self.token_ids: list[int] = token_ids.tolist()
+        for i, bad in enumerate(status.tolist()):
+            if bad and self.errors[i] is None:
+                self.errors[i] = NO_FINITE_LOGIT
+
+    def processed_logits(self, rows: list[int]) -> torch.Tensor:
+        """Logits of the distribution that was drawn from, -inf where tokens were cut."""
+        assert self._kept is not None
+        out = self._logits.float().numpy()[rows]
+        out[np.isnan(out)] = -np.inf
+        for logits, row in zip(out, rows, strict=True):
+            params = self.sequences[row].params
+            ids, counts = self._penalties[row]
+            repetition = np.float32(params.repetition_penalty or 1.0)
+            old = logits[ids]
+            logits[ids] = np.where(old > 0, old / repetition, old * repetition) - (counts > 0) * (
+                params.presence_penalty + params.frequency_penalty * counts
+            )
+            ids, values = self._biases[row]
+            logits[ids] += values
+            if params.temperature:
+                logits /= params.temperature
+            logits[~self._kept[row].numpy()] = -np.inf
+            if self._mask is not None:
+                bits = np.unpackbits(self._mask[row].view(np.uint8), bitorder="little")
+                logits[bits[: len(logits)] == 0] = -np.inf
+        return torch.from_numpy(out)
+
+    def _masks(self) -> NDArray[np.int32] | None:
+        """The rows' allowed tokens; None if that is all of them for every row."""
+        if all(s.grammar is None and s.rules.allowed is None for s in self.sequences):
+            return None
+        words = -(-self._logits.shape[1] // 32)
+        masks = np.full((len(self.sequences), words), -1, dtype=np.int32)
+        for i, sequence in enumerate(self.sequences):
+            if sequence.grammar is not None:
+                self.errors[i] = sequence.grammar.fill(masks[i])
+            if sequence.rules.allowed is not None:
+                masks[i] &= sequence.rules.allowed
+        return masks
+
+
+_NOTHING = (np.zeros(0, np.int32), np.zeros(0, np.int32))
+
+
+def _take(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    """Some rows, in ascending order; a view where they are neighbours.
+
+    Copies are made by NumPy, in this thread: torch's threads would take the cores from those of
+    the ops for milliseconds.
+    """
+    if rows[-1] - rows[0] + 1 == len(rows):
+        return logits[rows[0] : rows[-1] + 1]
+    if logits.is_cpu:
+        return torch.from_numpy(logits.numpy()[rows])
+    return logits[rows]
 
 
 def _settings(sequences: list[Sequence]) -> dict[str, torch.Tensor]:
@@ -117,6 +229,7 @@ def _settings(sequences: list[Sequence]) -> dict[str, torch.Tensor]:
     settings = {
         "temperature": torch.tensor([p.temperature for p in params], dtype=torch.float32),
         "seeds": torch.tensor([s.seed for s in sequences], dtype=torch.int64),
+        "positions": torch.tensor([len(s.token_ids) for s in sequences], dtype=torch.int64),
     }
     if any(p.top_k and p.top_k > 0 for p in params):
         top_k = [max(p.top_k or 0, 0) for p in params]
@@ -128,52 +241,11 @@ def _settings(sequences: list[Sequence]) -> dict[str, torch.Tensor]:
     return settings
 
 
-def _penalties(sequences: list[Sequence]) -> dict[str, torch.Tensor]:
-    params = [s.params for s in sequences]
-    if not any(
-        p.repetition_penalty != 1.0 or p.presence_penalty or p.frequency_penalty for p in params
-    ):
-        return {}
-    ids: list[int] = []
-    counts: list[int] = []
-    cu = [0]
-    for sequence in sequences:
-        p = sequence.params
-        listed = dict(sequence.output_counts)
-        if p.repetition_penalty != 1.0:
-            listed = dict.fromkeys(sequence.token_ids[: sequence.num_prompt_tokens], 0) | listed
-        ids += listed.keys()
-        counts += listed.values()
-        cu.append(len(ids))
-
-    def floats(name: str) -> torch.Tensor:
-        return torch.tensor([getattr(p, name) for p in params], dtype=torch.float32)
-
-    return {
-        "penalty_ids": torch.tensor(ids, dtype=torch.int32),
-        "penalty_counts": torch.tensor(counts, dtype=torch.int32),
-        "cu_penalties": torch.tensor(cu, dtype=torch.int32),
-        "repetition_penalty": floats("repetition_penalty"),
-        "presence_penalty": floats("presence_penalty"),
-        "frequency_penalty": floats("frequency_penalty"),
-    }
-
-
-def _biases(sequences: list[Sequence]) -> dict[str, Any]:
-    if not any(s.params.logit_bias or s.stop_tokens_banned for s in sequences):
-        return {}
-    ids: list[int] = []
-    values: list[float] = []
-    cu = [0]
-    for sequence in sequences:
-        bias: dict[int, float] = dict(sequence.params.logit_bias)
-        if sequence.stop_tokens_banned:
-            bias |= dict.fromkeys(sequence.stop_ids, -float("inf"))
-        ids += bias.keys()
-        values += bias.values()
-        cu.append(len(ids))
-    return {
-        "bias_ids": torch.tensor(ids, dtype=torch.int32),
-        "bias_values": torch.tensor(values, dtype=torch.float32),
-        "cu_bias": torch.tensor(cu, dtype=torch.int32),
-    }
+def _ragged(
+    rows: Iterable[tuple[NDArray[Any], NDArray[Any]]],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows of ids and values one after the other, and where each begins."""
+    columns = tuple(zip(*rows, strict=True))
+    ids, values = map(np.concatenate, columns)
+    cu = np.array([0, *accumulate(map(len, columns[0]))], dtype=np.int32)
+    return torch.from_numpy(ids), torch.from_numpy(values), torch.from_numpy(cu)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -40,37 +41,53 @@ class KVCache:
 
     Attributes:
         k, v: per layer, [num_pages, num_kv_heads, page_size, head_dim].
+        k_scale, v_scale: per layer, [num_pages, num_kv_heads, page_size] float32 where the cache
+            has 8 bits, else None.
     """
 
     k: list[torch.Tensor]
     v: list[torch.Tensor]
+    k_scale: list[torch.Tensor | None]
+    v_scale: list[torch.Tensor | None]
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """All of them; the first dimension of each is the page."""
+        for tensors in (self.k, self.v, self.k_scale, self.v_scale):
+            yield from (tensor for tensor in tensors if tensor is not None)
 
 
 class Buffers:
     """The activations of a step of `num_tokens` tokens, all that a layer writes.
 
-    Fixed memory, allocated once per size: a step allocates nothing.
+    Fixed memory: a step allocates nothing. Smaller steps use the first rows of a larger one's.
     """
 
-    def __init__(self, config: ModelConfig, num_tokens: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, config: ModelConfig, num_tokens: int, dtype: torch.dtype, of: Buffers | None = None
+    ) -> None:
         c = config
         q_size, kv_size = c.num_qo_heads * c.head_dim, c.num_kv_heads * c.head_dim
 
-        def rows(width: int) -> torch.Tensor:
-            return torch.empty(num_tokens, width, dtype=dtype)
+        def rows(name: str, *shape: int) -> torch.Tensor:
+            if of is not None:
+                larger: torch.Tensor = getattr(of, name)
+                return larger[:num_tokens]
+            return torch.empty(num_tokens, *shape, dtype=dtype)
 
-        self.x = rows(c.hidden_size)
-        self.qkv = rows(q_size + 2 * kv_size)
+        self.x = rows("x", c.hidden_size)
+        self.qkv = rows("qkv", q_size + 2 * kv_size)
         q, k, v = torch.split(self.qkv, [q_size, kv_size, kv_size], dim=1)
         self.q = q.unflatten(1, (c.num_qo_heads, c.head_dim))
         self.k = k.unflatten(1, (c.num_kv_heads, c.head_dim))
         self.v = v.unflatten(1, (c.num_kv_heads, c.head_dim))
-        self.attended = torch.empty(num_tokens, c.num_qo_heads, c.head_dim, dtype=dtype)
+        self.attended = rows("attended", c.num_qo_heads, c.head_dim)
         self.attended_rows = self.attended.flatten(1)
-        self.activated = rows(c.intermediate_size)
+        self.activated = rows("activated", c.intermediate_size)
         widest = max(c.hidden_size, q_size, c.intermediate_size)
         workspace = ops.linear_workspace_size(num_tokens, widest)
-        self.workspace = torch.empty(workspace, dtype=torch.uint8)
+        self.workspace: torch.Tensor = (
+            torch.empty(workspace, dtype=torch.uint8) if of is None else of.workspace
+        )
         self.attention_workspace = torch.empty(0, dtype=torch.uint8)
 
     def attention_workspace_for(
@@ -104,6 +121,8 @@ class Block:
         step: Step,
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
+        k_scale: torch.Tensor | None,
+        v_scale: torch.Tensor | None,
         cos_sin: torch.Tensor,
         config: ModelConfig,
         b: Buffers,
@@ -120,6 +139,8 @@ class Block:
             positions=step.positions,
             cos_sin=cos_sin,
             interleaved=config.rope.interleaved,
+            k_scale=k_scale,
+            v_scale=v_scale,
         )
         ops.paged_attention(
             b.q,
@@ -128,6 +149,8 @@ class Block:
             step.page_table,
             step.seq_lens,
             step.cu_seqlens_q,
+            k_scale=k_scale,
+            v_scale=v_scale,
             out=b.attended,
             workspace=b.attention_workspace_for(config, step, k_cache.shape[2]),
         )
@@ -165,8 +188,8 @@ class Decoder:
         self.cos_sin = cos_sin
         self.dtype = dtype
         self.nbytes = nbytes
-        # Decode repeats a few sizes; prefill has one large one and one remainder.
-        self._buffers = lru_cache(maxsize=4)(lambda n: Buffers(config, n, dtype))
+        self._buffers = lru_cache(maxsize=16)(self._first_rows)
+        self._largest_buffers = Buffers(config, 0, dtype)
 
     @property
     def max_model_len(self) -> int:
@@ -182,12 +205,20 @@ class Decoder:
         """
         b = self._buffers(step.token_ids.shape[0])
         ops.embedding(step.token_ids, self.embed_tokens, out=b.x)
-        for block, k_cache, v_cache in zip(self.blocks, cache.k, cache.v, strict=True):
-            block(step, k_cache, v_cache, self.cos_sin, self.config, b)
+        layers = zip(cache.k, cache.v, cache.k_scale, cache.v_scale, strict=True)
+        for block, layer in zip(self.blocks, layers, strict=True):
+            block(step, *layer, self.cos_sin, self.config, b)
         return b.x
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """Final norm and LM head: [num_rows, hidden_size] -> [num_rows, vocab_size] float32."""
-        out = torch.empty(hidden.shape[0], self.config.vocab_size, dtype=torch.float32)
+        if out is None:
+            out = torch.empty(hidden.shape[0], self.config.vocab_size, dtype=torch.float32)
         workspace = ops.linear_workspace_size(hidden.shape[0], self.config.hidden_size)
         return self.lm_head(hidden, out, torch.empty(workspace, dtype=torch.uint8), norm=self.norm)
+
+    def _first_rows(self, num_tokens: int) -> Buffers:
+        """Steps come in many sizes and one after the other, so they share memory."""
+        if len(self._largest_buffers.x) < num_tokens:
+            self._largest_buffers = Buffers(self.config, num_tokens, self.dtype)
+        return Buffers(self.config, num_tokens, self.dtype, of=self._largest_buffers)

@@ -1,0 +1,369 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One model for many requests at once, from asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lampo.engine.llm_engine import EngineStats
+from lampo.engine.sequence import Sequence
+from lampo.llm import LLM
+from lampo.outputs import StreamOutput
+from lampo.prompts import Messages, Prompt
+from lampo.sampling_params import SamplingParams, check_integer, check_number
+
+logger = logging.getLogger("lampo")
+
+MAX_TIMEOUT = 86400.0
+MAX_PRIORITY = 1000
+MAX_NAME_LENGTH = 256
+
+# Longer texts are tokenized off the event loop.
+_LONG_TEXT = 4096
+
+
+Piece = StreamOutput | Exception
+
+
+class QueueFullError(RuntimeError):
+    """Too many requests are waiting.
+
+    Attributes:
+        retry_after: seconds after which to try again.
+    """
+
+    def __init__(self, num_waiting: int, retry_after: float) -> None:
+        super().__init__(f"{num_waiting} requests are waiting: try again later")
+        self.retry_after = retry_after
+
+
+class EngineDeadError(RuntimeError):
+    """Nothing can be generated any more: the model was closed, or its loop has ended."""
+
+
+@dataclass(frozen=True)
+class Health:
+    """What the loop is doing.
+
+    Attributes:
+        alive: whether it runs.
+        busy: whether it has work.
+        heartbeat_age: seconds since it last began or ended a step.
+    """
+
+    alive: bool
+    busy: bool
+    heartbeat_age: float
+
+
+class RequestStream:
+    """The pieces of one request, as they come; the last one has its whole result.
+
+    An asynchronous iterator. Leaving it, by `aclose`, cancellation or the end of an `async with`,
+    aborts the request.
+
+    Attributes:
+        request_id: the request's.
+        prompt_token_ids: the prompt as the model sees it.
+    """
+
+    def __init__(
+        self, request_id: str, prompt_token_ids: list[int], abort: Callable[[str], None]
+    ) -> None:
+        self.request_id = request_id
+        self.prompt_token_ids = prompt_token_ids
+        self._abort = abort
+        self._pieces: deque[Piece] = deque()
+        self._arrived = asyncio.Event()
+        self._ended = False
+
+    def __aiter__(self) -> RequestStream:
+        return self
+
+    async def __anext__(self) -> StreamOutput:
+        if self._ended:
+            raise StopAsyncIteration
+        try:
+            while not self._pieces:
+                self._arrived.clear()
+                await self._arrived.wait()
+        except asyncio.CancelledError:
+            await self.aclose()
+            raise
+        piece = self._pieces.popleft()
+        if isinstance(piece, Exception):
+            self._ended = True
+            raise piece
+        self._ended = piece.request is not None
+        return piece
+
+    async def aclose(self) -> None:
+        """Aborts the request unless it has ended. Idempotent."""
+        if not self._ended:
+            self._ended = True
+            self._abort(self.request_id)
+
+    async def __aenter__(self) -> RequestStream:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    def put(self, piece: Piece) -> None:
+        """Called in the event loop."""
+        self._pieces.append(piece)
+        self._arrived.set()
+
+
+Letter = tuple[asyncio.AbstractEventLoop, RequestStream, Piece]
+
+
+class AsyncLLM:
+    """Many requests over one :class:`LLM`, whose steps run in a thread of their own.
+
+    Args:
+        llm: the model; it may be used directly at the same time, and is closed by `close`.
+        max_waiting: completions that may wait for their turn, at most.
+
+    Example:
+        >>> async_llm = AsyncLLM(LLM())
+        >>> async for piece in await async_llm.add_request("Once upon a time"):
+        ...     print(piece.text, end="")
+    """
+
+    def __init__(self, llm: LLM, *, max_waiting: int = 256) -> None:
+        self.llm = llm
+        self.max_waiting = check_integer("max_waiting", max_waiting, 1, 1 << 20)
+        self._shared = llm.shared_engine()
+        self._streams: dict[str, tuple[asyncio.AbstractEventLoop, RequestStream]] = {}
+        self._mail: list[Letter] = []
+        # What is to be done between two steps.
+        self._added: deque[tuple[RequestStream, list[Sequence], dict[str, Any]]] = deque()
+        self._aborted: deque[str] = deque()
+        self._wake = threading.Event()
+        self._closing = self._draining = False
+        self._heartbeat = time.monotonic()
+        self._busy = False
+        self._thread = threading.Thread(target=self._loop, name="lampo-steps", daemon=True)
+        self._thread.start()
+
+    async def add_request(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+        cache_salt: str | None = None,
+    ) -> RequestStream:
+        """Queues one prompt.
+
+        Args:
+            prompt: a text or token ids.
+            sampling_params: as in `LLM.generate`, with any `n`.
+            request_id: a name of your own, unique among the unfinished ones.
+            priority: smaller is sooner; a level stands for 10 seconds of waiting.
+            timeout: seconds until the request is aborted.
+            cache_salt: requests share prefixes only with those of the same salt.
+
+        Raises:
+            ValueError, TypeError: an argument that does not fit, by name; nothing was queued.
+            QueueFullError: `max_waiting` was reached.
+            EngineDeadError: the model is closed.
+        """
+        self._check_open()
+        text = prompt if isinstance(prompt, str) else None
+        token_ids = await _maybe_in_thread(len(prompt), self.llm.encode, prompt)
+        options = {
+            "prompt": text,
+            "priority": priority,
+            "timeout": timeout,
+            "cache_salt": cache_salt,
+        }
+        return await self._add(token_ids, sampling_params, request_id, options)
+
+    async def chat(
+        self,
+        messages: Messages,
+        sampling_params: SamplingParams | None = None,
+        *,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        request_id: str | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+        cache_salt: str | None = None,
+    ) -> RequestStream:
+        """Queues one conversation, by the model's chat template; else as :meth:`add_request`."""
+        self._check_open()
+        token_ids = await asyncio.to_thread(self.llm.encode_chat, messages, chat_template_kwargs)
+        options = {"priority": priority, "timeout": timeout, "cache_salt": cache_salt}
+        return await self._add(token_ids, sampling_params, request_id, options)
+
+    def abort(self, request_id: str) -> None:
+        """Ends a request early; its stream gets a last piece. Unknown names are ignored."""
+        self._aborted.append(request_id)
+        self._wake.set()
+
+    def stats(self) -> EngineStats:
+        """How the engine is doing; requests that were just added may not be counted yet."""
+        return self._shared.engine.stats()
+
+    def health(self) -> Health:
+        return Health(
+            alive=self._thread.is_alive() and not self._closing,
+            busy=self._busy,
+            heartbeat_age=time.monotonic() - self._heartbeat,
+        )
+
+    async def drain(self, timeout: float) -> bool:
+        """Refuses new requests and waits for those there are; after `timeout` seconds, aborts them.
+
+        Returns:
+            whether all of them were completed.
+        """
+        self._draining = True
+        end = time.monotonic() + timeout
+        while self._streams and time.monotonic() < end and self._thread.is_alive():
+            await asyncio.sleep(0.02)
+        completed = not self._streams
+        for request_id in list(self._streams):
+            self.abort(request_id)
+        return completed
+
+    def close(self) -> None:
+        """Aborts what runs, ends the thread and frees the model. Idempotent."""
+        self._closing = True
+        self._wake.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+        self.llm.close()
+
+    async def _add(
+        self,
+        token_ids: list[int],
+        sampling_params: SamplingParams | None,
+        request_id: str | None,
+        options: dict[str, Any],
+    ) -> RequestStream:
+        start = time.perf_counter()
+        check_integer("priority", options["priority"], -MAX_PRIORITY, MAX_PRIORITY)
+        if options["timeout"] is not None:
+            check_number("timeout", options["timeout"], 0.0, MAX_TIMEOUT, True)
+        for name, value in (("cache_salt", options["cache_salt"]), ("request_id", request_id)):
+            if value is not None and not 0 < len(value) <= MAX_NAME_LENGTH:
+                raise ValueError(f"{name}: expected 1 to {MAX_NAME_LENGTH} characters")
+        params = sampling_params or SamplingParams()
+        size = len(token_ids) + 1024 * (params.n - 1)
+        if params.structured_outputs is not None:  # takes up to a second to compile
+            size += _LONG_TEXT
+        sequences = await _maybe_in_thread(
+            size, self.llm.sequences, token_ids, params, "prompt", start
+        )
+        self._check_open()
+        waiting = len(self._shared.engine.scheduler.waiting) + len(self._added)
+        if waiting >= self.max_waiting:
+            raise QueueFullError(waiting, retry_after=1.0 + waiting / 32)
+        request_id = request_id or self._shared.new_request_id()
+        if request_id in self._streams:
+            raise ValueError(f"request_id: {request_id!r} is in use")
+        stream = RequestStream(request_id, token_ids, self.abort)
+        self._streams[request_id] = (asyncio.get_running_loop(), stream)
+        self._added.append((stream, sequences, options))
+        self._wake.set()
+        return stream
+
+    def _check_open(self) -> None:
+        if self._closing or not self._thread.is_alive():
+            raise EngineDeadError("the model is closed, or its loop has ended")
+        if self._draining:
+            raise EngineDeadError("the model is being closed")
+
+    # What follows runs in the thread.
+
+    def _loop(self) -> None:
+        try:
+            while not self._closing:
+                self._busy = self._shared.engine.has_unfinished or bool(self._added)
+                self._heartbeat = time.monotonic()
+                if not self._busy:
+                    self._wake.wait(timeout=1.0)
+                self._wake.clear()
+                with self._shared.lock:
+                    self._one_step()
+                    mail, self._mail = self._mail, []
+                _post(mail)
+        except BaseException:
+            logger.exception("the step loop has ended")
+        finally:
+            self._end()
+
+    def _one_step(self) -> None:
+        while self._added:
+            self._submit(*self._added.popleft())
+        while self._aborted:
+            self._shared.abort(self._aborted.popleft())
+        self._busy = self._shared.engine.has_unfinished
+        if self._busy:
+            self._heartbeat = time.monotonic()
+            self._shared.step()
+
+    def _submit(
+        self, stream: RequestStream, sequences: list[Sequence], options: dict[str, Any]
+    ) -> None:
+        try:
+            self._shared.add(stream.request_id, sequences, self._take, **options)
+        except Exception as error:  # somebody who steps the engine himself has that name in use
+            self._take_out(stream.request_id, error)
+
+    def _take(self, piece: StreamOutput) -> None:
+        """The sink of all requests; another thread may be the one that steps."""
+        if piece.request is not None:
+            self._take_out(piece.request_id, piece)
+        else:
+            self._mail.append((*self._streams[piece.request_id], piece))
+        self._wake.set()
+
+    def _take_out(self, request_id: str, last: Piece) -> None:
+        self._mail.append((*self._streams.pop(request_id), last))
+
+    def _end(self) -> None:
+        """Tells every stream that nothing more will come."""
+        self._closing = True
+        self._busy = False
+        with self._shared.lock:
+            for request_id in list(self._streams):
+                with contextlib.suppress(Exception):
+                    self._shared.abort(request_id)
+            for request_id in list(self._streams):
+                error = EngineDeadError("the model was closed while the request ran")
+                self._take_out(request_id, error)
+            mail, self._mail = self._mail, []
+        _post(mail)
+
+
+def _post(mail: list[Letter]) -> None:
+    """Hands the pieces of a step to the event loops, one call each."""
+
+    def put(letters: list[Letter]) -> None:
+        for _, stream, piece in letters:
+            stream.put(piece)
+
+    for loop in dict.fromkeys(loop for loop, _, _ in mail):
+        with contextlib.suppress(RuntimeError):  # that loop is closed
+            loop.call_soon_threadsafe(put, [letter for letter in mail if letter[0] is loop])
+
+
+async def _maybe_in_thread(size: int, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls it here if the work is small, else in a thread, so that the event loop goes on."""
+    if size <= _LONG_TEXT:
+        return function(*arguments)
+    return await asyncio.to_thread(function, *arguments)

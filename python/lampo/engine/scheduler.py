@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which sequences a step works on, how many tokens of each, and in which pages."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from operator import attrgetter
+
+from lampo.engine.page_allocator import PageAllocator
+from lampo.engine.sequence import Sequence
+
+_order = attrgetter("order")
+
+
+@dataclass
+class Plan:
+    """One step. Its pages are reserved; nothing else has happened yet.
+
+    Attributes:
+        work: tokens to compute of each sequence: 1 of those that decode, which come first, and a
+            piece of the prompt of others.
+        copies: (source, target) pages to copy first: a page that others hold is not written.
+    """
+
+    work: dict[Sequence, int] = field(default_factory=dict)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+    # The pages of each sequence before the step.
+    before: dict[Sequence, list[int]] = field(default_factory=dict)
+
+
+class Scheduler:
+    """Continuous batching: all that decode take part in every step, and prompts fill it up.
+
+    Who came first (see `Request.order`) is admitted first, gets pages first and loses them last. A
+    sequence that loses its pages waits again and is computed anew: with the prefix cache, mostly
+    found again. The one that is first always gets on, for the pool holds the longest sequence.
+
+    Args:
+        allocator: of the pool's pages.
+        max_num_seqs: sequences that hold pages at the same time.
+        max_num_batched_tokens: prompt tokens of a step.
+    """
+
+    def __init__(
+        self, allocator: PageAllocator, *, max_num_seqs: int, max_num_batched_tokens: int
+    ) -> None:
+        self.allocator = allocator
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.waiting: list[Sequence] = []  # by order
+        self.running: dict[Sequence, None] = {}
+        self.num_preemptions = 0
+
+    def add(self, sequence: Sequence) -> None:
+        insort(self.waiting, sequence, key=_order)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Takes a sequence out, wherever it is, and its pages from it."""
+        if sequence in self.running:
+            del self.running[sequence]
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+        self._take_pages(sequence)
+
+    def fork(self, parent: Sequence, child: Sequence) -> bool:
+        """Lets `child`, of the same prompt, go on from where `parent` is, in the same pages.
+
+        Returns:
+            whether there was room; if not, the child waits, and computes its prompt itself.
+        """
+        if len(self.running) >= self.max_num_seqs:
+            self.add(child)
+            return False
+        self.allocator.share(parent.pages)
+        child.pages = list(parent.pages)
+        child.num_computed = parent.num_computed
+        self.running[child] = None
+        return True
+
+    def plan(self) -> Plan:
+        """The next step, its pages reserved. To be followed by `commit` or `roll_back`."""
+        plan = Plan()
+        preempted = self.num_preemptions
+        decoding = [s for s in self.running if s.num_pending == 1]
+        prompts = [s for s in self.running if s.num_pending > 1]
+        for sequence in sorted(decoding, key=_order):
+            self._schedule(plan, sequence, 1)
+        budget = self.max_num_batched_tokens
+        for sequence in sorted(prompts, key=_order):
+            budget -= self._schedule(plan, sequence, min(budget, sequence.num_pending))
+        while (
+            budget > 0
+            and self.waiting
+            and len(self.running) < self.max_num_seqs
+            and self.num_preemptions == preempted
+            and self._admit(self.waiting[0])
+        ):
+            sequence = self.waiting.pop(0)
+            self.running[sequence] = None
+            budget -= self._schedule(plan, sequence, min(budget, sequence.num_pending))
+        return plan
+
+    def commit(self, plan: Plan) -> None:
+        """The step has been computed: its tokens are in the cache, and full pages become known."""
+        plan.before.clear()
+        page_size = self.allocator.page_size
+        self.allocator.release([source for source, _ in plan.copies])
+        for sequence, count in plan.work.items():
+            first = sequence.num_computed // page_size
+            sequence.num_computed += count
+            last = sequence.num_computed // page_size
+            if last > first and self.allocator.prefix_caching:
+                sequence.chain.extend(sequence.token_ids, last)
+                for i in range(first, last):
+                    self.allocator.register(sequence.pages[i], sequence.chain, i)
+
+    def roll_back(self, plan: Plan, everybody: Iterable[Sequence]) -> None:
+        """The step failed, at any point: pages reserved for it are given back.
+
+        Args:
+            plan: the step.
+            everybody: all sequences that may hold pages, for a new count.
+        """
+        for sequence, pages in plan.before.items():
+            sequence.pages = pages
+        plan.before.clear()
+        self.allocator.recount(sequence.pages for sequence in everybody)
+
+    def _schedule(self, plan: Plan, sequence: Sequence, count: int) -> int:
+        """Puts `count` tokens of a running sequence into the plan, if there are pages for them."""
+        if count == 0 or sequence not in self.running:  # it may have just lost its pages
+            return 0
+        end, pages = sequence.num_computed + count, sequence.pages
+        # A page that is to be filled further and has other holders is copied.
+        shared = sequence.num_computed % self.allocator.page_size > 0 and (
+            self.allocator.ref_counts[pages[-1]] > 1
+        )
+        needed = self.allocator.pages_for(end) - len(pages) + shared
+        while needed > self.allocator.num_available:
+            victim = max(self.running, key=_order)
+            self._preempt(plan, victim)
+            if victim is sequence:
+                return 0
+        if needed > 0:
+            plan.before[sequence] = pages
+            fresh = self.allocator.allocate(needed)
+            if shared:
+                plan.copies.append((pages[-1], fresh[0]))
+                pages = pages[:-1]
+            sequence.pages = pages + fresh
+        plan.work[sequence] = count
+        return count
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Gives a waiting sequence the pages of its tokens that are known.
+
+        Returns:
+            False if the pool lacks room for all its tokens, beside those of the running sequences
+            and a page to go on for each.
+        """
+        allocator = self.allocator
+        matched: list[int] = []
+        if allocator.prefix_caching and sequence.prompt_logprobs is None:
+            # The last token is computed in any case: what follows it is wanted.
+            known = (len(sequence.token_ids) - 1) // allocator.page_size
+            sequence.chain.extend(sequence.token_ids, known)
+            matched = allocator.match(sequence.chain, known)
+        sequence.pages = matched
+        needed = sum(1 + self._pages_missing(s) for s in self.running)
+        if needed + self._pages_missing(sequence) > allocator.num_available and self.running:
+            self._take_pages(sequence)
+            return False
+        sequence.num_computed = len(matched) * allocator.page_size
+        if not sequence.request.prompt_computed:
+            sequence.request.num_cached_tokens = sequence.num_computed
+        return True
+
+    def _pages_missing(self, sequence: Sequence) -> int:
+        return self.allocator.pages_for(len(sequence.token_ids)) - len(sequence.pages)
+
+    def _preempt(self, plan: Plan, victim: Sequence) -> None:
+        self.num_preemptions += 1
+        del self.running[victim]
+        plan.work.pop(victim, None)
+        if victim in plan.before:
+            copied = [page for page in plan.before.pop(victim) if page not in victim.pages]
+            plan.copies = [pair for pair in plan.copies if pair[1] not in victim.pages]
+            self.allocator.release(copied)
+        self._take_pages(victim)
+        victim.num_computed = 0
+        self.add(victim)
+
+    def _take_pages(self, sequence: Sequence) -> None:
+        self.allocator.release(sequence.pages)
+        sequence.pages = []

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine's state at one moment, and what must hold of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SequenceSnapshot:
+    """One completion of an unfinished request.
+
+    Attributes:
+        request_id, index: which.
+        state: "running", "waiting", or "unborn": it starts when the prompt has been computed.
+        done: whether it has ended.
+        num_tokens: prompt and output.
+        num_computed: tokens in the cache.
+        pages: held, in order of position.
+    """
+
+    request_id: str
+    index: int
+    state: str
+    done: bool
+    num_tokens: int
+    num_computed: int
+    pages: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Immutable and complete as far as pages and queues go; taken between two steps.
+
+    Attributes:
+        num_pages, page_size: of the pool.
+        free, cached: pages that nobody holds: unknown ones, and those known by their tokens.
+        known: pages that a prefix can be found in, held or not.
+        ref_counts: holders of each page.
+        max_num_seqs: sequences that may run.
+        sequences: of all unfinished requests.
+    """
+
+    num_pages: int
+    page_size: int
+    free: tuple[int, ...]
+    cached: tuple[int, ...]
+    known: tuple[int, ...]
+    ref_counts: tuple[int, ...]
+    max_num_seqs: int
+    sequences: tuple[SequenceSnapshot, ...]
+
+
+def violations(snapshot: Snapshot) -> list[str]:
+    """What is wrong with a state, a line each; empty if all invariants hold."""
+    found: list[str] = []
+    free, cached, known = set(snapshot.free), set(snapshot.cached), set(snapshot.known)
+    used = {page for page, count in enumerate(snapshot.ref_counts) if count}
+    total = len(snapshot.free) + len(snapshot.cached) + len(used)
+    if total != snapshot.num_pages or free | cached | used != set(range(snapshot.num_pages)):
+        found.append(
+            f"{len(snapshot.free)} free + {len(snapshot.cached)} cached + {len(used)} used pages "
+            f"are not the {snapshot.num_pages} of the pool"
+        )
+    if not cached <= known or free & known or len(known) != len(snapshot.known):
+        found.append("known pages are not the cached ones and some of those in use")
+
+    holders: Counter[int] = Counter()
+    for sequence in snapshot.sequences:
+        name = f"{sequence.request_id}[{sequence.index}], {sequence.state}"
+        pages = sequence.pages
+        holders.update(pages)
+        if len(set(pages)) != len(pages):
+            found.append(f"{name}: holds a page twice: {pages}")
+        if sequence.done:
+            found += [f"{name}: has ended and is queued"] * (sequence.state != "unborn")
+            found += [f"{name}: has ended and holds pages"] * bool(pages)
+        elif sequence.state == "running":
+            if len(pages) != -(-sequence.num_computed // snapshot.page_size):
+                found.append(f"{name}: {len(pages)} pages for {sequence.num_computed} tokens")
+            if not sequence.num_computed < sequence.num_tokens:
+                found.append(f"{name}: nothing is left to compute, but it has not ended")
+        elif pages or sequence.num_computed:
+            found.append(f"{name}: holds pages or computed tokens")
+    for page, count in enumerate(snapshot.ref_counts):
+        if holders[page] != count:
+            found.append(f"page {page}: {holders[page]} sequences hold it, counted {count}")
+    if sum(s.state == "running" for s in snapshot.sequences) > snapshot.max_num_seqs:
+        found.append(f"more than max_num_seqs = {snapshot.max_num_seqs} sequences run")
+    return found

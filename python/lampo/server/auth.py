@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may call: a gate in front of the whole app, and a dependency that wants to have seen it.
+
+The gate comes before routing and before the body is read, so that an unknown caller learns nothing
+and costs nothing. It lets nothing through but what it recognises; the one exception, GET /health,
+is compared with the very path that routing will use. Every route also depends on `require_gate`,
+which fails where the gate has not been.
+"""
+
+from __future__ import annotations
+
+import hmac
+
+from fastapi import Request
+from fastapi.security import HTTPBearer
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from lampo.server.errors import APIError, error_response
+from lampo.server.settings import Settings
+
+OPEN_PATH = "/health"  # says "ok" or not, and nothing else: probes have no keys
+_PASSED = "lampo.gate"
+
+
+class Gate:
+    """Middleware that answers 401 without a valid key, and 403 under a host name not allowed."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._keys = [key.encode() for key in settings.api_keys]
+        hosts = settings.allowed_hosts
+        self._hosts = None if hosts is None else {host.lower().encode() for host in hosts}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        error = self._refusal(scope)
+        if error is None:
+            scope[_PASSED] = True
+            await self._app(scope, receive, send)
+        else:
+            await error_response(error)(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> APIError | None:
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        hosts = [value for name, value in headers if name == b"host"]
+        if self._hosts is not None and not (len(hosts) == 1 and _name(hosts[0]) in self._hosts):
+            return APIError(403, "this host name is not served here", code="host_not_allowed")
+        if scope["path"] == OPEN_PATH and scope["method"] == "GET":
+            return None
+        given = [value for name, value in headers if name == b"authorization"]
+        if not self._keys or (len(given) == 1 and self._is_key(given[0])):
+            return None
+        return APIError(401, "a valid API key is needed", code="invalid_api_key")
+
+    def _is_key(self, header: bytes) -> bool:
+        scheme, _, key = header.partition(b" ")
+        found = False
+        for known in self._keys:  # all of them, so that time does not tell which
+            found |= hmac.compare_digest(known, key.strip())
+        return found and scheme.lower() == b"bearer"
+
+
+def _name(host: bytes) -> bytes:
+    """A Host header without its port and the brackets of IPv6."""
+    host = host.strip().lower()
+    if host.startswith(b"["):
+        return host[1:].partition(b"]")[0]
+    return host.partition(b":")[0]
+
+
+class RequireGate(HTTPBearer):
+    """A dependency of every route; it also tells the OpenAPI document about the keys."""
+
+    def __init__(self) -> None:
+        super().__init__(auto_error=False)
+
+    async def __call__(self, request: Request) -> None:  # type: ignore[override]
+        if not request.scope.get(_PASSED):
+            raise APIError(401, "a valid API key is needed", code="invalid_api_key")
+
+
+require_gate = RequireGate()

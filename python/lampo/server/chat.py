@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""POST /v1/chat/completions: a conversation is answered, by the model's chat template."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from lampo.outputs import Logprob, LogprobTable
+from lampo.server.errors import APIError
+from lampo.server.generation import Generation, json_logprob, until_disconnected
+from lampo.server.protocol import ChatRequest
+from lampo.server.replies import (
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatDelta,
+    ChatLogprobs,
+    TokenLogprob,
+    TopLogprob,
+)
+from lampo.server.routes import STREAM, new_router
+from lampo.server.service import Service
+from lampo.server.sse import EventStream
+from lampo.structured_outputs import StructuredOutputs
+from lampo.tokenizer import Tokenizer
+
+
+def router(service: Service) -> APIRouter:
+    routes = new_router()
+
+    @routes.post(
+        "/v1/chat/completions", responses={200: {"model": ChatCompletion, "content": STREAM}}
+    )
+    async def chat_completions(body: ChatRequest, request: Request) -> Response:
+        """Answers a conversation; with stream, as server-sent events."""
+        call = await _Call.begin(service, body)
+        if body.stream:
+            return EventStream(call.generation, call.chunks(), service.settings.send_timeout)
+        try:
+            reply = await until_disconnected(request, call.reply())
+        finally:
+            await call.generation.aclose()
+        return JSONResponse(reply, headers={"x-request-id": call.generation.id})
+
+    return routes
+
+
+class _Call:
+    """One call: its engine request, and how the pieces become choices."""
+
+    def __init__(self, service: Service, body: ChatRequest, token_ids: list[int]) -> None:
+        self._service = service
+        self._body = body
+        self._params = service.sampling_params(
+            body,
+            max_tokens=_max_tokens(service, body, len(token_ids)),
+            logprobs=_num_logprobs(service, body),
+            **_structured_outputs(body),
+        )
+        self.generation = Generation(service, "chatcmpl", self._params)
+
+    @classmethod
+    async def begin(cls, service: Service, body: ChatRequest) -> _Call:
+        """Checks the body and hands the conversation to the engine. Raises: APIError."""
+        service.check_model(body)
+        arguments = dict(body.chat_template_kwargs or {})
+        if body.reasoning_effort is not None:
+            arguments.setdefault("reasoning_effort", body.reasoning_effort)
+        tools = None if body.tool_choice == "none" else body.tools
+        token_ids = await service.encode_chat(body.messages, tools, arguments)
+        call = cls(service, body, token_ids)
+        try:
+            await call.generation.start([token_ids], body)
+        except APIError as error:
+            if error.param == "structured_outputs" and body.response_format is not None:
+                error.param = "response_format"  # the name under which it came
+            raise
+        return call
+
+    async def reply(self) -> ChatCompletion:
+        (result,) = await self.generation.finish()
+        choices: list[ChatChoice] = [
+            {
+                "index": output.index,
+                "message": {"role": "assistant", "content": output.text, "refusal": None},
+                "logprobs": self._logprobs(output.token_ids, output.logprobs),
+                "finish_reason": output.finish_reason or "stop",
+                "stop_reason": output.stop_reason,
+            }
+            for output in result.outputs
+        ]
+        return {
+            "id": self.generation.id,
+            "object": "chat.completion",
+            "created": self.generation.created,
+            "model": self._service.settings.model_name,
+            "choices": choices,
+            "usage": self.generation.usage(),
+        }
+
+    async def chunks(self) -> AsyncIterator[ChatChunk]:
+        options = self._body.stream_options
+        with_usage = options is not None and options.include_usage
+        head: ChatChunk = {
+            "id": self.generation.id,
+            "object": "chat.completion.chunk",
+            "created": self.generation.created,
+            "model": self._service.settings.model_name,
+            "choices": [],
+        }
+        if with_usage:
+            head["usage"] = None
+        begun: set[int] = set()
+
+        def chunk(
+            index: int, delta: ChatDelta, logprobs: ChatLogprobs | None, reason: str | None
+        ) -> ChatChunk:
+            choice: ChatChunkChoice = {
+                "index": index,
+                "delta": delta,
+                "logprobs": logprobs,
+                "finish_reason": reason,
+            }
+            return {**head, "choices": [choice]}
+
+        async for _, piece in self.generation:
+            if piece.index not in begun:
+                begun.add(piece.index)
+                yield chunk(piece.index, {"role": "assistant", "content": ""}, None, None)
+            logprobs = self._logprobs(piece.token_ids, piece.logprobs)
+            if piece.text or logprobs or piece.finish_reason:
+                delta: ChatDelta = {"content": piece.text} if piece.text else {}
+                yield chunk(piece.index, delta, logprobs, piece.finish_reason)
+        if with_usage:
+            yield {**head, "usage": self.generation.usage()}
+
+    def _logprobs(
+        self, token_ids: Sequence[int], tables: Sequence[LogprobTable] | None
+    ) -> ChatLogprobs | None:
+        if not tables or self._params.logprobs is None:
+            return None
+        tokenizer, count = self._service.tokenizer, self._params.logprobs
+        pairs = zip(token_ids, tables, strict=True)
+        return {"content": [_token_logprob(tokenizer, t, table, count) for t, table in pairs]}
+
+
+def _token_logprob(
+    tokenizer: Tokenizer, token_id: int, table: LogprobTable, count: int
+) -> TokenLogprob:
+    ranked = sorted(table.items(), key=lambda item: item[1].rank)[:count]
+    top = [_one(tokenizer, i, entry) for i, entry in ranked]
+    return {**_one(tokenizer, token_id, table[token_id]), "top_logprobs": top}
+
+
+def _one(tokenizer: Tokenizer, token_id: int, entry: Logprob) -> TopLogprob:
+    return {
+        "token": entry.decoded_token,
+        "logprob": json_logprob(entry.logprob),
+        "bytes": list(tokenizer.token_bytes(token_id)),
+    }
+
+
+def _max_tokens(service: Service, body: ChatRequest, num_prompt_tokens: int) -> int | None:
+    """As asked for; else the model's own limit (None), or what the context leaves."""
+    given = {v for v in (body.max_completion_tokens, body.max_tokens) if v is not None}
+    if len(given) > 1:
+        message = "max_completion_tokens: is an alias of max_tokens, and they differ"
+        raise APIError(400, message, param="max_completion_tokens", code="invalid_value")
+    if given:
+        return given.pop()
+    llm = service.engine.llm
+    if "max_new_tokens" in llm.generation_config:
+        return None
+    return max(llm.max_model_len - num_prompt_tokens, 1)
+
+
+def _num_logprobs(service: Service, body: ChatRequest) -> int | None:
+    if body.top_logprobs is not None and not body.logprobs:
+        message = "top_logprobs: needs logprobs: true"
+        raise APIError(400, message, param="top_logprobs", code="invalid_value")
+    if not body.logprobs:
+        return None
+    return service.check_logprobs("top_logprobs", body.top_logprobs or 0)
+
+
+def _structured_outputs(body: ChatRequest) -> dict[str, Any]:
+    """What response_format asks for; a schema holds whether or not it is called strict."""
+    wanted = body.response_format
+    if wanted is None or wanted.type == "text":
+        return {}
+    if body.structured_outputs is not None:
+        raise _bad_format("does not go with structured_outputs")
+    if wanted.type == "json_object":
+        return {"structured_outputs": StructuredOutputs(json_object=True)}
+    if wanted.json_schema is None or wanted.json_schema.schema_ is None:
+        raise _bad_format("type json_schema needs json_schema.schema")
+    try:
+        return {"structured_outputs": StructuredOutputs(json=wanted.json_schema.schema_)}
+    except (ValueError, TypeError) as error:
+        raise _bad_format(str(error)) from None
+
+
+def _bad_format(why: str) -> APIError:
+    message = f"response_format: {why}"
+    return APIError(400, message, param="response_format", code="invalid_value")

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much a client may ask of the server before anything is parsed."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lampo.server.errors import APIError, error_response
+from lampo.server.settings import Settings
+
+
+class Limits:
+    """Middleware: reads a body within its limits of size and time, and counts calls in progress.
+
+    The body is complete when a route sees it. Too many bytes are refused as soon as they are
+    announced, or, of a chunked body, have arrived.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._settings = settings
+        self._num_requests = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
+            await self._app(scope, receive, send)
+            return
+        if error := self._refusal():
+            await error_response(error)(scope, receive, send)
+            return
+        self._num_requests += 1
+        try:
+            await self._serve(scope, receive, send)
+        finally:
+            self._num_requests -= 1
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            _check_content_type(scope)
+            body = await asyncio.wait_for(
+                self._read_body(scope, receive), self._settings.body_timeout
+            )
+        except APIError as error:
+            await error_response(error)(scope, receive, send)
+            return
+        except asyncio.TimeoutError:
+            late = APIError(408, "the body took too long to arrive", code="body_timeout")
+            await error_response(late)(scope, receive, send)
+            return
+        if body is not None:
+            await self._app(scope, _replay(body, receive), send)
+
+    def _refusal(self) -> APIError | None:
+        if self._num_requests >= self._settings.max_requests:
+            message = f"{self._settings.max_requests} calls are in progress already"
+            return APIError(429, message, code="too_many_requests", retry_after=1)
+        return None
+
+    async def _read_body(self, scope: Scope, receive: Receive) -> bytes | None:
+        """The whole body; None if the client left. Raises: APIError if it is too large."""
+        limit = self._settings.max_body_bytes
+        too_large = APIError(413, f"the body is larger than {limit} bytes", code="body_too_large")
+        announced = _header(scope, b"content-length")
+        if announced.isdigit() and int(announced[:20]) > limit:
+            raise too_large
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            body += message.get("body", b"")
+            if len(body) > limit:
+                raise too_large
+            if not message.get("more_body", False):
+                return bytes(body)
+
+
+def _header(scope: Scope, name: bytes) -> bytes:
+    headers: list[tuple[bytes, bytes]] = scope["headers"]
+    return next((value for key, value in headers if key == name), b"")
+
+
+def _check_content_type(scope: Scope) -> None:
+    """Only JSON: a web page cannot send that to another origin without asking first."""
+    is_chunked = _header(scope, b"transfer-encoding") != b""
+    if not is_chunked and _header(scope, b"content-length") in (b"", b"0"):
+        return
+    kind = _header(scope, b"content-type").partition(b";")[0].strip().lower()
+    if kind != b"application/json":
+        message = "expected content-type: application/json"
+        raise APIError(415, message, code="unsupported_media_type")
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body once and then waits for the client to leave."""
+    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def next_message() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return next_message

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Routes that read JSON strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pydantic_core
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from fastapi.routing import APIRoute
+
+from lampo.server.errors import APIError
+
+STREAM: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
+
+
+def new_router() -> APIRouter:
+    return APIRouter(route_class=_StrictRoute)
+
+
+class _StrictRequest(Request):
+    async def json(self) -> Any:
+        """The body: UTF-8, no NaN or Infinity, no lone surrogates, of bounded depth."""
+        try:
+            return pydantic_core.from_json(await self.body(), allow_inf_nan=False)
+        except ValueError as error:
+            raise APIError(400, f"body: is not JSON: {error}", code="invalid_json") from None
+
+
+class _StrictRoute(APIRoute):
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def strict(request: Request) -> Response:
+            return await handler(_StrictRequest(request.scope, request.receive))
+
+        return strict

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all endpoints share: the engine, the settings, and text turned into tokens off the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from lampo.async_llm import AsyncLLM
+from lampo.sampling_params import SamplingParams
+from lampo.server.errors import APIError, bad_value
+from lampo.server.metrics import Metrics
+from lampo.server.protocol import Body, SamplingBody
+from lampo.server.settings import Settings
+from lampo.structured_outputs import StructuredOutputs
+from lampo.tokenizer import Tokenizer
+
+T = TypeVar("T")
+LONG_TEXT = 4096  # characters that are tokenized in a millisecond or so, which the loop can spare
+_SAMPLING_FIELDS = """
+    n temperature top_p top_k min_p presence_penalty frequency_penalty repetition_penalty seed stop
+    stop_token_ids allowed_token_ids min_tokens ignore_eos skip_special_tokens logprobs_mode
+    include_stop_str_in_output
+""".split()  # noqa: SIM905
+
+
+class Service:
+    """One model behind many calls."""
+
+    def __init__(self, engine: AsyncLLM, settings: Settings) -> None:
+        self.engine = engine
+        self.settings = settings
+        self.metrics = Metrics(engine, settings.model_name)
+        self.started = int(time.time())
+        self._threads = ThreadPoolExecutor(2, "lampo-tokenizer")
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.engine.llm.tokenizer
+
+    def check_model(self, body: Body) -> None:
+        """Raises: APIError, 404, if the request names another model."""
+        if body.model is not None and body.model != self.settings.model_name:
+            message = f"model: {body.model!r} is not served here"
+            raise APIError(404, message, param="model", code="model_not_found")
+
+    async def encode(self, text: str, *, add_bos: bool = True) -> list[int]:
+        """A text's token ids. Raises: APIError."""
+
+        def work() -> list[int]:
+            return self.tokenizer.encode(text, add_bos=add_bos)
+
+        return await self._checked(work, in_thread=len(text) > LONG_TEXT)
+
+    async def encode_chat(
+        self, messages: Any, tools: Any, arguments: Any, add_generation_prompt: bool = True
+    ) -> list[int]:
+        """A chat's token ids, by the model's template. Raises: APIError."""
+
+        def work() -> list[int]:
+            return self.tokenizer.encode_chat(
+                messages,
+                add_generation_prompt=add_generation_prompt,
+                template_kwargs=arguments,
+                tools=tools,
+            )
+
+        return await self._checked(work, in_thread=True)
+
+    async def run_in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    async def _checked(self, work: Callable[[], T], in_thread: bool) -> T:
+        try:
+            return await self.run_in_thread(work) if in_thread else work()
+        except ValueError as error:
+            raise bad_value(error) from None
+
+    def sampling_params(self, body: SamplingBody, **more: Any) -> SamplingParams:
+        """The sampling parameters of a body. Raises: APIError naming the field."""
+        fields = {name: getattr(body, name) for name in _SAMPLING_FIELDS}
+        fields |= {"logit_bias": _token_keys(body.logit_bias or {}), **more}
+        try:
+            if body.structured_outputs is not None:
+                fields["structured_outputs"] = StructuredOutputs(
+                    **body.structured_outputs.model_dump()
+                )
+            params = SamplingParams(**{k: v for k, v in fields.items() if v is not None})
+        except (ValueError, TypeError) as error:
+            raise bad_value(error) from None
+        if params.n > self.settings.max_n:
+            message = f"n: expected at most {self.settings.max_n}, got {params.n}"
+            raise APIError(400, message, param="n", code="invalid_value")
+        if body.stream_options is not None and not body.stream:
+            message = "stream_options: is for stream: true only"
+            raise APIError(400, message, param="stream_options", code="invalid_value")
+        return params
+
+    def check_logprobs(self, name: str, value: int | None) -> int | None:
+        limit = self.settings.max_logprobs
+        if value is not None and not 0 <= value <= limit:
+            message = f"{name}: expected a value in [0, {limit}], got {value}"
+            raise APIError(400, message, param=name, code="invalid_value")
+        return value
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.engine.close()
+
+
+def _token_keys(bias: dict[str, float]) -> dict[int, float]:
+    """JSON's keys are strings; here they are token ids."""
+    for key in bias:
+        if not (key.isascii() and key.isdigit() and len(key) <= 10):
+            message = f"logit_bias: expected token ids as keys, got {key[:32]!r}"
+            raise APIError(400, message, param="logit_bias", code="invalid_value")
+    return {int(key): value for key, value in bias.items()}

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the operator of a server decides."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Names, keys and limits; times are in seconds.
+
+    Attributes:
+        model_name: what clients call the model.
+        api_keys: one of them must come with every call but GET /health; none: anybody may call.
+        allowed_hosts: names in the Host header that are answered; None: any. Keeps a web page
+            from reaching a server on loopback under a name of its own (DNS rebinding).
+        max_body_bytes: of a request.
+        header_timeout, body_timeout: for a request's head, and for its body, to arrive.
+        send_timeout: for a client to take a piece of its answer.
+        max_connections: open at once; more are closed unheard.
+        max_requests: calls in progress; more get 429.
+        max_prompts, max_n, max_sequences: prompts per call, completions per prompt, their product.
+        max_logprobs: alternatives per token.
+        request_timeout: from the call to the last token; None: no limit.
+        drain_timeout: for running requests to end after SIGTERM.
+        hung_after: a busy step loop without a heartbeat for so long is reported as hung.
+    """
+
+    model_name: str
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    allowed_hosts: tuple[str, ...] | None = None
+    max_body_bytes: int = 4 << 20
+    header_timeout: float = 10.0
+    body_timeout: float = 30.0
+    send_timeout: float = 60.0
+    max_connections: int = 1024
+    max_requests: int = 256
+    max_prompts: int = 64
+    max_n: int = 16
+    max_sequences: int = 128
+    max_logprobs: int = 20
+    request_timeout: float | None = None
+    drain_timeout: float = 30.0
+    hung_after: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.model_name) <= 512:
+            raise ValueError("model_name: expected 1 to 512 characters")
+        for key in self.api_keys:
+            if not (1 <= len(key) <= 1024 and all("!" <= char <= "~" for char in key)):
+                raise ValueError("api_key: expected 1 to 1024 printable ASCII characters, no space")
+        for name, value in vars(self).items():
+            if isinstance(value, (int, float)) and not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name}: expected a positive number, got {value}")
