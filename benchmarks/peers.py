@@ -68,7 +68,7 @@ def hold_to(isa: str) -> None:
     os.environ["LAMPO_CPU_ISA"] = isa
     for name, engine in list(ENGINES.items()):
         program, *arguments = engine.command
-        if program == LLAMA_CPP_WORKER:
+        if name.startswith("llama.cpp"):
             ENGINES[name] = replace(engine, command=(f"{program}_{isa}", *arguments))
         elif name not in (OURS, ORACLE):
             del ENGINES[name]
