@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from lampo import SamplingParams
+from lampo import SamplingParams, StructuredOutputs
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,19 @@ from lampo import SamplingParams
         ({"logprobs": 257}, "logprobs: .* got 257"),
         ({"prompt_logprobs": -1}, "prompt_logprobs: .* got -1"),
         ({"ignore_eos": 1}, "ignore_eos: expected a bool, got 1"),
+        ({"include_stop_str_in_output": None}, "include_stop_str_in_output: expected a bool"),
+        ({"allowed_token_ids": []}, "allowed_token_ids: expected at least one id, or None"),
+        ({"allowed_token_ids": [-1]}, r"allowed_token_ids\[0\]: .* got -1"),
+        ({"allowed_token_ids": [1.0]}, r"allowed_token_ids\[0\]: expected an integer, got 1.0"),
+        ({"allowed_token_ids": range(2**20 + 1)}, "allowed_token_ids: expected at most 1048576"),
+        ({"allowed_token_ids": 7}, "allowed_token_ids: expected a list of token ids, got 7"),
+        ({"logprobs_mode": "both"}, "logprobs_mode: expected one of raw, processed, got 'both'"),
+        ({"logprobs_mode": ["raw"]}, "logprobs_mode: expected one of"),
+        ({"structured_outputs": {"regex": "a"}}, "structured_outputs: expected lampo.Structured"),
+        (
+            {"structured_outputs": StructuredOutputs(regex="a"), "min_tokens": 1},
+            "min_tokens: does not go with structured_outputs",
+        ),
     ],
 )
 def test_bad_values(fields, message):

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from checkpoints import make_checkpoint
 from lampo import LLM, SamplingParams, StructuredOutputs
-from lampo.structured_outputs import MAX_BYTES, compile_grammar
+from lampo.structured_limits import MAX_BYTES
+from lampo.structured_outputs import compile_grammar
 from lampo.tokenizer import Tokenizer
 from tiny_tokenizers import make_backend, save
 
@@ -153,6 +154,23 @@ def test_a_mixed_batch_gives_each_request_its_own_tokens(llm):
     assert [r.outputs for r in llm.generate(prompts, requests)] == alone
 
 
+def test_a_completion_that_is_computed_anew_stays_where_it_was(llm):
+    requests = [
+        dataclasses.replace(
+            PARAMS, seed=9, structured_outputs=StructuredOutputs(regex="[a-z]{90}")
+        ),
+        SamplingParams(seed=4, max_tokens=90, ignore_eos=True, repetition_penalty=1.2, logprobs=0),
+        SamplingParams(seed=5, max_tokens=90, ignore_eos=True, min_tokens=50, stop=["ab"]),
+    ] * 2
+    prompts = [f"prompt {i}" for i in range(len(requests))]
+    expected = [r.outputs for r in llm.generate(prompts, requests)]
+    config = llm.config
+    token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 4
+    with LLM(llm.path, dtype="float32", page_size=16, kv_cache_memory=256 * token) as small:
+        assert [r.outputs for r in small.generate(prompts, requests)] == expected
+        assert small.shared_engine().engine.stats().num_preemptions > 0
+
+
 def test_with_allowed_tokens_both_must_allow(llm):
     digits = [llm.tokenizer.encode(c)[0] for c in "123"]
     params = dataclasses.replace(
@@ -214,11 +232,35 @@ def test_any_text_can_be_a_choice(llm, choices):
         ({"regex": "a", "choice": ["b"]}, "expected one of .*, got regex and choice"),
         ({"regex": 3}, "regex: expected a string, got 3"),
         ({"regex": ""}, r"regex: expected 1 to 65536 bytes, got 0"),
-        ({"regex": "é" * MAX_BYTES}, "regex: expected 1 to 65536 bytes, got 131072"),
+        ({"grammar": "é" * MAX_BYTES}, "grammar: expected 1 to 65536 bytes, got 131072"),
         ({"regex": "a\ud800"}, "regex: has a lone surrogate"),
         ({"regex": "((a{1000}){1000}){1000}"}, "regex: nested repetitions of 1000000 in all"),
         ({"json": {"pattern": "((ab){100}){100}"}}, "json: pattern: nested repetitions of 10000"),
         ({"json": {"patternProperties": {"(a{99}){99}": {}}}}, "json: pattern: nested rep"),
+        ({"regex": "a" * 4097}, "regex: expected 1 to 4096 bytes, got 4097"),
+        ({"json": {"items": [{"pattern": "é" * 2049}]}}, "json: pattern: expected 1 to 4096 bytes"),
+        ({"json": {"multipleOf": 10007}}, "json: multipleOf: a common multiple above 10000"),
+        ({"json": {"multipleOf": 1e300}}, "json: multipleOf: a common multiple above 10000"),
+        (
+            {"json": {"allOf": [{"multipleOf": 0.1}, {"multipleOf": 1009}]}},
+            "json: multipleOf: a common multiple above 10000",
+        ),
+        (
+            {"json": {"allOf": [{"pattern": f"a{i}b"} for i in range(14)]}},
+            "json: 14 patterns and formats in a schema that combines others, expected at most 8",
+        ),
+        (
+            {
+                "json": {
+                    "$ref": "#/$defs/d0",
+                    "$defs": {
+                        f"d{i}": {"pattern": f"a{i}b", "$ref": f"#/$defs/d{i + 1}"}
+                        for i in range(14)
+                    },
+                }
+            },
+            "json: 14 patterns and formats in a schema that combines others",
+        ),
         ({"json": "{"}, "json: not a JSON schema"),
         ({"json": "[" * 9000}, "json: not a JSON schema"),
         ({"json": {"a": {1, 2}}}, "json: not a JSON schema"),
@@ -238,6 +280,22 @@ def test_any_text_can_be_a_choice(llm, choices):
 def test_bad_values(fields, message):
     with pytest.raises((ValueError, TypeError), match=message):
         StructuredOutputs(**fields)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"multipleOf": 0.00001},
+        {"allOf": [{"multipleOf": 0.1}, {"multipleOf": 7}, {"multipleOf": 100}]},
+        {"properties": {f"p{i}": {"type": "string", "pattern": "^a+$"} for i in range(50)}},
+        {
+            "properties": {"a": {"$ref": "#/$defs/a", "description": "an a"}},
+            "$defs": {"a": {"anyOf": [{"type": "string", "format": "date"}] * 20}},
+        },
+    ],
+)
+def test_ordinary_schemas_are_not_refused_for_their_cost(schema):
+    StructuredOutputs(json=schema)
 
 
 @pytest.mark.parametrize(
