@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lampo.structured_limits import check_choice, check_regex, check_schema, check_text, first_line
+from lampo.structured_limits import check_choice, check_lark, check_regex, check_schema, first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,8 +43,8 @@ class StructuredOutputs:
         json: a JSON schema, as a dict or as text.
         regex: a regular expression that matches all of the text; in Rust's syntax, \\d and \\w
             of ASCII only, without look-around and back references.
-        grammar: a context-free grammar in llguidance's dialect of Lark. A hostile one can take
-            minutes to compile: a server should not take it from strangers.
+        grammar: a context-free grammar in llguidance's dialect of Lark. The known ways
+            to make one take minutes are refused; there may be others.
         choice: the texts to choose from.
         json_object: True: any JSON object.
         disable_any_whitespace: JSON without whitespace between its parts.
@@ -75,7 +75,7 @@ class StructuredOutputs:
         if self.regex is not None:
             check_regex("regex", self.regex)
         if self.grammar is not None:
-            check_text("grammar", self.grammar)
+            check_lark(self.grammar)
         if self.choice is not None:
             object.__setattr__(self, "choice", check_choice(self.choice))
 
