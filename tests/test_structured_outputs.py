@@ -284,6 +284,7 @@ def test_any_text_can_be_a_choice(llm, choices):
             "json: 14 patterns and formats in a schema that combines others",
         ),
         ({"grammar": "start: /((a{99}){99})/"}, "grammar: regular expression: nested repetitions"),
+        ({"grammar": ' {"grammars": [{"lark_grammar": "start: /a/"}]}'}, "expected Lark, got JSON"),
         ({"grammar": "start: %json {}"}, "grammar: %json .*is not supported"),
         ({"grammar": "start: X\nX: " + " & ".join(["/a/"] * 10)}, "at most 8 intersections"),
         (

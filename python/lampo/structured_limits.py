@@ -103,6 +103,8 @@ def _check_cost(schema: dict[str, Any]) -> None:
 def check_lark(grammar: object) -> None:
     """Refuses the known ways to make a grammar take minutes to compile."""
     text = check_text("grammar", grammar)
+    if text.lstrip()[:1] in ("{", "["):
+        raise ValueError("grammar: expected Lark, got JSON")
 
     def without_literals(match: re.Match[str]) -> str:
         if match[1] is not None:
