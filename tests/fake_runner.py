@@ -14,6 +14,7 @@ import torch
 
 from lampo import SamplingParams, ops
 from lampo.engine.llm_engine import LLMEngine
+from lampo.engine.sampling_rules import SamplingRules
 from lampo.engine.sequence import Sequence
 
 VOCAB_SIZE = 64
@@ -109,6 +110,14 @@ def make_engine(num_pages: int, page_size: int, **options: Any) -> LLMEngine:
 def make_sequences(prompt: list[int], max_len: int = 1 << 20, **fields: Any) -> list[Sequence]:
     fields = {"temperature": 0, "max_tokens": 8, "ignore_eos": True, "seed": 0} | fields
     params = SamplingParams(**fields).resolved({})
+    tokenizer = FakeTokenizer()
+    rules = SamplingRules(
+        params,
+        prompt,
+        tokenizer=tokenizer,
+        vocab_size=VOCAB_SIZE,
+        eos_token_ids=frozenset(),
+    )
     return [
         Sequence(
             prompt,
@@ -117,8 +126,9 @@ def make_sequences(prompt: list[int], max_len: int = 1 << 20, **fields: Any) -> 
             seed=params.seed + i,
             max_len=max_len,
             eos_token_ids=frozenset(),
-            tokenizer=FakeTokenizer(),
+            tokenizer=tokenizer,
             start_time=0.0,
+            rules=rules,
         )
         for i in range(params.n)
     ]

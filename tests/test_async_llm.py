@@ -163,7 +163,7 @@ def test_a_full_queue(run):
         assert len(streams) >= 2
         for stream in streams:
             await stream.aclose()
-        while model.stats().num_running or model.stats().num_waiting:
+        while model.stats().finished.get("abort", 0) < len(streams):
             await asyncio.sleep(0.005)
         await collect(await model.add_request("Hello", PARAMS))
 
