@@ -169,20 +169,23 @@ def _library() -> Any:
 
 def _source(wanted: StructuredOutputs, library: Any) -> str:
     """The structure in llguidance's own form."""
-    matcher = library.LLMatcher
     if wanted.regex is not None:
         regex = library.regex_to_lark(_without_anchors(wanted.regex), "dw")
-        return str(matcher.grammar_from_lark(f"start: /{regex}/"))
+        return _lark(f"start: /{regex}/")
     if wanted.grammar is not None:
-        return str(matcher.grammar_from_lark(wanted.grammar))
+        return _lark(wanted.grammar)
     if wanted.choice is not None:
         texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in wanted.choice)
         texts = texts.replace("\x7f", "\\u007f")  # a character that JSON allows and Lark does not
-        return str(matcher.grammar_from_lark(f"start: {texts}"))
+        return _lark(f"start: {texts}")
     # Overrides win over what a schema says under "x-guidance".
     options = {"lenient": False, "whitespace_flexible": not wanted.disable_any_whitespace}
     schema = '{"type": "object"}' if wanted.json is None else wanted.json
-    return str(matcher.grammar_from_json_schema(schema, overrides=options))
+    return str(library.LLMatcher.grammar_from_json_schema(schema, overrides=options))
+
+
+def _lark(grammar: str) -> str:
+    return json.dumps({"grammars": [{"lark_grammar": grammar}]})
 
 
 def _without_anchors(regex: str) -> str:
