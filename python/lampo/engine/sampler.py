@@ -146,7 +146,7 @@ class _Draw:
             (s.penalties.ids, s.penalties.counts) if s.penalties is not None else _NOTHING
             for s in sequences
         ]
-        self._biases = [s.rules.biases(s.stop_tokens_banned) for s in sequences]
+        self._biases = [s.rules.biases(s.output.token_ids, s.stop_tokens_banned) for s in sequences]
         options: dict[str, Any] = {}
         if self._mask is not None:
             options["allowed_mask"] = torch.from_numpy(self._mask)
