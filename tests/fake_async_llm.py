@@ -14,6 +14,7 @@ max_tokens. A prompt that contains one of these words does not get that far:
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -55,6 +56,7 @@ class FakeAsyncLLM:
         self.state = Health(alive=True, busy=False, heartbeat_age=0.0)
         self.finished: Counter[str] = Counter()
         self.drained = self.closed = False
+        self._names = itertools.count()
 
     async def add_request(
         self,
@@ -67,7 +69,7 @@ class FakeAsyncLLM:
         cache_salt: str | None = None,
     ) -> FakeStream:
         assert not isinstance(prompt, str)
-        assert request_id
+        request_id = request_id or f"request-{next(self._names)}"
         if not -1000 <= priority <= 1000:
             raise ValueError(f"priority: expected a value in [-1000, 1000], got {priority}")
         if not prompt:
@@ -159,6 +161,12 @@ class FakeStream:
     async def aclose(self) -> None:
         await self._pieces.aclose()
         self._engine.abort(self.request_id)
+
+    async def __aenter__(self) -> FakeStream:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
 
     async def _generate(self) -> AsyncIterator[StreamOutput]:
         engine, params, prompt = self._engine, self._params, self.prompt_token_ids

@@ -34,7 +34,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     alone = capsys.readouterr().out
     assert main(["--help"]) == 0
     assert capsys.readouterr().out.split() == alone.split()
-    for command in ("generate", "chat", "serve", "doctor", "profile", "pull"):
+    for command in ("generate", "chat", "serve", "bench", "doctor", "profile", "pull"):
         assert command in alone
         assert main([command, "-h"]) == 0
         assert "Examples:" in capsys.readouterr().out

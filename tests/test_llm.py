@@ -242,6 +242,141 @@ def test_penalties_and_bias(llm, folder):
     assert generated != free
 
 
+def test_processed_logprobs_are_those_of_the_draw(llm, folder):
+    prompt = list(range(20, 60))
+    params = SamplingParams(
+        temperature=0.7,
+        top_k=12,
+        top_p=0.9,
+        min_p=0.02,
+        seed=2,
+        max_tokens=12,
+        ignore_eos=True,
+        repetition_penalty=1.2,
+        presence_penalty=0.5,
+        frequency_penalty=0.3,
+        logit_bias={70: 1.5, 71: -2.0},
+        allowed_token_ids=list(range(10, 200)),
+        logprobs=20,
+        logprobs_mode="processed",
+    )
+    completion = llm.generate(prompt, params)[0].outputs[0]
+    generated = completion.token_ids
+    raw = llm.generate(prompt, change(params, logprobs_mode="raw"))[0].outputs[0]
+    assert raw.token_ids == generated
+    assert raw.logprobs != completion.logprobs
+    logits = twin_logits(folder[1], prompt + generated)[len(prompt) - 1 : -1].double()
+    for i, row in enumerate(logits):
+        seen = torch.tensor(sorted({*prompt, *generated[:i]}))
+        row[seen] = torch.where(row[seen] > 0, row[seen] / 1.2, row[seen] * 1.2)
+        counts = torch.tensor(generated[:i], dtype=torch.int64).bincount(minlength=len(row))
+        row -= 0.3 * counts + 0.5 * (counts > 0)
+        row[70] += 1.5
+        row[71] -= 2.0
+        row[:10] = row[200:] = -torch.inf
+        row /= 0.7
+        order = row.argsort(descending=True)[:12]
+        p = row[order].softmax(-1)
+        kept = order[: int((p.cumsum(-1) < 0.9).sum()) + 1]
+        p = row.softmax(-1)
+        kept = kept[p[kept] >= 0.02 * p.max()]
+        expected = row[kept].log_softmax(-1)
+        table = completion.logprobs[i]
+        assert next(iter(table)) == generated[i]
+        assert set(table) == set(kept.tolist())
+        for rank, (token_id, logprob) in enumerate(zip(kept.tolist(), expected, strict=True)):
+            assert table[token_id].rank == rank + 1
+            assert table[token_id].logprob == pytest.approx(float(logprob), abs=1e-3)
+
+
+def test_processed_logprobs_of_a_greedy_choice(llm):
+    params = change(GREEDY, logprobs=3, logprobs_mode="processed")
+    completion = llm.generate("Hello", params)[0].outputs[0]
+    assert completion.token_ids == llm.generate("Hello", GREEDY)[0].outputs[0].token_ids
+    for token_id, table in zip(completion.token_ids, completion.logprobs, strict=True):
+        assert {key: (e.logprob, e.rank) for key, e in table.items()} == {token_id: (0.0, 1)}
+
+
+def test_allowed_tokens(llm):
+    allowed = [31, 32, 33, 64, 95, 319]
+    free = SamplingParams(temperature=2.0, max_tokens=40, seed=1)
+    completion = llm.generate("Hello", change(free, allowed_token_ids=allowed))[0].outputs[0]
+    assert set(completion.token_ids) == set(allowed)
+    one = llm.generate("Hello", change(free, allowed_token_ids=[7, 7]))[0].outputs[0]
+    assert one.token_ids == [7] * 40
+    (eos,) = llm.eos_token_ids
+    ended = llm.generate("Hello", change(free, allowed_token_ids=[eos]))[0].outputs[0]
+    assert (ended.token_ids, ended.finish_reason) == ([eos], "stop")
+    banned = change(free, allowed_token_ids=[eos], min_tokens=1)
+    first, second = llm.generate(["Hello", "world"], [banned, free])
+    assert "masks left none" in first.outputs[0].error
+    assert second.outputs == llm.generate("world", free)[0].outputs
+
+
+def test_bad_words(llm):
+    """Words of one token, of several, and of several that begin alike."""
+    letters = llm.tokenizer.encode("xyz")
+    params = SamplingParams(
+        temperature=1.0, max_tokens=200, seed=1, ignore_eos=True, allowed_token_ids=letters
+    )
+    free = llm.generate("Hello", params)[0].outputs[0].text
+    assert all(word in free for word in ("z", "xy", "yxx"))
+    banned = change(params, bad_words=["xy", "yxx", "yyyy"], logit_bias={letters[0]: 0.5})
+    text = llm.generate("Hello", banned)[0].outputs[0].text
+    assert not any(word in text for word in ("xy", "yxx", "yyyy"))
+    assert "x" in text and "yyy" in text
+    assert "z" not in llm.generate("Hello", change(params, bad_words="z"))[0].outputs[0].text
+    everything = change(params, bad_words=["x", "y", "z"])
+    assert "masks left none" in llm.generate("Hello", everything)[0].outputs[0].error
+    lone = change(params, bad_words=["\ud800"])
+    with pytest.raises(ValueError, match="lone surrogate"):
+        llm.generate("Hello", lone)
+
+
+def test_stop_strings_in_the_output_and_the_first_to_be_complete(llm):
+    params = change(GREEDY, max_tokens=40)
+    text = llm.generate("Hello", params)[0].outputs[0].text
+    inner, outer = text[8:10], text[5:12]
+    assert text.index(inner) > 3 and inner not in outer[:4]
+    for stops in ([outer, inner], [inner, outer, text[9:10] + "never"]):
+        completion = llm.generate("Hello", change(params, stop=stops))[0].outputs[0]
+        assert completion.stop_reason == inner
+        assert completion.text == text[: text.index(inner)]
+        kept = change(params, stop=stops, include_stop_str_in_output=True)
+        completion = llm.generate("Hello", kept)[0].outputs[0]
+        assert completion.text == text[: text.index(inner) + len(inner)]
+        pieces = list(llm.stream("Hello", kept))
+        assert "".join(p.text for p in pieces) == completion.text
+
+
+@pytest.mark.parametrize("min_tokens", [0, 3, 6, 7, 8, 30])
+def test_min_tokens_and_stop_strings(llm, min_tokens):
+    """A stop string counts once it is completed by token min_tokens or a later one."""
+    params = change(GREEDY, max_tokens=40, min_tokens=min_tokens)
+    ids = llm.generate("Hello", change(GREEDY, max_tokens=40))[0].outputs[0].token_ids
+    texts = [llm.tokenizer.decode(ids[: i + 1]) for i in range(40)]
+    stop = texts[-1][4:7]
+    begin = len(texts[min_tokens - 2]) if min_tokens > 1 else 0
+    ends = [i for i in range(begin + 1, len(texts[-1]) + 1) if texts[-1][:i].endswith(stop)]
+    completion = llm.generate("Hello", change(params, stop=stop))[0].outputs[0]
+    if ends:
+        assert (completion.text, completion.stop_reason) == (texts[-1][: ends[0] - 3], stop)
+    else:
+        assert (completion.text, completion.finish_reason) == (texts[-1], "length")
+    assert ends or min_tokens > 5
+
+
+def test_a_row_with_extras_leaves_the_other_rows_alone(llm):
+    plain = change(GREEDY, temperature=0.8, seed=3)
+    odd = change(plain, repetition_penalty=1.4, logit_bias=dict.fromkeys(range(0, 320, 3), -1.0))
+    alone = [llm.generate(text, plain)[0].outputs[0] for text in TEXTS]
+    for at in range(len(TEXTS)):
+        params = [odd if i == at else plain for i in range(len(TEXTS))]
+        found = [o.outputs[0] for o in llm.generate(TEXTS, params)]
+        assert found[:at] + found[at + 1 :] == alone[:at] + alone[at + 1 :]
+        assert found[at] == llm.generate(TEXTS[at], odd)[0].outputs[0] != alone[at]
+
+
 def test_stream_is_generate_in_pieces(llm):
     for params in (GREEDY, change(GREEDY, temperature=1.2, seed=4, logprobs=1, max_tokens=40)):
         whole = llm.generate("ünïcödé 🙂", params)[0]
@@ -334,8 +469,11 @@ def test_bad_prompts(llm, prompt, message):
 def test_bad_arguments(llm, folder):
     with pytest.raises(ValueError, match="sampling_params: expected one or 2, got 3"):
         llm.generate(["a", "b"], [GREEDY] * 3)
-    with pytest.raises(ValueError, match="token id 320 is not in the vocabulary of 320"):
-        llm.generate("a", change(GREEDY, logit_bias={320: 1.0}))
+    for fields in ({"logit_bias": {320: 1.0}}, {"stop_token_ids": [3, 320]}):
+        with pytest.raises(ValueError, match=f"{next(iter(fields))}: token id 320 is not in the"):
+            llm.generate("a", change(GREEDY, **fields))
+    with pytest.raises(ValueError, match="allowed_token_ids: token id 320 is not in the vocab"):
+        llm.generate("a", change(GREEDY, allowed_token_ids=[320]))
     with pytest.raises(ValueError, match="n: a stream has one completion, got 2"):
         llm.stream("a", change(GREEDY, n=2))
     with pytest.raises(ValueError, match="messages: expected at least one message"):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from lampo import SamplingParams
+from lampo import SamplingParams, StructuredOutputs
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,9 @@ from lampo import SamplingParams
         ({"stop": 3}, "stop: expected a string or a list of strings, got 3"),
         ({"stop": ["x"] * 65}, "stop: expected at most 64 strings, got 65"),
         ({"stop": "x" * 1025}, r"stop\[0\]: expected 1 to 1024 characters, got 1025"),
+        ({"bad_words": [""]}, r"bad_words\[0\]: expected 1 to 256 characters, got 0"),
+        ({"bad_words": ["a"] * 257}, "bad_words: expected at most 256 strings, got 257"),
+        ({"bad_words": {"a": 1}}, "bad_words: expected a string or a list of strings"),
         ({"stop_token_ids": [-1]}, r"stop_token_ids\[0\]: .* got -1"),
         ({"stop_token_ids": "12"}, "stop_token_ids: expected a list of token ids, got '12'"),
         ({"stop_token_ids": [1] * 1025}, "stop_token_ids: expected at most 1024 ids"),
@@ -47,6 +50,19 @@ from lampo import SamplingParams
         ({"logprobs": 257}, "logprobs: .* got 257"),
         ({"prompt_logprobs": -1}, "prompt_logprobs: .* got -1"),
         ({"ignore_eos": 1}, "ignore_eos: expected a bool, got 1"),
+        ({"include_stop_str_in_output": None}, "include_stop_str_in_output: expected a bool"),
+        ({"allowed_token_ids": []}, "allowed_token_ids: expected at least one id, or None"),
+        ({"allowed_token_ids": [-1]}, r"allowed_token_ids\[0\]: .* got -1"),
+        ({"allowed_token_ids": [1.0]}, r"allowed_token_ids\[0\]: expected an integer, got 1.0"),
+        ({"allowed_token_ids": range(2**20 + 1)}, "allowed_token_ids: expected at most 1048576"),
+        ({"allowed_token_ids": 7}, "allowed_token_ids: expected a list of token ids, got 7"),
+        ({"logprobs_mode": "both"}, "logprobs_mode: expected one of raw, processed, got 'both'"),
+        ({"logprobs_mode": ["raw"]}, "logprobs_mode: expected one of"),
+        ({"structured_outputs": {"regex": "a"}}, "structured_outputs: expected lampo.Structured"),
+        (
+            {"structured_outputs": StructuredOutputs(regex="a"), "min_tokens": 1},
+            "min_tokens: does not go with structured_outputs",
+        ),
     ],
 )
 def test_bad_values(fields, message):

@@ -18,8 +18,11 @@ from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks as openapi_checks
 
+from checkpoints import make_checkpoint
 from fake_async_llm import FakeAsyncLLM
-from http_server import Running, running
+from http_server import Running, running, wait_until
+from lampo.async_llm import AsyncLLM
+from lampo.llm import LLM
 
 POSTS = ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"]
 CHAT = b'{"messages": [{"role": "user", "content": "Hi"}]'
@@ -32,6 +35,27 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield found
 
 
+@pytest.fixture(scope="module")
+def real_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    make_checkpoint(folder)
+    engine = AsyncLLM(LLM(folder, max_num_seqs=4), max_waiting=100)
+    with running(engine) as found:
+        yield found
+
+
+def assert_idle(server: Running) -> None:
+    """Nothing is left behind in the engine."""
+    if isinstance(server.engine, AsyncLLM):
+        engine = server.engine
+        wait_until(lambda: engine.stats().num_running + engine.stats().num_waiting == 0)
+        stats = engine.stats()
+        assert stats.num_free_pages + stats.num_cached_pages == stats.num_pages
+        assert engine.health().alive
+    else:
+        assert not server.engine.running
+
+
 def refused(server: Running, path: str, body: bytes, limit: float = 1.0) -> str:
     """Sends a bad body; the answer is an error of the caller's, in its shape, and in time."""
     start = time.perf_counter()
@@ -42,7 +66,7 @@ def refused(server: Running, path: str, body: bytes, limit: float = 1.0) -> str:
     assert set(error) == {"message", "type", "param", "code"}
     assert len(error["message"]) <= 300
     assert seconds < limit, f"{seconds:.2f} s"
-    assert not server.engine.running
+    assert_idle(server)
     message: str = error["message"]
     return message
 
@@ -173,8 +197,8 @@ JSON = st.recursive(
 )
 
 
-def fuzz_body(server: Running, data: st.DataObject, path: str) -> None:
-    """A good body with one or two fields replaced by any JSON."""
+def fuzz_body(server: Running, data: st.DataObject, path: str) -> int:
+    """A good body with one or two fields replaced by any JSON; the answer's status."""
     schema = server.client.get("/openapi.json").json()
     reference = schema["paths"][path]["post"]["requestBody"]["content"]["application/json"]
     name = reference["schema"]["$ref"].rpartition("/")[2]
@@ -187,7 +211,8 @@ def fuzz_body(server: Running, data: st.DataObject, path: str) -> None:
     body |= data.draw(st.dictionaries(fields, JSON, min_size=1, max_size=2))
     reply = server.post(path, body)
     assert reply.status_code in (200, 400, 404), (body, reply.text)
-    assert not server.engine.running
+    assert_idle(server)
+    return reply.status_code
 
 
 SETTINGS: dict[str, Any] = {
@@ -200,12 +225,15 @@ SETTINGS: dict[str, Any] = {
 
 @pytest.mark.parametrize("path", POSTS)
 def test_any_json_in_any_field(server: Running, path: str) -> None:
+    seen = set()
+
     @hypothesis.settings(max_examples=60, **SETTINGS)
     @hypothesis.given(st.data())
     def check(data: st.DataObject) -> None:
-        fuzz_body(server, data, path)
+        seen.add(fuzz_body(server, data, path))
 
     check()
+    assert {200, 400} <= seen
 
 
 def fuzz_operations(server: Running, max_examples: int) -> None:
@@ -233,12 +261,31 @@ def fuzz_operations(server: Running, max_examples: int) -> None:
         check()
         count += 1
     assert count >= 8
-    assert not server.engine.running
+    assert_idle(server)
     assert server.client.get("/health").status_code == 200
 
 
 def test_published_operations(server: Running) -> None:
     fuzz_operations(server, 15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", POSTS)
+def test_any_json_in_any_field_of_a_real_engine(real_server: Running, path: str) -> None:
+    seen = set()
+
+    @hypothesis.settings(max_examples=300, **SETTINGS)
+    @hypothesis.given(st.data())
+    def check(data: st.DataObject) -> None:
+        seen.add(fuzz_body(real_server, data, path))
+
+    check()
+    assert {200, 400} <= seen
+
+
+@pytest.mark.slow
+def test_published_operations_of_a_real_engine(real_server: Running) -> None:
+    fuzz_operations(real_server, 60)
 
 
 @pytest.mark.slow

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from checkpoints import make_checkpoint
 from lampo import LLM, SamplingParams, StructuredOutputs
-from lampo.structured_outputs import MAX_BYTES, compile_grammar
+from lampo.structured_limits import MAX_BYTES
+from lampo.structured_outputs import compile_grammar
 from lampo.tokenizer import Tokenizer
 from tiny_tokenizers import make_backend, save
 
@@ -103,6 +104,28 @@ def test_grammar(llm):
             assert count
 
 
+ARITHMETIC = r"""
+%llguidance {}
+// sums of products: 100% & more
+start: sum
+sum: product (("+" | "-") product)*
+product: atom (/[*\/]/ atom)*
+atom: NUMBER | "(" sum ")" | NAME "(" sum ("," sum)? ")"
+NUMBER: DIGIT{1,20} ("." DIGIT+)?
+DIGIT: /[0-9]/
+NAME: "sqrt" | "exp" | "{&}"
+%ignore /[ ]{1,3}/
+"""
+
+
+def test_an_ordinary_grammar_is_not_refused_for_its_cost(llm):
+    params = dataclasses.replace(PARAMS, max_tokens=20)
+    wanted = dataclasses.replace(params, structured_outputs=StructuredOutputs(grammar=ARITHMETIC))
+    completion = llm.generate("Hello", wanted)[0].outputs[0]
+    assert completion.finish_reason in ("stop", "length")
+    assert set(completion.text) <= set("0123456789+-*/()., {&}sqrtexp")
+
+
 def test_the_end_comes_only_where_the_structure_allows_it(llm):
     (eos,) = llm.eos_token_ids
     wanted = StructuredOutputs(regex="a{3,5}")
@@ -151,6 +174,23 @@ def test_a_mixed_batch_gives_each_request_its_own_tokens(llm):
         for prompt, params in zip(prompts, requests, strict=True)
     ]
     assert [r.outputs for r in llm.generate(prompts, requests)] == alone
+
+
+def test_a_completion_that_is_computed_anew_stays_where_it_was(llm):
+    requests = [
+        dataclasses.replace(
+            PARAMS, seed=9, structured_outputs=StructuredOutputs(regex="[a-z]{90}")
+        ),
+        SamplingParams(seed=4, max_tokens=90, ignore_eos=True, repetition_penalty=1.2, logprobs=0),
+        SamplingParams(seed=5, max_tokens=90, ignore_eos=True, min_tokens=50, stop=["ab"]),
+    ] * 2
+    prompts = [f"prompt {i}" for i in range(len(requests))]
+    expected = [r.outputs for r in llm.generate(prompts, requests)]
+    config = llm.config
+    token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 4
+    with LLM(llm.path, dtype="float32", page_size=16, kv_cache_memory=256 * token) as small:
+        assert [r.outputs for r in small.generate(prompts, requests)] == expected
+        assert small.shared_engine().engine.stats().num_preemptions > 0
 
 
 def test_with_allowed_tokens_both_must_allow(llm):
@@ -214,11 +254,47 @@ def test_any_text_can_be_a_choice(llm, choices):
         ({"regex": "a", "choice": ["b"]}, "expected one of .*, got regex and choice"),
         ({"regex": 3}, "regex: expected a string, got 3"),
         ({"regex": ""}, r"regex: expected 1 to 65536 bytes, got 0"),
-        ({"regex": "é" * MAX_BYTES}, "regex: expected 1 to 65536 bytes, got 131072"),
+        ({"grammar": "é" * MAX_BYTES}, "grammar: expected 1 to 65536 bytes, got 131072"),
         ({"regex": "a\ud800"}, "regex: has a lone surrogate"),
         ({"regex": "((a{1000}){1000}){1000}"}, "regex: nested repetitions of 1000000 in all"),
         ({"json": {"pattern": "((ab){100}){100}"}}, "json: pattern: nested repetitions of 10000"),
         ({"json": {"patternProperties": {"(a{99}){99}": {}}}}, "json: pattern: nested rep"),
+        ({"regex": "a" * 4097}, "regex: expected 1 to 4096 bytes, got 4097"),
+        ({"json": {"items": [{"pattern": "é" * 2049}]}}, "json: pattern: expected 1 to 4096 bytes"),
+        ({"json": {"multipleOf": 10007}}, "json: multipleOf: a common multiple above 10000"),
+        ({"json": {"multipleOf": 1e300}}, "json: multipleOf: a common multiple above 10000"),
+        (
+            {"json": {"allOf": [{"multipleOf": 0.1}, {"multipleOf": 1009}]}},
+            "json: multipleOf: a common multiple above 10000",
+        ),
+        (
+            {"json": {"allOf": [{"pattern": f"a{i}b"} for i in range(14)]}},
+            "json: 14 patterns and formats in a schema that combines others, expected at most 8",
+        ),
+        (
+            {
+                "json": {
+                    "$ref": "#/$defs/d0",
+                    "$defs": {
+                        f"d{i}": {"pattern": f"a{i}b", "$ref": f"#/$defs/d{i + 1}"}
+                        for i in range(14)
+                    },
+                }
+            },
+            "json: 14 patterns and formats in a schema that combines others",
+        ),
+        ({"grammar": "start: /((a{99}){99})/"}, "grammar: regular expression: nested repetitions"),
+        ({"grammar": ' {"grammars": [{"lark_grammar": "start: /a/"}]}'}, "expected Lark, got JSON"),
+        ({"grammar": "start: %json {}"}, "grammar: %json .*is not supported"),
+        ({"grammar": "start: X\nX: " + " & ".join(["/a/"] * 10)}, "at most 8 intersections"),
+        (
+            {
+                "grammar": "start: T0\nT12: /a/\n"
+                + "\n".join(f"T{i}: T{i + 1} T{i + 1} T{i + 1}" for i in range(12))
+            },
+            "grammar: terminal T[34] is too large",
+        ),
+        ({"grammar": 'start: X\nX: ("ab" Y){99}\nY: (/b/ /c/){99}'}, "terminal X is too large"),
         ({"json": "{"}, "json: not a JSON schema"),
         ({"json": "[" * 9000}, "json: not a JSON schema"),
         ({"json": {"a": {1, 2}}}, "json: not a JSON schema"),
@@ -238,6 +314,22 @@ def test_any_text_can_be_a_choice(llm, choices):
 def test_bad_values(fields, message):
     with pytest.raises((ValueError, TypeError), match=message):
         StructuredOutputs(**fields)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"multipleOf": 0.00001},
+        {"allOf": [{"multipleOf": 0.1}, {"multipleOf": 7}, {"multipleOf": 100}]},
+        {"properties": {f"p{i}": {"type": "string", "pattern": "^a+$"} for i in range(50)}},
+        {
+            "properties": {"a": {"$ref": "#/$defs/a", "description": "an a"}},
+            "$defs": {"a": {"anyOf": [{"type": "string", "format": "date"}] * 20}},
+        },
+    ],
+)
+def test_ordinary_schemas_are_not_refused_for_their_cost(schema):
+    StructuredOutputs(json=schema)
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,9 @@ class AsyncLLM:
         self._shared = llm.shared_engine()
         self._streams: dict[str, tuple[asyncio.AbstractEventLoop, RequestStream]] = {}
         self._mail: list[Letter] = []
-        self._commands: deque[Callable[[], None]] = deque()
+        # What is to be done between two steps.
+        self._added: deque[tuple[RequestStream, list[Sequence], dict[str, Any]]] = deque()
+        self._aborted: deque[str] = deque()
         self._wake = threading.Event()
         self._closing = self._draining = False
         self._heartbeat = time.monotonic()
@@ -208,7 +210,8 @@ class AsyncLLM:
 
     def abort(self, request_id: str) -> None:
         """Ends a request early; its stream gets a last piece. Unknown names are ignored."""
-        self._command(lambda: self._shared.abort(request_id))
+        self._aborted.append(request_id)
+        self._wake.set()
 
     def stats(self) -> EngineStats:
         """How the engine is doing; requests that were just added may not be counted yet."""
@@ -266,7 +269,7 @@ class AsyncLLM:
             size, self.llm.sequences, token_ids, params, "prompt", start
         )
         self._check_open()
-        waiting = len(self._shared.engine.scheduler.waiting) + len(self._commands)
+        waiting = len(self._shared.engine.scheduler.waiting) + len(self._added)
         if waiting >= self.max_waiting:
             raise QueueFullError(waiting, retry_after=1.0 + waiting / 32)
         request_id = request_id or self._shared.new_request_id()
@@ -274,7 +277,8 @@ class AsyncLLM:
             raise ValueError(f"request_id: {request_id!r} is in use")
         stream = RequestStream(request_id, token_ids, self.abort)
         self._streams[request_id] = (asyncio.get_running_loop(), stream)
-        self._command(lambda: self._submit(stream, sequences, options))
+        self._added.append((stream, sequences, options))
+        self._wake.set()
         return stream
 
     def _check_open(self) -> None:
@@ -283,32 +287,34 @@ class AsyncLLM:
         if self._draining:
             raise EngineDeadError("the model is being closed")
 
-    def _command(self, command: Callable[[], None]) -> None:
-        """Has something done to the engine between two steps."""
-        self._commands.append(command)
-        self._wake.set()
-
     # What follows runs in the thread.
 
     def _loop(self) -> None:
         try:
             while not self._closing:
-                self._busy = self._shared.engine.has_unfinished or bool(self._commands)
+                self._busy = self._shared.engine.has_unfinished or bool(self._added)
                 self._heartbeat = time.monotonic()
                 if not self._busy:
                     self._wake.wait(timeout=1.0)
                 self._wake.clear()
                 with self._shared.lock:
-                    while self._commands:
-                        self._commands.popleft()()
-                    if self._shared.engine.has_unfinished:
-                        self._shared.step()
+                    self._one_step()
                     mail, self._mail = self._mail, []
                 _post(mail)
         except BaseException:
             logger.exception("the step loop has ended")
         finally:
             self._end()
+
+    def _one_step(self) -> None:
+        while self._added:
+            self._submit(*self._added.popleft())
+        while self._aborted:
+            self._shared.abort(self._aborted.popleft())
+        self._busy = self._shared.engine.has_unfinished
+        if self._busy:
+            self._heartbeat = time.monotonic()
+            self._shared.step()
 
     def _submit(
         self, stream: RequestStream, sequences: list[Sequence], options: dict[str, Any]

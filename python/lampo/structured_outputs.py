@@ -8,22 +8,19 @@ draw. Nothing is ever ignored: what it cannot follow is refused when the request
 from __future__ import annotations
 
 import json
-import re
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lampo.structured_limits import check_choice, check_lark, check_regex, check_schema, first_line
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from lampo.tokenizer import Tokenizer
-
-MAX_BYTES = 64 << 10  # of a schema, expression, grammar, or of all choices
-MAX_CHOICES = 1024
-MAX_REPEATS = 1000  # of nested counted repetitions, multiplied
 
 # What a grammar may cost: to compile, per step, and in memory (2 KiB a state). llguidance counts
 # about 14,000 units of fuel a millisecond.
@@ -35,7 +32,6 @@ _LIMITS = {
     "max_grammar_size": 200_000,
     "verbose_errors": False,
 }
-_BOUNDS = re.compile(r"\s*([0-9]+)\s*(?:,\s*([0-9]+)?\s*)?\}")
 _KINDS = ("json", "regex", "grammar", "choice", "json_object")
 
 
@@ -47,7 +43,8 @@ class StructuredOutputs:
         json: a JSON schema, as a dict or as text.
         regex: a regular expression that matches all of the text; in Rust's syntax, \\d and \\w
             of ASCII only, without look-around and back references.
-        grammar: a context-free grammar in llguidance's dialect of Lark.
+        grammar: a context-free grammar in llguidance's dialect of Lark. The known ways
+            to make one take minutes are refused; there may be others.
         choice: the texts to choose from.
         json_object: True: any JSON object.
         disable_any_whitespace: JSON without whitespace between its parts.
@@ -74,14 +71,13 @@ class StructuredOutputs:
                 f"got {' and '.join(given) or 'none'}"
             )
         if self.json is not None:
-            object.__setattr__(self, "json", _check_schema(self.json))
+            object.__setattr__(self, "json", check_schema(self.json))
         if self.regex is not None:
-            _check_text("regex", self.regex)
-            _check_repeats("regex", self.regex)
+            check_regex("regex", self.regex)
         if self.grammar is not None:
-            _check_text("grammar", self.grammar)
+            check_lark(self.grammar)
         if self.choice is not None:
-            object.__setattr__(self, "choice", _check_choice(self.choice))
+            object.__setattr__(self, "choice", check_choice(self.choice))
 
     @property
     def kind(self) -> str:
@@ -118,7 +114,7 @@ class Grammar:
         return bool(self._matcher.is_stopped())
 
     def _error(self) -> str:
-        return "structured_outputs: " + _first_line(self._matcher.get_error())
+        return "structured_outputs: " + first_line(self._matcher.get_error())
 
 
 def compile_grammar(
@@ -158,11 +154,7 @@ def compile_grammar(
 
 
 def _refused(wanted: StructuredOutputs, why: str) -> ValueError:
-    return ValueError(f"structured_outputs.{wanted.kind}: {_first_line(why)}")
-
-
-def _first_line(text: str) -> str:
-    return text.strip().partition("\n")[0][:300]
+    return ValueError(f"structured_outputs.{wanted.kind}: {first_line(why)}")
 
 
 def _library() -> Any:
@@ -177,20 +169,23 @@ def _library() -> Any:
 
 def _source(wanted: StructuredOutputs, library: Any) -> str:
     """The structure in llguidance's own form."""
-    matcher = library.LLMatcher
     if wanted.regex is not None:
         regex = library.regex_to_lark(_without_anchors(wanted.regex), "dw")
-        return str(matcher.grammar_from_lark(f"start: /{regex}/"))
+        return _lark(f"start: /{regex}/")
     if wanted.grammar is not None:
-        return str(matcher.grammar_from_lark(wanted.grammar))
+        return _lark(wanted.grammar)
     if wanted.choice is not None:
         texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in wanted.choice)
         texts = texts.replace("\x7f", "\\u007f")  # a character that JSON allows and Lark does not
-        return str(matcher.grammar_from_lark(f"start: {texts}"))
+        return _lark(f"start: {texts}")
     # Overrides win over what a schema says under "x-guidance".
     options = {"lenient": False, "whitespace_flexible": not wanted.disable_any_whitespace}
     schema = '{"type": "object"}' if wanted.json is None else wanted.json
-    return str(matcher.grammar_from_json_schema(schema, overrides=options))
+    return str(library.LLMatcher.grammar_from_json_schema(schema, overrides=options))
+
+
+def _lark(grammar: str) -> str:
+    return json.dumps({"grammars": [{"lark_grammar": grammar}]})
 
 
 def _without_anchors(regex: str) -> str:
@@ -253,103 +248,3 @@ def _token_table(
             vocabulary = _Vocabulary(tokenizer, vocab_size, ends[0])
             tables[key] = library.LLTokenizer(vocabulary, n_vocab=vocab_size, eos_token=ends)
         return tables[key]
-
-
-def _check_text(name: str, text: object) -> str:
-    if not isinstance(text, str):
-        raise TypeError(f"{name}: expected a string, got {text!r}")
-    if "\0" in text or not text.isascii():
-        try:
-            size = len(text.encode())
-        except UnicodeEncodeError:
-            raise ValueError(f"{name}: has a lone surrogate") from None
-    else:
-        size = len(text)
-    if not 1 <= size <= MAX_BYTES:
-        raise ValueError(f"{name}: expected 1 to {MAX_BYTES} bytes, got {size}")
-    return text
-
-
-def _check_schema(schema: object) -> str:
-    """The schema as text."""
-    try:
-        if isinstance(schema, Mapping):
-            text = _check_text("json", json.dumps(dict(schema), allow_nan=False))
-        else:
-            text = _check_text("json", schema)
-        value = json.loads(text)
-    except (RecursionError, TypeError, ValueError) as error:
-        if str(error).startswith("json: "):
-            raise
-        raise ValueError(f"json: not a JSON schema ({_first_line(str(error))})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"json: expected a JSON object, got {type(value).__name__}")
-    level: list[Any] = [value]
-    while level:  # every regular expression, wherever it stands
-        item = level.pop()
-        if isinstance(item, dict):
-            level += item.values()
-            patterns = item.get("patternProperties")
-            for pattern in (item.get("pattern"), *(patterns if isinstance(patterns, dict) else ())):
-                if isinstance(pattern, str):
-                    _check_repeats("json: pattern", pattern)
-        elif isinstance(item, list):
-            level += item
-    return text
-
-
-def _check_choice(choice: object) -> tuple[str, ...]:
-    if not isinstance(choice, Sequence) or isinstance(choice, str):
-        raise TypeError(f"choice: expected a list of strings, got {choice!r}")
-    if not 1 <= len(choice) <= MAX_CHOICES:
-        raise ValueError(f"choice: expected 1 to {MAX_CHOICES} strings, got {len(choice)}")
-    for i, text in enumerate(choice):
-        _check_text(f"choice[{i}]", text)
-    _check_text("choice", "".join(choice))
-    return tuple(choice)
-
-
-def _check_repeats(name: str, pattern: str) -> None:
-    """Counted repetitions inside one another cost states by their product: (a{9}b{8}){9}, 153."""
-    # Costs of the counted atoms in each open group, added; then that of the atom just read.
-    inside, atom, at = [0], 0, 0
-    while at < len(pattern):
-        char = pattern[at]
-        at += 1
-        if char == "(":
-            inside.append(0)
-            atom = 0
-        elif char == ")" and len(inside) > 1:
-            atom = inside.pop()
-            inside[-1] += atom
-        elif char == "{" and (bounds := _BOUNDS.match(pattern, at)):
-            at = bounds.end()
-            count = max(int(bound.lstrip("0")[:10] or 0) for bound in bounds.groups(default="1"))
-            nested = max(atom, 1) * max(count, 1)
-            if atom and nested > MAX_REPEATS:
-                raise ValueError(
-                    f"{name}: nested repetitions of {nested} in all, expected at most {MAX_REPEATS}"
-                )
-            inside[-1] += nested - atom
-            atom = nested
-        elif char == "[":
-            at = _class_end(pattern, at)
-            atom = 0
-        elif char not in "*+?|":
-            at += char == "\\"
-            atom = 0
-
-
-def _class_end(pattern: str, at: int) -> int:
-    """Where a character class ends whose bracket was at `at` - 1; classes may be nested."""
-    first, depth = at + pattern.startswith("^", at), 1
-    while at < len(pattern) and depth:
-        char = pattern[at]
-        if char == "\\":
-            at += 1
-        elif char == "[":
-            depth += 1
-        elif char == "]" and at > first:  # the first is a character
-            depth -= 1
-        at += 1
-    return at

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lampo.cli import bench_serve
 from lampo.cli.chat import chat
 from lampo.cli.doctor import doctor
 from lampo.cli.generate import generate
@@ -84,9 +85,23 @@ def _lampo(
         print(ctx.get_help())
 
 
-def _add(function: Callable[..., Job], *examples: str) -> None:
+bench = typer.Typer()
+app.add_typer(bench, name="bench")
+
+
+@bench.callback(
+    invoke_without_command=True,
+    help="Measure a model under load.",
+    epilog="Examples:\n\nlampo bench serve",
+)
+def _bench(ctx: typer.Context) -> None:
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
+
+
+def _add(function: Callable[..., Job], *examples: str, to: typer.Typer = app) -> None:
     epilog = "\n\n".join(["Examples:", *examples])
-    app.command(help=_paragraphs(function.__doc__), epilog=epilog)(function)
+    to.command(help=_paragraphs(function.__doc__), epilog=epilog)(function)
 
 
 _add(
@@ -104,6 +119,12 @@ _add(
     "lampo serve",
     "LAMPO_API_KEY=... lampo serve --host 0.0.0.0 -m org/name:Q4_0",
     "curl localhost:8000/v1/models",
+)
+_add(
+    bench_serve.serve,
+    "lampo bench serve -c 16 --input-len 64-256",
+    "lampo bench serve --url http://127.0.0.1:8000 --request-rate 4 --json",
+    to=bench,
 )
 _add(pull, "lampo pull", "lampo pull HuggingFaceTB/SmolLM2-360M", "lampo pull org/name:Q4_0")
 

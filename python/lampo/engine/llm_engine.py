@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import logging
 import time
@@ -144,9 +143,8 @@ class LLMEngine:
         for sequence in sequences:
             sequence.chain = PrefixChain(self.pool.page_size, salt)
         self._requests[request_id] = request
-        if sequences[0].done:
-            self._touched.update(dict.fromkeys(sequences))
-        else:
+        self._touched.update(dict.fromkeys(s for s in sequences if s.done))
+        if not sequences[0].done:
             self.scheduler.add(sequences[0])
 
     def abort(self, request_id: str) -> list[StreamOutput]:
@@ -301,7 +299,7 @@ class LLMEngine:
             self._num_prompt_tokens += sequence.num_prompt_tokens
             self._num_cached_prompt_tokens += request.num_cached_tokens
             for child in request.sequences[1:]:
-                if self.scheduler.fork(sequence, child):
+                if not child.done and self.scheduler.fork(sequence, child):
                     parents.append(row)
                     children.append(child)
         if children:
@@ -312,8 +310,8 @@ class LLMEngine:
         """Tables for the prompt tokens that positions start, start + 1, ... predict."""
         assert sequence.prompt_logprobs is not None
         num_top = sequence.params.prompt_logprobs or 0
-        # A sequence that is computed anew has some already.
-        done = len(sequence.prompt_logprobs) - (start + 1)
+        # A sequence that is computed anew has some already, and maybe output after its prompt.
+        done = max(len(sequence.prompt_logprobs) - (start + 1), 0)
         end = min(start + 1 + len(hidden), sequence.num_prompt_tokens)
         targets = sequence.token_ids[start + 1 : end]
         for first in range(done, len(targets), _LOGITS_ROWS):
@@ -344,8 +342,7 @@ class LLMEngine:
                 request.num_unfinished -= 1
                 if request.num_unfinished == 0:
                     del self._requests[request.request_id]
-                    result = request.result(self.pool.page_size, self.pool.bytes_per_page)
-                    piece = dataclasses.replace(piece, request=result)
+                    piece.request = request.result(self.pool.page_size, self.pool.bytes_per_page)
             pieces.append(piece)
         self._touched.clear()
         return pieces

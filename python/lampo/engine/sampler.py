@@ -33,35 +33,27 @@ class Sampler:
             logits: [len(sequences), vocab_size] float32.
             sequences: whose next tokens the rows predict.
         """
-        rows = [i for i, s in enumerate(sequences) if not s.changes_logits]
         token_ids = torch.full((len(sequences),), -1)
         status = torch.ones(len(sequences), dtype=torch.int32)
-        if len(rows) == len(sequences):
+        if not all(s.changes_logits for s in sequences):
             ops.sample(logits, **_settings(sequences), token_ids=token_ids, status=status)
-        elif rows:
-            found = torch.empty(len(rows), dtype=torch.int32)
-            settings = _settings([sequences[i] for i in rows])
-            token_ids[rows] = ops.sample(logits[rows], **settings, status=found)
-            status[rows] = found
-        self.accept(logits, sequences, token_ids, status)
+        self.accept(logits, sequences, token_ids.tolist(), status.tolist())
 
     def accept(
         self,
         logits: torch.Tensor,
         sequences: list[Sequence],
-        token_ids: torch.Tensor,
-        status: torch.Tensor,
+        chosen: list[int],
+        failed: list[int],
     ) -> None:
         """Appends tokens that a step drew by temperature and cuts alone.
 
         Rows that need more than that (:attr:`Sequence.changes_logits`) are drawn again.
         """
-        chosen: list[int] = token_ids.tolist()
-        failed: list[int] = status.tolist()
         errors: dict[int, str] = {}
         tables: dict[int, LogprobTable] = {}
         if rows := [i for i, s in enumerate(sequences) if s.changes_logits]:
-            draw = _Draw(logits[rows], [sequences[i] for i in rows])
+            draw = _Draw(_take(logits, rows), [sequences[i] for i in rows])
             for i, token_id, error in zip(rows, draw.token_ids, draw.errors, strict=True):
                 chosen[i], failed[i] = token_id, error is not None
                 if error is not None:
@@ -84,7 +76,7 @@ class Sampler:
             if s.output.logprobs is not None and not failed[i] and i not in tables
         ]:
             found = self._chosen_tables(
-                logits[raw], [chosen[i] for i in raw], [sequences[i] for i in raw]
+                _take(logits, raw), [chosen[i] for i in raw], [sequences[i] for i in raw]
             )
             tables.update(zip(raw, found, strict=True))
         now = time.perf_counter()
@@ -154,7 +146,7 @@ class _Draw:
             (s.penalties.ids, s.penalties.counts) if s.penalties is not None else _NOTHING
             for s in sequences
         ]
-        self._biases = [s.rules.biases(s.stop_tokens_banned) for s in sequences]
+        self._biases = [s.rules.biases(s.output.token_ids, s.stop_tokens_banned) for s in sequences]
         options: dict[str, Any] = {}
         if self._mask is not None:
             options["allowed_mask"] = torch.from_numpy(self._mask)
@@ -180,27 +172,25 @@ class _Draw:
     def processed_logits(self, rows: list[int]) -> torch.Tensor:
         """Logits of the distribution that was drawn from, -inf where tokens were cut."""
         assert self._kept is not None
-        out = (
-            self._logits[rows].float().nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
-        )
+        out = self._logits.float().numpy()[rows]
+        out[np.isnan(out)] = -np.inf
         for logits, row in zip(out, rows, strict=True):
             params = self.sequences[row].params
-            ids, counts = map(torch.from_numpy, self._penalties[row])
-            index = ids.long()
-            old, count = logits[index], counts.float()
-            penalty = params.repetition_penalty
-            new = torch.where(old > 0, old / penalty, old * penalty)
-            new -= (counts > 0) * (params.presence_penalty + params.frequency_penalty * count)
-            logits[index] = new
-            ids, values = map(torch.from_numpy, self._biases[row])
-            logits[ids.long()] += values
+            ids, counts = self._penalties[row]
+            repetition = np.float32(params.repetition_penalty or 1.0)
+            old = logits[ids]
+            logits[ids] = np.where(old > 0, old / repetition, old * repetition) - (counts > 0) * (
+                params.presence_penalty + params.frequency_penalty * counts
+            )
+            ids, values = self._biases[row]
+            logits[ids] += values
             if params.temperature:
                 logits /= params.temperature
+            logits[~self._kept[row].numpy()] = -np.inf
             if self._mask is not None:
                 bits = np.unpackbits(self._mask[row].view(np.uint8), bitorder="little")
-                logits[torch.from_numpy(bits[: len(logits)] == 0)] = -math.inf
-            logits[~self._kept[row]] = -math.inf
-        return out
+                logits[bits[: len(logits)] == 0] = -np.inf
+        return torch.from_numpy(out)
 
     def _masks(self) -> NDArray[np.int32] | None:
         """The rows' allowed tokens; None if that is all of them for every row."""
@@ -217,6 +207,19 @@ class _Draw:
 
 
 _NOTHING = (np.zeros(0, np.int32), np.zeros(0, np.int32))
+
+
+def _take(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    """Some rows, in ascending order; a view where they are neighbours.
+
+    Copies are made by NumPy, in this thread: torch's threads would take the cores from those of
+    the ops for milliseconds.
+    """
+    if rows[-1] - rows[0] + 1 == len(rows):
+        return logits[rows[0] : rows[-1] + 1]
+    if logits.is_cpu:
+        return torch.from_numpy(logits.numpy()[rows])
+    return logits[rows]
 
 
 def _settings(sequences: list[Sequence]) -> dict[str, torch.Tensor]:

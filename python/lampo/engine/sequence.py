@@ -50,7 +50,7 @@ class Sequence:
         eos_token_ids: frozenset[int],
         tokenizer: Tokenizer,
         start_time: float,
-        rules: SamplingRules | None = None,
+        rules: SamplingRules,
     ) -> None:
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = len(prompt_token_ids)
@@ -61,13 +61,7 @@ class Sequence:
         self.order: tuple[float, int, int]
         self.params = params
         self.seed = seed
-        self.rules = rules or SamplingRules(
-            params,
-            prompt_token_ids,
-            tokenizer=tokenizer,
-            vocab_size=tokenizer.vocab_size,
-            eos_token_ids=eos_token_ids,
-        )
+        self.rules = rules
         self.penalties = PenaltyCounts(self.rules) if self.rules.has_penalties else None
         self.grammar = None if self.rules.grammar is None else self.rules.grammar.fork()
         self.stop_tokens_banned = params.min_tokens > 0

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sends a load, and notes when each piece of every answer came."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from lampo.bench.workload import Call
+
+
+@dataclass
+class Record:
+    """What became of a call. Times are of time.perf_counter.
+
+    Attributes:
+        sent: when it was sent.
+        pieces: when each piece with text or tokens arrived.
+        num_output_tokens: as the other side counts them.
+        error: one line, if it failed.
+    """
+
+    num_prompt_tokens: int
+    sent: float = 0.0
+    ended: float = 0.0
+    pieces: list[float] = field(default_factory=list)
+    num_output_tokens: int = 0
+    num_cached_tokens: int = 0
+    error: str | None = None
+
+    @property
+    def time_to_first_token(self) -> float:
+        return self.pieces[0] - self.sent
+
+    @property
+    def time_per_output_token(self) -> float | None:
+        """The mean after the first token; None with fewer than two."""
+        if self.num_output_tokens < 2:
+            return None
+        return (self.pieces[-1] - self.pieces[0]) / (self.num_output_tokens - 1)
+
+    @property
+    def gaps(self) -> list[float]:
+        """Times between pieces."""
+        return [b - a for a, b in zip(self.pieces, self.pieces[1:], strict=False)]
+
+
+class Target(Protocol):
+    """Where calls go."""
+
+    async def vocabulary(self) -> list[int]:
+        """Token ids for prompts."""
+        ...
+
+    async def call(self, call: Call, record: Record) -> None:
+        """Generates, and fills the record's pieces and counts. Raises: RuntimeError, OSError."""
+        ...
+
+
+async def run_load(
+    target: Target,
+    calls: Sequence[Call],
+    times: Sequence[float],
+    *,
+    concurrency: int | None = None,
+    on_end: Callable[[Record], None] = lambda record: None,
+) -> list[Record]:
+    """Sends call i at times[i], or later if `concurrency` calls are under way; waits for all.
+
+    A call counts from when it was due, so that waiting for others is part of its time where
+    arrivals are given, unless `concurrency` holds it back.
+    """
+    free = asyncio.Semaphore(concurrency or len(calls))
+    begin = time.perf_counter()
+
+    async def one(call: Call, due: float) -> Record:
+        record = Record(len(call.prompt))
+        await asyncio.sleep(begin + due - time.perf_counter())
+        async with free:
+            record.sent = time.perf_counter() if concurrency else begin + due
+            try:
+                await target.call(call, record)
+            except (RuntimeError, OSError, ValueError) as error:
+                record.error = " ".join(str(error).split()) or type(error).__name__
+            record.ended = time.perf_counter()
+        if record.error is None and not record.pieces:
+            record.error = "no token came"
+        on_end(record)
+        return record
+
+    tasks = [asyncio.ensure_future(one(c, t)) for c, t in zip(calls, times, strict=True)]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An engine without a model: the cache holds tokens, so that whatever is read from it is checked.
+
+The next token of a sequence is a function of all tokens before it, read from the pages.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from lampo import SamplingParams, ops
+from lampo.engine.llm_engine import LLMEngine
+from lampo.engine.sampling_rules import SamplingRules
+from lampo.engine.sequence import Sequence
+
+VOCAB_SIZE = 64
+
+
+def next_token(token_ids: list[int]) -> int:
+    """Depends on every token and its position."""
+    total = sum((i + 1) * (token + 3) for i, token in enumerate(token_ids))
+    return (total + total // 7) % VOCAB_SIZE
+
+
+class FakePool:
+    def __init__(self, num_pages: int, page_size: int) -> None:
+        self.num_pages, self.page_size, self.bytes_per_page = num_pages, page_size, 100
+        self.slots = np.full((num_pages, page_size), -1, dtype=np.int64)
+
+    def copy_page(self, source: int, target: int) -> None:
+        self.slots[target] = self.slots[source]
+
+
+class FakeRunner:
+    """Writes the new tokens into the pages, and reads all of them back.
+
+    Attributes:
+        fail_with: raised by the next step, once, after it has written its tokens.
+        num_computed: tokens, in all.
+    """
+
+    def __init__(self, pool: FakePool) -> None:
+        self.pool = pool
+        self.fail_with: BaseException | None = None
+        self.num_computed = 0
+
+    def _compute(self, sequence: Sequence, count: int) -> list[list[int]]:
+        size, start = self.pool.page_size, sequence.num_computed
+        assert 1 <= count <= sequence.num_pending
+        assert len(sequence.pages) == -(-(start + count) // size)
+        for at in range(start, start + count):
+            self.pool.slots[sequence.pages[at // size], at % size] = sequence.token_ids[at]
+        found = self.pool.slots[sequence.pages].ravel()[: start + count].tolist()
+        assert found == sequence.token_ids[: start + count]
+        self.num_computed += count
+        return [found[: end + 1] for end in range(start, start + count)]
+
+    def run(self, work: list[tuple[Sequence, int]]) -> torch.Tensor:
+        prefixes = [prefix for s, count in work for prefix in self._compute(s, count)]
+        self._maybe_fail()
+        return torch.tensor([next_token(prefix) for prefix in prefixes])
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.one_hot(hidden, VOCAB_SIZE).float() * 5
+
+    def decode(self, sequences: list[Sequence]) -> Any:
+        logits = self.logits(self.run([(s, 1) for s in sequences]))
+        status = torch.empty(len(sequences), dtype=torch.int32)
+        token_ids = ops.sample(
+            logits,
+            temperature=torch.tensor([s.params.temperature for s in sequences]),
+            seeds=torch.tensor([s.seed for s in sequences]),
+            positions=torch.tensor([len(s.token_ids) for s in sequences]),
+            status=status,
+        )
+        return SimpleNamespace(logits=logits, token_ids=token_ids.tolist(), status=status.tolist())
+
+    def profile(self, sequences: list[Sequence], repeats: int) -> Any:
+        raise NotImplementedError
+
+    def _maybe_fail(self) -> None:
+        error, self.fail_with = self.fail_with, None
+        if error is not None:
+            raise error
+
+
+class FakeTokenizer:
+    """Each token is a letter."""
+
+    strip_leading_space = False
+    special_token_ids: frozenset[int] = frozenset()
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([48 + token_id])
+
+    def token_to_text(self, token_id: int) -> str:
+        return chr(48 + token_id)
+
+
+def make_engine(num_pages: int, page_size: int, **options: Any) -> LLMEngine:
+    pool = FakePool(num_pages, page_size)
+    options = {"max_num_seqs": 4, "max_num_batched_tokens": 16} | options
+    return LLMEngine(FakeRunner(pool), pool, FakeTokenizer().token_to_text, **options)
+
+
+def make_sequences(prompt: list[int], max_len: int = 1 << 20, **fields: Any) -> list[Sequence]:
+    fields = {"temperature": 0, "max_tokens": 8, "ignore_eos": True, "seed": 0} | fields
+    params = SamplingParams(**fields).resolved({})
+    tokenizer = FakeTokenizer()
+    rules = SamplingRules(
+        params,
+        prompt,
+        tokenizer=tokenizer,
+        vocab_size=VOCAB_SIZE,
+        eos_token_ids=frozenset(),
+    )
+    return [
+        Sequence(
+            prompt,
+            params,
+            index=i,
+            seed=params.seed + i,
+            max_len=max_len,
+            eos_token_ids=frozenset(),
+            tokenizer=tokenizer,
+            start_time=0.0,
+            rules=rules,
+        )
+        for i in range(params.n)
+    ]
