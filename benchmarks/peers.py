@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,20 @@ ENGINES = {
     "transformers": Engine((sys.executable, WORKER, "transformers"), ("BF16",), longest=2048),
     ORACLE: Engine((sys.executable, WORKER, ORACLE)),
 }
+
+
+def hold_to(isa: str) -> None:
+    """Narrows the engines to those that can be held to an instruction set, and holds them to it.
+
+    lampo by its environment variable, llama.cpp by what `LLAMA_ISA={isa} install_peers` built.
+    """
+    os.environ["LAMPO_CPU_ISA"] = isa
+    for name, engine in list(ENGINES.items()):
+        program, *arguments = engine.command
+        if name.startswith("llama.cpp"):
+            ENGINES[name] = replace(engine, command=(f"{program}_{isa}", *arguments))
+        elif name not in (OURS, ORACLE):
+            del ENGINES[name]
 
 
 def installed(engine: str) -> bool:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -141,6 +142,16 @@ def test_prefill_row(rows):
 def test_engines_read_known_formats():
     for engine in peers.ENGINES.values():
         assert set(engine.formats) <= set(peers.FORMATS)
+
+
+def test_engines_held_to_an_instruction_set(monkeypatch):
+    monkeypatch.setattr(peers, "ENGINES", dict(peers.ENGINES))
+    monkeypatch.delenv("LAMPO_CPU_ISA", raising=False)
+    native = peers.ENGINES["llama.cpp"].command
+    peers.hold_to("avx2")
+    assert os.environ.pop("LAMPO_CPU_ISA") == "avx2"
+    assert peers.ENGINES["llama.cpp"].command == (f"{native[0]}_avx2", *native[1:])
+    assert set(peers.ENGINES) == {"lampo", "llama.cpp", "llama.cpp -fa off", "transformers f32"}
 
 
 @pytest.mark.parametrize("engine", ["lampo", "transformers f32", "llama.cpp", "llama.cpp -fa off"])

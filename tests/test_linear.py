@@ -96,6 +96,25 @@ def test_integer_sums_do_not_overflow(isa, format):
         assert torch.equal(out, x @ dense.T)
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("format", FORMATS)
+def test_instruction_sets_agree(generator, format, bits):
+    """Integer sums are exact and groups are added in one order: the same bits, given fused adds."""
+    isas = [name for name in _C.runnable_isas() if name != "baseline"]
+    if len(isas) < 2:
+        pytest.skip(f"this CPU runs only {isas or ['baseline']}")
+    blocks, _ = quantized(48, 160, format, generator)
+    weight = ops.pack_weight(blocks, format)
+    x = torch.randn(21, 160, generator=generator)
+    before = _C.cpu_isa()
+    results = []
+    for name in isas:
+        _C.set_cpu_isa(name)
+        results.append(ops.linear(x, weight, activation_bits=bits))
+    _C.set_cpu_isa(before)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("format", [*FORMATS, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("tokens", [1, 3, 40])

@@ -35,35 +35,35 @@ static inline void with_input_row(const LinearParams& p, int64_t token, Fn&& fn)
 inline constexpr int kRowBlock = 8;
 
 /// The rows of x as integers, in groups of 32 along the inputs. With 8 activation bits x ~ scale q,
-/// q an int8 and scale = max|x| / 127; with 16, q = 256 hi + lo, two planes of int8, for twice the
-/// dot products and 1/250 of the error.
+/// q an int8 and scale = max|x| / 127; with 16, q = 256 high + low, both int8, for about twice the
+/// work and 1/250 of the error. A group's q lie as the dot products want them (vec/strip.h).
 /// Rows come in blocks of kRowBlock, the last with fewer: a block of n rows is [groups, n, ...].
 struct QuantizedRows {
-  int8_t* quants;  // [planes, 32] each: q, or hi and lo
+  int8_t* quants;  // quant_bytes each
   float* scale;
   float* sum;      // scale * sum of q
   int32_t* start;  // -offset * sum of q
   int64_t num_rows;
   int64_t groups;
+  int64_t quant_bytes;
 
-  static int64_t bytes(const LinearParams& p) {
-    const int64_t groups = p.num_tokens * (p.in_features / kGroupSize);
-    return groups * (kGroupSize * (p.activation_bits / 8) + 12);
+  static int64_t bytes(const LinearParams& p, int64_t quant_bytes) {
+    return p.num_tokens * (p.in_features / kGroupSize) * (quant_bytes + 12);
   }
 
-  QuantizedRows(const LinearParams& p, void* memory)
-      : num_rows(p.num_tokens), groups(p.in_features / kGroupSize) {
+  QuantizedRows(const LinearParams& p, int64_t bytes_of_group, void* memory)
+      : num_rows(p.num_tokens), groups(p.in_features / kGroupSize), quant_bytes(bytes_of_group) {
     const int64_t count = num_rows * groups;
     quants = static_cast<int8_t*>(memory);
-    scale = reinterpret_cast<float*>(quants + count * kGroupSize * (p.activation_bits / 8));
+    scale = reinterpret_cast<float*>(quants + count * quant_bytes);
     sum = scale + count;
     start = reinterpret_cast<int32_t*>(sum + count);
   }
 
   /// The same, with place 0 at `place`.
-  QuantizedRows from(int64_t place, int planes) const {
+  QuantizedRows from(int64_t place) const {
     QuantizedRows part = *this;
-    part.quants += place * kGroupSize * planes;
+    part.quants += place * quant_bytes;
     part.scale += place;
     part.sum += place;
     part.start += place;
@@ -84,8 +84,8 @@ static inline F32 round_to_int8(F32 x) {
   return round_even(min(max(x, F32(-127.0f)), F32(127.0f)));
 }
 
-/// Quantizes a group of 32 that read(i) gives, vector by vector, into its place.
-template <int kPlanes, class Read>
+/// Quantizes a group of 32 that read(i) gives, vector by vector, into its place; Dots: of strip.h.
+template <class Dots, int kBits, class Read>
 static inline void quantize_group(const QuantizedRows& rows, int64_t at, int offset, Read&& read) {
   constexpr int kVectors = kGroupSize / F32::kWidth;
   F32 value[kVectors];
@@ -96,28 +96,25 @@ static inline void quantize_group(const QuantizedRows& rows, int64_t at, int off
   }
   const float absmax = reduce_max(largest);
   const F32 inverse(absmax > 0.0f ? 127.0f / absmax : 0.0f);
-  int8_t* quants = rows.quants + at * kPlanes * kGroupSize;
+  int8_t* quants = rows.quants + at * Dots::kRowBytes;
   F32 high_sum, low_sum;  // of small integers: exact
   for (int i = 0; i < kVectors; ++i) {
     const F32 scaled = value[i] * inverse;
     const F32 high = round_to_int8(scaled);
-    store(quants + i * F32::kWidth, high);
+    const F32 low = kBits == 16 ? round_to_int8((scaled - high) * F32(256.0f)) : F32{};
+    Dots::store(quants, i * F32::kWidth, high, low);
     high_sum = high_sum + high;
-    if constexpr (kPlanes == 2) {
-      const F32 low = round_to_int8((scaled - high) * F32(256.0f));
-      store(quants + kGroupSize + i * F32::kWidth, low);
-      low_sum = low_sum + low;
-    }
+    low_sum = low_sum + low;
   }
   int32_t total = static_cast<int32_t>(reduce_add(high_sum));
-  if constexpr (kPlanes == 2) total = total * 256 + static_cast<int32_t>(reduce_add(low_sum));
-  rows.scale[at] = absmax / (kPlanes == 1 ? 127.0f : 127.0f * 256.0f);
+  if (kBits == 16) total = total * 256 + static_cast<int32_t>(reduce_add(low_sum));
+  rows.scale[at] = absmax / (kBits == 8 ? 127.0f : 127.0f * 256.0f);
   rows.sum[at] = rows.scale[at] * static_cast<float>(total);
   rows.start[at] = -offset * total;
 }
 
 /// `offset`: what the unsigned quants of the weight are too large by.
-template <int kPlanes>
+template <class Dots, int kBits>
 static inline void quantize_rows(const LinearParams& p, const QuantizedRows& rows, int offset,
                                  Share tokens) {
   dispatch_dtype<float, BF16>(p.dtype, [&]<class T>() {
@@ -126,8 +123,8 @@ static inline void quantize_rows(const LinearParams& p, const QuantizedRows& row
       const int64_t step = rows.block_rows(token / kRowBlock * kRowBlock);
       with_input_row<T>(p, token, [&](auto&& read) {
         for (int64_t g = 0; g < rows.groups; ++g) {
-          quantize_group<kPlanes>(rows, first + g * step, offset,
-                                  [&](int i) { return read(g * kGroupSize + i, F32::kWidth); });
+          quantize_group<Dots, kBits>(rows, first + g * step, offset,
+                                      [&](int i) { return read(g * kGroupSize + i, F32::kWidth); });
         }
       });
     }

@@ -9,12 +9,13 @@
 // steps: this one definition holds for any number of tokens, threads or tiles, so a token's result
 // does not depend on what it is batched with.
 //
-// Work: a thread owns a range of strips (16 output rows; lane r of a register is row r). For each
-// block of up to kRowBlock tokens it walks a strip once: unpacked quants stay in registers and
-// serve every token of the block. A few strips at a time stay in L1 while all tokens pass by.
-// Bytes: weights once (18, 20 or 34 bytes per 32 weights), x once per strip tile, out once.
-// FLOPs: 2 per weight and token, 32 multiply-adds per instruction with VNNI. Below 8 tokens bound
-// by memory, above by integer throughput. Limits: in_features a multiple of 32.
+// Work: a thread owns a range of strips (16 output rows, side by side in the lanes of one register
+// or more). For each block of up to kRowBlock tokens it walks a strip once: eight registers of
+// unpacked quants at a time serve every token of the block (vec/strip.h). A few strips at a time
+// stay in L1 while all tokens pass by. Bytes: weights once (18, 20 or 34 bytes per 32 weights), x
+// once per strip tile, out once. FLOPs: 2 per weight and token, 32 multiply-adds per instruction
+// with VNNI. Below 8 tokens bound by memory, above by integer throughput. Limits: in_features a
+// multiple of 32.
 //
 // Measured on two cores of a shared AMD EPYC (Zen 4, 3.7 GHz: 473 int8 GOP/s a core, of which the
 // scales leave 343 for Q4_1; reads 28-34 GB/s), Q4_1, the layers of a 135M model:
@@ -22,6 +23,10 @@
 //   prefill, GOP/s on one thread: 302; rows of a block side by side (one stream of x) 305; two
 //   strips at a time 227 (fewer loads, but sums that no longer fit the registers); one chain of
 //   dot products a row in place of two 230; 2048 tokens 270, by blocks of 256 300
+//   the same for AVX2: 213, 16-bit x 132, Q8_0 142; all words of a group unpacked at once 60, 49
+//   and 47 (spilled for every row); all words of half a strip at a time 206 where this loop alone
+//   does 253; Q8_0 by |w| and signs of x 123, as two planes of nibbles 138, where this does 159
+//   the same without SIMD but SSE2: 43, by plain loops 2
 #include "cpu/kernel_table.h"
 #include "cpu/linear_input.h"
 #include "cpu/linear_output.h"
@@ -34,93 +39,85 @@ namespace {
 /// they pass each other.
 constexpr int64_t kTokenBlock = 256;
 constexpr int64_t kStripsPerTile = 2;
+/// Sums of so many tokens stay in registers: AVX-512 has room for all, elsewhere the weights' words
+/// need it.
+constexpr int kUnrolledRows = F32::kWidth == 16 ? kRowBlock : 1;
 /// How far ahead of the dot products weights are asked for.
 constexpr int kPrefetchBytes = 4096;
 /// So few quantized rows each thread makes for itself: sooner done than a barrier is passed.
 constexpr int64_t kOwnBytes = 4096;
 
-/// What the unsigned quants are too large by.
-constexpr int offset_of(WeightFormat format) {
-  switch (format) {
-    case WeightFormat::kQ4_0:
-      return 8;
-    case WeightFormat::kQ4_1:
-      return 0;
-    case WeightFormat::kQ8_0:
-      return kSignedDotBias;
-  }
-  return 0;
-}
-
-/// A group of a strip in registers.
-template <WeightFormat kFormat>
-struct Group {
+/// What a weight is times the integers of x: its layout, its dot products, what its quants are too
+/// large by.
+template <WeightFormat kFormat, int kBits>
+struct Quants {
   static constexpr StripLayout kLayout = strip_layout(kFormat, kGroupSize);
   static constexpr bool kNibbles = kFormat != WeightFormat::kQ8_0;
-
-  Words words[8];
-  F32x16 scale;
-  F32x16 minimum;
-
-  explicit Group(const uint8_t* at) {
-    for (int i = 0; i < kLayout.group_bytes; i += 64) prefetch_l1(at + kPrefetchBytes + i);
-    if constexpr (kNibbles) {
-      for (int i = 0; i < 4; ++i) {
-        const Words both = load_words(at + i * 64);
-        words[i] = low_nibbles(both);
-        words[i + 4] = high_nibbles(both);
-      }
-    } else {
-      for (int i = 0; i < 8; ++i) words[i] = unsigned_bytes(load_words(at + i * 64));
-    }
-    scale = load16(reinterpret_cast<const F16*>(at + kLayout.scale_offset));
-    if constexpr (kLayout.has_min) {
-      minimum = load16(reinterpret_cast<const F16*>(at + kLayout.min_offset));
-    }
-  }
-
-  /// acc + the group's products with place `at` of the rows.
-  template <int kPlanes>
-  F32x16 add_products(const QuantizedRows& rows, int64_t at, F32x16 acc) const {
-    const int8_t* q = rows.quants + at * kPlanes * kGroupSize;
-    const int32_t start = offset_of(kFormat) == 0 ? 0 : rows.start[at];
-    I32x16 sum;
-    if constexpr (kPlanes == 1) {
-      sum = dot(q, start);
-    } else {
-      sum = times256(dot(q, 0)) + dot(q + kGroupSize, start);
-    }
-    acc = fma(to_float(sum), scale * F32(rows.scale[at]), acc);
-    if constexpr (kLayout.has_min) acc = fma(minimum, F32(rows.sum[at]), acc);
-    return acc;
-  }
-
-  I32x16 dot(const int8_t* q, int32_t start) const {
-    return kNibbles ? dot_nibbles(words, q, start) : dot_bytes(words, q, start);
-  }
+  using Dots = LAMPO_ISA::Dots<kNibbles, kBits>;
+  static constexpr int kOffset = kFormat == WeightFormat::kQ4_0   ? 8
+                                 : kFormat == WeightFormat::kQ4_1 ? 0
+                                                                  : Dots::kSignedBias;
 };
 
+/// A group of a strip times kRows rows of x, phase by phase; `finish` gets row and sums.
+template <class Dots, int kPhase, int kRows, class Finish>
+inline void add_phases(const uint8_t* group, const int8_t* x, Sums (&sums)[kRows],
+                       Finish&& finish) {
+  Words words[8];
+  Dots::template load<kPhase>(group, words);
+#pragma GCC unroll kUnrolledRows
+  for (int r = 0; r < kRows; ++r) {
+    Sums sum = kPhase == 0 ? Sums{} : sums[r];
+    Dots::template add<kPhase>(words, x + r * Dots::kRowBytes, sum);
+    if constexpr (kPhase + 1 == Dots::kPhases) {
+      finish(r, sum);
+    } else {
+      sums[r] = sum;
+    }
+  }
+  if constexpr (kPhase + 1 < Dots::kPhases) add_phases<Dots, kPhase + 1>(group, x, sums, finish);
+}
+
+/// acc + a group of a strip times the rows at `rows`.
+template <class Q, int kRows>
+inline void add_group(const uint8_t* group, const QuantizedRows& rows, F32 (&acc)[kRows][kParts]) {
+  F32 scale[kParts], minimum[kParts];
+  for (int part = 0; part < kParts; ++part) {
+    const F16* at = reinterpret_cast<const F16*>(group + Q::kLayout.scale_offset);
+    scale[part] = load(at + part * F32::kWidth);
+    if (Q::kLayout.has_min) minimum[part] = load(at + kStripRows + part * F32::kWidth);
+  }
+  Sums sums[kRows];
+  add_phases<typename Q::Dots, 0>(group, rows.quants, sums, [&](int r, const Sums& sum) {
+    const int32_t start = Q::kOffset == 0 ? 0 : rows.start[r];
+    const F32 row_scale(rows.scale[r]), row_sum(rows.sum[r]);
+#pragma GCC unroll 4
+    for (int i = 0; i < kParts; ++i) {
+      F32 total = fma(Q::Dots::to_float(sum.part[i], start), scale[i] * row_scale, acc[r][i]);
+      if (Q::kLayout.has_min) total = fma(minimum[i], row_sum, total);
+      acc[r][i] = total;
+    }
+  });
+}
+
 /// One strip times the rows [row, row + kRows) of a block.
-template <WeightFormat kFormat, int kPlanes, int kRows>
+template <class Q, int kRows>
 inline void strip_dot(const uint8_t* strip, const QuantizedRows& rows, int64_t row,
-                      F32x16 (&acc)[kRows]) {
+                      F32 (&acc)[kRows][kParts]) {
   const int64_t step = rows.block_rows(row / kRowBlock * kRowBlock);
-  const QuantizedRows first = rows.from(rows.place(row), kPlanes);
+  const QuantizedRows first = rows.from(rows.place(row));
   for (int64_t g = 0; g < rows.groups; ++g) {
-    const QuantizedRows here = first.from(g * step, kPlanes);
-    const Group<kFormat> group(strip + g * Group<kFormat>::kLayout.group_bytes);
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) acc[r] = group.template add_products<kPlanes>(here, r, acc[r]);
+    const uint8_t* group = strip + g * Q::kLayout.group_bytes;
+    for (int i = 0; i < Q::kLayout.group_bytes; i += 64) prefetch_l1(group + kPrefetchBytes + i);
+    add_group<Q>(group, first.from(g * step), acc);
   }
 }
 
-template <WeightFormat kFormat, int kPlanes, class Out, bool kGated>
+template <class Q, class Out, bool kGated>
 class Product {
  public:
   Product(const LinearParams& params, const QuantizedRows& rows)
-      : p(params),
-        rows_(rows),
-        strip_bytes_(strip_layout(kFormat, params.in_features).strip_bytes) {}
+      : p(params), rows_(rows), strip_bytes_(rows.groups * Q::kLayout.group_bytes) {}
 
   void run(const Team& team) const {
     const int64_t num_strips = (num_outputs(p) + kStripRows - 1) / kStripRows;
@@ -151,25 +148,27 @@ class Product {
     const uint8_t* weight = static_cast<const uint8_t*>(p.weight);
     const int64_t half = num_outputs(p) / kStripRows;
     for (int64_t s = strips.begin; s < strips.end; ++s) {
-      F32x16 acc[kRows];
-      strip_dot<kFormat, kPlanes>(weight + s * strip_bytes_, rows_, row, acc);
+      F32 acc[kRows][kParts];
+      strip_dot<Q>(weight + s * strip_bytes_, rows_, row, acc);
       if constexpr (kGated) {
-        F32x16 up[kRows];
-        strip_dot<kFormat, kPlanes>(weight + (half + s) * strip_bytes_, rows_, row, up);
-        for (int r = 0; r < kRows; ++r) write(row + r, s * kStripRows, acc[r], up[r]);
+        F32 up[kRows][kParts];
+        strip_dot<Q>(weight + (half + s) * strip_bytes_, rows_, row, up);
+        write(row, s * kStripRows, acc, up);
       } else {
-        for (int r = 0; r < kRows; ++r) write(row + r, s * kStripRows, acc[r], acc[r]);
+        write(row, s * kStripRows, acc, acc);
       }
     }
   }
 
-  void write(int64_t token, int64_t row, const F32x16& value, const F32x16& up) const {
-    const int64_t left = num_outputs(p) - row;
-    for (int i = 0; i < F32x16::kParts; ++i) {
-      const int64_t at = i * F32::kWidth;
-      const int64_t n = left - at < F32::kWidth ? left - at : F32::kWidth;
-      if (n <= 0) return;
-      write_outputs<Out>(p, token, row + at, static_cast<int>(n), value.part[i], up.part[i]);
+  template <int kRows>
+  void write(int64_t token, int64_t row, const F32 (&value)[kRows][kParts],
+             const F32 (&up)[kRows][kParts]) const {
+    for (int i = 0; i < kParts && row < num_outputs(p); ++i, row += F32::kWidth) {
+      const int64_t left = num_outputs(p) - row;
+      const int n = left < F32::kWidth ? static_cast<int>(left) : F32::kWidth;
+      for (int r = 0; r < kRows; ++r) {
+        write_outputs<Out>(p, token + r, row, n, value[r][i], up[r][i]);
+      }
     }
   }
 
@@ -178,19 +177,20 @@ class Product {
   const int64_t strip_bytes_;
 };
 
-template <WeightFormat kFormat, int kPlanes>
+template <WeightFormat kFormat, int kBits>
 void run(const LinearParams& p, const Team& team) {
+  using Q = Quants<kFormat, kBits>;
   alignas(64) char own[kOwnBytes];
-  const bool fits = QuantizedRows::bytes(p) <= kOwnBytes;
-  const QuantizedRows rows(p, fits ? own : p.workspace);
-  quantize_rows<kPlanes>(p, rows, offset_of(kFormat),
-                         fits ? Share{0, p.num_tokens} : share_of(p.num_tokens, team));
+  const bool fits = QuantizedRows::bytes(p, Q::Dots::kRowBytes) <= kOwnBytes;
+  const QuantizedRows rows(p, Q::Dots::kRowBytes, fits ? own : p.workspace);
+  quantize_rows<typename Q::Dots, kBits>(
+      p, rows, Q::kOffset, fits ? Share{0, p.num_tokens} : share_of(p.num_tokens, team));
   if (!fits) team.sync();
   dispatch_dtype<float, BF16>(p.out_dtype, [&]<class Out>() {
     if (p.silu_mul) {
-      Product<kFormat, kPlanes, Out, true>(p, rows).run(team);
+      Product<Q, Out, true>(p, rows).run(team);
     } else {
-      Product<kFormat, kPlanes, Out, false>(p, rows).run(team);
+      Product<Q, Out, false>(p, rows).run(team);
     }
   });
 }
@@ -201,11 +201,11 @@ void linear_packed(const LinearParams& p, const Team& team) {
   dispatch_int<8, 16>(p.activation_bits, [&]<int kBits>() {
     switch (p.format) {
       case WeightFormat::kQ4_0:
-        return run<WeightFormat::kQ4_0, kBits / 8>(p, team);
+        return run<WeightFormat::kQ4_0, kBits>(p, team);
       case WeightFormat::kQ4_1:
-        return run<WeightFormat::kQ4_1, kBits / 8>(p, team);
+        return run<WeightFormat::kQ4_1, kBits>(p, team);
       case WeightFormat::kQ8_0:
-        return run<WeightFormat::kQ8_0, kBits / 8>(p, team);
+        return run<WeightFormat::kQ8_0, kBits>(p, team);
     }
   });
 }

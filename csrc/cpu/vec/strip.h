@@ -1,191 +1,250 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sixteen rows side by side, as packed weights lie (common/weight_format.h): lane r belongs to row
-// r of a strip.
-//   Words             16 words of 4 bytes
-//   I32x16            16 integers
-//   F32x16            16 floats, made of F32s
-//   dot_nibbles(w, x, start)   start + sum of w[i / 4][r][i % 4] * x[i] over 32 inputs i, for each
-//                              row r; w in 0..15, x signed bytes
-//   dot_bytes(w, x, start)     the same with w signed, plus kSignedDotBias * sum of x[i]: the
-//                              instruction wants w unsigned, and the caller knows the sum of x
+// Integer dot products of 16 rows side by side, as packed weights lie (common/weight_format.h): a
+// strip is kParts registers wide, lane r of part p belongs to its row p kWidth + r.
+//
+// Dots<kNibbles, kBits>   a group of 32 inputs of a strip of 4- or 8-bit quants, times rows of x of
+//                         kBits each. In kPhases phases, each with 8 registers full of words, which
+//                         serve many rows of x:
+//   kRowBytes, store(to, i, high, low)   how a group of x lies in memory; elements [i, i + kWidth)
+//                                        are high, or 256 high + low
+//   load<kPhase>(group, words)           the words of a phase
+//   add<kPhase>(words, x, sums)          adds their products with a group of x
+//   to_float(sum, start)                 sum + start
+//   kSignedBias   8-bit quants are multiplied with so much added: the caller knows the sum of x
 // Integer sums are exact, so every ISA gets the same ones.
 #pragma once
 
+#include <type_traits>
+
+#include "common/weight_format.h"
 #include "cpu/vec/vec.h"
 
 namespace lampo::cpu::LAMPO_ISA {
 
-struct F32x16 {
-  static constexpr int kParts = 16 / F32::kWidth;
-  F32 part[kParts];
-};
-
-static inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
-  for (int i = 0; i < F32x16::kParts; ++i) c.part[i] = fma(a.part[i], b.part[i], c.part[i]);
-  return c;
-}
-static inline F32x16 operator+(F32x16 a, F32x16 b) {
-  for (int i = 0; i < F32x16::kParts; ++i) a.part[i] = a.part[i] + b.part[i];
-  return a;
-}
-static inline F32x16 operator*(F32x16 a, F32 b) {
-  for (int i = 0; i < F32x16::kParts; ++i) a.part[i] = a.part[i] * b;
-  return a;
-}
-static inline F32x16 fma(F32x16 a, F32 b, F32x16 c) {
-  for (int i = 0; i < F32x16::kParts; ++i) c.part[i] = fma(a.part[i], b, c.part[i]);
-  return c;
-}
-template <class T>
-static inline F32x16 load16(const T* p) {
-  F32x16 a;
-  for (int i = 0; i < F32x16::kParts; ++i) a.part[i] = load(p + i * F32::kWidth);
-  return a;
-}
+inline constexpr int kParts = kStripRows / F32::kWidth;
 
 #if defined(__AVX512F__)
 
 using Words = __m512i;
-struct I32x16 {
-  __m512i v;
+struct Sums {
+  Words part[kParts];
 };
-inline constexpr int kSignedDotBias = 128;
 
-static inline Words load_words(const uint8_t* p) { return _mm512_loadu_si512(p); }
 static inline Words low_nibbles(Words w) { return _mm512_and_si512(w, _mm512_set1_epi8(15)); }
-static inline Words high_nibbles(Words w) { return low_nibbles(_mm512_srli_epi16(w, 4)); }
-static inline Words unsigned_bytes(Words w) { return _mm512_xor_si512(w, _mm512_set1_epi8(-128)); }
-static inline __m512i broadcast_word(const int8_t* x) {
-  return _mm512_broadcastd_epi32(_mm_loadu_si32(x));
-}
-static inline I32x16 dot_nibbles(const Words (&w)[8], const int8_t* x, int32_t start) {
-  // Two chains: one would leave the multipliers waiting for their own results.
-  __m512i even = _mm512_set1_epi32(start);
-  __m512i odd = _mm512_setzero_si512();
+
+/// 16 bits as two planes of 8: twice the products.
+template <bool kNibbles, int kBits>
+struct Dots {
+  static constexpr int kPhases = 1;
+  static constexpr int kRowBytes = 32 * (kBits / 8);
+  static constexpr int kSignedBias = 128;  // the instruction wants unsigned quants
+
+  static void store(int8_t* to, int i, F32 high, F32 low) {
+    lampo::cpu::LAMPO_ISA::store(to + i, high);
+    if (kBits == 16) lampo::cpu::LAMPO_ISA::store(to + 32 + i, low);
+  }
+  template <int kPhase>
+  [[gnu::always_inline]] static void load(const uint8_t* group, Words (&words)[8]) {
+    for (int i = 0; i < (kNibbles ? 4 : 8); ++i) {
+      const Words w = _mm512_loadu_si512(group + i * 64);
+      if (kNibbles) {
+        words[i] = low_nibbles(w);
+        words[i + 4] = low_nibbles(_mm512_srli_epi16(w, 4));
+      } else {
+        words[i] = _mm512_xor_si512(w, _mm512_set1_epi8(-128));
+      }
+    }
+  }
+  template <int kPhase>
+  [[gnu::always_inline]] static void add(const Words (&words)[8], const int8_t* x, Sums& sums) {
+    sums.part[0] = dot(words, x, sums.part[0]);
+    if (kBits == 16) sums.part[0] = dot(words, x + 32, _mm512_slli_epi32(sums.part[0], 8));
+  }
+  static F32 to_float(Words sum, int32_t start) {
+    return F32(_mm512_cvtepi32_ps(_mm512_add_epi32(sum, _mm512_set1_epi32(start))));
+  }
+
+ private:
+  static Words dot(const Words (&words)[8], const int8_t* x, Words even) {
+    // Two chains: one would leave the multipliers waiting for their own results.
+    Words odd = _mm512_setzero_si512();
 #pragma GCC unroll 4
-  for (int i = 0; i < 8; i += 2) {
-    even = _mm512_dpbusd_epi32(even, w[i], broadcast_word(x + 4 * i));
-    odd = _mm512_dpbusd_epi32(odd, w[i + 1], broadcast_word(x + 4 * i + 4));
-  }
-  return {_mm512_add_epi32(even, odd)};
-}
-static inline I32x16 dot_bytes(const Words (&w)[8], const int8_t* x, int32_t start) {
-  return dot_nibbles(w, x, start);
-}
-static inline I32x16 operator+(I32x16 a, I32x16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
-static inline I32x16 times256(I32x16 a) { return {_mm512_slli_epi32(a.v, 8)}; }
-static inline F32x16 to_float(I32x16 a) { return {{F32(_mm512_cvtepi32_ps(a.v))}}; }
-
-#elif defined(__AVX2__)
-
-struct Words {
-  __m256i half[2];
-};
-struct I32x16 {
-  __m256i half[2];
-};
-inline constexpr int kSignedDotBias = 0;
-
-static inline Words load_words(const uint8_t* p) {
-  return {{_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
-           _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))}};
-}
-static inline __m256i low_nibbles(__m256i w) { return _mm256_and_si256(w, _mm256_set1_epi8(15)); }
-static inline Words low_nibbles(Words w) {
-  return {{low_nibbles(w.half[0]), low_nibbles(w.half[1])}};
-}
-static inline Words high_nibbles(Words w) {
-  return {
-      {low_nibbles(_mm256_srli_epi16(w.half[0], 4)), low_nibbles(_mm256_srli_epi16(w.half[1], 4))}};
-}
-static inline Words unsigned_bytes(Words w) { return w; }
-/// A pair of products has at most 12 bits, so eight of them fit 16: one widening per block.
-static inline I32x16 dot_nibbles(const Words (&w)[8], const int8_t* x, int32_t start) {
-  __m256i sum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
-    const __m256i xs = _mm256_broadcastd_epi32(_mm_loadu_si32(x + 4 * i));
-    for (int h = 0; h < 2; ++h) {
-      sum[h] = _mm256_add_epi16(sum[h], _mm256_maddubs_epi16(w[i].half[h], xs));
+    for (int i = 0; i < 8; i += 2) {
+      even = _mm512_dpbusd_epi32(even, words[i], broadcast(x + 4 * i));
+      odd = _mm512_dpbusd_epi32(odd, words[i + 1], broadcast(x + 4 * i + 4));
     }
+    return _mm512_add_epi32(even, odd);
   }
-  const __m256i ones = _mm256_set1_epi16(1), first = _mm256_set1_epi32(start);
-  return {{_mm256_add_epi32(first, _mm256_madd_epi16(sum[0], ones)),
-           _mm256_add_epi32(first, _mm256_madd_epi16(sum[1], ones))}};
-}
-/// |w| times x with the sign of w: a pair has 15 bits.
-static inline I32x16 dot_bytes(const Words (&w)[8], const int8_t* x, int32_t start) {
-  const __m256i ones = _mm256_set1_epi16(1);
-  __m256i sum[2] = {_mm256_set1_epi32(start), _mm256_set1_epi32(start)};
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
-    const __m256i xs = _mm256_broadcastd_epi32(_mm_loadu_si32(x + 4 * i));
-    for (int h = 0; h < 2; ++h) {
-      const __m256i pairs =
-          _mm256_maddubs_epi16(_mm256_abs_epi8(w[i].half[h]), _mm256_sign_epi8(xs, w[i].half[h]));
-      sum[h] = _mm256_add_epi32(sum[h], _mm256_madd_epi16(pairs, ones));
-    }
-  }
-  return {{sum[0], sum[1]}};
-}
-static inline I32x16 operator+(I32x16 a, I32x16 b) {
-  return {{_mm256_add_epi32(a.half[0], b.half[0]), _mm256_add_epi32(a.half[1], b.half[1])}};
-}
-static inline I32x16 times256(I32x16 a) {
-  return {{_mm256_slli_epi32(a.half[0], 8), _mm256_slli_epi32(a.half[1], 8)}};
-}
-static inline F32x16 to_float(I32x16 a) {
-  return {{F32(_mm256_cvtepi32_ps(a.half[0])), F32(_mm256_cvtepi32_ps(a.half[1]))}};
-}
+  static Words broadcast(const int8_t* x) { return _mm512_broadcastd_epi32(_mm_loadu_si32(x)); }
+};
 
 #else
 
-struct Words {
-  int8_t byte[64];
+/// Registers of a phase go to every part and so many steps along the inputs.
+inline constexpr int kSteps = 8 / kParts;
+
+#if defined(__AVX2__)
+
+using Words = __m256i;
+struct Sums {
+  Words part[kParts];
 };
-struct I32x16 {
-  int32_t lane[16];
+
+static inline Words load_words(const uint8_t* p) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
+static inline Words low_nibbles(Words w) { return _mm256_and_si256(w, _mm256_set1_epi8(15)); }
+static inline Words high_nibbles(Words w) { return low_nibbles(_mm256_srli_epi16(w, 4)); }
+static inline Words even_bytes(Words w) { return _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8); }
+static inline Words odd_bytes(Words w) { return _mm256_srai_epi16(w, 8); }
+static inline Words broadcast(const int8_t* x) {
+  return _mm256_broadcastd_epi32(_mm_loadu_si32(x));
+}
+/// The sum as it is: reordered by the compiler, sums need more registers than there are.
+static inline Words in_order(Words sum) {
+  asm("" : "+x"(sum));
+  return sum;
+}
+static inline Words add_pairs(Words w, Words x, Words sum) {
+  return in_order(_mm256_add_epi32(sum, _mm256_madd_epi16(w, x)));
+}
+static inline F32 plus(Words sum, int32_t start) {
+  return F32(_mm256_cvtepi32_ps(_mm256_add_epi32(sum, _mm256_set1_epi32(start))));
+}
+/// Of each four the first, third, second and fourth.
+static inline void store_pairs(int8_t* to, F32 x) {
+  const __m256i words = _mm256_cvtps_epi32(x.v);
+  const __m128i halves =
+      _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  const __m128i low = _mm_shufflelo_epi16(halves, _MM_SHUFFLE(3, 1, 2, 0));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
+                   _mm_shufflehi_epi16(low, _MM_SHUFFLE(3, 1, 2, 0)));
+}
+
+/// Four bits times eight: a pair of products has 12 bits, so that all eight of a row fit 16.
+struct NibbleDots {
+  static constexpr int kPhases = 2;
+  static constexpr int kRowBytes = 32;
+  static constexpr int kSignedBias = 0;
+
+  static void store(int8_t* to, int i, F32 high, F32) {
+    lampo::cpu::LAMPO_ISA::store(to + i, high);
+  }
+  template <int kPhase>
+  [[gnu::always_inline]] static void load(const uint8_t* group, Words (&words)[8]) {
+    for (int i = 0; i < 8; ++i) {
+      const Words w = load_words(group + i * 32);
+      words[i] = kPhase == 0 ? low_nibbles(w) : high_nibbles(w);
+    }
+  }
+  template <int kPhase>
+  [[gnu::always_inline]] static void add(const Words (&words)[8], const int8_t* x, Sums& sums) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kSteps; ++i) {
+      const Words xi = broadcast(x + 4 * (kSteps * kPhase + i));
+#pragma GCC unroll 2
+      for (int part = 0; part < kParts; ++part) {
+        const Words pairs = _mm256_maddubs_epi16(words[kParts * i + part], xi);
+        sums.part[part] = in_order(_mm256_add_epi16(sums.part[part], pairs));
+      }
+    }
+  }
+  static F32 to_float(Words sum, int32_t start) {
+    return plus(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)), start);
+  }
 };
-inline constexpr int kSignedDotBias = 0;
+
+#else
+
+typedef int16_t Words __attribute__((vector_size(16)));
+typedef int32_t Sum __attribute__((vector_size(16)));
+struct Sums {
+  Sum part[kParts];
+};
 
 static inline Words load_words(const uint8_t* p) {
   Words w;
-  memcpy(w.byte, p, sizeof(w.byte));
+  memcpy(&w, p, sizeof(w));
   return w;
 }
-static inline Words low_nibbles(Words w) {
-  for (int i = 0; i < 64; ++i) w.byte[i] &= 15;
-  return w;
+static inline Words low_nibbles(Words w) { return w & 0x0f0f; }
+static inline Words high_nibbles(Words w) { return (w >> 4) & 0x0f0f; }
+static inline Words even_bytes(Words w) { return (w << 8) >> 8; }
+static inline Words odd_bytes(Words w) { return w >> 8; }
+static inline Words broadcast(const int8_t* x) {
+  int32_t pair;
+  memcpy(&pair, x, sizeof(pair));
+  return reinterpret_cast<Words>(Sum{pair, pair, pair, pair});
 }
-static inline Words high_nibbles(Words w) {
-  for (int i = 0; i < 64; ++i) w.byte[i] = static_cast<int8_t>((w.byte[i] >> 4) & 15);
-  return w;
+static inline Sum add_pairs(Words w, Words x, Sum sum) {
+#if defined(__SSE2__)
+  typedef short Native __attribute__((vector_size(16)));
+  const auto products =
+      __builtin_ia32_pmaddwd128(reinterpret_cast<Native>(w), reinterpret_cast<Native>(x));
+  return sum + reinterpret_cast<Sum>(products);
+#else
+  const auto even = [](Words v) { return (reinterpret_cast<Sum>(v) << 16) >> 16; };
+  const auto odd = [](Words v) { return reinterpret_cast<Sum>(v) >> 16; };
+  return sum + even(w) * even(x) + odd(w) * odd(x);
+#endif
 }
-static inline Words unsigned_bytes(Words w) { return w; }
-static inline I32x16 dot_bytes(const Words (&w)[8], const int8_t* x, int32_t start) {
-  I32x16 sum;
-  for (int r = 0; r < 16; ++r) {
-    sum.lane[r] = start;
-    for (int i = 0; i < 32; ++i) sum.lane[r] += w[i / 4].byte[4 * r + i % 4] * x[i];
+static inline F32 plus(Sum sum, int32_t start) {
+  return F32(__builtin_convertvector(sum + start, F32::Native));
+}
+/// Of each four the first, third, second and fourth.
+static inline void store_pairs(int8_t* to, F32 x) {
+  const int16_t pairs[4] = {static_cast<int16_t>(x.v[0]), static_cast<int16_t>(x.v[2]),
+                            static_cast<int16_t>(x.v[1]), static_cast<int16_t>(x.v[3])};
+  memcpy(to, pairs, sizeof(pairs));
+}
+
+#endif
+
+/// Pairs of 16-bit numbers: each word of four bytes as its even bytes and its odd ones.
+template <bool kNibbles, int kBits>
+struct WideDots {
+  static constexpr int kPhases = 16 / kSteps;
+  static constexpr int kRowBytes = 64;
+  static constexpr int kSignedBias = 0;
+
+  static void store(int8_t* to, int i, F32 high, F32 low) {
+    store_pairs(to + 2 * i, kBits == 16 ? high * F32(256.0f) + low : high);
   }
-  return sum;
-}
-static inline I32x16 dot_nibbles(const Words (&w)[8], const int8_t* x, int32_t start) {
-  return dot_bytes(w, x, start);
-}
-static inline I32x16 operator+(I32x16 a, I32x16 b) {
-  for (int r = 0; r < 16; ++r) a.lane[r] += b.lane[r];
-  return a;
-}
-static inline I32x16 times256(I32x16 a) {
-  for (int32_t& lane : a.lane) lane *= 256;
-  return a;
-}
-static inline F32x16 to_float(I32x16 a) {
-  float lanes[16];
-  for (int r = 0; r < 16; ++r) lanes[r] = static_cast<float>(a.lane[r]);
-  return load16(lanes);
-}
+  template <int kPhase>
+  [[gnu::always_inline]] static void load(const uint8_t* group, Words (&words)[8]) {
+    for (int i = 0; i < 4; ++i) {
+      const int word = kPhase * kSteps / 2 + i / kParts;
+      const uint8_t* at = group + (kNibbles ? word % 4 : word) * 64 + i % kParts * 4 * F32::kWidth;
+      Words w = load_words(at);
+      if (kNibbles) w = word < 4 ? low_nibbles(w) : high_nibbles(w);
+      words[i + i / kParts * kParts] = even_bytes(w);
+      words[i + i / kParts * kParts + kParts] = odd_bytes(w);
+    }
+  }
+  template <int kPhase>
+  [[gnu::always_inline]] static void add(const Words (&words)[8], const int8_t* x, Sums& sums) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kSteps; ++i) {
+      const Words xi = broadcast(x + 4 * (kSteps * kPhase + i));
+#pragma GCC unroll 4
+      for (int part = 0; part < kParts; ++part) {
+        sums.part[part] = add_pairs(words[kParts * i + part], xi, sums.part[part]);
+      }
+    }
+  }
+  template <class Sum>
+  static F32 to_float(Sum sum, int32_t start) {
+    return plus(sum, start);
+  }
+};
+
+#if defined(__AVX2__)
+template <bool kNibbles, int kBits>
+using Dots = std::conditional_t<kNibbles && kBits == 8, NibbleDots, WideDots<kNibbles, kBits> >;
+#else
+template <bool kNibbles, int kBits>
+using Dots = WideDots<kNibbles, kBits>;
+#endif
 
 #endif
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import logging
 import time
@@ -343,8 +342,7 @@ class LLMEngine:
                 request.num_unfinished -= 1
                 if request.num_unfinished == 0:
                     del self._requests[request.request_id]
-                    result = request.result(self.pool.page_size, self.pool.bytes_per_page)
-                    piece = dataclasses.replace(piece, request=result)
+                    piece.request = request.result(self.pool.page_size, self.pool.bytes_per_page)
             pieces.append(piece)
         self._touched.clear()
         return pieces
