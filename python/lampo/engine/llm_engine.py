@@ -303,7 +303,9 @@ class LLMEngine:
                     parents.append(row)
                     children.append(child)
         if children:
-            self._sampler.sample(logits[torch.tensor(parents)], children)
+            # Without torch, whose threads would keep ours from their cores.
+            rows = torch.from_numpy(logits.numpy()[parents])
+            self._sampler.sample(rows, children)
             self._touched.update(dict.fromkeys(children))
 
     def _score_prompt(self, sequence: Sequence, start: int, hidden: torch.Tensor) -> None:
