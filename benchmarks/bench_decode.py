@@ -98,7 +98,7 @@ CASES = [
         Case(f"decode, depth {n}K", 1, n << 10, 64, rounds)
         for n, rounds in ((1, 7), (4, 5), (7, 3))
     ],
-    *[Case(f"decode, batch {n}", n, 32, 32, 7) for n in (4, 8, 32)],
+    *[Case(f"decode, batch {n}", n, 16, 32, 7) for n in (4, 8, 32)],
 ]
 
 

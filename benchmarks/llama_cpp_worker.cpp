@@ -82,7 +82,10 @@ class Engine {
     cached_ = prompts;
     std::vector<Tokens> token_ids(num_seqs);
     for (size_t seq = 0; seq < num_seqs; ++seq) {
-      for (size_t at = done; at < length; ++at) add(prompts[seq][at], at, seq, at + 1 == length);
+      for (size_t at = done; at < length; ++at) {
+        if (batch_.n_tokens == static_cast<int32_t>(params_.n_batch)) flush(token_ids);
+        add(prompts[seq][at], at, seq, at + 1 == length);
+      }
     }
     flush(token_ids);
     const double ttft = seconds_since(start);
@@ -126,7 +129,6 @@ class Engine {
   }
 
   void add(llama_token token, size_t position, size_t seq, bool wants_logits) {
-    if (batch_.n_tokens == static_cast<int32_t>(params_.n_batch)) flush_without_logits();
     const int i = batch_.n_tokens++;
     batch_.token[i] = token;
     batch_.pos[i] = static_cast<llama_pos>(position);
@@ -137,14 +139,6 @@ class Engine {
 
   void decode() {
     if (llama_decode(context_, batch_) != 0) throw std::runtime_error("llama_decode failed");
-  }
-
-  void flush_without_logits() {
-    for (int i = 0; i < batch_.n_tokens; ++i) {
-      if (batch_.logits[i]) throw std::runtime_error("prompts of many sequences are too long");
-    }
-    decode();
-    batch_.n_tokens = 0;
   }
 
   // Computes the batch and appends the best token after each row that wants logits.

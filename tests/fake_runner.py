@@ -77,7 +77,7 @@ class FakeRunner:
             positions=torch.tensor([len(s.token_ids) for s in sequences]),
             status=status,
         )
-        return SimpleNamespace(logits=logits, token_ids=token_ids, status=status)
+        return SimpleNamespace(logits=logits, token_ids=token_ids.tolist(), status=status.tolist())
 
     def profile(self, sequences: list[Sequence], repeats: int) -> Any:
         raise NotImplementedError

@@ -313,6 +313,26 @@ def test_allowed_tokens(llm):
     assert second.outputs == llm.generate("world", free)[0].outputs
 
 
+def test_bad_words(llm):
+    """Words of one token, of several, and of several that begin alike."""
+    letters = llm.tokenizer.encode("xyz")
+    params = SamplingParams(
+        temperature=1.0, max_tokens=200, seed=1, ignore_eos=True, allowed_token_ids=letters
+    )
+    free = llm.generate("Hello", params)[0].outputs[0].text
+    assert all(word in free for word in ("z", "xy", "yxx"))
+    banned = change(params, bad_words=["xy", "yxx", "yyyy"], logit_bias={letters[0]: 0.5})
+    text = llm.generate("Hello", banned)[0].outputs[0].text
+    assert not any(word in text for word in ("xy", "yxx", "yyyy"))
+    assert "x" in text and "yyy" in text
+    assert "z" not in llm.generate("Hello", change(params, bad_words="z"))[0].outputs[0].text
+    everything = change(params, bad_words=["x", "y", "z"])
+    assert "masks left none" in llm.generate("Hello", everything)[0].outputs[0].error
+    lone = change(params, bad_words=["\ud800"])
+    with pytest.raises(ValueError, match="lone surrogate"):
+        llm.generate("Hello", lone)
+
+
 def test_stop_strings_in_the_output_and_the_first_to_be_complete(llm):
     params = change(GREEDY, max_tokens=40)
     text = llm.generate("Hello", params)[0].outputs[0].text

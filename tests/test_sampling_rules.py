@@ -53,12 +53,12 @@ def test_token_mask(allowed):
 
 def test_biases_and_banned_stop_tokens():
     rules = make_rules(logit_bias={2: 5.0, 7: -1.0}, stop_token_ids=[9])
-    ids, values = rules.biases(False)
+    ids, values = rules.biases([], False)
     assert dict(zip(ids.tolist(), values.tolist(), strict=True)) == {2: 5.0, 7: -1.0}
-    ids, values = rules.biases(True)
+    ids, values = rules.biases([], True)
     banned = -float("inf")
     assert dict(zip(ids.tolist(), values.tolist(), strict=True)) == {2: banned, 7: -1.0, 9: banned}
-    assert rules.biases(True)[0] is ids  # made once
+    assert rules.biases([], True)[0] is ids  # made once
     assert make_rules(ignore_eos=True).stop_ids == frozenset()
 
 

@@ -104,6 +104,28 @@ def test_grammar(llm):
             assert count
 
 
+ARITHMETIC = r"""
+%llguidance {}
+// sums of products: 100% & more
+start: sum
+sum: product (("+" | "-") product)*
+product: atom (/[*\/]/ atom)*
+atom: NUMBER | "(" sum ")" | NAME "(" sum ("," sum)? ")"
+NUMBER: DIGIT{1,20} ("." DIGIT+)?
+DIGIT: /[0-9]/
+NAME: "sqrt" | "exp" | "{&}"
+%ignore /[ ]{1,3}/
+"""
+
+
+def test_an_ordinary_grammar_is_not_refused_for_its_cost(llm):
+    params = dataclasses.replace(PARAMS, max_tokens=20)
+    wanted = dataclasses.replace(params, structured_outputs=StructuredOutputs(grammar=ARITHMETIC))
+    completion = llm.generate("Hello", wanted)[0].outputs[0]
+    assert completion.finish_reason in ("stop", "length")
+    assert set(completion.text) <= set("0123456789+-*/()., {&}sqrtexp")
+
+
 def test_the_end_comes_only_where_the_structure_allows_it(llm):
     (eos,) = llm.eos_token_ids
     wanted = StructuredOutputs(regex="a{3,5}")
@@ -261,6 +283,18 @@ def test_any_text_can_be_a_choice(llm, choices):
             },
             "json: 14 patterns and formats in a schema that combines others",
         ),
+        ({"grammar": "start: /((a{99}){99})/"}, "grammar: regular expression: nested repetitions"),
+        ({"grammar": ' {"grammars": [{"lark_grammar": "start: /a/"}]}'}, "expected Lark, got JSON"),
+        ({"grammar": "start: %json {}"}, "grammar: %json .*is not supported"),
+        ({"grammar": "start: X\nX: " + " & ".join(["/a/"] * 10)}, "at most 8 intersections"),
+        (
+            {
+                "grammar": "start: T0\nT12: /a/\n"
+                + "\n".join(f"T{i}: T{i + 1} T{i + 1} T{i + 1}" for i in range(12))
+            },
+            "grammar: terminal T[34] is too large",
+        ),
+        ({"grammar": 'start: X\nX: ("ab" Y){99}\nY: (/b/ /c/){99}'}, "terminal X is too large"),
         ({"json": "{"}, "json: not a JSON schema"),
         ({"json": "[" * 9000}, "json: not a JSON schema"),
         ({"json": {"a": {1, 2}}}, "json: not a JSON schema"),

@@ -91,7 +91,7 @@ class RequestOutput:
     metrics: RequestMetrics
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class StreamOutput:
     """A piece of a streamed completion.
 

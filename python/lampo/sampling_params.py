@@ -17,6 +17,8 @@ MAX_STOP_LENGTH = 1024
 MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGIT_BIAS = 65536
 MAX_LOGPROBS = 256
+MAX_BAD_WORDS = 256
+MAX_BAD_WORD_LENGTH = 256
 MAX_ALLOWED_TOKEN_IDS = 2**20
 LOGPROBS_MODES = ("raw", "processed")
 DEFAULT_MAX_TOKENS = 256
@@ -62,6 +64,8 @@ class SamplingParams:
         logit_bias: token id -> value in [-100, 100], added to its logit.
         allowed_token_ids: the only tokens that may be drawn; None: all. End of sequence is not
             among them unless it is listed.
+        bad_words: strings that are not generated: the last token of each, as the tokenizer spells
+            it with and without a space in front, is not drawn after the others.
         seed: makes sampling reproducible, whatever else is in the batch. Default: random.
         stop: string or strings that end the completion: the first to be complete does, of several
             that end together the longest. It is not part of the text.
@@ -94,6 +98,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     allowed_token_ids: Sequence[int] | None = None
+    bad_words: Sequence[str] = ()
     seed: int | None = None
     stop: str | Sequence[str] = ()
     include_stop_str_in_output: bool = False
@@ -125,7 +130,10 @@ class SamplingParams:
         for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: expected a bool, got {getattr(self, name)!r}")
-        self.stop = _check_stop(self.stop)
+        self.stop = _check_strings("stop", self.stop, MAX_STOP_STRINGS, MAX_STOP_LENGTH)
+        self.bad_words = _check_strings(
+            "bad_words", self.bad_words, MAX_BAD_WORDS, MAX_BAD_WORD_LENGTH
+        )
         self.stop_token_ids = _check_ids("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS)
         self.logit_bias = _check_logit_bias(self.logit_bias)
         if self.allowed_token_ids is not None:
@@ -197,19 +205,17 @@ def check_number(name: str, value: object, low: float, high: float, open_low: bo
     return float(value)
 
 
-def _check_stop(stop: object) -> tuple[str, ...]:
-    strings = (stop,) if isinstance(stop, str) else stop
+def _check_strings(name: str, value: object, most: int, longest: int) -> tuple[str, ...]:
+    strings = (value,) if isinstance(value, str) else value
     if not isinstance(strings, Sequence):
-        raise TypeError(f"stop: expected a string or a list of strings, got {stop!r}")
-    if len(strings) > MAX_STOP_STRINGS:
-        raise ValueError(f"stop: expected at most {MAX_STOP_STRINGS} strings, got {len(strings)}")
+        raise TypeError(f"{name}: expected a string or a list of strings, got {value!r}")
+    if len(strings) > most:
+        raise ValueError(f"{name}: expected at most {most} strings, got {len(strings)}")
     for i, string in enumerate(strings):
         if not isinstance(string, str):
-            raise TypeError(f"stop[{i}]: expected a string, got {string!r}")
-        if not 1 <= len(string) <= MAX_STOP_LENGTH:
-            raise ValueError(
-                f"stop[{i}]: expected 1 to {MAX_STOP_LENGTH} characters, got {len(string)}"
-            )
+            raise TypeError(f"{name}[{i}]: expected a string, got {string!r}")
+        if not 1 <= len(string) <= longest:
+            raise ValueError(f"{name}[{i}]: expected 1 to {longest} characters, got {len(string)}")
     return tuple(strings)
 
 

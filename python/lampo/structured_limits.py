@@ -19,10 +19,17 @@ MAX_REGEX_BYTES = 4096
 MAX_REPEATS = 1000
 MAX_MEETING_PATTERNS = 8
 MAX_MULTIPLE_OF = 10_000
+MAX_TERMINAL_SIZE = 4096  # atoms of a grammar's terminal, with all that it names written out
 
 _COMBINING = {"allOf", "anyOf", "oneOf", "$ref"}
 _HARMLESS = _COMBINING | {"type", "title", "description", "default", "$schema", "$defs"}
 _BOUNDS = re.compile(r"\s*([0-9]+)\s*(?:,\s*([0-9]+)?\s*)?\}")
+
+
+# A grammar's strings, comments and regular expressions; a definition's name; its parts.
+_LARK_LITERALS = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|/((?:[^/\\\n]|\\.)+)/')
+_LARK_NAMES = re.compile(r"^[ \t]*[?!]*([A-Za-z_]\w*)\b[^:\n]*:", re.MULTILINE)
+_LARK_PARTS = re.compile(r"[A-Za-z_]\w*|\{\s*(?:\d*\s*,\s*)?(\d+)\s*,?\s*\}|[\"()|]")
 
 
 def first_line(text: str) -> str:
@@ -91,6 +98,73 @@ def _check_cost(schema: dict[str, Any]) -> None:
             f"json: {patterns} patterns and formats in a schema that combines others, "
             f"expected at most {MAX_MEETING_PATTERNS}"
         )
+
+
+def check_lark(grammar: object) -> None:
+    """Refuses the known ways to make a grammar take minutes to compile."""
+    text = check_text("grammar", grammar)
+    if text.lstrip()[:1] in ("{", "["):
+        raise ValueError("grammar: expected Lark, got JSON")
+
+    def without_literals(match: re.Match[str]) -> str:
+        if match[1] is not None:
+            check_regex("grammar: regular expression", match[1])
+        return " " if match[0].startswith("//") else '"'
+
+    bare = _LARK_LITERALS.sub(without_literals, text)
+    for directive in re.findall(r"%\s*(\w+(?:\s*\{\s*\})?)", bare):
+        if directive.split("{")[0].strip() not in ("ignore", "llguidance") or (
+            directive.startswith("llguidance") and not directive.endswith("}")
+        ):
+            raise ValueError(f"grammar: %{directive[:32]} is not supported")
+    if bare.count("&") > MAX_MEETING_PATTERNS:
+        raise ValueError(
+            f"grammar: expected at most {MAX_MEETING_PATTERNS} intersections (&), "
+            f"got {bare.count('&')}"
+        )
+    names = list(_LARK_NAMES.finditer(bare))
+    starts = [*(match.start() for match in names), len(bare)]
+    bodies = {m[1]: bare[m.end() : end] for m, end in zip(names, starts[1:], strict=True)}
+    _check_terminals({name: body for name, body in bodies.items() if name == name.upper()})
+
+
+def _check_terminals(bodies: Mapping[str, str]) -> None:
+    """Refuses terminals, which have names in capitals, that are large when written out."""
+    sizes: dict[str, int] = {}
+    seen: set[str] = set()
+    stack = list(bodies)
+    while stack:  # a terminal stays until those that it names are measured
+        name = stack[-1]
+        if name in sizes:
+            stack.pop()
+        elif name in seen:
+            sizes[name] = _terminal_size(bodies[name], sizes)
+            if sizes[name] > MAX_TERMINAL_SIZE:
+                raise ValueError(
+                    f"grammar: terminal {name[:64]} is too large when written out: "
+                    f"expected at most {MAX_TERMINAL_SIZE} parts"
+                )
+        else:
+            seen.add(name)
+            named = set(re.findall(r"\w+", bodies[name]))
+            stack += [other for other in named if other in bodies and other not in seen]
+
+
+def _terminal_size(body: str, sizes: Mapping[str, int]) -> int:
+    """Atoms of a terminal's definition, counted repetitions multiplied."""
+    groups, atom = [0], 0
+    for part in _LARK_PARTS.finditer(body):
+        if part[0] == "(":
+            groups.append(0)
+        elif part[0] == ")":
+            atom = groups.pop() if len(groups) > 1 else 0
+            groups[-1] += atom
+        elif part[0].startswith("{"):
+            groups[-1] += atom * (min(int(part[1][:10]), 10**9) - 1) if atom > 1 else 0
+        elif part[0] != "|":
+            atom = sizes.get(part[0], 1)
+            groups[-1] += atom
+    return sum(groups)
 
 
 def _common_multiple(numbers: list[Decimal]) -> int:

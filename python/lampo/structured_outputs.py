@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lampo.structured_limits import check_choice, check_regex, check_schema, check_text, first_line
+from lampo.structured_limits import check_choice, check_lark, check_regex, check_schema, first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,8 +43,8 @@ class StructuredOutputs:
         json: a JSON schema, as a dict or as text.
         regex: a regular expression that matches all of the text; in Rust's syntax, \\d and \\w
             of ASCII only, without look-around and back references.
-        grammar: a context-free grammar in llguidance's dialect of Lark. A hostile one can take
-            minutes to compile: a server should not take it from strangers.
+        grammar: a context-free grammar in llguidance's dialect of Lark. The known ways
+            to make one take minutes are refused; there may be others.
         choice: the texts to choose from.
         json_object: True: any JSON object.
         disable_any_whitespace: JSON without whitespace between its parts.
@@ -75,7 +75,7 @@ class StructuredOutputs:
         if self.regex is not None:
             check_regex("regex", self.regex)
         if self.grammar is not None:
-            check_text("grammar", self.grammar)
+            check_lark(self.grammar)
         if self.choice is not None:
             object.__setattr__(self, "choice", check_choice(self.choice))
 
@@ -169,20 +169,23 @@ def _library() -> Any:
 
 def _source(wanted: StructuredOutputs, library: Any) -> str:
     """The structure in llguidance's own form."""
-    matcher = library.LLMatcher
     if wanted.regex is not None:
         regex = library.regex_to_lark(_without_anchors(wanted.regex), "dw")
-        return str(matcher.grammar_from_lark(f"start: /{regex}/"))
+        return _lark(f"start: /{regex}/")
     if wanted.grammar is not None:
-        return str(matcher.grammar_from_lark(wanted.grammar))
+        return _lark(wanted.grammar)
     if wanted.choice is not None:
         texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in wanted.choice)
         texts = texts.replace("\x7f", "\\u007f")  # a character that JSON allows and Lark does not
-        return str(matcher.grammar_from_lark(f"start: {texts}"))
+        return _lark(f"start: {texts}")
     # Overrides win over what a schema says under "x-guidance".
     options = {"lenient": False, "whitespace_flexible": not wanted.disable_any_whitespace}
     schema = '{"type": "object"}' if wanted.json is None else wanted.json
-    return str(matcher.grammar_from_json_schema(schema, overrides=options))
+    return str(library.LLMatcher.grammar_from_json_schema(schema, overrides=options))
+
+
+def _lark(grammar: str) -> str:
+    return json.dumps({"grammars": [{"lark_grammar": grammar}]})
 
 
 def _without_anchors(regex: str) -> str:

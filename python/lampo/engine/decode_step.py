@@ -23,8 +23,8 @@ class DecodeStep:
     Attributes:
         program: the recorded step, empty before the first run.
         logits: [batch_size, vocab_size] float32, of the last run.
-        token_ids: [batch_size] int64, drawn from them by temperature, top-k, top-p and min-p.
-        status: [batch_size] int32, as :func:`lampo.ops.sample` writes it.
+        token_ids: drawn from them by temperature, top-k, top-p and min-p.
+        status: of the draw, as :func:`lampo.ops.sample` writes it.
     """
 
     def __init__(
@@ -33,9 +33,11 @@ class DecodeStep:
         batch_size = logits.shape[0]
         self.program = Program()
         self.logits = logits
-        self.token_ids = torch.empty(batch_size, dtype=torch.int64)
-        self.status = torch.empty(batch_size, dtype=torch.int32)
+        self.token_ids: list[int] = []
+        self.status: list[int] = []
         self._model, self._pool = model, pool
+        self._drawn = np.zeros(batch_size, dtype=np.int64)
+        self._status = np.zeros(batch_size, dtype=np.int32)
         self._token_ids = np.zeros(batch_size, dtype=np.int64)
         self._positions = np.zeros(batch_size, dtype=np.int64)
         self._slots = np.zeros(batch_size, dtype=np.int64)
@@ -69,6 +71,8 @@ class DecodeStep:
             with program.record():
                 self._record()
             self.program = program  # not before: one that was interrupted is never replayed
+        self.token_ids = self._drawn.tolist()
+        self.status = self._status.tolist()
 
     def _record(self) -> None:
         hidden = self._model.forward(self._step, self._pool.cache)
@@ -82,8 +86,8 @@ class DecodeStep:
             min_p=torch.from_numpy(self._min_p),
             seeds=torch.from_numpy(self._seeds),
             positions=torch.from_numpy(self._drawn_positions),
-            token_ids=self.token_ids,
-            status=self.status,
+            token_ids=torch.from_numpy(self._drawn),
+            status=torch.from_numpy(self._status),
             workspace=torch.empty(workspace, dtype=torch.uint8),
         )
 

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
+from contextlib import suppress
 
 import torch
 
@@ -17,7 +20,8 @@ _DEFAULT_MEMORY = 4 << 30
 class KVPool:
     """A fixed number of pages, each of `page_size` tokens in every layer.
 
-    The tensors are reserved as address space: a page costs memory once it has been written.
+    A page is one piece of memory with its keys and values of all layers, which costs memory once it
+    has been written.
 
     Attributes:
         cache: the tensors.
@@ -27,20 +31,27 @@ class KVPool:
     def __init__(
         self, config: ModelConfig, num_pages: int, page_size: int, dtype: torch.dtype
     ) -> None:
-        slots = (num_pages, config.num_kv_heads, page_size)
-
-        def vectors() -> list[torch.Tensor]:
-            shape = (*slots, config.head_dim)
-            return [torch.empty(shape, dtype=dtype) for _ in range(config.num_layers)]
-
-        def scales() -> list[torch.Tensor | None]:
-            scaled = has_scales(dtype)
-            return [torch.empty(slots) if scaled else None for _ in range(config.num_layers)]
-
-        self.cache = KVCache(k=vectors(), v=vectors(), k_scale=scales(), v_scale=scales())
         self.num_pages = num_pages
         self.page_size = page_size
         self.bytes_per_page = page_bytes(config, page_size, dtype)
+        pages = _reserve(num_pages * self.bytes_per_page).view(num_pages, self.bytes_per_page)
+        taken = 0
+
+        def take(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+            nonlocal taken
+            start, taken = taken, taken + math.prod(shape) * dtype.itemsize
+            part: torch.Tensor = pages[:, start:taken].view(dtype).unflatten(1, shape)
+            return part
+
+        slots, layers = (config.num_kv_heads, page_size), range(config.num_layers)
+        vectors = [[take(dtype, *slots, config.head_dim) for _ in "kv"] for _ in layers]
+        scales: list[list[torch.Tensor | None]] = [
+            [take(torch.float32, *slots) if has_scales(dtype) else None for _ in "kv"]
+            for _ in layers
+        ]
+        k, v = map(list, zip(*vectors, strict=True))
+        k_scale, v_scale = map(list, zip(*scales, strict=True))
+        self.cache = KVCache(k, v, k_scale, v_scale)
 
     def copy_page(self, source: int, target: int) -> None:
         for tensor in self.cache.tensors():
@@ -51,6 +62,22 @@ class KVPool:
         for tensor in self.cache.tensors():
             for page in pages:
                 tensor[page] = torch.randn(tensor.shape[1:]).to(tensor.dtype)
+
+
+def _reserve(nbytes: int) -> torch.Tensor:
+    """Bytes of address space, in huge pages where the system has them.
+
+    Attention goes through the pages of a sequence in any order. Where the system's pages are of
+    4 KiB, it takes 1.2 times as long: 6.9 and 5.8 ms a step of SmolLM2 at 7000 tokens.
+    """
+    if hasattr(mmap, "MAP_ANONYMOUS"):
+        memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    else:
+        memory = mmap.mmap(-1, nbytes)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def has_scales(dtype: torch.dtype) -> bool:
@@ -65,7 +92,8 @@ def has_scales(dtype: torch.dtype) -> bool:
 def page_bytes(config: ModelConfig, page_size: int, dtype: torch.dtype) -> int:
     """Bytes of one page: keys and values of all layers and KV heads, with their scales."""
     per_vector = config.head_dim * dtype.itemsize + (4 if has_scales(dtype) else 0)
-    return 2 * config.num_layers * config.num_kv_heads * page_size * per_vector
+    size = 2 * config.num_layers * config.num_kv_heads * page_size * per_vector
+    return -(-size // 64) * 64  # every page begins with a cache line
 
 
 def plan_num_pages(

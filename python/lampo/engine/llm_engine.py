@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import logging
 import time
@@ -304,7 +303,9 @@ class LLMEngine:
                     parents.append(row)
                     children.append(child)
         if children:
-            self._sampler.sample(logits[torch.tensor(parents)], children)
+            # Without torch, whose threads would keep ours from their cores.
+            rows = torch.from_numpy(logits.numpy()[parents])
+            self._sampler.sample(rows, children)
             self._touched.update(dict.fromkeys(children))
 
     def _score_prompt(self, sequence: Sequence, start: int, hidden: torch.Tensor) -> None:
@@ -343,8 +344,7 @@ class LLMEngine:
                 request.num_unfinished -= 1
                 if request.num_unfinished == 0:
                     del self._requests[request.request_id]
-                    result = request.result(self.pool.page_size, self.pool.bytes_per_page)
-                    piece = dataclasses.replace(piece, request=result)
+                    piece.request = request.result(self.pool.page_size, self.pool.bytes_per_page)
             pieces.append(piece)
         self._touched.clear()
         return pieces

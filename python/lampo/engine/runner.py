@@ -18,14 +18,13 @@ from lampo.program import OpTiming
 
 
 class DecodeResult(Protocol):
-    """Logits [batch_size, vocab_size] float32, and what was drawn from them by temperature, top-k,
-    top-p and min-p: token_ids [batch_size] int64, status [batch_size] int32 (0, or 1: no finite
-    logit). Valid until the next step.
+    """Logits [batch_size, vocab_size] float32, valid until the next step, and what was drawn from
+    them by temperature, top-k, top-p and min-p; a status is 0, or 1: no finite logit.
     """
 
     logits: torch.Tensor
-    token_ids: torch.Tensor
-    status: torch.Tensor
+    token_ids: list[int]
+    status: list[int]
 
 
 class Runner(Protocol):

@@ -37,21 +37,19 @@ class Sampler:
         status = torch.ones(len(sequences), dtype=torch.int32)
         if not all(s.changes_logits for s in sequences):
             ops.sample(logits, **_settings(sequences), token_ids=token_ids, status=status)
-        self.accept(logits, sequences, token_ids, status)
+        self.accept(logits, sequences, token_ids.tolist(), status.tolist())
 
     def accept(
         self,
         logits: torch.Tensor,
         sequences: list[Sequence],
-        token_ids: torch.Tensor,
-        status: torch.Tensor,
+        chosen: list[int],
+        failed: list[int],
     ) -> None:
         """Appends tokens that a step drew by temperature and cuts alone.
 
         Rows that need more than that (:attr:`Sequence.changes_logits`) are drawn again.
         """
-        chosen: list[int] = token_ids.tolist()
-        failed: list[int] = status.tolist()
         errors: dict[int, str] = {}
         tables: dict[int, LogprobTable] = {}
         if rows := [i for i, s in enumerate(sequences) if s.changes_logits]:
@@ -148,7 +146,7 @@ class _Draw:
             (s.penalties.ids, s.penalties.counts) if s.penalties is not None else _NOTHING
             for s in sequences
         ]
-        self._biases = [s.rules.biases(s.stop_tokens_banned) for s in sequences]
+        self._biases = [s.rules.biases(s.output.token_ids, s.stop_tokens_banned) for s in sequences]
         options: dict[str, Any] = {}
         if self._mask is not None:
             options["allowed_mask"] = torch.from_numpy(self._mask)

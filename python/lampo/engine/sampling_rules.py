@@ -66,6 +66,12 @@ class SamplingRules:
         self.has_penalties = bool(
             params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty
         )
+        bad = _token_sequences(params.bad_words, tokenizer)
+        self._banned = {ids[0]: -float("inf") for ids in bad if len(ids) == 1}
+        self._bad_after: dict[int, list[list[int]]] = {}  # by the last token but one
+        for ids in bad:
+            if len(ids) > 1:
+                self._bad_after.setdefault(ids[-2], []).append(ids)
         # Only a repetition penalty heeds the prompt.
         prompt = prompt_token_ids if params.repetition_penalty != 1.0 else []
         self.prompt_ids = np.unique(np.array(prompt, dtype=np.int32))
@@ -77,24 +83,34 @@ class SamplingRules:
         self.changes_logits = bool(
             self.has_penalties
             or params.logit_bias
+            or params.bad_words
             or self.allowed is not None
             or self.grammar is not None
             or (params.logprobs is not None and params.logprobs_mode == "processed")
         )
 
-    def biases(self, ban_stop_tokens: bool) -> tuple[Ints, Floats]:
-        """Token ids and what is added to their logits."""
-        return self._biases_and_bans if ban_stop_tokens else self._biases
+    def biases(self, output: list[int], ban_stop_tokens: bool) -> tuple[Ints, Floats]:
+        """Token ids and what is added to their logits after these tokens of a completion."""
+        ids, values = self._biases_and_bans if ban_stop_tokens else self._biases
+        if self._bad_after and output:
+            ends = [
+                bad[-1]
+                for bad in self._bad_after.get(output[-1], ())
+                if output[1 - len(bad) :] == bad[:-1]
+            ]
+            if ends:
+                ids = np.append(ids, np.array(ends, np.int32))
+                values = np.append(values, np.full(len(ends), -np.inf, np.float32))
+        return ids, values
 
     @cached_property
     def _biases(self) -> tuple[Ints, Floats]:
-        return _bias_arrays(dict(self.params.logit_bias))
+        return _bias_arrays({**self.params.logit_bias, **self._banned})
 
     @cached_property
     def _biases_and_bans(self) -> tuple[Ints, Floats]:
-        return _bias_arrays(
-            {**self.params.logit_bias, **dict.fromkeys(self.stop_ids, -float("inf"))}
-        )
+        stops = dict.fromkeys(self.stop_ids, -float("inf"))
+        return _bias_arrays({**self.params.logit_bias, **self._banned, **stops})
 
     @cached_property
     def prompt_slots(self) -> dict[int, int]:
@@ -140,6 +156,13 @@ def token_mask(token_ids: Sequence[int], vocab_size: int) -> Ints:
     bits = np.zeros(-(-vocab_size // 32) * 32, dtype=np.uint8)
     bits[list(token_ids)] = 1
     return np.packbits(bits, bitorder="little").view(np.int32)
+
+
+def _token_sequences(words: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
+    """The words as tokens, at the beginning of a text and after a space, each once."""
+    texts = [text for word in words for text in (word, " " + word.lstrip())]
+    found = {tuple(tokenizer.encode(text, add_bos=False)) for text in texts}
+    return [list(ids) for ids in sorted(found) if ids]
 
 
 def _bias_arrays(biases: dict[int, float]) -> tuple[Ints, Floats]:

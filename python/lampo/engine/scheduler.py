@@ -106,7 +106,8 @@ class Scheduler:
         """The step has been computed: its tokens are in the cache, and full pages become known."""
         plan.before.clear()
         page_size = self.allocator.page_size
-        self.allocator.release([source for source, _ in plan.copies])
+        if plan.copies:
+            self.allocator.release([source for source, _ in plan.copies])
         for sequence, count in plan.work.items():
             first = sequence.num_computed // page_size
             sequence.num_computed += count

@@ -22,8 +22,8 @@ T = TypeVar("T")
 LONG_TEXT = 4096  # characters that are tokenized in a millisecond or so, which the loop can spare
 _SAMPLING_FIELDS = """
     n temperature top_p top_k min_p presence_penalty frequency_penalty repetition_penalty seed stop
-    stop_token_ids allowed_token_ids min_tokens ignore_eos skip_special_tokens logprobs_mode
-    include_stop_str_in_output
+    stop_token_ids allowed_token_ids bad_words min_tokens ignore_eos skip_special_tokens
+    logprobs_mode include_stop_str_in_output
 """.split()  # noqa: SIM905
 
 
