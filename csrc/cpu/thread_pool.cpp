@@ -97,7 +97,7 @@ class ThreadPool {
     fn_ = fn;
     context_ = context;
     job_size_ = team_size;
-    caller_core_ = current_core();
+    caller_core_ = has_own_cores_ ? current_core() : -1;
     remaining_.store(static_cast<uint32_t>(size_ - 1), std::memory_order_relaxed);
     start_job();
     fn(context, Team{0, team_size, team_size > 1 ? &barrier_ : nullptr});
@@ -129,11 +129,12 @@ class ThreadPool {
   }
 
   const int size_;
+  const bool has_own_cores_ = static_cast<unsigned>(size_) <= std::thread::hardware_concurrency();
   std::vector<std::thread> threads_;
   TeamFunction fn_ = nullptr;
   const void* context_ = nullptr;
   int job_size_ = 0;
-  int caller_core_ = -1;
+  int caller_core_ = -1;  // which the workers are to leave, -1: they stay where they are
   TeamBarrier barrier_;
   alignas(64) std::atomic<uint32_t> job_{0};
   alignas(64) std::atomic<uint32_t> remaining_{0};
