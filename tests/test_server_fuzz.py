@@ -53,7 +53,7 @@ def assert_idle(server: Running) -> None:
         assert stats.num_free_pages + stats.num_cached_pages == stats.num_pages
         assert engine.health().alive
     else:
-        assert not server.engine.running
+        wait_until(lambda: not server.engine.running)
 
 
 def refused(server: Running, path: str, body: bytes, limit: float = 1.0) -> str:
