@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import reference
-from cases import ROWS
+from cases import MERGES, ROWS
 from compare import SENTINEL, assert_close
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -131,6 +131,36 @@ def test_silu_mul(client, dtype, shape, pad):
         assert_close(out, expected, floor=6e-7 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", MERGES, ids=str)
+@pytest.mark.parametrize("pad", [0, 3, 8])
+@pytest.mark.parametrize("with_lse", [False, True])
+def test_merge_states(client, dtype, size, pad, with_lse):
+    num_splits, num_tokens, num_heads, _ = size
+    partial = padded(size, pad, torch.float32)
+    lse_partial = padded(size[:3], pad, torch.float32) * 20
+    if num_splits and num_tokens > 1:
+        lse_partial[0, 0] = -torch.inf  # not read: may be anything
+        partial[0, 0] = torch.nan
+        lse_partial[:, 1] = -torch.inf
+    out = blank(size[1:], pad, dtype)
+    lse = blank((num_tokens, num_heads), pad, torch.float32)
+    given = {"lse": lse} if with_lse else {}
+    client.call("merge_states", out_partial=partial, lse_partial=lse_partial, out=out, **given)
+    if num_tokens == 0:
+        return
+    assert_gaps_untouched(out.flatten(0, 1))
+    expected, expected_lse = reference.merge_states(partial, lse_partial)
+    assert_close(out, expected, floor=1e-6 * num_splits)
+    finite = expected_lse != -torch.inf
+    assert not out[~finite].any()
+    if with_lse:
+        assert_gaps_untouched(lse)
+        if finite.any():
+            assert_close(lse[finite], expected_lse[finite], floor=1e-6)
+        assert (lse[~finite] == -torch.inf).all()
+
+
 # What the executor itself must do, and must find. Each kernel of kernels/self_test.cu is right
 # without its fault, in both builds, and caught with it in the build that is named.
 
@@ -157,10 +187,13 @@ def test_finds_shared_memory_overrun(clients):
 
 
 def test_finds_divergent_barrier(client):
-    with pytest.raises(Refused, match=r"(?s)divergent barrier.*thread \(0, 0, 0\) of block .* is at "
-                       r"__syncthreads.*48 wait, 48 have left, the first of them thread \(1, 0"):
+    with pytest.raises(
+        Refused,
+        match=r"(?s)divergent barrier.*thread \(0, 0, 0\) of block .* is at "
+        r"__syncthreads.*48 wait, 48 have left, the first of them thread \(1, 0",
+    ):
         reverse(client, 3)
-    with pytest.raises(Refused, match="at __syncthreads while others .* at __syncthreads_or"):
+    with pytest.raises(Refused, match=r"at __syncthreads while others .* at __syncthreads_or"):
         reverse(client, 4)
     reverse(client, 0)  # and goes on
 

@@ -39,8 +39,8 @@ struct Launch {
   unsigned cluster = 1;     // blocks in x that share their memory; more than one from sm_90 on
 };
 
-/// A grid has at most this many blocks in x; kernels stride over what is left. Tests that run kernels
-/// on the CPU lower it, so that they do.
+/// A grid has at most this many blocks in x; kernels stride over what is left. Tests that run
+/// kernels on the CPU lower it, so that they do.
 #ifdef LAMPO_MAX_BLOCKS
 inline constexpr int64_t kMaxBlocks = LAMPO_MAX_BLOCKS;
 #else

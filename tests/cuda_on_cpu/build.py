@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds the CUDA sources for the CPU: the executor plain, the kernels with a sanitizer.
 
-    python tests/cuda_on_cpu/build.py FOLDER     for use by hand; the tests do the same
+python tests/cuda_on_cpu/build.py FOLDER     for use by hand; the tests do the same
 """
 
 from __future__ import annotations

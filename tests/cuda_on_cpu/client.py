@@ -39,7 +39,7 @@ class Client:
     def __init__(self, program: Path) -> None:
         self.program = program
         self.process: subprocess.Popen[bytes] | None = None
-        self.stderr = tempfile.TemporaryFile()
+        self.stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the client
 
     def call(
         self, op: str, /, *, order: str = "forward", **arguments: torch.Tensor | float

@@ -4,7 +4,8 @@
 //
 //   op <name> <numbers> <tensors> <order: 0 forward, 1 backward>
 //   <name> <value>                                              for every number
-//   <name> <dtype> <ndim> <shape...> <stride...> <offset> <bytes>   for every tensor, then its bytes
+//   <name> <dtype> <ndim> <shape...> <stride...> <offset> <bytes>   for every tensor, then its
+//   bytes
 //
 //   ok <tensors>, then the bytes of every tensor; or: error <length>, then the message
 //
@@ -90,11 +91,38 @@ void silu_mul(const Call& c) {
       0, {});
 }
 
+void merge_states(const Call& c) {
+  const TensorView &partial = c["out_partial"], &lse_partial = c["lse_partial"], &out = c["out"];
+  const TensorView* lse = c.optional("lse");
+  lampo::cuda::merge_states(
+      {
+          .dtype = out.dtype,
+          .num_splits = partial.shape[0],
+          .num_tokens = partial.shape[1],
+          .num_heads = partial.shape[2],
+          .head_dim = partial.shape[3],
+          .out_partial = partial.ptr<float>(),
+          .lse_partial = lse_partial.ptr<float>(),
+          .out = out.data,
+          .lse = lse != nullptr ? lse->ptr<float>() : nullptr,
+          .stride_out_partial_split = partial.stride[0],
+          .stride_out_partial_token = partial.stride[1],
+          .stride_out_partial_head = partial.stride[2],
+          .stride_lse_partial_split = lse_partial.stride[0],
+          .stride_lse_partial_token = lse_partial.stride[1],
+          .stride_out_token = out.stride[0],
+          .stride_out_head = out.stride[1],
+          .stride_lse_token = lse != nullptr ? lse->stride[0] : 0,
+      },
+      0, {});
+}
+
 namespace self_test = lampo::cuda::self_test;
 
 const std::map<std::string, void (*)(const Call&)> kOps = {
     {"rms_norm", rms_norm},
     {"silu_mul", silu_mul},
+    {"merge_states", merge_states},
     {"reverse",
      [](const Call& c) {
        self_test::reverse(c["x"].ptr<float>(), c["out"].ptr<float>(),

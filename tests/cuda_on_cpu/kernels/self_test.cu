@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "kernels/self_test.h"
-
 #include "common/dispatch.h"
 #include "cuda/device/block.cuh"
 #include "cuda/device/ptx/async_copy.cuh"
 #include "cuda/device/ptx/cluster.cuh"
 #include "cuda/device/ptx/matrix.cuh"
 #include "cuda/launch.h"
+#include "kernels/self_test.h"
 
 namespace lampo::cuda::self_test {
 namespace {
@@ -202,8 +201,8 @@ void gather_pages(const float* cache, const int* pages, float* out, int n, int p
 }
 
 void stage_sum(const float* x, float* out, int tiles, int n, int fault) {
-  launch(launch_of("stage_sum", 1, kThreads, sizeof(StageStorage)), stage_sum_kernel, x, out,
-         tiles, n, fault);
+  launch(launch_of("stage_sum", 1, kThreads, sizeof(StageStorage)), stage_sum_kernel, x, out, tiles,
+         n, fault);
 }
 
 void multiply(DType dtype, const void* a, const void* b, void* out, bool by_ldmatrix, int fault) {

@@ -39,7 +39,7 @@ struct Thread {
   unsigned lane = 0;
   Thread* warp = nullptr;                         // its lane 0
   std::map<unsigned, WarpBarrier> warp_barriers;  // of lane 0, by mask
-  unsigned warp_size = 0;  // the last warp of a block may have fewer lanes
+  unsigned warp_size = 0;                         // the last warp of a block may have fewer lanes
   bool finished = false;
 
   const char* waits_for = nullptr;
@@ -277,8 +277,7 @@ void* shared_memory(size_t bytes) {
 bool in_shared(const void* address, size_t bytes) {
   const auto* begin = static_cast<const unsigned char*>(address);
   const unsigned char* shared = state.running->block->shared;
-  return shared != nullptr && begin >= shared &&
-         begin + bytes <= shared + state.grid.shared_bytes;
+  return shared != nullptr && begin >= shared && begin + bytes <= shared + state.grid.shared_bytes;
 }
 
 void* map_shared(const void* address, unsigned rank) {
@@ -317,7 +316,8 @@ void exchange_words(const char* what, unsigned mask, const uint64_t* value, int 
     if ((mask >> lane & 1) == 0) continue;
     if (lane >= t.warp_size) fail(std::string("is at ") + what + ", whose mask has missing lanes");
     const Thread& other = t.warp[lane];
-    if (other.finished) fail(std::string("is at ") + what + " and waits for " + name(other) + ", which has left");
+    if (other.finished)
+      fail(std::string("is at ") + what + " and waits for " + name(other) + ", which has left");
     if (&other == &t) continue;
     const bool meets = other.posted && other.mask == mask;
     if (meets && strcmp(other.waits_for, what) != 0) {

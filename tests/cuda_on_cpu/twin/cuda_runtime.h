@@ -22,7 +22,7 @@
 namespace simt {
 
 /// threadIdx and its like: values that are asked for when read.
-template <dim3 (*kGet)(), unsigned dim3::*kMember>
+template <dim3 (*kGet)(), unsigned dim3::* kMember>
 struct Component {
   operator unsigned() const { return kGet().*kMember; }
 };
@@ -153,7 +153,8 @@ inline T __reduce_max_sync(unsigned mask, T value) {
   return simt::reduce("__reduce_max_sync", mask, value, [](T a, T b) { return a < b ? b : a; });
 }
 inline unsigned __reduce_or_sync(unsigned mask, unsigned value) {
-  return simt::reduce("__reduce_or_sync", mask, value, [](unsigned a, unsigned b) { return a | b; });
+  return simt::reduce("__reduce_or_sync", mask, value,
+                      [](unsigned a, unsigned b) { return a | b; });
 }
 inline unsigned __reduce_and_sync(unsigned mask, unsigned value) {
   return simt::reduce("__reduce_and_sync", mask, value,
@@ -179,8 +180,8 @@ inline float atomicAdd(float* at, float value) {
 template <class T>
 inline T atomicMax(T* at, T value) {
   T before = __atomic_load_n(at, __ATOMIC_ACQUIRE);
-  while (before < value && !__atomic_compare_exchange_n(at, &before, value, false,
-                                                        __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
+  while (before < value && !__atomic_compare_exchange_n(at, &before, value, false, __ATOMIC_ACQ_REL,
+                                                        __ATOMIC_ACQUIRE)) {
   }
   return before;
 }

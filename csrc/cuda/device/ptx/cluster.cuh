@@ -34,9 +34,7 @@ template <class T>
 __device__ inline T* map_shared(T* address, unsigned rank) {
   uint64_t mapped = 0;
 #if __CUDA_ARCH__ >= 900
-  asm("mapa.u64 %0, %1, %2;"
-      : "=l"(mapped)
-      : "l"(reinterpret_cast<uint64_t>(address)), "r"(rank));
+  asm("mapa.u64 %0, %1, %2;" : "=l"(mapped) : "l"(reinterpret_cast<uint64_t>(address)), "r"(rank));
 #else
   (void)address, (void)rank;
   __trap();

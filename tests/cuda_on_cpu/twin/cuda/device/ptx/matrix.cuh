@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// CPU twin of csrc/cuda/device/ptx/matrix.cuh: every lane hands over its registers, and computes its
-// elements of the result from all of them. Sums of float run in the order of k; hardware's order
-// and rounding differ.
+// CPU twin of csrc/cuda/device/ptx/matrix.cuh: every lane hands over its registers, and computes
+// its elements of the result from all of them. Sums of float run in the order of k; hardware's
+// order and rounding differ.
 #pragma once
 
 #include <type_traits>
