@@ -13,6 +13,7 @@ bar), and torch's scaled_dot_product_attention.
 
 from __future__ import annotations
 
+import mmap
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,7 +41,6 @@ CACHES = {
     "fp8": torch.float8_e4m3fn,
     "int8": torch.int8,
 }
-PAGE_SIZE = 16
 SAMPLE_S = 5e-3
 
 
@@ -52,6 +52,7 @@ class Case:
     query_len: int = 1
     cache: str = "bf16"
     warm: bool = False
+    page_size: int = 64  # the engine's
 
     @property
     def heads(self) -> Heads:
@@ -77,6 +78,7 @@ class Case:
     def __str__(self) -> str:
         kind = "decode" if self.query_len == 1 else f"prefill {self.query_len}"
         note = ", warm" if self.warm else ""
+        note += f", pages of {self.page_size}" if self.page_size != 64 else ""
         return f"{kind}, {self.batch_size} x {self.seq_len}{note}"
 
 
@@ -87,6 +89,7 @@ CASES = [
     Case("SmolLM2-135M", 8, 2000),
     Case("Llama-3-8B", 1, 4096),
     Case("Llama-3-8B", 1, 16384),
+    Case("Llama-3-8B", 1, 16384, page_size=16),
     Case("Llama-3-8B", 8, 4096),
     Case("Llama-2-7B", 1, 4096),
     Case("Gemma-2-9B", 1, 4096),
@@ -99,6 +102,16 @@ CASES = [
     Case("Llama-3-8B", 1, 1024, query_len=1024, warm=True),
 ]
 QUICK = [CASES[0], Case("Llama-3-8B", 1, 1024), Case("SmolLM2-135M", 1, 256, 256, warm=True)]
+
+
+def in_huge_pages(values: torch.Tensor) -> torch.Tensor:
+    """A copy, where the engine has its cache."""
+    memory = mmap.mmap(-1, values.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    copy = torch.frombuffer(memory, dtype=values.dtype).view(values.shape)
+    copy.view(torch.uint8).copy_(values.view(torch.uint8))
+    return copy
 
 
 @dataclass
@@ -118,23 +131,23 @@ class Inputs:
     @classmethod
     def make(cls, case: Case) -> Inputs:
         heads, dtype = case.heads, CACHES[case.cache]
-        pages = -(-case.seq_len // PAGE_SIZE)
-        shape = (pages * case.batch_size, heads.num_kv_heads, PAGE_SIZE, heads.head_dim)
+        pages = -(-case.seq_len // case.page_size)
+        shape = (pages * case.batch_size, heads.num_kv_heads, case.page_size, heads.head_dim)
         # One small block of random numbers, repeated: making gigabytes of them takes too long.
         block = torch.randn(1 << 16)
         count = torch.Size(shape).numel()
         if dtype == torch.int8:
             block = (block * 40).clamp(-127, 127)
         values = block.to(dtype).repeat(-(-count // len(block)))[:count].reshape(shape)
-        width = pages * PAGE_SIZE
+        width = pages * case.page_size
         size = lampo.ops.paged_attention_workspace_size(
             heads.num_qo_heads, heads.num_kv_heads, heads.head_dim, width
         )
         q = torch.randn(case.batch_size * case.query_len, heads.num_qo_heads, heads.head_dim)
         return cls(
             q=q.bfloat16(),
-            k_cache=values,
-            v_cache=values.clone(),
+            k_cache=in_huge_pages(values),
+            v_cache=in_huge_pages(values),
             scale=torch.full(shape[:3], 0.025) if dtype == torch.int8 else None,
             page_table=torch.randperm(shape[0]).int().reshape(case.batch_size, pages),
             seq_lens=torch.full((case.batch_size,), case.seq_len, dtype=torch.int32),
@@ -204,7 +217,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     _C.set_num_threads(args.threads)
     report = results.Report("attention", COLUMNS, args)
-    report.note(f"kernels: {_C.cpu_isa()}, pages of {PAGE_SIZE} tokens, queries in bf16")
+    report.note(f"kernels: {_C.cpu_isa()}, pages of 64 tokens, shuffled; queries in bf16")
     check(report)
     bandwidth = timing.read_bandwidth(threads=args.threads)
     flops = timing.matmul_rate("float32", args.threads)

@@ -41,6 +41,7 @@ class FakeAsyncLLM:
     """Attributes: delay, seconds per token; running, ids of requests; aborted, those left early."""
 
     def __init__(self, folder: Path, *, max_model_len: int = 256, delay: float = 0.0) -> None:
+        folder.mkdir(exist_ok=True)
         write_tokenizer(folder, VOCAB_SIZE)
         self.llm: Any = SimpleNamespace(
             tokenizer=Tokenizer.from_directory(folder),
@@ -75,7 +76,7 @@ class FakeAsyncLLM:
         if not prompt:
             raise ValueError("prompt: is empty")
         for i, token_id in enumerate(prompt):
-            if not 0 <= token_id < VOCAB_SIZE:
+            if not 0 <= token_id < self.llm.config.vocab_size:
                 raise ValueError(f"prompt[{i}]: expected a value in [0, 319], got {token_id}")
         if len(prompt) >= self.llm.max_model_len:
             raise ValueError(f"prompt: has {len(prompt)} tokens, too many")

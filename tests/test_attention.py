@@ -213,6 +213,7 @@ def test_options(isa, generator, dtype, options):
         (Heads(4, 1, 128), torch.bfloat16, torch.bfloat16, {"sliding_window": 300}),
         (Heads(4, 1, 128), torch.bfloat16, torch.int8, {}),
         (Heads(2, 2, 40), torch.float32, torch.float16, {}),
+        (Heads(26, 13, 32), torch.bfloat16, torch.bfloat16, {}),  # more than are taken together
         (SMOL, torch.float32, torch.bfloat16, {"soft_cap": 5.0}),
         (Heads(7, 1, 72), torch.float32, torch.bfloat16, {"sliding_window": 300}),
         (Heads(5, 1, 72), torch.float32, torch.int8, {"sliding_window": 100}),

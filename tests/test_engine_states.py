@@ -89,7 +89,9 @@ class Engine(RuleBasedStateMachine):
     @rule(data=st.data())
     def pass_a_deadline(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(self.running)))
-        self.engine._requests[name].deadline = 0.0
+        request = self.engine._requests[name]
+        request.deadline = 0.0
+        self.engine._timed[name] = request
         self.take(self.engine.step())
         assert name not in self.running
 

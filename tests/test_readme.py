@@ -18,14 +18,15 @@ README = (ROOT / "README.md").read_text()
 DOCUMENTS = [
     "README.md",
     "docs/development.md",
+    "docs/engine.md",
     "docs/performance.md",
     "docs/server.md",
     "benchmarks/README.md",
 ]
 
 
-def code_blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def code_blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -36,12 +37,13 @@ def test_links_lead_somewhere(document):
 
 
 @pytest.mark.model
-def test_python_example(tmp_path):
+@pytest.mark.parametrize("document", ["README.md", "docs/engine.md"])
+def test_python_examples(tmp_path, document):
     if cached_default_model() is None:
         pytest.skip("the default model is not cached; `lampo pull` fetches it")
-    (example,) = code_blocks("python")
+    examples = code_blocks("python", (ROOT / document).read_text())
     script = tmp_path / "example.py"
-    script.write_text(example)
+    script.write_text("\n".join(examples))
     result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.splitlines()) >= 5

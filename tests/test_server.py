@@ -12,11 +12,13 @@ import openai
 import pytest
 
 from fake_async_llm import FakeAsyncLLM
-from http_server import Running, running, sse
+from http_server import Running, running, sse, wait_until
 from lampo.async_llm import Health
 from lampo.server.app import create_app
 from lampo.server.settings import Settings
 from lampo.structured_outputs import StructuredOutputs
+from lampo.tokenizer import Tokenizer
+from tiny_tokenizers import make_backend, save
 
 CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
 PROMPT = {"prompt": "Hello", "max_tokens": 4}
@@ -159,6 +161,32 @@ def test_chat(client: openai.OpenAI) -> None:
     assert client.chat.completions.create(
         model="tiny", messages=messages
     ).usage.completion_tokens == 256 - 24  # fmt: skip
+
+
+def test_tools_are_the_templates_business(tmp_path: Path) -> None:
+    engine = FakeAsyncLLM(tmp_path / "plain")
+    engine.llm.tokenizer = Tokenizer.from_directory(
+        save(make_backend("chatml"), "chatml", tmp_path / "chatml")
+    )
+    engine.llm.max_model_len, engine.llm.config.vocab_size = 2000, 1000
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {}}}
+    with running(engine) as server:
+
+        def text(body: Any) -> str:
+            tokens = server.post("/tokenize", {**CHAT, **body}).json()["tokens"]
+            return str(engine.llm.tokenizer.decode(tokens, skip_special_tokens=False))
+
+        def count(body: Any) -> int:
+            reply = server.post("/v1/chat/completions", {**CHAT, "max_tokens": 0, **body})
+            return int(reply.json()["usage"]["prompt_tokens"])
+
+        assert "weather" in text({"tools": [tool]})
+        assert "weather" not in text({})
+        assert count({"tools": [tool]}) == count({"tools": [tool], "tool_choice": "auto"})
+        assert count({"tools": [tool]}) > count({})
+        assert count({"tools": [tool], "tool_choice": "none"}) == count({})
+        assert text({"chat_template_kwargs": {"enable_thinking": False}}).endswith("</think>\n\n")
+        assert not text({"add_generation_prompt": False}).endswith("assistant\n")
 
 
 def test_chat_stream(server: Running, client: openai.OpenAI) -> None:
@@ -402,7 +430,7 @@ def test_errors_within_a_stream(server: Running, client: openai.OpenAI, prompt: 
     assert chunks
     assert set(last["error"]) == {"message", "type", "param", "code"}
     assert "secret" not in json.dumps(last)
-    assert not server.engine.running
+    wait_until(lambda: not server.engine.running)
     with pytest.raises(openai.APIError):
         list(client.completions.create(model="tiny", prompt=prompt, stream=True))
 

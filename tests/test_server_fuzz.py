@@ -53,7 +53,7 @@ def assert_idle(server: Running) -> None:
         assert stats.num_free_pages + stats.num_cached_pages == stats.num_pages
         assert engine.health().alive
     else:
-        assert not server.engine.running
+        wait_until(lambda: not server.engine.running)
 
 
 def refused(server: Running, path: str, body: bytes, limit: float = 1.0) -> str:
@@ -105,6 +105,16 @@ def refused(server: Running, path: str, body: bytes, limit: float = 1.0) -> str:
 )
 def test_hostile_bodies(server: Running, path: str, body: bytes) -> None:
     refused(server, path, body)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"NaN", b"-Infinity", b'"\\ud800"', b'"\xc3("', b"[" * 300 + b"]" * 300, b"01", b"'a'"],
+)
+def test_json_is_strict(server: Running, value: bytes) -> None:
+    """Also in a field that nobody looks at."""
+    body = b'{"prompt": "Hi", "max_tokens": 1, "metadata": ' + value + b"}"
+    assert refused(server, "/v1/completions", body).startswith("body: is not JSON")
 
 
 def listed(item: bytes, size: int = MB) -> bytes:

@@ -142,8 +142,10 @@ def test_connections_have_a_number(engine: FakeAsyncLLM) -> None:
     with running(engine, max_connections=3) as server:
         held = [server.raw() for _ in range(3)]
         time.sleep(0.2)
+        start = time.monotonic()
         with server.raw() as connection:
             assert read_all(connection) == b""
+        assert time.monotonic() - start < 5  # sooner than for want of a head
         for connection in held:
             connection.close()
         wait_until(lambda: not server.server.server_state.connections)

@@ -302,6 +302,14 @@ def test_mistakes(
     assert said.count("\n") == 1
 
 
+def test_an_empty_key_is_no_key(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LAMPO_API_KEY", "")
+    assert main(["serve", "--port", "0"]) == 2
+    assert "api_key: expected" in capsys.readouterr().err
+
+
 def test_without_the_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -142,6 +142,15 @@ struct Scratch {
     run_l = take(kMaxRows);
     position = reinterpret_cast<int64_t*>(take(kMaxRows * 2));
   }
+
+  /// Leaves the first rows to others; acc_width: floats of a row of q and the accumulators.
+  void skip_rows(int rows, int64_t acc_width) {
+    for (float** part : {&q, &acc, &run_acc}) *part += rows * acc_width;
+    scores += rows * kKeyTile;
+    l += rows * 16;
+    for (float** part : {&m, &q_scale, &factor, &run_m, &run_l}) *part += rows;
+    position += rows;
+  }
 };
 
 }  // namespace lampo::cpu::LAMPO_ISA

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
@@ -38,9 +39,13 @@ def track_tokens(
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("generating", total=len(sequences), rate="")
+        shown = 0.0
         for step in steps:
+            yield step
+            if time.monotonic() < shown + 0.1:  # there may be thousands to count
+                continue
+            shown = time.monotonic()
             tokens = sum(s.num_output_tokens for s in sequences)
             elapsed = bar.tasks[0].elapsed or 0.0
             rate = f"{tokens / elapsed:.0f} tok/s" if elapsed > 0.1 else ""
             bar.update(task, completed=sum(s.finished for s in sequences), rate=rate)
-            yield step

@@ -23,8 +23,8 @@
 //   prefill, GOP/s on one thread: 302; rows of a block side by side (one stream of x) 305; two
 //   strips at a time 227 (fewer loads, but sums that no longer fit the registers); one chain of
 //   dot products a row in place of two 230; 2048 tokens 270, by blocks of 256 300
-//   the same for AVX2: 213, 16-bit x 132, Q8_0 142; all words of a group unpacked at once 60, 49
-//   and 47 (spilled for every row); all words of half a strip at a time 206 where this loop alone
+//   the same for AVX2: 213, 16-bit x 132, Q8_0 142; all words of a group unpacked at once 60 and
+//   49 (spilled for every row); all words of half a strip at a time 206 where this loop alone
 //   does 253; Q8_0 by |w| and signs of x 123, as two planes of nibbles 138, where this does 159
 //   the same without SIMD but SSE2: 43, by plain loops 2
 #include "cpu/kernel_table.h"

@@ -5,7 +5,8 @@
 // page_size, head_dim] in f32, f16, bf16, f8 or int8.
 //
 // Work: attention_plan.h. A thread takes a query tile (up to 96 rows of one KV head's group) and
-// walks its key tiles of 64 keys: scores, online softmax, weights times V. A key tile is computed
+// walks its key tiles of 64 keys: scores, online softmax, weights times V. In decode it takes the
+// KV heads of a sequence side by side, as they lie in a page. A key tile is computed
 //   - in f32 (float_tile.h): f32 and f16 caches, and all caches where the CPU has nothing better;
 //   - by products of pairs of 16-bit numbers (pair_tile.h): bf16, f8 and int8 caches on AVX-512.
 // Keys outside the visible range of the whole query tile are never touched: their rows point to
@@ -29,16 +30,29 @@
 //   accumulators begin as sums, not as stored zeros                           146              43
 // 32/8 heads of 128: prefill of 1024 tokens 152 GFLOP/s (f32: 99); decode at 1000 tokens 115 us,
 // which is 36 GB/s; int8 120 us, f8 207, f16 (in f32) 291. 9/3 heads of 64 at 200 tokens: 4.8 us
-// (f32: 8). Two threads, caches that lie in memory: 52-82 % of what reading them in order reaches
-// in the same run (9/3 heads of 64 at 7000 tokens, 32/8 of 128 at 4096 and 16384), 66-94 % of
-// reading the same pages in the same order with the same prefetching and nothing else; int8 48-61
-// %.
+// (f32: 8).
 //
-// Tried for caches in memory: prefetching into L1, non-temporally, or not at all takes 1.5 to 2.2
-// times as long as into L2, which has more room for outstanding misses. Asking for lines in the
-// order of their addresses 1.1 times (now every fourth of a page of heads of 128); for those of
-// four pages in turn, KV heads that lie side by side in turn, or huge pages: no difference beyond
-// the noise.
+// Caches in memory, two threads, as a share of what reading in order, in huge pages, reaches in the
+// same run (35 GB/s); bf16 unless said. "One by one": a KV head's whole sequence before the next
+// head's. "Side by side": heads in lanes, key tile by key tile. With 4 KiB pages, one by one and
+// pages of 16 tokens, it was 48 to 54 %.
+//                                              one by one   side by side
+//   32/8 heads of 128, pages of 16, 16384 tokens     53 %           66 %
+//     8 sequences of 4096                            69 %           72 %
+//     int8, 16384                                    55 %           63 %
+//     f8, 16384                                      46 %           51 %
+//   the same heads, pages of 64, 16384               76 %           80 %
+//   9/3 heads of 64, pages of 64, 7000               76 %           75 %
+// What bounds it: both threads' arithmetic, from L2, keeps up with 55 to 70 GB/s (int8 33, f8 20);
+// but loads and prefetches alone, over the same shuffled pages, reach 75 % with pages of 16, one by
+// one, and 80 % side by side, 88 % with pages of 64: a core has room for only so many misses, and
+// the pages give the hardware's prefetchers little to follow.
+//
+// Tried: prefetching into L1, non-temporally, or not at all takes 1.5 to 2.2 times as long as into
+// L2, which has more room for outstanding misses. Asking for lines in the order of their addresses,
+// or for those of several pages in turn: no difference, or 1.05 times as long. Asking for every
+// second line, or the first of a page, and leaving the rest to the hardware: 1.3 to 1.5 times.
+#include <optional>
 #include <utility>
 
 #include "common/dispatch.h"
@@ -50,10 +64,9 @@
 namespace lampo::cpu::LAMPO_ISA {
 namespace {
 
-/// A split of a query tile: what a thread computes at a time.
+/// A split of a query tile.
 struct Item {
   QueryTile tile;
-  int64_t split;
   KeyRange keys;   // of the split, within the tile's; empty where the tile sees no key
   float* partial;  // where the state goes; null: it is folded into the running one
   bool first, last;
@@ -61,22 +74,68 @@ struct Item {
   int64_t first_key_tile() const { return keys.begin / kKeyTile * kKeyTile; }
 };
 
-/// Tile: how a key tile is computed, FloatTile or PairTile.
+/// Query tiles of up to kLaneRows rows are computed side by side, in lanes with scratch of their
+/// own.
+constexpr int kLaneRows = 8;
+constexpr int kLanes = kMaxRows / kLaneRows;
+
+/// What a thread computes at a time: the same split of one query tile or, side by side, of tiles
+/// that differ in their KV head alone, each in a lane.
+struct Group {
+  int size = 0;
+  Item items[kLanes];
+  int lanes[kLanes];
+
+  bool sees_keys() const { return items[0].keys.begin < items[0].keys.end; }
+};
+
+/// The rows of a key tile and of the one that comes next, which are asked for.
+struct Lookahead {
+  TileRows buffers[2];
+  TileRows* current = &buffers[0];
+  TileRows* next = &buffers[1];
+  bool found = false;  // current holds the key tile that is to be computed now
+};
+
+/// Computes query tiles, one after the other. Tile: how a key tile is computed, FloatTile or
+/// PairTile.
 template <class Tile>
 class Attention {
  public:
-  Attention(const PagedAttentionParams& params, const Team& team)
+  Attention(const PagedAttentionParams& params, const Team& team, int lane)
       : p(params),
         group_size_(params.num_qo_heads / params.num_kv_heads),
         s_(static_cast<float*>(params.workspace) + team.rank * scratch_floats(params.head_dim),
            params.head_dim),
         key_tile_(params, s_),
-        width_(key_tile_.width()) {}
+        width_(key_tile_.width()) {
+    s_.skip_rows(lane * kLaneRows, width_);
+  }
 
-  /// Computes an item; the caller knows what comes next, whose keys can be asked for.
-  void run(const Item& item, const Item* next) {
+  void begin(const Item& item) {
     if (item.first) begin_tile(item.tile);
-    if (item.keys.begin < item.keys.end) run_split(item, next);
+    for (int row = 0; row < tile_.num_rows(); ++row) {
+      s_.m[row] = kMinusInfinity;
+      store(s_.l + row * 16, F32());
+    }
+    fresh_ = true;
+  }
+
+  /// Adds the key tile at `start` to the states of the split; the one that comes next, of `coming`
+  /// at `coming_start`, is asked for unless null.
+  void add(const Item& item, int64_t start, const Item* coming, int64_t coming_start,
+           Lookahead& rows) {
+    if (!rows.found) find_rows(p, tile_, item.keys, start, *rows.current);
+    rows.found = coming != nullptr;
+    if (rows.found) find_rows(p, coming->tile, coming->keys, coming_start, *rows.next);
+    find_scales(p, tile_, item.keys, start, *rows.current);
+    key_tile_.run(tile_, start, item.keys, *rows.current, rows.found ? rows.next : nullptr, fresh_);
+    fresh_ = false;
+    std::swap(rows.current, rows.next);
+  }
+
+  void end(const Item& item) {
+    key_tile_.finish(static_cast<int>(tile_.num_rows()));
     if (item.partial != nullptr) {
       store_split(item.partial);
     } else {
@@ -115,34 +174,6 @@ class Attention {
       s_.run_m[row] = kMinusInfinity;
       s_.run_l[row] = 0.0f;
     }
-  }
-
-  /// Computes the states of one split into the scratch.
-  void run_split(const Item& item, const Item* next) {
-    const int rows = static_cast<int>(tile_.num_rows());
-    for (int row = 0; row < rows; ++row) {
-      s_.m[row] = kMinusInfinity;
-      store(s_.l + row * 16, F32());
-    }
-    bool first = true;
-    int64_t start = item.first_key_tile();
-    if (!found_) find_rows(p, tile_, item.keys, start, *current_);
-    for (; start < item.keys.end; start += kKeyTile) {
-      const bool more = start + kKeyTile < item.keys.end;
-      found_ = more || (next != nullptr && next->keys.begin < next->keys.end);
-      if (found_) {
-        const Item& coming = more ? item : *next;
-        find_rows(p, coming.tile, coming.keys, more ? start + kKeyTile : next->first_key_tile(),
-                  *next_);
-      }
-      find_scales(p, tile_, item.keys, start, *current_);
-      key_tile_.run(tile_, start, item.keys, *current_, found_ ? next_ : nullptr, first);
-      first = false;
-      TileRows* const done = current_;
-      current_ = next_;
-      next_ = done;
-    }
-    key_tile_.finish(rows);
   }
 
   void fold_split(bool first) {
@@ -205,10 +236,67 @@ class Attention {
   Tile key_tile_;
   const int64_t width_;
   QueryTile tile_;
-  TileRows buffers_[2];
-  TileRows* current_ = &buffers_[0];
-  TileRows* next_ = &buffers_[1];
-  bool found_ = false;  // current_ holds the first key tile of the item that comes next
+  bool fresh_ = true;  // no key tile of the split has been added
+};
+
+/// A thread's groups. Each waits until the next is known, whose keys can then be asked for.
+template <class Tile>
+class Groups {
+ public:
+  Groups(const PagedAttentionParams& params, const Team& team) : p(params), team_(team) {}
+
+  Attention<Tile>& lane(int index) {
+    std::optional<Attention<Tile>>& lane = lanes_[index];
+    if (!lane) lane.emplace(p, team_, index);
+    return *lane;
+  }
+
+  /// The group to fill next; run() then takes it.
+  Group& coming() { return groups_[which_]; }
+  void run() {
+    run_held(&coming());
+    which_ = 1 - which_;
+    coming().size = 0;
+    held_ = true;
+  }
+  void finish() { run_held(nullptr); }
+
+ private:
+  void run_held(const Group* next) {
+    if (!held_) return;
+    const Group& group = groups_[1 - which_];
+    const KeyRange& keys = group.items[0].keys;
+    if (next != nullptr && !next->sees_keys()) next = nullptr;
+    for (int i = 0; i < group.size; ++i) lane(group.lanes[i]).begin(group.items[i]);
+    // Key tile by key tile: the KV heads of a page lie side by side.
+    for (int64_t start = group.items[0].first_key_tile(); start < keys.end; start += kKeyTile) {
+      for (int i = 0; i < group.size; ++i) {
+        const Item* coming = &group.items[(i + 1) % group.size];
+        int64_t coming_start = i + 1 < group.size ? start : start + kKeyTile;
+        if (coming_start >= keys.end) {
+          coming = next != nullptr ? &next->items[0] : nullptr;
+          coming_start = next != nullptr ? next->items[0].first_key_tile() : 0;
+        }
+        lane(group.lanes[i]).add(group.items[i], start, coming, coming_start, rows_);
+      }
+    }
+    for (int i = 0; i < group.size; ++i) lane(group.lanes[i]).end(group.items[i]);
+  }
+
+  const PagedAttentionParams& p;
+  const Team& team_;
+  std::optional<Attention<Tile>> lanes_[kLanes];
+  Group groups_[2];
+  int which_ = 0;
+  bool held_ = false;
+  Lookahead rows_;
+};
+
+/// What a thread has to do of a query tile: the splits [begin, end), counted from the tile's first.
+struct Part {
+  QueryTile tile;
+  int64_t begin, end;
+  float* slot;  // for the states of all splits; null: the tile straddles no threads
 };
 
 /// A tile whose splits several threads compute: this thread is one of [first, last].
@@ -234,15 +322,35 @@ void run(const PagedAttentionParams& p, const Team& team) {
   const int64_t max_splits = round_up(p.max_pages_per_seq * p.page_size, kSplit) / kSplit;
   float* partials = static_cast<float*>(p.workspace) + team.size * scratch_floats(p.head_dim);
 
-  Attention<Tile> attention(p, team);
-  Item items[2];  // one is held back until the next is known
-  int num_items = 0;
-  const auto run_held = [&](const Item* next) {
-    if (num_items > 0) attention.run(items[(num_items - 1) % 2], next);
-  };
+  Groups<Tile> groups(p, team);
   Straddling straddling[2];  // a thread's run can only straddle at its two ends
   int num_straddling = 0;
   bool any_straddles = false;  // of any thread: all find the same
+  Part parts[kLanes];
+  int num_parts = 0;
+  const auto run_parts = [&] {
+    int64_t begin = INT64_MAX, end = 0;
+    for (int i = 0; i < num_parts; ++i) {
+      if (parts[i].begin < begin) begin = parts[i].begin;
+      if (parts[i].end > end) end = parts[i].end;
+    }
+    for (int64_t split = begin; split < end; ++split) {
+      Group& group = groups.coming();
+      for (int i = 0; i < num_parts; ++i) {
+        const Part& part = parts[i];
+        if (split < part.begin || split >= part.end) continue;
+        float* const slot = part.slot;
+        group.items[group.size] = {.tile = part.tile,
+                                   .keys = part.tile.keys_of_split(part.tile.first_split() + split),
+                                   .partial = slot != nullptr ? slot + split * split_floats : slot,
+                                   .first = split == part.begin,
+                                   .last = split + 1 == part.end};
+        group.lanes[group.size++] = i;
+      }
+      groups.run();
+    }
+    num_parts = 0;
+  };
   int64_t cost = 0;
   const auto take_tile = [&](const QueryTile& tile) {
     const int64_t begin = cost;
@@ -263,38 +371,35 @@ void run(const PagedAttentionParams& p, const Team& team) {
     }
     any_straddles |= first != last;
     if (team.rank < first || team.rank > last) return;
-    float* slot = first == last ? nullptr : partials + first * max_splits * split_floats;
-    if (slot != nullptr) straddling[num_straddling++] = {tile, slot, first, last};
-    bool is_first = true;
-    for (int64_t i = 0; i == 0 || i < num_splits; ++i) {
-      const int64_t split = first_split + i;
-      if (slot != nullptr && split_owner(split) != team.rank) continue;
-      Item& item = items[num_items % 2];
-      item = {.tile = tile,
-              .split = split,
-              .keys = tile.keys_of_split(split),
-              .partial = slot != nullptr ? slot + i * split_floats : nullptr,
-              .first = is_first,
-              .last = i + 1 >= num_splits};
-      is_first = false;
-      run_held(&item);
-      ++num_items;
+    Part& part = parts[num_parts++];
+    part = {.tile = tile, .begin = 0, .end = num_splits > 0 ? num_splits : 1, .slot = nullptr};
+    if (first != last) {
+      part.slot = partials + first * max_splits * split_floats;
+      straddling[num_straddling++] = {tile, part.slot, first, last};
+      while (split_owner(first_split + part.begin) < team.rank) ++part.begin;
+      while (split_owner(first_split + part.end - 1) > team.rank) --part.end;
     }
+    // Others of this sequence follow in lanes of their own, if they are as small.
+    if (num_parts == kLanes || tile.num_rows() > kLaneRows) run_parts();
   };
   for (int64_t seq = 0; seq < p.batch_size; ++seq) {
+    const int64_t num_rows = (p.cu_seqlens_q[seq + 1] - p.cu_seqlens_q[seq]) * group_size;
     for (int64_t kv_head = 0; kv_head < p.num_kv_heads; ++kv_head) {
       for_each_query_tile(p, seq, tile_rows, [&](QueryTile tile) {
         tile.kv_head = kv_head;
         take_tile(tile);
+        if (num_rows > tile_rows) run_parts();
       });
     }
+    run_parts();
   }
-  run_held(nullptr);
+  groups.finish();
   if (any_straddles) team.sync();
   for (int i = 0; i < num_straddling; ++i) {
     const Straddling& s = straddling[i];
-    attention.merge(s.tile, s.partials, split_floats,
-                    [&](int row) { return s.first + row % (s.last - s.first + 1) == team.rank; });
+    groups.lane(0).merge(s.tile, s.partials, split_floats, [&](int row) {
+      return s.first + row % (s.last - s.first + 1) == team.rank;
+    });
   }
 }
 

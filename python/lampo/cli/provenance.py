@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import shlex
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,16 @@ def provenance() -> dict[str, Any]:
         "memory": probes.memory(),
         "isa": probes.isa(),
         "threads": probes.threads(),
-        "versions": probes.versions(),
+        "versions": {**probes.versions(), **_installed("fastapi", "uvicorn", "pydantic")},
     }
+
+
+def _installed(*names: str) -> dict[str, str]:
+    found = {}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def command() -> str:

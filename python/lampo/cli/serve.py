@@ -112,7 +112,7 @@ def _run(values: dict[str, Any]) -> int:
     from lampo.server.settings import Settings
 
     keys = tuple(values["api_key"] or ())
-    if os.environ.get("LAMPO_API_KEY"):
+    if "LAMPO_API_KEY" in os.environ:  # empty is a mistake, not a wish for no key
         keys += (os.environ["LAMPO_API_KEY"],)
     host, loopback = values["host"], is_loopback(values["host"])
     hosts = tuple(values["allowed_host"] or ())

@@ -35,6 +35,7 @@ class KVPool:
         self.page_size = page_size
         self.bytes_per_page = page_bytes(config, page_size, dtype)
         pages = _reserve(num_pages * self.bytes_per_page).view(num_pages, self.bytes_per_page)
+        self._pages = pages.numpy()
         taken = 0
 
         def take(dtype: torch.dtype, *shape: int) -> torch.Tensor:
@@ -54,8 +55,7 @@ class KVPool:
         self.cache = KVCache(k, v, k_scale, v_scale)
 
     def copy_page(self, source: int, target: int) -> None:
-        for tensor in self.cache.tensors():
-            tensor[target].copy_(tensor[source])
+        self._pages[target] = self._pages[source]
 
     def fill_randomly(self, pages: list[int]) -> None:
         """Gives pages keys and values that mean nothing, for measurements."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -94,6 +95,7 @@ class LLMEngine:
         )
         self._sampler = Sampler(token_text)
         self._requests: dict[str, Request] = {}
+        self._timed: dict[str, Request] = {}  # of them, those with a deadline
         self._touched: dict[Sequence, None] = {}  # with something to hand out
         self._numbers = itertools.count()
         self._num_steps = self._num_prompt_tokens = self._num_output_tokens = 0
@@ -137,12 +139,14 @@ class LLMEngine:
             arrival=now,
             number=next(self._numbers),
             priority=priority,
-            deadline=None if timeout is None else now + timeout,
+            deadline=math.inf if timeout is None else now + timeout,
         )
         salt = b"" if cache_salt is None else b"salt:" + cache_salt.encode()
         for sequence in sequences:
             sequence.chain = PrefixChain(self.pool.page_size, salt)
         self._requests[request_id] = request
+        if timeout is not None:
+            self._timed[request_id] = request
         self._touched.update(dict.fromkeys(s for s in sequences if s.done))
         if not sequences[0].done:
             self.scheduler.add(sequences[0])
@@ -165,10 +169,8 @@ class LLMEngine:
             the new pieces of all completions that have any. The last piece of a request has its
             whole result.
         """
-        now = time.monotonic()
-        for request in self._requests.values():
-            if request.deadline is not None and now >= request.deadline:
-                self._fail(request.sequences, TIMED_OUT, "abort")
+        if self._timed:
+            self._end_what_is_late()
         plan = Plan()
         try:
             plan = self.scheduler.plan()
@@ -321,6 +323,12 @@ class LLMEngine:
             logits = self.runner.logits(hidden[first : first + len(wanted)])
             sequence.prompt_logprobs += self._sampler.tables(logits, wanted, num_top)
 
+    def _end_what_is_late(self) -> None:
+        now = time.monotonic()
+        for request in self._timed.values():
+            if now >= request.deadline:
+                self._fail(request.sequences, TIMED_OUT, "abort")
+
     def _fail(self, sequences: Iterable[Sequence], why: str, reason: str) -> None:
         """Fails the requests of these sequences."""
         for request in dict.fromkeys(s.request for s in sequences):
@@ -344,6 +352,7 @@ class LLMEngine:
                 request.num_unfinished -= 1
                 if request.num_unfinished == 0:
                     del self._requests[request.request_id]
+                    self._timed.pop(request.request_id, None)
                     piece.request = request.result(self.pool.page_size, self.pool.bytes_per_page)
             pieces.append(piece)
         self._touched.clear()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from lampo.engine.sequence import Sequence
@@ -23,7 +24,7 @@ class Request:
         arrival: time.monotonic() at which it came.
         number: counts requests.
         priority: smaller is sooner; a level stands for PRIORITY_SECONDS of arrival.
-        deadline: time.monotonic() at which it is aborted.
+        deadline: time.monotonic() at which it is aborted; infinity without one.
         num_cached_tokens: prompt tokens found in the prefix cache.
         num_unfinished: completions whose end has not been handed out.
         prompt_computed: whether the first token has been drawn and the other completions started.
@@ -35,7 +36,7 @@ class Request:
     arrival: float
     number: int
     priority: int = 0
-    deadline: float | None = None
+    deadline: float = math.inf
     num_cached_tokens: int = 0
     prompt_computed: bool = field(default=False, init=False)
 

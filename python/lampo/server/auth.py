@@ -10,9 +10,10 @@ which fails where the gate has not been.
 from __future__ import annotations
 
 import hmac
+from typing import Annotated
 
-from fastapi import Request
-from fastapi.security import HTTPBearer
+from fastapi import Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lampo.server.errors import APIError, error_response
@@ -73,15 +74,12 @@ def _name(host: bytes) -> bytes:
     return host.partition(b":")[0]
 
 
-class RequireGate(HTTPBearer):
-    """A dependency of every route; it also tells the OpenAPI document about the keys."""
-
-    def __init__(self) -> None:
-        super().__init__(auto_error=False)
-
-    async def __call__(self, request: Request) -> None:  # type: ignore[override]
-        if not request.scope.get(_PASSED):
-            raise APIError(401, "a valid API key is needed", code="invalid_api_key")
+_Credentials = Annotated[
+    HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto_error=False))
+]
 
 
-require_gate = RequireGate()
+async def require_gate(request: Request, credentials: _Credentials) -> None:
+    """A dependency of every route; `credentials` is there for the OpenAPI document."""
+    if not request.scope.get(_PASSED):
+        raise APIError(401, "a valid API key is needed", code="invalid_api_key")

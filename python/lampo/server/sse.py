@@ -18,11 +18,11 @@ from lampo.server.generation import Generation, client_left
 
 logger = logging.getLogger("lampo.server")
 DONE = b"data: [DONE]\n\n"
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def event(data: Mapping[str, Any]) -> bytes:
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return b"data: " + text.encode() + b"\n\n"
+    return b"data: " + _JSON.encode(data).encode() + b"\n\n"
 
 
 async def events(chunks: AsyncIterator[Mapping[str, Any]]) -> AsyncGenerator[bytes, None]:
