@@ -4,7 +4,6 @@ under AddressSanitizer and UndefinedBehaviorSanitizer, and under ThreadSanitizer
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import shutil
@@ -18,14 +17,11 @@ import torch
 import reference
 from cases import MERGES, ROWS
 from compare import SENTINEL, assert_close
+from cuda_on_cpu.build import build, compiler
+from cuda_on_cpu.client import Client, Refused, SanitizerReport
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = ROOT / "tests" / "cuda_on_cpu"
-sys.path.insert(0, str(HERE))
-
-from build import build  # noqa: E402
-from client import Client, Refused, SanitizerReport  # noqa: E402
-
 DTYPES = [torch.float32, torch.bfloat16]
 
 
@@ -35,7 +31,7 @@ def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Clie
         pytest.skip("needs the sources")
     if platform.machine() not in ("x86_64", "AMD64") or sys.platform != "linux":
         pytest.skip("the executor switches stacks on x86-64 Linux only")
-    if shutil.which(os.environ.get("CXX", "g++")) is None:
+    if shutil.which(compiler()) is None:
         pytest.skip("needs g++")
     programs = build(tmp_path_factory.mktemp("cuda_on_cpu"))
     clients = {name: Client(program) for name, program in programs.items()}
