@@ -59,3 +59,17 @@ def query_lens(kind: str, seq_lens: list[int]) -> list[int]:
     }
     kinds = list(counts) if kind == "mixed" else [kind]
     return [counts[kinds[i % len(kinds)]](n) for i, n in enumerate(seq_lens)]
+
+
+# Rows of norms and gates, for every layout that the CUDA kernels have: a warp a row in 1, 2 and 4
+# rounds, a block in 2, rows that are read twice.
+ROWS = [
+    (0, 64), (1, 1), (3, 5), (2, 16), (5, 128), (7, 500), (4, 576), (9, 1024), (7, 1003),
+    (130, 2048), (3, 4096), (2, 20000), (2, 70000), (1, 70001),
+]  # fmt: skip
+
+# num_splits, num_tokens, num_heads, head_dim of merged attention states.
+MERGES = [
+    (1, 1, 1, 32), (3, 5, 4, 64), (7, 33, 3, 20), (2, 0, 4, 64), (2, 3, 2, 1000), (0, 2, 3, 32),
+    (9, 2, 5, 1),
+]  # fmt: skip

@@ -109,11 +109,13 @@ def run_op(name: str) -> None:
             _C.rms_norm(stub(2, 8), stub(8), None, stub(2, 8), 1e-6)
         case "silu_mul":
             _C.silu_mul(stub(2, 8), stub(2, 4))
+        case "merge_states":
+            _C.merge_states(stub(3, 2, 4, 8), stub(3, 2, 4), stub(2, 4, 8), stub(2, 4))
         case "gelu":
             _C.gelu(stub(2, 8), stub(2, 8), False)
 
 
-@pytest.mark.parametrize("name", ["rms_norm", "silu_mul"])
+@pytest.mark.parametrize("name", ["rms_norm", "silu_mul", "merge_states"])
 def test_unusable_cuda_tensor(name):
     info = cuda_info()
     if not info.compiled:

@@ -7,17 +7,13 @@ import pytest
 import torch
 
 import reference
+from cases import ROWS
 from compare import SENTINEL, assert_close
 from lampo import ops
 
 pytestmark = pytest.mark.gpu
 
 DTYPES = [torch.float32, torch.bfloat16]
-# Every layout: a warp a row in 1, 2 and 4 rounds, a block in 2, rows that are read twice.
-ROWS = [
-    (0, 64), (1, 1), (3, 5), (2, 16), (5, 128), (7, 500), (4, 576), (9, 1024), (7, 1003),
-    (130, 2048), (3, 4096), (2, 20000), (2, 70000), (1, 70001),
-]  # fmt: skip
 
 
 def padded(shape: tuple[int, int], pad: int, dtype: torch.dtype, gpu: torch.device) -> torch.Tensor:

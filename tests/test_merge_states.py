@@ -6,6 +6,7 @@ import torch
 
 import paging
 import reference
+from cases import MERGES
 from compare import SENTINEL, assert_close
 from lampo import ops
 
@@ -34,6 +35,23 @@ def test_merge(isa, generator, dtype, size):
     finite = expected_lse != -torch.inf
     assert_close(lse[finite], expected_lse[finite], floor=1e-6)
     assert bool((lse[~finite] == -torch.inf).all()) and not out[~finite].any()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("pad", [0, 3])
+@pytest.mark.parametrize("size", MERGES, ids=str)
+def test_merge_on_gpu(gpu, generator, dtype, pad, size):
+    partial = torch.randn(*size[:3], size[3] + pad, generator=generator)[..., : size[3]]
+    lse_partial = torch.randn(*size[:3], generator=generator) * 20
+    lse_partial[1:, ::2] = -torch.inf
+    expected, expected_lse = reference.merge_states(partial, lse_partial)
+    out = torch.full(size[1:], SENTINEL, dtype=dtype, device=gpu)
+    backing = torch.empty(*size[:3], size[3] + pad, device=gpu)[..., : size[3]]
+    _, lse = ops.merge_states(backing.copy_(partial), lse_partial.to(gpu), out=out)
+    torch.testing.assert_close(lse.cpu().double(), expected_lse, rtol=1e-6, atol=1e-6)
+    if out.numel():
+        assert_close(out.cpu(), expected, floor=1e-6 * size[0])
 
 
 def test_parts_of_the_keys_merge_to_the_whole(isa, generator):

@@ -9,5 +9,6 @@ namespace lampo::cuda {
 
 void rms_norm(const RmsNormParams& p, int device, Stream stream);
 void silu_mul(const ActivationParams& p, int device, Stream stream);
+void merge_states(const MergeStatesParams& p, int device, Stream stream);
 
 }  // namespace lampo::cuda

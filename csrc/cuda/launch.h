@@ -36,10 +36,16 @@ struct Launch {
   dim3 grid;
   dim3 block;
   size_t shared_bytes = 0;  // size of the kernel's SharedStorage
+  unsigned cluster = 1;     // blocks in x that share their memory; more than one from sm_90 on
 };
 
-/// A grid has at most this many blocks in x; kernels stride over what is left.
+/// A grid has at most this many blocks in x; kernels stride over what is left. Tests that run
+/// kernels on the CPU lower it, so that they do.
+#ifdef LAMPO_MAX_BLOCKS
+inline constexpr int64_t kMaxBlocks = LAMPO_MAX_BLOCKS;
+#else
 inline constexpr int64_t kMaxBlocks = 0x7fffffff;
+#endif
 
 template <class... Params, class... Args>
 void launch(const Launch& at, void (*kernel)(Params...), const Args&... args) {
@@ -49,6 +55,11 @@ void launch(const Launch& at, void (*kernel)(Params...), const Args&... args) {
   config.blockDim = at.block;
   config.dynamicSmemBytes = at.shared_bytes;
   config.stream = static_cast<cudaStream_t>(at.stream.handle);
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {at.cluster, 1, 1};
+  config.attrs = &cluster;
+  config.numAttrs = at.cluster > 1;
   check_cuda(cudaLaunchKernelEx(&config, kernel, args...), at.op, at.device);
 }
 

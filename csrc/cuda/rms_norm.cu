@@ -14,7 +14,8 @@
 // hidden_size 4096:  4096 rows  67 MB  16 us;  with residual  134 MB  31 us.
 // One row (16 KB, 33 KB with residual) is latency: launch, one trip to memory, a barrier.
 //
-// Limits: none on shapes. Not run on a GPU yet: compiled for sm_80 to sm_120 without spills.
+// Limits: none on shapes. Not run on a GPU yet: compiled for sm_80 to sm_120 without spills, and
+// run on the CPU (tests/cuda_on_cpu/).
 // Not tried: several rows a block with the weight kept in registers, which would halve the reads
 // from L2; programmatic dependent launch.
 #include "common/dispatch.h"

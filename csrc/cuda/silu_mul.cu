@@ -11,7 +11,8 @@
 // 3.1 outputs a cycle of the 6 it could; memory-bound, but not by far, hence no exact division.
 // Expected, bfloat16, size 14336:  4096 rows  352 MB  82 us;  one row  86 KB  latency.
 //
-// Limits: none on shapes. Not run on a GPU yet: compiled for sm_80 to sm_120 without spills.
+// Limits: none on shapes. Not run on a GPU yet: compiled for sm_80 to sm_120 without spills, and
+// run on the CPU (tests/cuda_on_cpu/).
 #include "common/dispatch.h"
 #include "cuda/backend.h"
 #include "cuda/device/convert.cuh"

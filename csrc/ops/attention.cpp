@@ -179,7 +179,7 @@ void paged_attention(const TensorView& q, const TensorView& k_cache, const Tenso
 }
 
 void merge_states(const TensorView& out_partial, const TensorView& lse_partial,
-                  const TensorView& out, OptionalTensor lse, Stream) {
+                  const TensorView& out, OptionalTensor lse, Stream stream) {
   check_shape("out_partial", out_partial, {kAny, kAny, kAny, kAny});
   check_dtype("out_partial", out_partial, {DType::kF32});
   check_inner_contiguous("out_partial", out_partial);
@@ -223,7 +223,12 @@ void merge_states(const TensorView& out_partial, const TensorView& lse_partial,
       .stride_lse_token = lse != nullptr ? lse->stride[0] : 0,
   };
   if (out.device.type == DeviceType::kCPU) return cpu::merge_states(params);
+#if LAMPO_WITH_CUDA
+  return cuda::merge_states(params, out.device.index, stream);
+#else
+  (void)stream;
   throw_no_cuda_kernel("merge_states");
+#endif
 }
 
 }  // namespace lampo

@@ -1,18 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the threads of a block share: memory, a barrier, and sums.
+// What the threads of a block share: a barrier and sums (memory: ptx/shared_memory.cuh).
 #pragma once
 
+#include "cuda/device/ptx/shared_memory.cuh"
 #include "cuda/device/warp.cuh"
 
 namespace lampo::cuda {
-
-/// The one way to shared memory: the block's dynamic allocation as a SharedStorage, a plain struct
-/// that each kernel declares and whose size its launch asks for.
-template <class SharedStorage>
-__device__ inline SharedStorage& shared_storage() {
-  extern __shared__ __align__(128) unsigned char bytes[];
-  return *reinterpret_cast<SharedStorage*>(bytes);
-}
 
 __device__ inline void sync_block() { __syncthreads(); }
 

@@ -5,6 +5,7 @@
 
 #include "common/numeric.h"
 #include "cuda/device/copy.cuh"
+#include "cuda/device/ptx/arithmetic.cuh"
 
 namespace lampo::cuda {
 
@@ -14,13 +15,6 @@ __device__ inline Vector<float, N> to_floats(const Vector<T, N>& from) {
 #pragma unroll
   for (int i = 0; i < N; ++i) result.value[i] = to_float(from.value[i]);
   return result;
-}
-
-/// Two floats to two neighbouring bfloat16, `low` at the lower address.
-__device__ inline uint32_t pack_bf16(float low, float high) {
-  uint32_t bits;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
-  return bits;
 }
 
 template <class T, int N>

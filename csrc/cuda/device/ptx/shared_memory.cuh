@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+// The one way to shared memory.
+#pragma once
+
+namespace lampo::cuda {
+
+/// The block's dynamic allocation as a SharedStorage, a plain struct that each kernel declares and
+/// whose size its launch asks for.
+template <class SharedStorage>
+__device__ inline SharedStorage& shared_storage() {
+  extern __shared__ __align__(128) unsigned char bytes[];
+  return *reinterpret_cast<SharedStorage*>(bytes);
+}
+
+}  // namespace lampo::cuda

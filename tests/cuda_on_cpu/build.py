@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the CUDA sources for the CPU: the executor plain, the kernels with a sanitizer.
+
+python tests/cuda_on_cpu/build.py FOLDER     for use by hand; the tests do the same
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+
+# What is compiled with a sanitizer: the kernels, and what lies between them and the program.
+KERNELS = [*sorted((ROOT / "csrc/cuda").glob("*.cu")), HERE / "kernels/self_test.cu"]
+EXECUTOR = [HERE / "simt" / name for name in ("fiber.cpp", "executor.cpp", "runtime.cpp")]
+PROGRAM = [HERE / "program.cpp"]
+
+SANITIZERS = {
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "thread": ["-fsanitize=thread"],
+}
+DEFINES = {"address": "-DSIMT_ASAN", "thread": "-DSIMT_TSAN"}
+# As in CMakeLists.txt, and what nvcc takes for granted: types may alias, unroll is a pragma.
+FLAGS = [
+    *("-std=c++20", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
+    *("-ffp-contract=off", "-fno-math-errno", "-fno-strict-aliasing", "-fno-omit-frame-pointer"),
+    *("-I", str(HERE / "twin"), "-I", str(HERE), "-I", str(ROOT / "csrc")),
+    *("-include", "cuda_runtime.h", "-fmax-errors=5"),  # as nvcc does
+    "-DLAMPO_MAX_BLOCKS=4",  # so that a few rows already make blocks stride
+]
+
+
+def _compile(source: Path, target: Path, flags: list[str]) -> Path:
+    launcher = ["ccache"] if shutil.which("ccache") else []
+    command = [*launcher, compiler(), "-x", "c++", "-c", str(source), "-o", str(target)]
+    ran = subprocess.run([*command, *FLAGS, *flags], capture_output=True, text=True)
+    if ran.returncode != 0:
+        raise RuntimeError(f"{source}:\n{ran.stderr[-6000:]}")
+    return target
+
+
+def compiler() -> str:
+    return os.environ.get("CXX", "g++")
+
+
+def build(folder: Path) -> dict[str, Path]:
+    """The programs, by sanitizer."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = {}
+        for name, sanitize in SANITIZERS.items():
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            # ThreadSanitizer must not see the executor's own accesses: they are no program's.
+            plain = EXECUTOR + (PROGRAM if name == "thread" else [])
+            checked = KERNELS + (PROGRAM if name == "address" else [])
+            objects[name] = [
+                pool.submit(
+                    _compile,
+                    source,
+                    folder / name / f"{source.name}.o",
+                    [DEFINES[name], *flags],
+                )
+                for sources, flags in (
+                    (checked, ["-O1", *sanitize]),
+                    (plain, ["-O2", "-fno-tree-loop-distribute-patterns"]),
+                )
+                for source in sources
+            ]
+        programs = {}
+        for name, futures in objects.items():
+            programs[name] = folder / name / "cuda_on_cpu"
+            parts = [str(future.result()) for future in futures]
+            command = [compiler(), *SANITIZERS[name], *parts, "-o", str(programs[name])]
+            ran = subprocess.run(command, capture_output=True, text=True)
+            if ran.returncode != 0:
+                raise RuntimeError(ran.stderr[-6000:])
+    return programs
+
+
+if __name__ == "__main__":
+    for program in build(Path(sys.argv[1])).values():
+        print(program)

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls the kernels that run on the CPU: see program.cpp for what is said between them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+DTYPES = {
+    torch.float32: 0,
+    torch.float16: 1,
+    torch.bfloat16: 2,
+    torch.int8: 4,
+    torch.int32: 6,
+    torch.int64: 7,
+}
+OPTIONS = {
+    "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0:exitcode=66",
+    "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+    "TSAN_OPTIONS": "halt_on_error=1:exitcode=66:history_size=1",
+}
+
+
+class Refused(Exception):
+    """The executor or the launch refused what the kernel did."""
+
+
+class SanitizerReport(Exception):
+    """A sanitizer stopped the program."""
+
+
+class Client:
+    """One process of the program, started when needed and after a report anew."""
+
+    def __init__(self, program: Path) -> None:
+        self.program = program
+        self.process: subprocess.Popen[bytes] | None = None
+        self.stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the client
+
+    def call(
+        self, op: str, /, *, order: str = "forward", **arguments: torch.Tensor | float
+    ) -> None:
+        """Runs an op; tensors, views of any stride, are changed in place."""
+        tensors = {k: v for k, v in arguments.items() if isinstance(v, torch.Tensor)}
+        numbers = {k: v for k, v in arguments.items() if not isinstance(v, torch.Tensor)}
+        backward = int(order == "backward")
+        message = [f"op {op} {len(numbers)} {len(tensors)} {backward}\n".encode()]
+        message += [f"{name} {float(value)!r}\n".encode() for name, value in numbers.items()]
+        for name, tensor in tensors.items():
+            data = bytes_of(tensor)
+            offset = tensor.storage_offset() * tensor.element_size()
+            words = [name, DTYPES[tensor.dtype], tensor.ndim, *tensor.shape, *tensor.stride()]
+            message.append(" ".join(map(str, [*words, offset, len(data)])).encode() + b"\n")
+            message.append(data)
+        answer = self._exchange(b"".join(message))
+        if answer[0] == "error":
+            raise Refused(self._read(int(answer[1])).decode())
+        for tensor in tensors.values():
+            data = self._read(len(bytes_of(tensor)))
+            if data:
+                whole(tensor).copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.communicate()
+            self.process = None
+
+    def _exchange(self, message: bytes) -> list[str]:
+        if self.process is None:
+            self.stderr.seek(0)
+            self.stderr.truncate()
+            self.process = subprocess.Popen(
+                [self.program],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self.stderr,
+                env=os.environ | OPTIONS,
+            )
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(message)
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line.endswith(b"\n"):
+            status = self.process.wait()
+            self.process = None
+            self.stderr.seek(0)
+            report = self.stderr.read().decode(errors="replace")
+            raise SanitizerReport(f"exit status {status}\n{report[:8000]}")
+        return line.decode().split()
+
+    def _read(self, size: int) -> bytes:
+        assert self.process is not None and self.process.stdout is not None
+        data = self.process.stdout.read(size)
+        assert len(data) == size
+        return data
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All bytes of a tensor's storage."""
+    storage = tensor.untyped_storage()
+    return torch.tensor([], dtype=torch.uint8).set_(storage)  # type: ignore[call-overload]
+
+
+def bytes_of(tensor: torch.Tensor) -> bytes:
+    return whole(tensor).numpy().tobytes()

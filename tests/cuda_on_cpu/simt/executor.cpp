@@ -1,0 +1,379 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "simt/executor.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstdlib>
+#include <deque>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "simt/fiber.h"
+
+namespace simt {
+namespace {
+
+constexpr int kWarpSize = 32;
+
+struct Barrier {
+  unsigned arrived = 0;
+  unsigned generation = 0;
+  const char* what = nullptr;
+  unsigned held[2] = {};  // for how many the predicate held, by generation
+  char order[2] = {};     // two objects: who is early at the next barrier must not order this one
+};
+
+/// Of the lanes of one mask that meet at __syncwarp.
+struct WarpBarrier {
+  unsigned arrived = 0;  // in all generations
+  char order[2] = {};
+};
+
+struct Block;
+
+struct Thread {
+  Fiber* fiber = nullptr;
+  Block* block = nullptr;
+  dim3 index;
+  unsigned lane = 0;
+  Thread* warp = nullptr;                         // its lane 0
+  std::map<unsigned, WarpBarrier> warp_barriers;  // of lane 0, by mask
+  unsigned warp_size = 0;                         // the last warp of a block may have fewer lanes
+  bool finished = false;
+
+  const char* waits_for = nullptr;
+  Barrier* barrier = nullptr;  // waits for its generation to pass `generation`
+  unsigned generation = 0;
+
+  bool posted = false;  // waits for the other lanes of `mask`
+  unsigned mask = 0;
+  const uint64_t* value = nullptr;
+  int words = 0;
+  uint64_t* from = nullptr;
+
+  std::vector<Copy> uncommitted;
+  std::vector<std::vector<Copy>> groups;  // the oldest first
+
+  bool can_run() const {
+    return !finished && !posted && (barrier == nullptr || barrier->generation != generation);
+  }
+};
+
+struct Block {
+  dim3 index;
+  unsigned rank = 0;  // in its cluster
+  unsigned char* shared = nullptr;
+  Barrier barrier;
+  Barrier* cluster_barrier = nullptr;
+  std::vector<Block*>* cluster = nullptr;
+  std::vector<Thread> threads;
+};
+
+struct State {
+  Order order = Order::kForward;
+  std::vector<std::unique_ptr<Fiber>> fibers;
+  Grid grid;
+  void (*kernel)(const void*) = nullptr;
+  const void* arguments = nullptr;
+  Thread* running = nullptr;
+  std::string error;
+  char grid_begins = 0;
+  char grid_ends = 0;
+} state;
+
+std::string text(dim3 i) {
+  return "(" + std::to_string(i.x) + ", " + std::to_string(i.y) + ", " + std::to_string(i.z) + ")";
+}
+
+std::string name(const Thread& t) {
+  return "thread " + text(t.index) + " of block " + text(t.block->index);
+}
+
+void wait_until_resumed(Thread& t, const char* what) {
+  t.waits_for = what;
+  Fiber::leave();
+  t.waits_for = nullptr;
+}
+
+unsigned meet(Barrier& barrier, unsigned expected, const char* what, bool predicate) {
+  Thread& t = *state.running;
+  const unsigned generation = barrier.generation;
+  const unsigned parity = generation % 2;
+  if (barrier.arrived > 0 && strcmp(barrier.what, what) != 0) {
+    fail(std::string("is at ") + what + " while others of its block are at " + barrier.what);
+  }
+  barrier.what = what;
+  happens_before(&barrier.order[parity]);
+  barrier.held[parity] += predicate;
+  if (++barrier.arrived == expected) {
+    barrier.arrived = 0;
+    barrier.held[1 - parity] = 0;
+    ++barrier.generation;
+  } else {
+    t.barrier = &barrier;
+    t.generation = generation;
+    wait_until_resumed(t, what);
+    t.barrier = nullptr;
+  }
+  happens_after(&barrier.order[parity]);
+  return barrier.held[parity];
+}
+
+void run_thread() {
+  Thread& t = *state.running;
+  happens_after(&state.grid_begins);
+  state.kernel(state.arguments);
+  if (!t.uncommitted.empty() || !t.groups.empty()) {
+    fail("has left the kernel with asynchronous copies that it did not wait for");
+  }
+  happens_before(&state.grid_ends);
+  t.finished = true;
+  Fiber::leave();
+}
+
+/// Who waits for what, when nobody can go on.
+std::string deadlock(const std::vector<Block*>& cluster) {
+  std::string result = "threads wait for one another for ever (a divergent barrier?):";
+  constexpr int kNamed = 8;
+  int waiting = 0, finished = 0;
+  std::string left;
+  const char* last = nullptr;
+  for (const Block* block : cluster) {
+    for (const Thread& t : block->threads) {
+      if (t.finished) {
+        if (finished++ == 0) left = name(t);
+      } else if (waiting++ < kNamed || t.waits_for != last) {
+        result += "\n  " + name(t) + " is at " + t.waits_for;
+        last = t.waits_for;
+      }
+    }
+  }
+  result += "\n  " + std::to_string(waiting) + " wait, " + std::to_string(finished) + " have left";
+  return result + (finished > 0 ? ", the first of them " + left : "");
+}
+
+void run_cluster(const std::vector<Block*>& cluster) {
+  std::vector<Thread*> threads;
+  for (Block* block : cluster) {
+    for (Thread& t : block->threads) threads.push_back(&t);
+  }
+  const bool backward = state.order == Order::kBackward;
+  size_t finished = 0;
+  while (finished < threads.size()) {
+    bool any = false;
+    for (size_t i = 0; i < threads.size(); ++i) {
+      Thread& t = *threads[backward ? threads.size() - 1 - i : i];
+      if (!t.can_run()) continue;
+      any = true;
+      state.running = &t;
+      t.fiber->resume();
+      if (!state.error.empty()) {
+        happens_after(&state.error);
+        throw Error(state.error);
+      }
+      finished += t.finished;
+    }
+    if (!any) throw Error(deadlock(cluster));
+  }
+}
+
+/// The blocks of cluster `number`; their fibers are not those that ran the same threads before, so
+/// that ThreadSanitizer sees two blocks' accesses as those of different threads.
+std::vector<std::unique_ptr<Block>> make_cluster(unsigned number, std::vector<Block*>& cluster,
+                                                 Barrier& barrier,
+                                                 std::vector<unsigned char*>& shared) {
+  const Grid& g = state.grid;
+  const unsigned num_threads = g.block.x * g.block.y * g.block.z;
+  const unsigned clusters_x = g.grid.x / g.cluster;
+  std::vector<std::unique_ptr<Block>> blocks;
+  for (unsigned rank = 0; rank < g.cluster; ++rank) {
+    auto block = std::make_unique<Block>();
+    block->index = {number % clusters_x * g.cluster + rank, number / clusters_x % g.grid.y,
+                    number / clusters_x / g.grid.y};
+    block->rank = rank;
+    block->cluster = &cluster;
+    block->cluster_barrier = &barrier;
+    if (g.shared_bytes > 0) {
+      void* memory = nullptr;
+      if (posix_memalign(&memory, 128, g.shared_bytes) != 0) throw std::bad_alloc();
+      memset(memory, 0xff, g.shared_bytes);  // NaN: what nobody wrote must not look like a result
+      block->shared = static_cast<unsigned char*>(memory);
+      shared.push_back(block->shared);
+    }
+    block->threads.resize(num_threads);
+    for (unsigned i = 0; i < num_threads; ++i) {
+      Thread& t = block->threads[i];
+      t.fiber = state.fibers[(rank * num_threads + i + number) % state.fibers.size()].get();
+      t.block = block.get();
+      t.index = {i % g.block.x, i / g.block.x % g.block.y, i / g.block.x / g.block.y};
+      t.lane = i % kWarpSize;
+      t.warp = &t - t.lane;
+      t.warp_size = std::min<unsigned>(kWarpSize, num_threads - (i - t.lane));
+    }
+    cluster.push_back(block.get());
+    blocks.push_back(std::move(block));
+  }
+  return blocks;
+}
+
+}  // namespace
+
+void set_order(Order order) { state.order = order; }
+
+void run_grid(const Grid& grid, void (*kernel)(const void*), const void* arguments) {
+  state.grid = grid;
+  state.kernel = kernel;
+  state.arguments = arguments;
+  const unsigned per_cluster = grid.block.x * grid.block.y * grid.block.z * grid.cluster;
+  while (state.fibers.size() < per_cluster + 1) {
+    state.fibers.push_back(std::make_unique<Fiber>(run_thread));
+  }
+  const unsigned num_clusters = grid.grid.x / grid.cluster * grid.grid.y * grid.grid.z;
+  // Kept to the end: to free and reuse them in between would order the blocks.
+  std::vector<unsigned char*> shared;
+  std::vector<std::vector<std::unique_ptr<Block>>> blocks;
+  std::deque<Barrier> barriers;
+  try {
+    for (unsigned i = 0; i < num_clusters; ++i) {
+      const unsigned number = state.order == Order::kBackward ? num_clusters - 1 - i : i;
+      std::vector<Block*> cluster;
+      blocks.push_back(make_cluster(number, cluster, barriers.emplace_back(), shared));
+      happens_before(&state.grid_begins);
+      run_cluster(cluster);
+    }
+  } catch (const Error&) {
+    state.error.clear();
+    state.fibers.clear();  // they stand in the middle of a kernel
+    for (unsigned char* memory : shared) free(memory);
+    throw;
+  }
+  happens_after(&state.grid_ends);
+  for (unsigned char* memory : shared) free(memory);
+}
+
+dim3 thread_index() { return state.running->index; }
+dim3 block_index() { return state.running->block->index; }
+dim3 block_size() { return state.grid.block; }
+dim3 grid_size() { return state.grid.grid; }
+unsigned lane_index() { return state.running->lane; }
+unsigned cluster_rank() { return state.running->block->rank; }
+
+void fail(const std::string& what) {
+  state.error = name(*state.running) + " " + what;
+  happens_before(&state.error);
+  Fiber::leave();
+  abort();  // a fiber that failed is not resumed
+}
+
+void* shared_memory(size_t bytes) {
+  if (bytes > state.grid.shared_bytes) {
+    fail("uses " + std::to_string(bytes) + " bytes of shared memory, the launch asked for " +
+         std::to_string(state.grid.shared_bytes));
+  }
+  return state.running->block->shared;
+}
+
+bool in_shared(const void* address, size_t bytes) {
+  const auto* begin = static_cast<const unsigned char*>(address);
+  const unsigned char* shared = state.running->block->shared;
+  return shared != nullptr && begin >= shared && begin + bytes <= shared + state.grid.shared_bytes;
+}
+
+void* map_shared(const void* address, unsigned rank) {
+  const Block& block = *state.running->block;
+  if (!in_shared(address, 1)) fail("maps an address that is not in its shared memory");
+  if (rank >= block.cluster->size()) {
+    fail("asks for block " + std::to_string(rank) + " of a cluster of " +
+         std::to_string(block.cluster->size()));
+  }
+  return (*block.cluster)[rank]->shared +
+         (static_cast<const unsigned char*>(address) - block.shared);
+}
+
+unsigned sync_block(const char* what, bool predicate) {
+  Block& block = *state.running->block;
+  return meet(block.barrier, static_cast<unsigned>(block.threads.size()), what, predicate);
+}
+
+void sync_cluster() {
+  Block& block = *state.running->block;
+  const size_t expected = block.threads.size() * block.cluster->size();
+  meet(*block.cluster_barrier, static_cast<unsigned>(expected), "a cluster's barrier", false);
+}
+
+void exchange_words(const char* what, unsigned mask, const uint64_t* value, int words,
+                    uint64_t* from) {
+  Thread& t = *state.running;
+  if ((mask >> t.lane & 1) == 0) fail(std::string("is at ") + what + " but not in its mask");
+  t.mask = mask;
+  t.value = value;
+  t.words = words;
+  t.from = from;
+  t.waits_for = what;
+  bool all = true;
+  for (unsigned lane = 0; lane < kWarpSize; ++lane) {
+    if ((mask >> lane & 1) == 0) continue;
+    if (lane >= t.warp_size) fail(std::string("is at ") + what + ", whose mask has missing lanes");
+    const Thread& other = t.warp[lane];
+    if (other.finished)
+      fail(std::string("is at ") + what + " and waits for " + name(other) + ", which has left");
+    if (&other == &t) continue;
+    const bool meets = other.posted && other.mask == mask;
+    if (meets && strcmp(other.waits_for, what) != 0) {
+      fail(std::string("is at ") + what + ", " + name(other) + " at " + other.waits_for +
+           ": the lanes of a mask must call the same function");
+    }
+    all = all && meets;
+  }
+  if (!all) {
+    t.posted = true;
+    wait_until_resumed(t, what);
+    return;
+  }
+  t.waits_for = nullptr;
+  for (unsigned lane = 0; lane < t.warp_size; ++lane) {
+    if ((mask >> lane & 1) == 0) continue;
+    Thread& reader = t.warp[lane];
+    for (unsigned source = 0; source < t.warp_size; ++source) {
+      if ((mask >> source & 1) == 0) continue;
+      for (int i = 0; i < words; ++i) reader.from[source * words + i] = t.warp[source].value[i];
+    }
+  }
+  for (unsigned lane = 0; lane < t.warp_size; ++lane) {
+    if (mask >> lane & 1) t.warp[lane].posted = false;
+  }
+}
+
+void sync_warp(unsigned mask) {
+  Thread& t = *state.running;
+  WarpBarrier& barrier = t.warp->warp_barriers[mask];
+  char* order = &barrier.order[barrier.arrived++ / std::popcount(mask) % 2];
+  happens_before(order);
+  exchange_words("__syncwarp", mask, nullptr, 0, nullptr);
+  happens_after(order);
+}
+
+void issue_copy(const Copy& copy) { state.running->uncommitted.push_back(copy); }
+
+void commit_copies() {
+  Thread& t = *state.running;
+  t.groups.push_back(std::move(t.uncommitted));
+  t.uncommitted.clear();
+}
+
+bool next_arrival(int pending, Copy* copy) {
+  auto& groups = state.running->groups;
+  while (groups.size() > static_cast<size_t>(pending)) {
+    if (groups.front().empty()) {
+      groups.erase(groups.begin());
+      continue;
+    }
+    *copy = groups.front().back();
+    groups.front().pop_back();
+    return true;
+  }
+  return false;
+}
+
+}  // namespace simt

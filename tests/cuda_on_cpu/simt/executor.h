@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs a grid of CUDA threads on the CPU: every thread of a cluster is a fiber, clusters run one
+// after the other. A fiber runs until it waits for others, so an execution is one of those that
+// hardware allows, and the same every time; set_order() chooses which.
+//
+// The executor is compiled without ThreadSanitizer, kernels with it: all that orders two threads'
+// accesses is what happens_before() and happens_after() say, that is barriers, not the scheduler.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+namespace simt {
+
+/// What a kernel did that no kernel may, with the block and the thread that did it.
+struct Error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+struct Grid {
+  dim3 grid;
+  dim3 block;
+  unsigned cluster = 1;  // blocks in x that live at the same time
+  size_t shared_bytes = 0;
+};
+
+enum class Order { kForward, kBackward };
+/// Which thread, warp and block goes first where several could.
+void set_order(Order order);
+
+/// Runs kernel(arguments) in every thread of the grid. Throws Error.
+void run_grid(const Grid& grid, void (*kernel)(const void*), const void* arguments);
+
+// The rest is called by the threads of a grid.
+
+dim3 thread_index();
+dim3 block_index();
+dim3 block_size();
+dim3 grid_size();
+unsigned lane_index();
+unsigned cluster_rank();
+
+[[noreturn]] void fail(const std::string& what);
+
+/// The block's shared memory, of which a kernel is about to use `bytes`: exactly what it asked for.
+void* shared_memory(size_t bytes);
+/// The address in block `rank` of the cluster that corresponds to `address` in this block's.
+void* map_shared(const void* address, unsigned rank);
+/// Whether [address, address + bytes) is in the shared memory of this thread's block.
+bool in_shared(const void* address, size_t bytes);
+
+/// All threads of a block, or of a cluster, meet. Returns for how many `predicate` held. Threads
+/// that meet must give the same `what`.
+unsigned sync_block(const char* what, bool predicate);
+void sync_cluster();
+/// The lanes of `mask` meet; like __syncwarp it orders their accesses, which exchange() does not.
+void sync_warp(unsigned mask);
+
+/// The lanes of `mask` meet and show one another `words` values: from[lane * words ...].
+void exchange_words(const char* what, unsigned mask, const uint64_t* value, int words,
+                    uint64_t* from);
+
+/// What each lane of `mask` gave; zeros for the others.
+template <class T>
+std::array<T, 32> exchange(const char* what, unsigned mask, const T& value) {
+  constexpr int kWords = (sizeof(T) + 7) / 8;
+  uint64_t words[kWords] = {};
+  uint64_t from[32 * kWords] = {};
+  memcpy(words, &value, sizeof(T));
+  exchange_words(what, mask, words, kWords, from);
+  std::array<T, 32> result;
+  for (int lane = 0; lane < 32; ++lane) memcpy(&result[lane], from + lane * kWords, sizeof(T));
+  return result;
+}
+
+/// A cp.async of this thread: `valid` bytes from global memory, zeros up to `bytes`.
+struct Copy {
+  void* to;
+  const void* from;
+  int bytes;
+  int valid;
+};
+void issue_copy(const Copy& copy);
+void commit_copies();
+/// The next copy of a group that is not among the `pending` youngest; false: there is none.
+bool next_arrival(int pending, Copy* copy);
+
+}  // namespace simt

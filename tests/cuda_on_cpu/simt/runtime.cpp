@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+// The functions of the CUDA runtime, and of cuda/error.h, that launches need.
+#include "common/check.h"
+#include "cuda/error.h"
+#include "cuda_runtime.h"
+
+namespace simt {
+
+cudaError_t check_config(const cudaLaunchConfig_t& config, Grid* grid) {
+  const dim3 g = config.gridDim, b = config.blockDim;
+  grid->grid = g;
+  grid->block = b;
+  grid->shared_bytes = config.dynamicSmemBytes;
+  for (unsigned i = 0; i < config.numAttrs; ++i) {
+    if (config.attrs[i].id != cudaLaunchAttributeClusterDimension) return cudaErrorInvalidValue;
+    grid->cluster = config.attrs[i].val.clusterDim.x;
+  }
+  const bool sizes = g.x > 0 && g.y > 0 && g.z > 0 && b.x > 0 && b.y > 0 && b.z > 0;
+  const bool limits = g.x <= 0x7fffffffu && g.y <= 65535 && g.z <= 65535 && b.x <= 1024 &&
+                      b.y <= 1024 && b.z <= 64 && uint64_t{b.x} * b.y * b.z <= 1024;
+  // More than 48 KB must be asked for by cudaFuncSetAttribute, which nothing here does yet.
+  const bool shared = config.dynamicSmemBytes <= 48 << 10;
+  const bool cluster = grid->cluster >= 1 && grid->cluster <= 8 && g.x % grid->cluster == 0;
+  return sizes && limits && shared && cluster ? cudaSuccess : cudaErrorInvalidConfiguration;
+}
+
+}  // namespace simt
+
+namespace lampo::cuda {
+
+void check_cuda(cudaError_t error, const char* op, int) {
+  if (error == cudaSuccess) return;
+  throw BackendError(std::string(op) + ": the launch was refused, error " + std::to_string(error));
+}
+
+}  // namespace lampo::cuda
