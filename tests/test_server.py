@@ -301,6 +301,11 @@ def test_tokenize(server: Running) -> None:
         ({"prompt": ["a"] * 65}, "prompt", "invalid_value"),
         ({"prompt": ["a"] * 60, "n": 3}, "n", "invalid_value"),
         ({"prompt": "a", "n": 0}, "n", "invalid_value"),
+        (
+            {"prompt": "a", "structured_outputs": {"grammar": "start: /a/"}},
+            "grammar",
+            "invalid_value",
+        ),
         ({"prompt": "a", "n": 17}, "n", "invalid_value"),
         ({"prompt": "a", "n": "1"}, "n", "invalid_value"),
         ({"prompt": "a", "max_tokens": -1}, "max_tokens", "invalid_value"),

@@ -93,6 +93,14 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    allow_grammars: Annotated[
+        bool,
+        _option(
+            _LIMITS,
+            "--allow-grammars",
+            help="Let clients send Lark grammars; one made for it can hold up the others.",
+        ),
+    ] = False,
     drain_timeout: Annotated[
         float,
         _option(_LIMITS, "--drain-timeout", help="Seconds for running requests after SIGTERM."),
@@ -125,6 +133,7 @@ def _run(values: dict[str, Any]) -> int:
         max_n=values["max_n"],
         max_body_bytes=values["max_body_bytes"],
         request_timeout=values["request_timeout"],
+        allow_grammars=values["allow_grammars"],
         drain_timeout=values["drain_timeout"],
     )
     show_logging(values["quiet"])

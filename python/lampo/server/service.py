@@ -85,6 +85,8 @@ class Service:
         fields |= {"logit_bias": _token_keys(body.logit_bias or {}), **more}
         try:
             if body.structured_outputs is not None:
+                if body.structured_outputs.grammar and not self.settings.allow_grammars:
+                    raise ValueError("grammar: this server takes none; see --allow-grammars")
                 fields["structured_outputs"] = StructuredOutputs(
                     **body.structured_outputs.model_dump()
                 )

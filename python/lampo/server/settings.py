@@ -23,6 +23,8 @@ class Settings:
         max_requests: calls in progress; more get 429.
         max_prompts, max_n, max_sequences: prompts per call, completions per prompt, their product.
         max_logprobs: alternatives per token.
+        allow_grammars: whether clients may send Lark grammars. Schemas, expressions and choices are
+            always allowed: what they cost is bounded more tightly.
         request_timeout: from the call to the last token; None: no limit.
         drain_timeout: for running requests to end after SIGTERM.
         hung_after: a busy step loop without a heartbeat for so long is reported as hung.
@@ -41,6 +43,7 @@ class Settings:
     max_n: int = 16
     max_sequences: int = 128
     max_logprobs: int = 20
+    allow_grammars: bool = False
     request_timeout: float | None = None
     drain_timeout: float = 30.0
     hung_after: float = 60.0
@@ -52,5 +55,7 @@ class Settings:
             if not (1 <= len(key) <= 1024 and all("!" <= char <= "~" for char in key)):
                 raise ValueError("api_key: expected 1 to 1024 printable ASCII characters, no space")
         for name, value in vars(self).items():
-            if isinstance(value, (int, float)) and not (value > 0 and math.isfinite(value)):
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                continue
+            if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name}: expected a positive number, got {value}")
