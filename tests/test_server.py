@@ -138,6 +138,15 @@ def test_stream_usage(server: Running) -> None:
     assert [c["choices"][0]["finish_reason"] for c in chunks] == [None, None, None, "length"]
     chunks = sse(server.post("/v1/completions", {**PROMPT, "stream": True}).text)
     assert all("usage" not in chunk for chunk in chunks)
+    always = {
+        "stream": True,
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+    }
+    for path, prompt in (("/v1/completions", PROMPT), ("/v1/chat/completions", CHAT)):
+        *chunks, last = sse(server.post(path, {**prompt, **always, "max_tokens": 4}).text)
+        counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+        assert counts == sorted(counts) and {1, 2, 3, 4} == set(counts)
+        assert last["usage"] == chunks[-1]["usage"]
 
 
 def test_chat(client: openai.OpenAI) -> None:

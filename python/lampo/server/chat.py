@@ -106,6 +106,7 @@ class _Call:
     async def chunks(self) -> AsyncIterator[ChatChunk]:
         options = self._body.stream_options
         with_usage = options is not None and options.include_usage
+        always = with_usage and options is not None and options.continuous_usage_stats
         head: ChatChunk = {
             "id": self.generation.id,
             "object": "chat.completion.chunk",
@@ -129,6 +130,8 @@ class _Call:
             return {**head, "choices": [choice]}
 
         async for _, piece in self.generation:
+            if always:
+                head["usage"] = self.generation.usage()
             if piece.index not in begun:
                 begun.add(piece.index)
                 yield chunk(piece.index, {"role": "assistant", "content": ""}, None, None)

@@ -103,11 +103,14 @@ class _Call:
     async def chunks(self) -> AsyncIterator[Completion]:
         options = self._body.stream_options
         with_usage = options is not None and options.include_usage
+        always = with_usage and options is not None and options.continuous_usage_stats
         head = self._head()
         if with_usage:
             head["usage"] = None
         offsets: dict[int, int] = {}
         async for prompt, piece in self.generation:
+            if always:
+                head["usage"] = self.generation.usage()
             index = prompt * self._params.n + piece.index
             text, logprobs = piece.text, None
             if index not in offsets:

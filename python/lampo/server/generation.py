@@ -43,11 +43,13 @@ class Generation:
         self._service = service
         self._params = params
         self._streams: list[RequestStream] = []
+        self._num_prompt_tokens = self._num_output_tokens = 0
         self._begin = time.perf_counter()
         self._last: dict[tuple[int, int], float] = {}
 
     async def start(self, prompts: list[list[int]], body: SamplingBody) -> None:
         """Hands all prompts to the engine, or none. Raises: APIError."""
+        self._num_prompt_tokens = sum(map(len, prompts))
         settings = self._service.settings
         if len(prompts) * self._params.n > settings.max_sequences:
             message = f"n: prompts times n must not exceed {settings.max_sequences}"
@@ -97,18 +99,19 @@ class Generation:
             await stream.aclose()
 
     def usage(self) -> Usage:
-        metrics = [result.metrics for result in self.results.values()]
-        num_prompt = sum(m.num_prompt_tokens for m in metrics)
-        num_output = sum(m.num_output_tokens for m in metrics)
+        """Tokens so far; those found in the prefix cache are known of what is finished."""
+        num_prompt, num_output = self._num_prompt_tokens, self._num_output_tokens
+        cached = sum(result.metrics.num_cached_tokens for result in self.results.values())
         return {
             "prompt_tokens": num_prompt,
             "completion_tokens": num_output,
             "total_tokens": num_prompt + num_output,
-            "prompt_tokens_details": {"cached_tokens": sum(m.num_cached_tokens for m in metrics)},
+            "prompt_tokens_details": {"cached_tokens": cached},
         }
 
     def _observe(self, prompt: int, piece: StreamOutput) -> None:
         metrics, now = self._service.metrics, time.perf_counter()
+        self._num_output_tokens += len(piece.token_ids)
         if piece.token_ids:
             last = self._last.get((prompt, piece.index))
             self._last[prompt, piece.index] = now

@@ -51,6 +51,7 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     include_usage: bool = False
+    continuous_usage_stats: bool = Field(False, description="Usage so far, in every chunk.")
 
 
 class Structure(BaseModel):
