@@ -79,9 +79,6 @@ class FakeRunner:
         )
         return SimpleNamespace(logits=logits, token_ids=token_ids.tolist(), status=status.tolist())
 
-    def profile(self, sequences: list[Sequence], repeats: int) -> Any:
-        raise NotImplementedError
-
     def _maybe_fail(self) -> None:
         error, self.fail_with = self.fail_with, None
         if error is not None:

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from lampo.outputs import Logprob, LogprobTable
 from lampo.server.errors import APIError
-from lampo.server.generation import Generation, json_logprob, until_disconnected
+from lampo.server.generation import Generation, json_logprob, whole_reply
 from lampo.server.protocol import ChatRequest
 from lampo.server.replies import (
     ChatChoice,
@@ -41,11 +41,7 @@ def router(service: Service) -> APIRouter:
         call = await _Call.begin(service, body)
         if body.stream:
             return EventStream(call.generation, call.chunks(), service.settings.send_timeout)
-        try:
-            reply = await until_disconnected(request, call.reply())
-        finally:
-            await call.generation.aclose()
-        return JSONResponse(reply, headers={"x-request-id": call.generation.id})
+        return await whole_reply(call.generation, call.reply(), request)
 
     return routes
 

@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from lampo.outputs import LogprobTable
 from lampo.server.errors import APIError
-from lampo.server.generation import Generation, json_logprob, until_disconnected
+from lampo.server.generation import Generation, json_logprob, whole_reply
 from lampo.server.protocol import CompletionRequest
 from lampo.server.replies import Completion, CompletionChoice, LegacyLogprobs
 from lampo.server.routes import STREAM, new_router
@@ -30,11 +30,7 @@ def router(service: Service) -> APIRouter:
         call = await _Call.begin(service, body)
         if body.stream:
             return EventStream(call.generation, call.chunks(), service.settings.send_timeout)
-        try:
-            reply = await until_disconnected(request, call.reply())
-        finally:
-            await call.generation.aclose()
-        return JSONResponse(reply, headers={"x-request-id": call.generation.id})
+        return await whole_reply(call.generation, call.reply(), request)
 
     return routes
 

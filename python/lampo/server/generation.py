@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
 from fastapi import Request
+from fastapi.responses import JSONResponse
 
 from lampo.async_llm import EngineDeadError, QueueFullError, RequestStream
 from lampo.outputs import RequestOutput, StreamOutput
@@ -161,6 +162,17 @@ async def until_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> 
         for other in (task, left):
             other.cancel()
         await asyncio.gather(task, left, return_exceptions=True)
+
+
+async def whole_reply(
+    generation: Generation, reply: Coroutine[Any, Any, Any], request: Request
+) -> JSONResponse:
+    """The reply as JSON, once it is complete; a client that leaves ends its requests."""
+    try:
+        content = await until_disconnected(request, reply)
+    finally:
+        await generation.aclose()
+    return JSONResponse(content, headers={"x-request-id": generation.id})
 
 
 async def client_left(receive: Any) -> None:
