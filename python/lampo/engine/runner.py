@@ -19,12 +19,16 @@ from lampo.program import OpTiming
 
 class DecodeResult(Protocol):
     """Logits [batch_size, vocab_size] float32, valid until the next step, and what was drawn from
-    them by temperature, top-k, top-p and min-p; a status is 0, or 1: no finite logit.
+    them by temperature, top-k, top-p and min-p; a status is 0, or 1: no finite logit. Reading what
+    was drawn waits for it.
     """
 
-    logits: torch.Tensor
-    token_ids: list[int]
-    status: list[int]
+    @property
+    def logits(self) -> torch.Tensor: ...
+    @property
+    def token_ids(self) -> list[int]: ...
+    @property
+    def status(self) -> list[int]: ...
 
 
 class Runner(Protocol):
@@ -32,8 +36,14 @@ class Runner(Protocol):
     under its own scheduler. Pages are reserved and `num_computed` advanced by the caller.
     """
 
-    def decode(self, sequences: list[Sequence]) -> DecodeResult:
-        """Computes the one pending token of each sequence and draws the next."""
+    def decode(self, sequences: list[Sequence], after: DecodeResult | None = None) -> DecodeResult:
+        """Computes the one pending token of each sequence and draws the next.
+
+        Args:
+            sequences: the rows.
+            after: the step of the same rows before this one, where its tokens have not been read:
+                they are what is computed, one position further.
+        """
 
     def run(self, work: list[tuple[Sequence, int]]) -> torch.Tensor:
         """Computes the next `count` tokens of each sequence.

@@ -53,7 +53,7 @@ class Sampler:
         errors: dict[int, str] = {}
         tables: dict[int, LogprobTable] = {}
         if rows := [i for i, s in enumerate(sequences) if s.changes_logits]:
-            draw = _Draw(_take(logits, rows), [sequences[i] for i in rows])
+            draw = _Draw(take_rows(logits, rows), [sequences[i] for i in rows])
             for i, token_id, error in zip(rows, draw.token_ids, draw.errors, strict=True):
                 chosen[i], failed[i] = token_id, error is not None
                 if error is not None:
@@ -76,7 +76,7 @@ class Sampler:
             if s.output.logprobs is not None and not failed[i] and i not in tables
         ]:
             found = self._chosen_tables(
-                _take(logits, raw), [chosen[i] for i in raw], [sequences[i] for i in raw]
+                take_rows(logits, raw), [chosen[i] for i in raw], [sequences[i] for i in raw]
             )
             tables.update(zip(raw, found, strict=True))
         now = time.perf_counter()
@@ -209,7 +209,7 @@ class _Draw:
 _NOTHING = (np.zeros(0, np.int32), np.zeros(0, np.int32))
 
 
-def _take(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
+def take_rows(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
     """Some rows, in ascending order; a view where they are neighbours.
 
     Copies are made by NumPy, in this thread: torch's threads would take the cores from those of
