@@ -29,6 +29,7 @@ def open_llm(options: ModelOptions, quiet: bool, max_num_seqs: int = 8) -> LLM:
     llm = LLM(
         path,
         dtype=options.dtype,
+        device=options.device,
         kv_cache_dtype=options.kv_cache_dtype,
         max_model_len=options.max_model_len,
         max_num_seqs=max_num_seqs,

@@ -361,7 +361,7 @@ class LLMEngine:
                 ready.append(sequence)
                 rows.append(end - 1)
         if ready:
-            logits = self.runner.logits(hidden[torch.tensor(rows)])
+            logits = self.runner.logits(hidden[torch.tensor(rows, device=hidden.device)])
             self._sampler.sample(logits, ready)
             self._fork(ready, logits)
 
@@ -381,9 +381,7 @@ class LLMEngine:
                     parents.append(row)
                     children.append(child)
         if children:
-            # Without torch, whose threads would keep ours from their cores.
-            rows = torch.from_numpy(logits.numpy()[parents])
-            self._sampler.sample(rows, children)
+            self._sampler.sample(take_rows(logits, parents), children)
             self._touched.update(dict.fromkeys(children))
 
     def _score_prompt(self, sequence: Sequence, start: int, hidden: torch.Tensor) -> None:

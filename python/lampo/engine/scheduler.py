@@ -110,9 +110,12 @@ class Scheduler:
         """
         size, counts = self.allocator.page_size, self.allocator.ref_counts
         ends = [s.num_computed + 1 for s in sequences]  # of the step before
-        if any(end % size and counts[s.pages[-1]] > 1 for end, s in zip(ends, sequences)):
-            return None
-        full = [s for end, s in zip(ends, sequences, strict=True) if end % size == 0]
+        full = []
+        for end, sequence in zip(ends, sequences, strict=True):
+            if end % size == 0:
+                full.append(sequence)
+            elif counts[sequence.pages[-1]] > 1:
+                return None
         if len(full) > self.allocator.num_available:
             return None
         plan = Plan(dict.fromkeys(sequences, 1), [], {s: s.pages for s in full})

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -19,6 +19,16 @@ class Norm:
 
     weight: torch.Tensor
     eps: float
+
+    def to(self, device: torch.device) -> Norm:
+        return Norm(self.weight.to(device), self.eps)
+
+
+def moved(weight: ops.Weight, device: torch.device) -> ops.Weight:
+    """The same weight on `device`."""
+    if isinstance(weight, ops.PackedWeight):
+        return replace(weight, data=weight.data.to(device))
+    return weight.to(device)
 
 
 class Projection:
@@ -37,6 +47,15 @@ class Projection:
         self.bias = bias
         self.out_features = sum(weight.shape[0] for weight in weights)
         self.nbytes = sum(weight.nbytes for weight in weights)
+
+    def to(self, device: torch.device) -> Projection:
+        return self.with_weights([moved(weight, device) for weight in self.weights])
+
+    def with_weights(self, weights: list[ops.Weight]) -> Projection:
+        """The same projection of weights that have been moved, its bias with them."""
+        device = weights[0].device
+        bias = None if self.bias is None else self.bias.to(device)
+        return Projection(weights, bias, self.activation_bits)
 
     def __call__(
         self,

@@ -54,6 +54,10 @@ class PackedWeight:
     def nbytes(self) -> int:
         return self.data.nbytes
 
+    @property
+    def device(self) -> torch.device:
+        return self.data.device
+
 
 Weight = torch.Tensor | PackedWeight
 
