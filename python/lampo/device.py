@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -103,9 +104,9 @@ def resolve_device(device: str) -> torch.device:
     """
     import torch
 
-    kind, _, number = device.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())):
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,4})?", device):
         raise ValueError(f"device: expected cpu, cuda or cuda:<index>, got {device!r}")
+    kind, _, number = device.partition(":")
     if kind == "cpu":
         return torch.device("cpu")
     info = cuda_info()
