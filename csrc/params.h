@@ -55,6 +55,10 @@ struct ActivationParams {
   int64_t stride_out_token;
 };
 
+inline const char* op_name(const ActivationParams& p) {
+  return p.activation == Activation::kSilu ? "silu_mul" : p.gated ? "gelu_mul" : "gelu";
+}
+
 /// Rotates (and norms) q in place, and writes the rotated k, and v, into their pages.
 struct AppendKvParams {
   DType dtype;           // of q, k, v

@@ -53,7 +53,7 @@ EmbeddingParams fill(const TensorView& token_ids, const TensorView& table, const
 }  // namespace
 
 void embedding(const TensorView& token_ids, const TensorView& table, const TensorView& out,
-               Stream) {
+               Stream stream) {
   check_shape("table", table, {kAny, kAny});
   check_dtype("table", table, {DType::kF32, DType::kBF16, DType::kF16});
   check_inner_contiguous("table", table);
@@ -61,11 +61,11 @@ void embedding(const TensorView& token_ids, const TensorView& table, const Tenso
   check_out(token_ids, table, out, table.shape[1]);
   const EmbeddingParams params = fill(token_ids, table, out);
   if (out.device.type == DeviceType::kCPU) return cpu::embedding(params);
-  throw_no_cuda_kernel("embedding");
+  cuda::embedding(params, out.device.index, stream);
 }
 
 void embedding_packed(const TensorView& token_ids, const TensorView& table, WeightFormat format,
-                      int64_t vocab_size, const TensorView& out, Stream) {
+                      int64_t vocab_size, const TensorView& out, Stream stream) {
   check_ids(token_ids, vocab_size);
   check_shape("out", out, {kAny, kAny});
   check_out(token_ids, table, out, out.shape[1]);
@@ -78,7 +78,7 @@ void embedding_packed(const TensorView& token_ids, const TensorView& table, Weig
   params.packed = true;
   params.format = format;
   if (out.device.type == DeviceType::kCPU) return cpu::embedding(params);
-  throw_no_cuda_kernel("embedding");
+  cuda::embedding(params, out.device.index, stream);
 }
 
 }  // namespace lampo

@@ -75,7 +75,7 @@ void append_kv(OptionalTensor q, const TensorView& k, const TensorView& v,
                const TensorView& k_cache, const TensorView& v_cache, const TensorView& slot_mapping,
                OptionalTensor positions, OptionalTensor cos_sin, bool interleaved,
                OptionalTensor q_norm_weight, OptionalTensor k_norm_weight, double eps,
-               OptionalTensor k_scale, OptionalTensor v_scale, Stream) {
+               OptionalTensor k_scale, OptionalTensor v_scale, Stream stream) {
   check_shape("k", k, {kAny, kAny, kAny});
   check_dtype("k", k, {DType::kF32, DType::kBF16});
   check_inner_contiguous("k", k);
@@ -185,7 +185,7 @@ void append_kv(OptionalTensor q, const TensorView& k, const TensorView& v,
       .stride_cos_sin_position = stride(cos_sin, 0),
   };
   if (k.device.type == DeviceType::kCPU) return cpu::append_kv(params);
-  throw_no_cuda_kernel("append_kv");
+  cuda::append_kv(params, k.device.index, stream);
 }
 
 }  // namespace lampo

@@ -13,6 +13,7 @@
 //
 // Limits: none on shapes. Not run on a GPU yet: compiled for sm_80 to sm_120 without spills, and
 // run on the CPU (tests/cuda_on_cpu/).
+#include "common/check.h"
 #include "common/dispatch.h"
 #include "cuda/backend.h"
 #include "cuda/device/convert.cuh"
@@ -67,7 +68,7 @@ void run(const ActivationParams& p, int device, Stream stream) {
   const ElementLayout layout = choose_element_layout(p.size, sizeof(T));
   const int64_t blocks = p.num_tokens * layout.blocks_per_row;
   const Launch at{
-      .op = "silu_mul",
+      .op = op_name(p),
       .device = device,
       .stream = stream,
       .grid = dim3(static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks)),
@@ -85,7 +86,10 @@ void run(const ActivationParams& p, int device, Stream stream) {
 
 }  // namespace
 
-void silu_mul(const ActivationParams& p, int device, Stream stream) {
+void activation(const ActivationParams& p, int device, Stream stream) {
+  if (p.activation != Activation::kSilu || !p.gated) {
+    throw BackendError("gelu: has no CUDA kernel yet, use CPU tensors");
+  }
   if (p.num_tokens == 0 || p.size == 0) return;
   dispatch_dtype<float, BF16>(p.dtype, [&]<class T>() { run<T>(p, device, stream); });
 }
