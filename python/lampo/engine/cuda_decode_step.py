@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lampo.engine.decode_step import DecodeStep, Drawn, read
+from lampo.engine.decode_step import DecodeStep, Drawn, HostResult
 from lampo.engine.kv_pool import KVPool
 from lampo.engine.sequence import Sequence
 from lampo.models.decoder import Decoder
@@ -44,7 +44,7 @@ class DrawnLater:
     def _wait(self) -> Drawn:
         if self._read is None:
             self._arrived.synchronize()
-            self._read = read(self._host, self._logits, self._count)
+            self._read = HostResult(self._host).read(self._logits, self._count)
         return self._read
 
 

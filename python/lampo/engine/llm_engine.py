@@ -69,6 +69,15 @@ class _InFlight:
     result: DecodeResult
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """Some rows of a `DecodeResult`."""
+
+    logits: torch.Tensor
+    token_ids: list[int]
+    status: list[int]
+
+
 class LLMEngine:
     """Runs requests over one model and one KV pool by continuous batching.
 
@@ -283,7 +292,7 @@ class LLMEngine:
                 self._num_steps += 1
                 result = self.runner.decode(flying.sequences, after=flying.result)
                 self._in_flight = _InFlight(plan, flying.sequences, result)
-            self._accept(flying)
+            self._land(flying)
         if self._in_flight is None:
             for sequence in self._touched:
                 if sequence.done:
@@ -299,11 +308,11 @@ class LLMEngine:
             self.pool.copy_page(source, target)
         sequences = list(plan.work)
         if all(s.num_pending == 1 for s in sequences):
-            step = _InFlight(plan, sequences, self.runner.decode(sequences))
+            result = self.runner.decode(sequences)
             if self._run_ahead and not plan.copies:  # an open plan holds no pages of its own
-                self._in_flight = step
+                self._in_flight = _InFlight(plan, sequences, result)
             else:
-                self._accept(step)
+                self._accept(plan, sequences, result)
         else:
             self._compute_prompts(plan, sequences)
             self._touched.update(dict.fromkeys(sequences))
@@ -327,29 +336,39 @@ class LLMEngine:
                 return None
         return scheduler.plan_ahead(sequences)
 
-    def _accept(self, step: _InFlight) -> None:
-        """Reads a decode step's tokens; rows of sequences that have ended meanwhile are void."""
+    def _land(self, step: _InFlight) -> None:
+        """Reads what is in flight; rows of sequences that have ended meanwhile are void."""
         rows = [i for i, s in enumerate(step.sequences) if not s.done]
-        sequences = [step.sequences[i] for i in rows]
-        if rows:
-            token_ids, status = step.result.token_ids, step.result.status
-        self.scheduler.commit(step.plan)
-        self._open.remove(step.plan)
-        if not rows:
-            return
-        logits = step.result.logits
-        if len(rows) < len(step.sequences):
-            logits = take_rows(logits, rows)
-            token_ids, status = [token_ids[i] for i in rows], [status[i] for i in rows]
-        self._sampler.accept(logits, sequences, token_ids, status)
-        self._fork(sequences, logits)
+        result = step.result
+        if len(rows) == len(step.sequences):
+            self._accept(step.plan, step.sequences, result)
+        elif rows:
+            token_ids, status = result.token_ids, result.status
+            chosen = _Rows(
+                take_rows(result.logits, rows),
+                [token_ids[i] for i in rows],
+                [status[i] for i in rows],
+            )
+            self._accept(step.plan, [step.sequences[i] for i in rows], chosen)
+        else:
+            self._commit(step.plan)
+
+    def _accept(self, plan: Plan, sequences: list[Sequence], result: DecodeResult) -> None:
+        """Takes a decode step's tokens."""
+        token_ids, status = result.token_ids, result.status  # this may wait, or fail
+        self._commit(plan)
+        self._sampler.accept(result.logits, sequences, token_ids, status)
+        self._fork(sequences, result.logits)
         self._touched.update(dict.fromkeys(sequences))
+
+    def _commit(self, plan: Plan) -> None:
+        self.scheduler.commit(plan)
+        self._open.remove(plan)
 
     def _compute_prompts(self, plan: Plan, sequences: list[Sequence]) -> None:
         starts = [s.num_computed for s in sequences]
         hidden = self.runner.run(list(plan.work.items()))
-        self.scheduler.commit(plan)
-        self._open.remove(plan)
+        self._commit(plan)
         ready: list[Sequence] = []
         rows: list[int] = []
         end = 0

@@ -80,8 +80,8 @@ class ModelRunner:
         logits = torch.empty(
             max_num_seqs, model.config.vocab_size, dtype=torch.float32, device=self.device
         )
-        on_gpu = self.device.type == "cuda"
-        graph_pool = torch.cuda.graph_pool_handle() if on_gpu else None
+        self._on_gpu = self.device.type == "cuda"
+        graph_pool = torch.cuda.graph_pool_handle() if self._on_gpu else None
 
         # A recording holds for the threads and the kernels it was made with.
         @lru_cache(maxsize=max(max_num_seqs, 32))
@@ -95,7 +95,7 @@ class ModelRunner:
 
     def decode_step(self, batch_size: int) -> DecodeStep:
         """The step that :meth:`decode` runs for so many sequences."""
-        if self.device.type == "cuda":
+        if self._on_gpu:
             batch_size = decode_bucket(batch_size, self.max_num_seqs)
         return self._decode_step(batch_size, _C.num_threads(), _C.cpu_isa())
 
@@ -109,7 +109,7 @@ class ModelRunner:
 
     def profile(self, sequences: list[Sequence], repeats: int) -> list[list[OpTiming]]:
         """As :meth:`Runner.profile`."""
-        if self.device.type != "cpu":
+        if self._on_gpu:
             raise ValueError("profile: times single ops on the CPU only; on a GPU use nsys")
         step = self.decode_step(len(sequences))
         step.run(sequences)
