@@ -12,6 +12,28 @@ __device__ inline T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(kAllLanes, value, mask);
 }
 
+/// What `lane` holds.
+template <class T>
+__device__ inline T shuffle(T value, int lane) {
+  return __shfl_sync(kAllLanes, value, lane);
+}
+
+/// What the lane `delta` below holds; lanes below `delta` get their own.
+template <class T>
+__device__ inline T shuffle_up(T value, int delta) {
+  return __shfl_up_sync(kAllLanes, value, static_cast<unsigned>(delta));
+}
+
+__device__ inline bool any_lane(bool predicate) { return __any_sync(kAllLanes, predicate) != 0; }
+
+/// For how many lanes it holds.
+__device__ inline int count_lanes(bool predicate) {
+  return __popc(__ballot_sync(kAllLanes, predicate));
+}
+
+/// Orders the lanes' accesses to memory, as a barrier does a block's.
+__device__ inline void sync_warp() { __syncwarp(); }
+
 /// The sum over a warp, in every lane. Lanes are paired by a fixed butterfly, so the order of
 /// additions, and with it the result, is the same in all of them.
 __device__ inline float warp_sum(float value) {

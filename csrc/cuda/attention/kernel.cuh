@@ -1,0 +1,429 @@
+// SPDX-License-Identifier: Apache-2.0
+// The paged attention kernel for mma.sync, sm_80 and later. What it computes, and how work is
+// shared out, is told in paged_attention.cu.
+#pragma once
+
+#include "cuda/attention/kv_copier.cuh"
+#include "cuda/attention/products.cuh"
+#include "cuda/attention/softmax_state.cuh"
+#include "cuda/device/block.cuh"
+
+namespace lampo::cuda {
+
+/// A warp's rows of a tile, its states and accumulators.
+template <class Traits>
+class WarpRows {
+ public:
+  using T = typename Traits::Element;
+
+  __device__ WarpRows(const AttentionArguments& a, const Cut& at, const Sequence& sequence,
+                      const Tile& tile)
+      : a_(a),
+        at_(at),
+        sequence_(sequence),
+        tile_(tile),
+        lane_(static_cast<int>(threadIdx.x) % kWarpSize),
+        warp_(static_cast<int>(threadIdx.x) / kWarpSize),
+        group_size_(group_size_of(a.p)),
+        first_row_(Traits::kSplitKeys ? 0 : warp_ * 16 * Traits::kRowBlocks),
+        first_key_(Traits::kSplitKeys ? warp_ * Traits::kWarpKeys : 0),
+        format_(byte_format<T>(a.p.cache_dtype == DType::kI8)) {
+    const int first = tile.row_begin + first_row_;
+    int last = first + 16 * Traits::kRowBlocks;
+    if (last > tile.row_end) last = tile.row_end;
+    if (first < last) {
+      first_sees_ = visible_keys(a.p, position_of(first), sequence.seq_len);
+      last_sees_ = visible_keys(a.p, position_of(last - 1), sequence.seq_len);
+    }
+  }
+
+  __device__ void clear() {
+#pragma unroll
+    for (int m = 0; m < Traits::kRowBlocks; ++m) {
+      state_[m][0] = state_[m][1] = {minus_infinity(), 0.0f};
+#pragma unroll
+      for (int n = 0; n < Traits::kHeadDim / 8; ++n) acc_[m][n] = {};
+    }
+  }
+
+  /// Whether any of the rows sees any of the warp's keys of a key tile.
+  __device__ bool sees(int key_tile) const {
+    const int begin = key_tile * Traits::kKeys + first_key_;
+    return begin < last_sees_.end && begin + Traits::kWarpKeys > first_sees_.begin;
+  }
+
+  /// Weights of a key tile, unnormalised, and what they do to the states.
+  __device__ void score(const uint4* q, const KvStage<Traits>& stage, int key_tile) {
+    multiply_q_k<Traits>(scores_, q, first_row_, stage.k, first_key_, lane_, format_);
+    if constexpr (Traits::kCacheBytes == 1) {
+      if (a_.p.k_scale != nullptr) scale_columns(stage.k_scale);
+    }
+    if (a_.cap_inner != 0.0f) cap_scores();
+    const int begin = key_tile * Traits::kKeys + first_key_;
+    if (begin < last_sees_.begin || begin + Traits::kWarpKeys > first_sees_.end) mask(begin);
+    update_states();
+    if constexpr (Traits::kCacheBytes == 1) {
+      if (a_.p.v_scale != nullptr) scale_columns(stage.v_scale);
+    }
+  }
+
+  __device__ void add_values(const KvStage<Traits>& stage) {
+    multiply_p_v<Traits>(acc_, scores_, stage.v, first_key_, lane_, format_);
+  }
+
+  /// Sums of rows, of which each lane has a quarter; maxima to base-2 units. Then states are whole.
+  __device__ void close() {
+    const float factor = a_.score_factor;
+#pragma unroll
+    for (int m = 0; m < Traits::kRowBlocks; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        RowState& state = state_[m][half];
+        state.l += shuffle_xor(state.l, 1);
+        state.l += shuffle_xor(state.l, 2);
+        state.m *= factor;
+      }
+    }
+  }
+
+  /// Folds the states of warps that split keys into warp 0's, in the order of the keys.
+  __device__ void fold_warps(WarpStates<Traits>* others) {
+    sync_block();  // the stages, which lie in the same memory, have been read
+    if (warp_ > 0) {
+      WarpStates<Traits>& own = others[warp_ - 1];
+#pragma unroll
+      for (int n = 0; n < Traits::kHeadDim / 8; ++n) own.acc[n][lane_] = acc_[0][n];
+      own.state[0][lane_] = state_[0][0];
+      own.state[1][lane_] = state_[0][1];
+    }
+    sync_block();
+    if (warp_ > 0) return;
+    for (int i = 0; i < Traits::kWarps - 1; ++i) {
+      const FoldWeights low = fold(state_[0][0], others[i].state[0][lane_]);
+      const FoldWeights high = fold(state_[0][1], others[i].state[1][lane_]);
+#pragma unroll
+      for (int n = 0; n < Traits::kHeadDim / 8; ++n) {
+        auto& own = acc_[0][n].value;
+        const auto& add = others[i].acc[n][lane_].value;
+        own[0] = fold_value(own[0], add[0], low);
+        own[1] = fold_value(own[1], add[1], low);
+        own[2] = fold_value(own[2], add[2], high);
+        own[3] = fold_value(own[3], add[3], high);
+      }
+    }
+  }
+
+  /// To the partial states from row `partial` of the plan on, or, if that is kNowhere, to out.
+  /// Before, what lies from row `earlier` on is folded in, unless that is kNowhere.
+  __device__ void write(int64_t earlier, int64_t partial) {
+    if (Traits::kSplitKeys && warp_ > 0) return;
+#pragma unroll
+    for (int m = 0; m < Traits::kRowBlocks; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int in_tile = first_row_ + row_of(m, half);
+        const int row = tile_.row_begin + in_tile;
+        if (row >= tile_.row_end) continue;
+        if (earlier != kNowhere) fold_earlier(m, half, earlier + in_tile);
+        if (partial != kNowhere) {
+          write_partial(m, half, partial + in_tile);
+        } else {
+          write_out(m, half, row);
+        }
+      }
+    }
+  }
+
+ private:
+  using Row = AccRow<Traits>;
+
+  __device__ int position_of(int row) const { return sequence_.position(row / group_size_); }
+  /// The row, among the warp's, of a lane's elements 0 and 1, or, half = 1, 2 and 3.
+  __device__ int row_of(int m, int half) const { return 16 * m + 8 * half + lane_ / 4; }
+
+  template <class Fn>
+  __device__ void for_each_score(Fn&& fn) {
+#pragma unroll
+    for (int m = 0; m < Traits::kRowBlocks; ++m) {
+#pragma unroll
+      for (int n = 0; n < Traits::kWarpKeys / 8; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) fn(scores_[m][n].value[i], m, i / 2, 8 * n + i % 2);
+      }
+    }
+  }
+
+  __device__ void scale_columns(const float* scale) {
+#pragma unroll
+    for (int n = 0; n < Traits::kWarpKeys / 8; ++n) {
+      const auto pair = load_vector<float, 2>(scale + first_key_ + 8 * n + lane_ % 4 * 2);
+#pragma unroll
+      for (int m = 0; m < Traits::kRowBlocks; ++m) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) scores_[m][n].value[i] *= pair.value[i % 2];
+      }
+    }
+  }
+
+  /// tanh(x) = 1 - 2 / (1 + e^2x), whose error is that of a number near 1.
+  __device__ void cap_scores() {
+    const float exponent = 2.0f * kLog2E * a_.cap_inner;
+    for_each_score([&](float& score, int, int, int) {
+      const float part = reciprocal(1.0f + exp2_approximate(score * exponent));
+      score = a_.cap_outer * fmaf(-2.0f, part, 1.0f);
+    });
+  }
+
+  __device__ void mask(int first_key) {
+    Range seen[Traits::kRowBlocks][2];
+#pragma unroll
+    for (int m = 0; m < Traits::kRowBlocks; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = tile_.row_begin + first_row_ + row_of(m, half);
+        seen[m][half] = visible_keys(a_.p, position_of(row), sequence_.seq_len);
+      }
+    }
+    first_key += lane_ % 4 * 2;
+    for_each_score([&](float& score, int m, int half, int column) {
+      const int key = first_key + column;
+      if (key < seen[m][half].begin || key >= seen[m][half].end) score = minus_infinity();
+    });
+  }
+
+  __device__ void update_states() {
+    const float factor = a_.score_factor;
+    float shift[Traits::kRowBlocks][2], scale[Traits::kRowBlocks][2];
+    bool grown = false;
+#pragma unroll
+    for (int m = 0; m < Traits::kRowBlocks; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float largest = minus_infinity();
+#pragma unroll
+        for (int n = 0; n < Traits::kWarpKeys / 8; ++n) {
+          const auto& value = scores_[m][n].value;
+          largest = fmaxf(largest, fmaxf(value[2 * half], value[2 * half + 1]));
+        }
+        largest = fmaxf(largest, shuffle_xor(largest, 1));
+        largest = fmaxf(largest, shuffle_xor(largest, 2));
+        RowState& state = state_[m][half];
+        largest = fmaxf(largest, state.m);
+        // A row that has seen no key yet: all its weights are to be 0, and not NaN.
+        shift[m][half] = largest == minus_infinity() ? 0.0f : largest * factor;
+        scale[m][half] = exp2_approximate(fmaf(state.m, factor, -shift[m][half]));
+        grown = grown || largest != state.m;
+        state = {largest, state.l * scale[m][half]};
+      }
+    }
+    if (any_lane(grown)) {
+#pragma unroll
+      for (int m = 0; m < Traits::kRowBlocks; ++m) {
+#pragma unroll
+        for (int n = 0; n < Traits::kHeadDim / 8; ++n) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) acc_[m][n].value[i] *= scale[m][i / 2];
+        }
+      }
+    }
+    for_each_score([&](float& score, int m, int half, int) {
+      score = exp2_approximate(fmaf(score, factor, -shift[m][half]));
+      state_[m][half].l += score;
+    });
+  }
+
+  __device__ void fold_earlier(int m, int half, int64_t partial_row) {
+    const Plan& plan = a_.plan;
+    const float* from = plan.accumulators + partial_row * plan.head_dim_stride;
+    RowState run = plan.states[partial_row];
+    const FoldWeights weights = fold(run, state_[m][half]);
+    state_[m][half] = run;
+#pragma unroll
+    for (int group = 0; group < Row::kGroups; ++group) {
+      const auto old = load_vector<float, Row::kPer>(from + Row::dim(group, lane_));
+#pragma unroll
+      for (int i = 0; i < Row::kPer; ++i) {
+        float& value = Row::at(acc_[m], group, i, half);
+        value = fold_value(old.value[i], value, weights);
+      }
+    }
+  }
+
+  __device__ void write_partial(int m, int half, int64_t partial_row) {
+    const Plan& plan = a_.plan;
+    float* to = plan.accumulators + partial_row * plan.head_dim_stride;
+    if (lane_ % 4 == 0) plan.states[partial_row] = state_[m][half];
+#pragma unroll
+    for (int group = 0; group < Row::kGroups; ++group) {
+      Vector<float, Row::kPer> values;
+#pragma unroll
+      for (int i = 0; i < Row::kPer; ++i) values.value[i] = Row::at(acc_[m], group, i, half);
+      store_vector(to + Row::dim(group, lane_), values);
+    }
+  }
+
+  __device__ void write_out(int m, int half, int row) {
+    const PagedAttentionParams& p = a_.p;
+    const int token = row / group_size_;
+    const int head = at_.kv_head * group_size_ + row - token * group_size_;
+    const int64_t in_q = sequence_.first_token + token;
+    const RowResult result =
+        finish(state_[m][half], p.sinks != nullptr ? p.sinks + head : nullptr);
+    if (p.lse != nullptr && lane_ % 4 == 0) p.lse[in_q * p.stride_lse_token + head] = result.lse;
+    T* out = static_cast<T*>(p.out) + in_q * p.stride_out_token + head * p.stride_out_head;
+    const bool empty = state_[m][half].l == 0.0f;
+#pragma unroll
+    for (int group = 0; group < Row::kGroups; ++group) {
+      const int dim = Row::dim(group, lane_);
+      if (dim >= p.head_dim) continue;
+      Vector<float, Row::kPer> values;
+#pragma unroll
+      for (int i = 0; i < Row::kPer; ++i) {
+        values.value[i] = empty ? 0.0f : Row::at(acc_[m], group, i, half) * result.scale;
+      }
+      if (a_.vector_out) {
+        store_vector(out + dim, from_floats<T>(values));
+      } else {
+        store_elements(out + dim, from_floats<T>(values), Row::kPer);
+      }
+    }
+  }
+
+  const AttentionArguments& a_;
+  const Cut& at_;
+  const Sequence& sequence_;
+  const Tile& tile_;
+  const int lane_, warp_;
+  const int group_size_;
+  const int first_row_;  // of the tile, that the warp has
+  const int first_key_;  // of a key tile, that the warp has
+  const ByteFormat format_;
+  Range first_sees_ = {0, 0}, last_sees_ = {0, 0};  // the first and the last of the warp's rows
+  RowState state_[Traits::kRowBlocks][2];           // m in raw scores until close()
+  Scores<Traits> scores_;
+  Accumulators<Traits> acc_;
+};
+
+/// The queries of a tile, zeros behind the last row and the last dim.
+template <class Traits>
+__device__ inline void load_queries(const AttentionArguments& a, const Cut& at,
+                                    const Sequence& sequence, const Tile& tile, uint4* q) {
+  using T = typename Traits::Element;
+  const PagedAttentionParams& p = a.p;
+  const int group_size = group_size_of(p);
+  const int num_chunks = static_cast<int>(p.head_dim) / 8;
+  for (int i = static_cast<int>(threadIdx.x); i < Traits::kRows * Traits::kQChunks;
+       i += Traits::kThreads) {
+    const int in_tile = i / Traits::kQChunks, chunk = i % Traits::kQChunks;
+    const int row = tile.row_begin + in_tile;
+    uint4 dims = {0, 0, 0, 0};
+    if (row < tile.row_end && chunk < num_chunks) {
+      const int token = row / group_size;
+      const int head = at.kv_head * group_size + row - token * group_size;
+      const T* from = static_cast<const T*>(p.q) +
+                      (sequence.first_token + int64_t{token}) * p.stride_q_token +
+                      head * p.stride_q_head + chunk * 8;
+      if (a.vector_q) {
+        dims = *reinterpret_cast<const uint4*>(from);
+      } else {
+        const auto values = load_elements<T, 8>(from, 8);
+        dims = *reinterpret_cast<const uint4*>(&values);
+      }
+      dims = {dims.x ^ a.q_flip, dims.y ^ a.q_flip, dims.z ^ a.q_flip, dims.w ^ a.q_flip};
+    }
+    store_q<Traits>(q, in_tile, chunk, dims);
+  }
+}
+
+/// Adds absolute key tiles [begin, end) to `rows`. K and V arrive separately, so that scores need
+/// not wait for V, and while a key tile is computed kStages - 1 others are on their way.
+template <class Traits>
+__device__ inline void attend(WarpRows<Traits>& rows, KvCopier<Traits>& copier,
+                              AttentionStorage<Traits>& storage, int begin, int end) {
+  constexpr int kStages = Traits::kStages;
+  constexpr int kPending = 2 * (kStages - 1);  // groups that are younger than the one waited for
+  // A warp that splits keys reads what it copied itself.
+  const auto sync_copies = [] {
+    wait_copies<kPending>();
+    if constexpr (Traits::kSplitKeys) {
+      sync_warp();
+    } else {
+      sync_block();
+    }
+  };
+  const auto stage_of = [&](int key_tile) -> KvStage<Traits>& {
+    return storage.stages[(key_tile - begin) & (kStages - 1)];
+  };
+#pragma unroll 1
+  for (int key_tile = begin - (kStages - 1); key_tile < end; ++key_tile) {
+    const int coming = key_tile + kStages - 1;
+    if (coming < end) {
+      copier.find(coming);
+      copier.copy_k(stage_of(coming));
+    }
+    commit_copies();
+    const bool arrives = key_tile >= begin;
+    const bool sees = arrives && rows.sees(key_tile);
+    if (arrives) sync_copies();
+    if (sees) rows.score(storage.q, stage_of(key_tile), key_tile);
+    if (coming < end) copier.copy_v(stage_of(coming));
+    commit_copies();
+    if (arrives) sync_copies();
+    if (sees) rows.add_values(stage_of(key_tile));
+  }
+  wait_copies<0>();
+}
+
+/// Block b computes what lies between cuts b and b + 1.
+template <class Traits>
+__global__ void __launch_bounds__(Traits::kThreads, Traits::kLayout.max_blocks)
+    paged_attention_kernel(const __grid_constant__ AttentionArguments a) {
+  auto& storage = shared_storage<AttentionStorage<Traits>>();
+  const PagedAttentionParams& p = a.p;
+  const Plan& plan = a.plan;
+  constexpr TileShape kShape = Traits::kLayout.shape;
+  constexpr int kSplitTiles = kSplitKeys / Traits::kKeys;
+  const int block = static_cast<int>(blockIdx.x);
+  const Cut stop = plan.cuts[block + 1];
+  for (Cut at = plan.cuts[block]; at.seq <= p.batch_size;) {
+    const bool last = at.same_tile(stop);
+    if (last && at.key_tile == stop.key_tile) break;
+    const Sequence sequence = sequence_of(p, at.seq);
+    const Tile tile = tile_of(p, kShape, sequence, at.row_tile);
+    const Range all = key_tiles_of(kShape, tile);
+    const int part_end = last ? all.begin + stop.key_tile : all.end;
+    const bool whole = at.key_tile == 0 && part_end == all.end;
+
+    WarpRows<Traits> rows(a, at, sequence, tile);
+    KvCopier<Traits> copier(a, at, tile.keys, all.begin + at.key_tile);
+    load_queries<Traits>(a, at, sequence, tile, storage.q);
+    sync_block();
+    int begin = all.begin + at.key_tile;
+    int64_t earlier = kNowhere;
+    do {
+      int end = part_end;
+      int64_t partial = whole ? kNowhere : rows_of_part(plan, block, at.key_tile);
+      if (plan.deterministic) {
+        const int split = begin / kSplitTiles;
+        if ((split + 1) * kSplitTiles < end) end = (split + 1) * kSplitTiles;
+        if (!whole) {
+          partial = rows_of_split(plan, at, tile, split);
+        } else if (end < part_end) {
+          partial = rows_of_block(plan, block);
+        }
+      }
+      rows.clear();
+      attend<Traits>(rows, copier, storage, begin, end);
+      rows.close();
+      if constexpr (Traits::kSplitKeys) rows.fold_warps(storage.others);
+      rows.write(earlier, partial);
+      sync_block();  // before memory is used again
+      if (whole) earlier = partial;
+      begin = end;
+    } while (begin < part_end);
+    if (last) break;
+    at = next_tile(p, kShape, at);
+  }
+}
+
+}  // namespace lampo::cuda
