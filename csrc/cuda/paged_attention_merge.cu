@@ -88,14 +88,8 @@ __global__ void __launch_bounds__(kWarps* kWarpSize)
         }
       }
       const RowResult result = finish(run, p.sinks != nullptr ? p.sinks + head : nullptr);
-#pragma unroll
-      for (int k = 0; k < kPer; ++k) acc.value[k] = run.l == 0.0f ? 0.0f : acc.value[k] * result.scale;
-      T* out = static_cast<T*>(p.out) + in_q * p.stride_out_token + head * p.stride_out_head + dim;
-      if (vector_out) {
-        store_vector(out, from_floats<T>(acc));
-      } else {
-        store_elements(out, from_floats<T>(acc), kPer);
-      }
+      store_out(static_cast<T*>(p.out) + in_q * p.stride_out_token + head * p.stride_out_head + dim,
+                acc, result, vector_out);
       if (dim == 0 && p.lse != nullptr) p.lse[in_q * p.stride_lse_token + head] = result.lse;
     }
   }

@@ -86,56 +86,25 @@ class WarpRows {
     }
   }
 
-  /// Folds the states of warps that split keys into warp 0's, in the order of the keys.
-  __device__ void fold_warps(WarpStates<Traits>* others) {
-    sync_block();  // the stages, which lie in the same memory, have been read
-    if (warp_ > 0) {
-      WarpStates<Traits>& own = others[warp_ - 1];
-#pragma unroll
-      for (int n = 0; n < Traits::kHeadDim / 8; ++n) own.acc[n][lane_] = acc_[0][n];
-      own.state[0][lane_] = state_[0][0];
-      own.state[1][lane_] = state_[0][1];
-    }
-    sync_block();
-    if (warp_ > 0) return;
-    for (int i = 0; i < Traits::kWarps - 1; ++i) {
-      const FoldWeights low = fold(state_[0][0], others[i].state[0][lane_]);
-      const FoldWeights high = fold(state_[0][1], others[i].state[1][lane_]);
-#pragma unroll
-      for (int n = 0; n < Traits::kHeadDim / 8; ++n) {
-        auto& own = acc_[0][n].value;
-        const auto& add = others[i].acc[n][lane_].value;
-        own[0] = fold_value(own[0], add[0], low);
-        own[1] = fold_value(own[1], add[1], low);
-        own[2] = fold_value(own[2], add[2], high);
-        own[3] = fold_value(own[3], add[3], high);
-      }
-    }
-  }
-
   /// To the partial states from row `partial` of the plan on, or, if that is kNowhere, to out.
   /// Before, what lies from row `earlier` on is folded in, unless that is kNowhere.
-  __device__ void write(int64_t earlier, int64_t partial) {
-    if (Traits::kSplitKeys && warp_ > 0) return;
+  __device__ void write(RowStorage<Traits>& storage, int64_t earlier, int64_t partial) {
+    sync_block();  // the stages, which lie in the same memory, have been read
 #pragma unroll
     for (int m = 0; m < Traits::kRowBlocks; ++m) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int in_tile = first_row_ + row_of(m, half);
-        const int row = tile_.row_begin + in_tile;
-        if (row >= tile_.row_end) continue;
-        if (earlier != kNowhere) fold_earlier(m, half, earlier + in_tile);
-        if (partial != kNowhere) {
-          write_partial(m, half, partial + in_tile);
-        } else {
-          write_out(m, half, row);
-        }
+      store_rows<Traits>(storage.acc[warp_], acc_[m], lane_);
+      if (lane_ % 4 == 0) {
+        storage.state[warp_][lane_ / 4] = state_[m][0];
+        storage.state[warp_][8 + lane_ / 4] = state_[m][1];
       }
+      sync_rows();
+      write_rows(storage, first_row_ + 16 * m, earlier, partial);
+      sync_rows();
     }
   }
 
  private:
-  using Row = AccRow<Traits>;
+  static constexpr int kPer = 4;  // dims that a thread writes at once
 
   __device__ int position_of(int row) const { return sequence_.position(row / group_size_); }
   /// The row, among the warp's, of a lane's elements 0 and 1, or, half = 1, 2 and 3.
@@ -232,61 +201,86 @@ class WarpRows {
     });
   }
 
-  __device__ void fold_earlier(int m, int half, int64_t partial_row) {
-    const Plan& plan = a_.plan;
-    const float* from = plan.accumulators + partial_row * plan.head_dim_stride;
-    RowState run = plan.states[partial_row];
-    const FoldWeights weights = fold(run, state_[m][half]);
-    state_[m][half] = run;
+  /// Warps that split keys have parts of the same rows, others have rows of their own.
+  __device__ static void sync_rows() {
+    if constexpr (Traits::kSplitKeys) {
+      sync_block();
+    } else {
+      sync_warp();
+    }
+  }
+
+  /// The state of row i of 16, and with kAcc, in `acc`, four dims from `dim` on.
+  template <bool kAcc>
+  __device__ RowState folded(const RowStorage<Traits>& storage, int i, int64_t earlier_row, int dim,
+                             Vector<float, kPer>& acc) const {
+    RowState run{minus_infinity(), 0.0f};
+    const auto add = [&](const RowState& state, const float* from) {
+      const FoldWeights weights = fold(run, state);
+      if constexpr (kAcc) {
+        const auto values = load_vector<float, kPer>(from + dim);
 #pragma unroll
-    for (int group = 0; group < Row::kGroups; ++group) {
-      const auto old = load_vector<float, Row::kPer>(from + Row::dim(group, lane_));
+        for (int k = 0; k < kPer; ++k) {
+          acc.value[k] = fold_value(acc.value[k], values.value[k], weights);
+        }
+      }
+    };
+    acc = {};
+    if (earlier_row != kNowhere) {
+      add(a_.plan.states[earlier_row],
+          a_.plan.accumulators + earlier_row * a_.plan.head_dim_stride);
+    }
+    constexpr int kParts = Traits::kSplitKeys ? Traits::kWarps : 1;
 #pragma unroll
-      for (int i = 0; i < Row::kPer; ++i) {
-        float& value = Row::at(acc_[m], group, i, half);
-        value = fold_value(old.value[i], value, weights);
+    for (int part = 0; part < kParts; ++part) {
+      const int w = Traits::kSplitKeys ? part : warp_;
+      add(storage.state[w][i], storage.acc[w][i]);
+    }
+    return run;
+  }
+
+  /// 16 rows, from row `first` of the tile on.
+  __device__ void write_rows(const RowStorage<Traits>& storage, int first, int64_t earlier,
+                             int64_t partial) const {
+    constexpr int kVectors = Traits::kHeadDim / kPer;
+    constexpr int kThreads = Traits::kSplitKeys ? Traits::kThreads : kWarpSize;
+    const int thread = Traits::kSplitKeys ? warp_ * kWarpSize + lane_ : lane_;
+    const auto row_of = [first](int64_t rows, int i) {
+      return rows != kNowhere ? rows + first + i : kNowhere;
+    };
+    const int num_rows = tile_.row_end - tile_.row_begin - first;
+    Vector<float, kPer> acc;
+#pragma unroll 1
+    for (int item = thread; item < 16 * kVectors; item += kThreads) {
+      const int i = item / kVectors, dim = item % kVectors * kPer;
+      if (i >= num_rows) break;
+      const RowState state = folded<true>(storage, i, row_of(earlier, i), dim, acc);
+      if (partial != kNowhere) {
+        store_vector(a_.plan.accumulators + row_of(partial, i) * a_.plan.head_dim_stride + dim,
+                     acc);
+      } else {
+        write_out(tile_.row_begin + first + i, dim, state, acc);
       }
     }
-  }
-
-  __device__ void write_partial(int m, int half, int64_t partial_row) {
-    const Plan& plan = a_.plan;
-    float* to = plan.accumulators + partial_row * plan.head_dim_stride;
-    if (lane_ % 4 == 0) plan.states[partial_row] = state_[m][half];
-#pragma unroll
-    for (int group = 0; group < Row::kGroups; ++group) {
-      Vector<float, Row::kPer> values;
-#pragma unroll
-      for (int i = 0; i < Row::kPer; ++i) values.value[i] = Row::at(acc_[m], group, i, half);
-      store_vector(to + Row::dim(group, lane_), values);
+    if (partial == kNowhere) return;
+    sync_rows();  // states that were earlier ones have been read
+    if (thread < 16 && thread < num_rows) {
+      a_.plan.states[row_of(partial, thread)] =
+          folded<false>(storage, thread, row_of(earlier, thread), 0, acc);
     }
   }
 
-  __device__ void write_out(int m, int half, int row) {
+  __device__ void write_out(int row, int dim, const RowState& state,
+                            Vector<float, kPer> values) const {
     const PagedAttentionParams& p = a_.p;
     const int token = row / group_size_;
     const int head = at_.kv_head * group_size_ + row - token * group_size_;
-    const int64_t in_q = sequence_.first_token + token;
-    const RowResult result =
-        finish(state_[m][half], p.sinks != nullptr ? p.sinks + head : nullptr);
-    if (p.lse != nullptr && lane_ % 4 == 0) p.lse[in_q * p.stride_lse_token + head] = result.lse;
-    T* out = static_cast<T*>(p.out) + in_q * p.stride_out_token + head * p.stride_out_head;
-    const bool empty = state_[m][half].l == 0.0f;
-#pragma unroll
-    for (int group = 0; group < Row::kGroups; ++group) {
-      const int dim = Row::dim(group, lane_);
-      if (dim >= p.head_dim) continue;
-      Vector<float, Row::kPer> values;
-#pragma unroll
-      for (int i = 0; i < Row::kPer; ++i) {
-        values.value[i] = empty ? 0.0f : Row::at(acc_[m], group, i, half) * result.scale;
-      }
-      if (a_.vector_out) {
-        store_vector(out + dim, from_floats<T>(values));
-      } else {
-        store_elements(out + dim, from_floats<T>(values), Row::kPer);
-      }
-    }
+    const int64_t in_q = sequence_.first_token + int64_t{token};
+    const RowResult result = finish(state, p.sinks != nullptr ? p.sinks + head : nullptr);
+    if (p.lse != nullptr && dim == 0) p.lse[in_q * p.stride_lse_token + head] = result.lse;
+    if (dim >= p.head_dim) return;
+    T* out = static_cast<T*>(p.out) + in_q * p.stride_out_token + head * p.stride_out_head + dim;
+    store_out(out, values, result, a_.vector_out);
   }
 
   const AttentionArguments& a_;
@@ -358,7 +352,7 @@ __device__ inline void attend(WarpRows<Traits>& rows, KvCopier<Traits>& copier,
   for (int key_tile = begin - (kStages - 1); key_tile < end; ++key_tile) {
     const int coming = key_tile + kStages - 1;
     if (coming < end) {
-      copier.find(coming);
+      copier.find_next();
       copier.copy_k(stage_of(coming));
     }
     commit_copies();
@@ -384,8 +378,8 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kLayout.max_blocks)
   constexpr TileShape kShape = Traits::kLayout.shape;
   constexpr int kSplitTiles = kSplitKeys / Traits::kKeys;
   const int block = static_cast<int>(blockIdx.x);
-  const Cut stop = plan.cuts[block + 1];
   for (Cut at = plan.cuts[block]; at.seq <= p.batch_size;) {
+    const Cut stop = plan.cuts[block + 1];
     const bool last = at.same_tile(stop);
     if (last && at.key_tile == stop.key_tile) break;
     const Sequence sequence = sequence_of(p, at.seq);
@@ -415,8 +409,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kLayout.max_blocks)
       rows.clear();
       attend<Traits>(rows, copier, storage, begin, end);
       rows.close();
-      if constexpr (Traits::kSplitKeys) rows.fold_warps(storage.others);
-      rows.write(earlier, partial);
+      rows.write(storage.rows, earlier, partial);
       sync_block();  // before memory is used again
       if (whole) earlier = partial;
       begin = end;

@@ -5,7 +5,7 @@
 // ldmatrix takes two elements for one, so a register holds four consecutive dims of a key of K, or
 // two neighbouring dims of two keys of V, which become pairs of T in registers. The order of dims
 // is permuted then, within 16: of the sum in S, where Q lies in shared memory in the same order,
-// and of the columns of acc, which AccRow undoes.
+// and of the columns of acc, which store_rows() undoes.
 #pragma once
 
 #include "cuda/attention/traits.cuh"
@@ -140,23 +140,28 @@ __device__ inline void multiply_p_v(Accumulators<Traits>& acc, const Scores<Trai
   }
 }
 
-/// A lane's part of a row of acc: kGroups groups of kPer neighbouring dims.
+/// A lane's part of 16 rows of acc to shared memory, in the order of dims.
 template <class Traits>
-struct AccRow {
-  static constexpr int kPer = 4 / Traits::kCacheBytes;
-  static constexpr int kGroups = Traits::kHeadDim / (4 * kPer);
-
-  __device__ static int dim(int group, int lane) { return (group * 4 + lane % 4) * kPer; }
-
-  /// Number i of a group; `half`: the upper or lower 8 of the 16 rows.
-  template <class Blocks>
-  __device__ static auto& at(Blocks& blocks, int group, int i, int half) {
-    if constexpr (kPer == 2) {
-      return blocks[group].value[2 * half + i];
+__device__ inline void store_rows(float (*to)[Traits::kHeadDim + 8],
+                                  const FragmentC<float> (&acc)[Traits::kHeadDim / 8], int lane) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float* row = to[8 * half + lane / 4];
+    if constexpr (Traits::kCacheBytes == 2) {
+#pragma unroll
+      for (int n = 0; n < Traits::kHeadDim / 8; ++n) {
+        const auto& value = acc[n].value;
+        store_vector<float, 2>(row + 8 * n + lane % 4 * 2, {value[2 * half], value[2 * half + 1]});
+      }
     } else {
-      return blocks[2 * group + i % 2].value[2 * half + i / 2];
+#pragma unroll
+      for (int n = 0; n < Traits::kHeadDim / 8; n += 2) {
+        const auto &even = acc[n].value, &odd = acc[n + 1].value;
+        store_vector<float, 4>(row + 8 * n + lane % 4 * 4, {even[2 * half], odd[2 * half],
+                                                            even[2 * half + 1], odd[2 * half + 1]});
+      }
     }
   }
-};
+}
 
 }  // namespace lampo::cuda

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cuda/attention/layout.h"
+#include "cuda/device/convert.cuh"
 #include "cuda/device/ptx/arithmetic.cuh"
 
 namespace lampo::cuda {
@@ -47,6 +48,19 @@ __device__ inline RowResult finish(const RowState& state, const float* sink) {
   const float weight = exp2_approximate(state.m - m);
   const float sum = fmaf(state.l, weight, exp2_approximate(score - m));
   return {weight / sum, (m + log2f(sum)) * kLn2};
+}
+
+/// Four dims of a row to out; a row that saw no key is 0.
+template <class T>
+__device__ inline void store_out(T* out, Vector<float, 4> acc, const RowResult& result,
+                                 bool aligned) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) acc.value[i] = result.scale == 0.0f ? 0.0f : acc.value[i] * result.scale;
+  if (aligned) {
+    store_vector(out, from_floats<T>(acc));
+  } else {
+    store_elements(out, from_floats<T>(acc), 4);
+  }
 }
 
 }  // namespace lampo::cuda

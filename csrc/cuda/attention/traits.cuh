@@ -59,11 +59,11 @@ struct KvStage {
   float v_scale[Traits::kCacheBytes == 1 ? Traits::kKeys : 4];
 };
 
-/// States of warps that split keys, lane by lane.
+/// Finished rows, 16 of each warp at a time, in rows rather than in fragments.
 template <class Traits>
-struct WarpStates {
-  FragmentC<float> acc[Traits::kHeadDim / 8][kWarpSize];
-  RowState state[2][kWarpSize];
+struct RowStorage {
+  float acc[Traits::kWarps][16][Traits::kHeadDim + 8];  // 8: no bank conflicts
+  RowState state[Traits::kWarps][16];
 };
 
 template <class Traits>
@@ -71,7 +71,7 @@ struct alignas(128) AttentionStorage {
   uint4 q[Traits::kRows * Traits::kQChunks];
   union {
     KvStage<Traits> stages[Traits::kStages];
-    WarpStates<Traits> others[Traits::kSplitKeys ? Traits::kWarps - 1 : 1];
+    RowStorage<Traits> rows;
   };
 };
 
