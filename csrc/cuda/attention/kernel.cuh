@@ -16,24 +16,20 @@ class WarpRows {
  public:
   using T = typename Traits::Element;
 
-  __device__ WarpRows(const AttentionArguments& a, const Cut& at, const Sequence& sequence,
-                      const Tile& tile)
+  __device__ WarpRows(const AttentionArguments& a, const Work& work)
       : a_(a),
-        at_(at),
-        sequence_(sequence),
-        tile_(tile),
+        work_(work),
         lane_(static_cast<int>(threadIdx.x) % kWarpSize),
         warp_(static_cast<int>(threadIdx.x) / kWarpSize),
-        group_size_(group_size_of(a.p)),
         first_row_(Traits::kSplitKeys ? 0 : warp_ * 16 * Traits::kRowBlocks),
         first_key_(Traits::kSplitKeys ? warp_ * Traits::kWarpKeys : 0),
         format_(byte_format<T>(a.p.cache_dtype == DType::kI8)) {
-    const int first = tile.row_begin + first_row_;
+    const int first = work.tile.row_begin + first_row_;
     int last = first + 16 * Traits::kRowBlocks;
-    if (last > tile.row_end) last = tile.row_end;
+    if (last > work.tile.row_end) last = work.tile.row_end;
     if (first < last) {
-      first_sees_ = visible_keys(a.p, position_of(first), sequence.seq_len);
-      last_sees_ = visible_keys(a.p, position_of(last - 1), sequence.seq_len);
+      first_position_ = position_of(first);
+      last_position_ = position_of(last - 1);
     }
   }
 
@@ -49,7 +45,8 @@ class WarpRows {
   /// Whether any of the rows sees any of the warp's keys of a key tile.
   __device__ bool sees(int key_tile) const {
     const int begin = key_tile * Traits::kKeys + first_key_;
-    return begin < last_sees_.end && begin + Traits::kWarpKeys > first_sees_.begin;
+    return begin < seen_from(last_position_).end &&
+           begin + Traits::kWarpKeys > seen_from(first_position_).begin;
   }
 
   /// Weights of a key tile, unnormalised, and what they do to the states.
@@ -60,14 +57,17 @@ class WarpRows {
     }
     if (a_.cap_inner != 0.0f) cap_scores();
     const int begin = key_tile * Traits::kKeys + first_key_;
-    if (begin < last_sees_.begin || begin + Traits::kWarpKeys > first_sees_.end) mask(begin);
-    update_states();
-    if constexpr (Traits::kCacheBytes == 1) {
-      if (a_.p.v_scale != nullptr) scale_columns(stage.v_scale);
+    if (begin < seen_from(last_position_).begin ||
+        begin + Traits::kWarpKeys > seen_from(first_position_).end) {
+      mask(begin);
     }
+    update_states();
   }
 
   __device__ void add_values(const KvStage<Traits>& stage) {
+    if constexpr (Traits::kCacheBytes == 1) {
+      if (a_.p.v_scale != nullptr) scale_columns(stage.v_scale);
+    }
     multiply_p_v<Traits>(acc_, scores_, stage.v, first_key_, lane_, format_);
   }
 
@@ -106,7 +106,10 @@ class WarpRows {
  private:
   static constexpr int kPer = 4;  // dims that a thread writes at once
 
-  __device__ int position_of(int row) const { return sequence_.position(row / group_size_); }
+  __device__ int position_of(int row) const { return work_.sequence.position(row / group_size_of(a_.p)); }
+  __device__ Range seen_from(int position) const {
+    return visible_keys(a_.p, position, work_.sequence.seq_len);
+  }
   /// The row, among the warp's, of a lane's elements 0 and 1, or, half = 1, 2 and 3.
   __device__ int row_of(int m, int half) const { return 16 * m + 8 * half + lane_ / 4; }
 
@@ -149,8 +152,8 @@ class WarpRows {
     for (int m = 0; m < Traits::kRowBlocks; ++m) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int row = tile_.row_begin + first_row_ + row_of(m, half);
-        seen[m][half] = visible_keys(a_.p, position_of(row), sequence_.seq_len);
+        const int row = work_.tile.row_begin + first_row_ + row_of(m, half);
+        seen[m][half] = seen_from(position_of(row));
       }
     }
     first_key += lane_ % 4 * 2;
@@ -248,7 +251,7 @@ class WarpRows {
     const auto row_of = [first](int64_t rows, int i) {
       return rows != kNowhere ? rows + first + i : kNowhere;
     };
-    const int num_rows = tile_.row_end - tile_.row_begin - first;
+    const int num_rows = work_.tile.row_end - work_.tile.row_begin - first;
     Vector<float, kPer> acc;
 #pragma unroll 1
     for (int item = thread; item < 16 * kVectors; item += kThreads) {
@@ -259,7 +262,7 @@ class WarpRows {
         store_vector(a_.plan.accumulators + row_of(partial, i) * a_.plan.head_dim_stride + dim,
                      acc);
       } else {
-        write_out(tile_.row_begin + first + i, dim, state, acc);
+        write_out(work_.tile.row_begin + first + i, dim, state, acc);
       }
     }
     if (partial == kNowhere) return;
@@ -273,9 +276,10 @@ class WarpRows {
   __device__ void write_out(int row, int dim, const RowState& state,
                             Vector<float, kPer> values) const {
     const PagedAttentionParams& p = a_.p;
-    const int token = row / group_size_;
-    const int head = at_.kv_head * group_size_ + row - token * group_size_;
-    const int64_t in_q = sequence_.first_token + int64_t{token};
+    const int group_size = group_size_of(p);
+    const int token = row / group_size;
+    const int head = work_.at.kv_head * group_size + row - token * group_size;
+    const int64_t in_q = work_.sequence.first_token + int64_t{token};
     const RowResult result = finish(state, p.sinks != nullptr ? p.sinks + head : nullptr);
     if (p.lse != nullptr && dim == 0) p.lse[in_q * p.stride_lse_token + head] = result.lse;
     if (dim >= p.head_dim) return;
@@ -284,24 +288,20 @@ class WarpRows {
   }
 
   const AttentionArguments& a_;
-  const Cut& at_;
-  const Sequence& sequence_;
-  const Tile& tile_;
+  const Work& work_;
   const int lane_, warp_;
-  const int group_size_;
   const int first_row_;  // of the tile, that the warp has
   const int first_key_;  // of a key tile, that the warp has
   const ByteFormat format_;
-  Range first_sees_ = {0, 0}, last_sees_ = {0, 0};  // the first and the last of the warp's rows
-  RowState state_[Traits::kRowBlocks][2];           // m in raw scores until close()
+  int first_position_ = -1, last_position_ = -1;  // of the warp's rows; -1 sees nothing
+  RowState state_[Traits::kRowBlocks][2];         // m in raw scores until close()
   Scores<Traits> scores_;
   Accumulators<Traits> acc_;
 };
 
 /// The queries of a tile, zeros behind the last row and the last dim.
 template <class Traits>
-__device__ inline void load_queries(const AttentionArguments& a, const Cut& at,
-                                    const Sequence& sequence, const Tile& tile, uint4* q) {
+__device__ inline void load_queries(const AttentionArguments& a, const Work& work, uint4* q) {
   using T = typename Traits::Element;
   const PagedAttentionParams& p = a.p;
   const int group_size = group_size_of(p);
@@ -309,13 +309,13 @@ __device__ inline void load_queries(const AttentionArguments& a, const Cut& at,
   for (int i = static_cast<int>(threadIdx.x); i < Traits::kRows * Traits::kQChunks;
        i += Traits::kThreads) {
     const int in_tile = i / Traits::kQChunks, chunk = i % Traits::kQChunks;
-    const int row = tile.row_begin + in_tile;
+    const int row = work.tile.row_begin + in_tile;
     uint4 dims = {0, 0, 0, 0};
-    if (row < tile.row_end && chunk < num_chunks) {
+    if (row < work.tile.row_end && chunk < num_chunks) {
       const int token = row / group_size;
-      const int head = at.kv_head * group_size + row - token * group_size;
+      const int head = work.at.kv_head * group_size + row - token * group_size;
       const T* from = static_cast<const T*>(p.q) +
-                      (sequence.first_token + int64_t{token}) * p.stride_q_token +
+                      (work.sequence.first_token + int64_t{token}) * p.stride_q_token +
                       head * p.stride_q_head + chunk * 8;
       if (a.vector_q) {
         dims = *reinterpret_cast<const uint4*>(from);
@@ -368,6 +368,21 @@ __device__ inline void attend(WarpRows<Traits>& rows, KvCopier<Traits>& copier,
   wait_copies<0>();
 }
 
+/// The work at `at`, up to `stop` at most; none where that is reached.
+__device__ inline Work work_at(const PagedAttentionParams& p, TileShape shape, const Cut& at,
+                               const Cut& stop) {
+  const bool last = at.same_tile(stop);
+  Work work{};
+  if (at.seq > p.batch_size || (last && at.key_tile == stop.key_tile)) return work;
+  work.at = at;
+  work.sequence = sequence_of(p, at.seq);
+  work.tile = tile_of(p, shape, work.sequence, at.row_tile);
+  work.all = key_tiles_of(shape, work.tile);
+  work.part = {work.all.begin + at.key_tile, last ? work.all.begin + stop.key_tile : work.all.end};
+  work.exists = true;
+  return work;
+}
+
 /// Block b computes what lies between cuts b and b + 1.
 template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads, Traits::kLayout.max_blocks)
@@ -375,47 +390,48 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kLayout.max_blocks)
   auto& storage = shared_storage<AttentionStorage<Traits>>();
   const PagedAttentionParams& p = a.p;
   const Plan& plan = a.plan;
+  const Work& work = storage.work;
   constexpr TileShape kShape = Traits::kLayout.shape;
   constexpr int kSplitTiles = kSplitKeys / Traits::kKeys;
   const int block = static_cast<int>(blockIdx.x);
-  for (Cut at = plan.cuts[block]; at.seq <= p.batch_size;) {
-    const Cut stop = plan.cuts[block + 1];
-    const bool last = at.same_tile(stop);
-    if (last && at.key_tile == stop.key_tile) break;
-    const Sequence sequence = sequence_of(p, at.seq);
-    const Tile tile = tile_of(p, kShape, sequence, at.row_tile);
-    const Range all = key_tiles_of(kShape, tile);
-    const int part_end = last ? all.begin + stop.key_tile : all.end;
-    const bool whole = at.key_tile == 0 && part_end == all.end;
-
-    WarpRows<Traits> rows(a, at, sequence, tile);
-    KvCopier<Traits> copier(a, at, tile.keys, all.begin + at.key_tile);
-    load_queries<Traits>(a, at, sequence, tile, storage.q);
+  if (threadIdx.x == 0) {
+    storage.work = work_at(p, kShape, plan.cuts[block], plan.cuts[block + 1]);
+  }
+  sync_block();
+  while (work.exists) {
+    WarpRows<Traits> rows(a, work);
+    KvCopier<Traits> copier(a, work);
+    load_queries<Traits>(a, work, storage.q);
     sync_block();
-    int begin = all.begin + at.key_tile;
-    int64_t earlier = kNowhere;
+    const int part_end = work.part.end;
+    int begin = work.part.begin;
     do {
+      const int split = begin / kSplitTiles;
       int end = part_end;
-      int64_t partial = whole ? kNowhere : rows_of_part(plan, block, at.key_tile);
-      if (plan.deterministic) {
-        const int split = begin / kSplitTiles;
-        if ((split + 1) * kSplitTiles < end) end = (split + 1) * kSplitTiles;
-        if (!whole) {
-          partial = rows_of_split(plan, at, tile, split);
-        } else if (end < part_end) {
-          partial = rows_of_block(plan, block);
-        }
-      }
+      if (plan.deterministic && (split + 1) * kSplitTiles < end) end = (split + 1) * kSplitTiles;
       rows.clear();
       attend<Traits>(rows, copier, storage, begin, end);
       rows.close();
+      int64_t earlier = kNowhere, partial = kNowhere;
+      if (work.at.key_tile > 0 || work.part.end < work.all.end) {
+        partial = plan.deterministic ? rows_of_split(plan, work.at, work.tile, split)
+                                     : rows_of_part(plan, block, work.at.key_tile);
+      } else if (plan.deterministic) {
+        // This block has all splits of the tile: it keeps their running state.
+        if (begin > work.all.begin) earlier = rows_of_block(plan, block);
+        if (end < work.all.end) partial = rows_of_block(plan, block);
+      }
       rows.write(storage.rows, earlier, partial);
       sync_block();  // before memory is used again
-      if (whole) earlier = partial;
       begin = end;
-    } while (begin < part_end);
-    if (last) break;
-    at = next_tile(p, kShape, at);
+    } while (begin < part_end);  // work may be the next already
+    if (threadIdx.x == 0) {
+      // A cut within this tile, if there is one, is where the work ends.
+      storage.work = work.part.end < work.all.end
+                         ? Work{}
+                         : work_at(p, kShape, next_tile(p, kShape, work.at), plan.cuts[block + 1]);
+    }
+    sync_block();
   }
 }
 

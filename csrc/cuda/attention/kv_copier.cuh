@@ -32,14 +32,12 @@ __device__ inline T load_converted(const void* row, DType dtype, int i, float sc
 template <class Traits>
 class KvCopier {
  public:
-  /// For the keys `keys` of the tile at `at`, from `first_key_tile` on.
-  __device__ KvCopier(const AttentionArguments& a, const Cut& at, Range keys, int first_key_tile)
+  __device__ KvCopier(const AttentionArguments& a, const Work& work)
       : a_(a),
-        at_(at),
-        keys_(keys),
+        work_(work),
         lane_(static_cast<int>(threadIdx.x) % kWarpSize),
         first_row_(static_cast<int>(threadIdx.x) / kWarpSize * kRows),
-        key_(first_key_tile * Traits::kKeys + first_row_ + row() - Traits::kKeys),
+        key_(work.part.begin * Traits::kKeys + first_row_ + row() - Traits::kKeys),
         page_ahead_(page_of(key_ + Traits::kKeys)) {}
 
   /// Goes on to the next key tile.
@@ -67,11 +65,11 @@ class KvCopier {
   __device__ int row() const { return lane_ % 16; }
   __device__ int slot() const { return key_ & ((1 << a_.page_shift) - 1); }
   __device__ bool sees(int key) const {
-    return row() < kRows && key >= keys_.begin && key < keys_.end;
+    return row() < kRows && key >= work_.tile.keys.begin && key < work_.tile.keys.end;
   }
   __device__ int page_of(int key) const {
     if (!sees(key)) return 0;
-    return a_.p.page_table[at_.seq * a_.p.stride_page_table_seq + (key >> a_.page_shift)];
+    return a_.p.page_table[work_.at.seq * a_.p.stride_page_table_seq + (key >> a_.page_shift)];
   }
 
   /// Of the lane's row, from the head's first on, in bytes; -1: a row of zeros. Few things are kept
@@ -85,16 +83,16 @@ class KvCopier {
   }
   __device__ const float* scale_address() const {
     const PagedAttentionParams& p = a_.p;
-    return is_k() ? p.k_scale + at_.kv_head * p.stride_k_scale_head +
+    return is_k() ? p.k_scale + work_.at.kv_head * p.stride_k_scale_head +
                         page_ * p.stride_k_scale_page + slot() * p.stride_k_scale_slot
-                  : p.v_scale + at_.kv_head * p.stride_v_scale_head +
+                  : p.v_scale + work_.at.kv_head * p.stride_v_scale_head +
                         page_ * p.stride_v_scale_page + slot() * p.stride_v_scale_slot;
   }
 
   /// kFirstLane: of the 16 that know the rows.
   template <int kFirstLane>
   __device__ void copy(const char* cache, int64_t stride_head, uint4* to, float* scales) const {
-    const char* head = cache + at_.kv_head * stride_head * a_.kv_bytes;
+    const char* head = cache + work_.at.kv_head * stride_head * a_.kv_bytes;
     if (!a_.copy_kv) return copy_slowly<kFirstLane>(head, to, scales);
     if constexpr (Traits::kCacheBytes == 1) {
       if (a_.p.k_scale != nullptr && lane_ / 16 == kFirstLane / 16 && row() < kRows) {
@@ -106,7 +104,7 @@ class KvCopier {
     const int64_t own = offset();
     const int row_bytes = static_cast<int>(a_.p.head_dim) * Traits::kCacheBytes;
     to += first_row_ * kChunks;
-#pragma unroll
+#pragma unroll 1  // unrolled, its addresses cost the products registers
     for (int i = 0; i < kRows * kChunks / kWarpSize; ++i) {
       const int r = (i * kWarpSize + lane_) / kChunks;
       const int chunk = (i * kWarpSize + lane_) % kChunks;
@@ -151,8 +149,7 @@ class KvCopier {
   }
 
   const AttentionArguments& a_;
-  const Cut& at_;
-  const Range keys_;
+  const Work& work_;
   const int lane_;
   const int first_row_;  // of a key tile, that the warp copies
   int key_;              // of the lane

@@ -56,7 +56,7 @@ LAMPO_HOST_DEVICE static inline int clamp_to(int64_t value, int64_t low, int64_t
 }
 
 LAMPO_HOST_DEVICE static inline int group_size_of(const PagedAttentionParams& p) {
-  return static_cast<int>(p.num_qo_heads / p.num_kv_heads);
+  return static_cast<int>(p.num_qo_heads) / static_cast<int>(p.num_kv_heads);
 }
 
 /// Sequence `seq` of batch_size, or the padding behind them.

@@ -66,6 +66,16 @@ struct RowStorage {
   RowState state[Traits::kWarps][16];
 };
 
+/// What a block computes at a time: absolute key tiles `part` of a tile's `all`. It lies in shared
+/// memory, not in every thread's scarce registers.
+struct Work {
+  Cut at;
+  Sequence sequence;
+  Tile tile;
+  Range all, part;
+  bool exists;
+};
+
 template <class Traits>
 struct alignas(128) AttentionStorage {
   uint4 q[Traits::kRows * Traits::kQChunks];
@@ -73,6 +83,7 @@ struct alignas(128) AttentionStorage {
     KvStage<Traits> stages[Traits::kStages];
     RowStorage<Traits> rows;
   };
+  Work work;
 };
 
 /// What the host knows beside the Params.
