@@ -88,12 +88,12 @@ struct LinearOptions {
   bool accumulate = false;  // out += y
 };
 
-void linear(const TensorView& x,       // [num_tokens, in_features] float32 or bfloat16
+void linear(const TensorView& x,       // [num_tokens, in_features] float32, bfloat16; CUDA: float16
             const TensorView& weight,  // [out_features, in_features] float32, bfloat16 or float16
             OptionalTensor bias,       // [out_features] float32 or as x
             const LinearOptions& options,
             const TensorView& out,     // [num_tokens, out_features] float32 or as x
-            OptionalTensor workspace,  // [>= linear_workspace_size()] uint8; with a norm only
+            OptionalTensor workspace,  // [>= linear_workspace_size()] uint8; CPU, with a norm
             Stream stream = {});
 
 /// Packed weights: GGUF's Q4_0, Q4_1 and Q8_0 (common/weight_format.h).
