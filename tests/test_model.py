@@ -170,6 +170,30 @@ def test_smollm2_packed_weights_lose_little(smollm2):
 
 @pytest.mark.model
 @PATIENCE
+def test_smollm2_bfloat16_weights_lose_little(smollm2):
+    """Mean KL divergence to float32 activations; what is rounded: csrc/cpu/kernels/linear.cpp."""
+    checkpoint, _, texts, _ = smollm2
+    model = load_model(checkpoint, "float32", 4096)
+    projections = [model.lm_head]
+    for block in model.blocks:
+        projections += [block.qkv, block.attention_out, block.gate_up, block.down]
+
+    def use(dtype: torch.dtype) -> None:
+        for projection in projections:
+            projection.weights = [w.bfloat16().to(dtype) for w in projection.weights]
+
+    use(torch.float32)
+    exact = [Runner(model, page_size=64)(ids) for ids in texts[:18]]
+    use(torch.bfloat16)
+    divergence, count = 0.0, 0
+    for ids, expected in zip(texts, exact, strict=False):
+        divergence += len(ids) * mean_divergence(Runner(model, page_size=64)(ids), expected)
+        count += len(ids)
+    assert divergence / count <= 1e-4
+
+
+@pytest.mark.model
+@PATIENCE
 @pytest.mark.parametrize(("kv_dtype", "limit"), [(torch.int8, 1e-2), (torch.float8_e4m3fn, 2e-2)])
 def test_smollm2_8_bit_caches_lose_little(smollm2, kv_dtype, limit):
     """Mean KL divergence to the bfloat16 cache; measured: 5.8e-3 and 1.2e-2."""
