@@ -84,8 +84,8 @@ void merge_states(
 struct LinearOptions {
   OptionalTensor norm_weight = nullptr;  // [in_features] float32 or as x: RMS norm of x
   double norm_eps = 1e-6;
-  bool silu_mul = false;    // out = silu(first half of y) * second half
-  bool accumulate = false;  // out += y
+  bool silu_mul = false;     // out = silu(first half of y) * second half
+  bool accumulate = false;   // out += y
   int activation_bits = 16;  // 8 or 16: how x is rounded for packed and bfloat16 weights
 };
 

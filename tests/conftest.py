@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from cuda_on_cpu.fixtures import client, clients  # noqa: F401 - fixtures
 from lampo import _C
 from lampo.device import cuda_info
 

@@ -4,157 +4,16 @@ under AddressSanitizer and UndefinedBehaviorSanitizer, and under ThreadSanitizer
 
 from __future__ import annotations
 
-import platform
 import re
-import shutil
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-import reference
-from cases import MERGES, ROWS
-from compare import SENTINEL, assert_close
-from cuda_on_cpu.build import build, compiler
 from cuda_on_cpu.client import Client, Refused, SanitizerReport
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = ROOT / "tests" / "cuda_on_cpu"
-DTYPES = [torch.float32, torch.bfloat16]
-
-
-@pytest.fixture(scope="session")
-def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Client]]:
-    if not (ROOT / "csrc").is_dir():
-        pytest.skip("needs the sources")
-    if platform.machine() not in ("x86_64", "AMD64") or sys.platform != "linux":
-        pytest.skip("the executor switches stacks on x86-64 Linux only")
-    if shutil.which(compiler()) is None:
-        pytest.skip("needs g++")
-    programs = build(tmp_path_factory.mktemp("cuda_on_cpu"))
-    clients = {name: Client(program) for name, program in programs.items()}
-    yield clients
-    for client in clients.values():
-        client.close()
-
-
-@pytest.fixture(params=["address", "thread"])
-def client(request: pytest.FixtureRequest, clients: dict[str, Client]) -> Client:
-    return clients[request.param]
-
-
-def padded(shape: tuple[int, ...], pad: int, dtype: torch.dtype) -> torch.Tensor:
-    """Random rows, `pad` elements apart; pad 3 makes them unaligned."""
-    generator = torch.Generator().manual_seed(sum(shape) * 131 + pad)
-    data = torch.randn(*shape[:-1], shape[-1] + pad, generator=generator)
-    return data.to(dtype)[..., : shape[-1]]
-
-
-def blank(shape: tuple[int, ...], pad: int, dtype: torch.dtype) -> torch.Tensor:
-    return torch.full((*shape[:-1], shape[-1] + pad), SENTINEL, dtype=dtype)[..., : shape[-1]]
-
-
-def assert_gaps_untouched(out: torch.Tensor) -> None:
-    backing = out.as_strided((out.shape[0], out.stride(0)), (out.stride(0), 1))
-    assert (backing[:, out.shape[1] :] == backing.new_tensor(SENTINEL)).all(), "wrote past a row"
-
-
-# The sizes are those of the GPU's tests; a sanitizer takes long over a long row, so few of those.
-@pytest.mark.parametrize(
-    ("dtype", "weight_dtype"),
-    [
-        (torch.float32, torch.float32),
-        (torch.bfloat16, torch.float32),
-        (torch.bfloat16, torch.bfloat16),
-    ],
-)
-@pytest.mark.parametrize("shape", ROWS, ids=str)
-@pytest.mark.parametrize("pad", [0, 3, 16])
-@pytest.mark.parametrize("with_residual", [False, True])
-def test_rms_norm(client, dtype, weight_dtype, shape, pad, with_residual):
-    shape = (min(shape[0], 6), shape[1])
-    x = padded(shape, pad, dtype)
-    weight = padded((shape[1],), 0, weight_dtype)
-    residual = padded(shape, pad, dtype).flip(0) if with_residual else None
-    normed = x if residual is None else x + residual
-    results = []
-    for order in ("forward", "backward"):
-        out = blank(shape, pad, dtype)
-        given = {"x": x, "weight": weight, "out": out}
-        if residual is not None:
-            given["residual"] = blank(shape, pad, dtype).copy_(residual)
-        client.call("rms_norm", eps=1e-5, order=order, **given)
-        assert_gaps_untouched(out)
-        if residual is not None:
-            assert torch.equal(given["residual"], normed)
-            assert_gaps_untouched(given["residual"])
-        results.append(out)
-    assert torch.equal(*results), "depends on which thread is first"
-    if x.numel():
-        plain = torch.nn.functional.rms_norm(normed, (shape[1],), weight.to(dtype), 1e-5)
-        assert_close(results[0], reference.rms_norm(normed, weight, 1e-5), plain)
-
-
-@pytest.mark.parametrize("hidden_size", [128, 576, 4096, 20000])
-def test_rms_norm_does_not_depend_on_the_batch(client, hidden_size):
-    x = padded((9, hidden_size), 0, torch.bfloat16)
-    weight = padded((hidden_size,), 0, torch.bfloat16)
-    batch, one, unaligned = blank(x.shape, 0, x.dtype), blank((1, hidden_size), 0, x.dtype), None
-    client.call("rms_norm", eps=1e-6, x=x, weight=weight, out=batch)
-    for row in (0, 1, 8):
-        client.call("rms_norm", eps=1e-6, x=x[row : row + 1], weight=weight, out=one)
-        assert torch.equal(one[0], batch[row])
-    unaligned = torch.empty(9, hidden_size + 1, dtype=x.dtype)[:, 1:].copy_(x)
-    out = blank(x.shape, 0, x.dtype)
-    client.call("rms_norm", eps=1e-6, x=unaligned, weight=weight, out=out)
-    assert torch.equal(out, batch)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", ROWS, ids=str)
-@pytest.mark.parametrize("pad", [0, 3, 16])
-def test_silu_mul(client, dtype, shape, pad):
-    num_tokens, size = min(shape[0], 6), shape[1]
-    x = padded((num_tokens, 2 * size), pad, dtype).mul_(6)
-    out = blank((num_tokens, size), pad, dtype)
-    client.call("silu_mul", x=x, out=out)
-    assert_gaps_untouched(out)
-    if out.numel():
-        # 6e-7: what exp, reciprocal and two products may be off by, relative.
-        expected = reference.silu(x[:, :size]) * x[:, size:].double()
-        assert_close(out, expected, floor=6e-7 * float(expected.abs().max()))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("size", MERGES, ids=str)
-@pytest.mark.parametrize("pad", [0, 3, 8])
-@pytest.mark.parametrize("with_lse", [False, True])
-def test_merge_states(client, dtype, size, pad, with_lse):
-    num_splits, num_tokens, num_heads, _ = size
-    partial = padded(size, pad, torch.float32)
-    lse_partial = padded(size[:3], pad, torch.float32) * 20
-    if num_splits and num_tokens > 1:
-        lse_partial[0, 0] = -torch.inf  # not read: may be anything
-        partial[0, 0] = torch.nan
-        lse_partial[:, 1] = -torch.inf
-    out = blank(size[1:], pad, dtype)
-    lse = blank((num_tokens, num_heads), pad, torch.float32)
-    given = {"lse": lse} if with_lse else {}
-    client.call("merge_states", out_partial=partial, lse_partial=lse_partial, out=out, **given)
-    if num_tokens == 0:
-        return
-    assert_gaps_untouched(out.flatten(0, 1))
-    expected, expected_lse = reference.merge_states(partial, lse_partial)
-    assert_close(out, expected, floor=1e-6 * num_splits)
-    finite = expected_lse != -torch.inf
-    assert not out[~finite].any()
-    if with_lse:
-        assert_gaps_untouched(lse)
-        if finite.any():
-            assert_close(lse[finite], expected_lse[finite], floor=1e-6)
-        assert (lse[~finite] == -torch.inf).all()
 
 
 # What the executor itself must do, and must find. Each kernel of kernels/self_test.cu is right

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CUDA backend as csrc/ops/ sees it: the same functions as cpu/backend.h, on a device and a
-// stream. Each enqueues its work and returns; what the device cannot do is a BackendError.
+// stream. Each enqueues its work and returns; what the device cannot do is a BackendError. A build
+// without CUDA has them too (ops/cuda_absent.cpp): they say so.
 #pragma once
 
 #include "params.h"
@@ -8,7 +9,17 @@
 namespace lampo::cuda {
 
 void rms_norm(const RmsNormParams& p, int device, Stream stream);
-void silu_mul(const ActivationParams& p, int device, Stream stream);
+void layer_norm(const LayerNormParams& p, int device, Stream stream);
+void activation(const ActivationParams& p, int device, Stream stream);
+void append_kv(const AppendKvParams& p, int device, Stream stream);
+void paged_attention(const PagedAttentionParams& p, int device, Stream stream);
+int64_t paged_attention_workspace_size(int64_t num_qo_heads, int64_t num_kv_heads, int64_t head_dim,
+                                       int64_t max_seq_len);
 void merge_states(const MergeStatesParams& p, int device, Stream stream);
+void linear(const LinearParams& p, int device, Stream stream);
+void embedding(const EmbeddingParams& p, int device, Stream stream);
+void sample(const SampleParams& p, int device, Stream stream);
+void token_logprobs(const TokenLogprobsParams& p, int device, Stream stream);
+int64_t sampling_workspace_size(int64_t vocab_size);
 
 }  // namespace lampo::cuda

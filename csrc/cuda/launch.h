@@ -47,6 +47,9 @@ inline constexpr int64_t kMaxBlocks = LAMPO_MAX_BLOCKS;
 inline constexpr int64_t kMaxBlocks = 0x7fffffff;
 #endif
 
+/// What a kernel may ask for without saying so before.
+inline constexpr size_t kDefaultSharedBytes = 48 << 10;
+
 template <class... Params, class... Args>
 void launch(const Launch& at, void (*kernel)(Params...), const Args&... args) {
   const DeviceGuard guard(at.op, at.device);
@@ -60,6 +63,12 @@ void launch(const Launch& at, void (*kernel)(Params...), const Args&... args) {
   cluster.val.clusterDim = {at.cluster, 1, 1};
   config.attrs = &cluster;
   config.numAttrs = at.cluster > 1;
+  if (at.shared_bytes > kDefaultSharedBytes) {
+    check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(at.shared_bytes)),
+               at.op, at.device);
+  }
   check_cuda(cudaLaunchKernelEx(&config, kernel, args...), at.op, at.device);
 }
 

@@ -39,27 +39,23 @@ void silu_mul(const TensorView& gate_up, const TensorView& out, Stream stream) {
   const ActivationParams params =
       check_activation("gate_up", gate_up, out, Activation::kSilu, true);
   if (gate_up.device.type == DeviceType::kCPU) return cpu::activation(params);
-#if LAMPO_WITH_CUDA
-  return cuda::silu_mul(params, gate_up.device.index, stream);
-#else
-  (void)stream;
-  throw_no_cuda_kernel("silu_mul");
-#endif
+  return cuda::activation(params, gate_up.device.index, stream);
 }
 
-void gelu_mul(const TensorView& gate_up, const TensorView& out, bool tanh_approximation, Stream) {
+void gelu_mul(const TensorView& gate_up, const TensorView& out, bool tanh_approximation,
+              Stream stream) {
   const ActivationParams params =
       check_activation("gate_up", gate_up, out,
                        tanh_approximation ? Activation::kGeluTanh : Activation::kGelu, true);
   if (gate_up.device.type == DeviceType::kCPU) return cpu::activation(params);
-  throw_no_cuda_kernel("gelu_mul");
+  cuda::activation(params, gate_up.device.index, stream);
 }
 
-void gelu(const TensorView& x, const TensorView& out, bool tanh_approximation, Stream) {
+void gelu(const TensorView& x, const TensorView& out, bool tanh_approximation, Stream stream) {
   const ActivationParams params = check_activation(
       "x", x, out, tanh_approximation ? Activation::kGeluTanh : Activation::kGelu, false);
   if (x.device.type == DeviceType::kCPU) return cpu::activation(params);
-  throw_no_cuda_kernel("gelu");
+  cuda::activation(params, x.device.index, stream);
 }
 
 }  // namespace lampo

@@ -60,7 +60,7 @@ int64_t paged_attention_workspace_size(Device device, int64_t num_qo_heads, int6
   if (device.type == DeviceType::kCPU) {
     return cpu::paged_attention_workspace_size(num_qo_heads / num_kv_heads, head_dim, max_seq_len);
   }
-  throw_no_cuda_kernel("paged_attention");
+  return cuda::paged_attention_workspace_size(num_qo_heads, num_kv_heads, head_dim, max_seq_len);
 }
 
 void paged_attention(const TensorView& q, const TensorView& k_cache, const TensorView& v_cache,
@@ -68,7 +68,7 @@ void paged_attention(const TensorView& q, const TensorView& k_cache, const Tenso
                      const TensorView& cu_seqlens_q, const AttentionOptions& options,
                      OptionalTensor sinks, OptionalTensor k_scale, OptionalTensor v_scale,
                      OptionalTensor lse, const TensorView& out, const TensorView& workspace,
-                     Stream) {
+                     Stream stream) {
   check_shape("q", q, {kAny, kAny, kAny});
   check_dtype("q", q, {DType::kF32, DType::kBF16});
   check_inner_contiguous("q", q);
@@ -175,7 +175,7 @@ void paged_attention(const TensorView& q, const TensorView& k_cache, const Tenso
                       [=] { check_batch(params, num_pages); });
     return cpu::paged_attention(params);
   }
-  throw_no_cuda_kernel("paged_attention");
+  cuda::paged_attention(params, q.device.index, stream);
 }
 
 void merge_states(const TensorView& out_partial, const TensorView& lse_partial,
@@ -223,12 +223,7 @@ void merge_states(const TensorView& out_partial, const TensorView& lse_partial,
       .stride_lse_token = lse != nullptr ? lse->stride[0] : 0,
   };
   if (out.device.type == DeviceType::kCPU) return cpu::merge_states(params);
-#if LAMPO_WITH_CUDA
   return cuda::merge_states(params, out.device.index, stream);
-#else
-  (void)stream;
-  throw_no_cuda_kernel("merge_states");
-#endif
 }
 
 }  // namespace lampo

@@ -5,13 +5,4 @@
 #include "common/check.h"
 #include "cpu/backend.h"
 #include "cpu/program.h"
-#if LAMPO_WITH_CUDA
 #include "cuda/backend.h"
-#endif
-
-namespace lampo {
-
-/// Why a CUDA op cannot run: not compiled in, or compiled but not written yet.
-[[noreturn]] void throw_no_cuda_kernel(const char* op);
-
-}  // namespace lampo

@@ -105,7 +105,8 @@ int64_t linear_workspace_size(int64_t num_tokens, int64_t in_features) {
 }
 
 void linear(const TensorView& x, const TensorView& weight, OptionalTensor bias,
-            const LinearOptions& options, const TensorView& out, OptionalTensor workspace, Stream) {
+            const LinearOptions& options, const TensorView& out, OptionalTensor workspace,
+            Stream stream) {
   check_shape("weight", weight, {kAny, kAny});
   LinearParams params = check_linear(x, weight.shape[0], bias, options, out, workspace);
   check_shape("weight", weight, {kAny, x.shape[1]});
@@ -118,7 +119,7 @@ void linear(const TensorView& x, const TensorView& weight, OptionalTensor bias,
   params.weight = weight.data;
   params.stride_weight_row = weight.stride[0];
   if (x.device.type == DeviceType::kCPU) return cpu::linear(params);
-  throw_no_cuda_kernel("linear");
+  cuda::linear(params, x.device.index, stream);
 }
 
 void pack_weight(const TensorView& blocks, WeightFormat format, const TensorView& out) {
@@ -148,7 +149,7 @@ void pack_weight(const TensorView& blocks, WeightFormat format, const TensorView
 
 void linear_packed(const TensorView& x, const TensorView& weight, WeightFormat format,
                    OptionalTensor bias, const LinearOptions& options, const TensorView& out,
-                   const TensorView& workspace, Stream) {
+                   const TensorView& workspace, Stream stream) {
   check_shape("out", out, {kAny, kAny});
   const int64_t out_features = options.silu_mul ? 2 * out.shape[1] : out.shape[1];
   LinearParams params = check_linear(x, out_features, bias, options, out, &workspace);
@@ -162,7 +163,7 @@ void linear_packed(const TensorView& x, const TensorView& weight, WeightFormat f
   params.format = format;
   params.weight = weight.data;
   if (x.device.type == DeviceType::kCPU) return cpu::linear(params);
-  throw_no_cuda_kernel("linear_packed");
+  cuda::linear(params, x.device.index, stream);
 }
 
 }  // namespace lampo

@@ -59,16 +59,11 @@ void rms_norm(const TensorView& x, const TensorView& weight, OptionalTensor resi
       .stride_out_token = out.stride[0],
   };
   if (x.device.type == DeviceType::kCPU) return cpu::rms_norm(params);
-#if LAMPO_WITH_CUDA
   return cuda::rms_norm(params, x.device.index, stream);
-#else
-  (void)stream;
-  throw_no_cuda_kernel("rms_norm");
-#endif
 }
 
 void layer_norm(const TensorView& x, const TensorView& weight, OptionalTensor bias,
-                OptionalTensor residual, const TensorView& out, double eps, Stream) {
+                OptionalTensor residual, const TensorView& out, double eps, Stream stream) {
   check_norm(x, weight, bias, residual, out, eps);
   const LayerNormParams params{
       .dtype = x.dtype,
@@ -86,7 +81,7 @@ void layer_norm(const TensorView& x, const TensorView& weight, OptionalTensor bi
       .stride_out_token = out.stride[0],
   };
   if (x.device.type == DeviceType::kCPU) return cpu::layer_norm(params);
-  throw_no_cuda_kernel("layer_norm");
+  cuda::layer_norm(params, x.device.index, stream);
 }
 
 }  // namespace lampo

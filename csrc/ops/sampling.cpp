@@ -93,10 +93,10 @@ int64_t sampling_workspace_size(int64_t vocab_size, Device device) {
   check_that(vocab_size >= 1 && vocab_size <= kMaxSampleVocab, "vocab_size",
              "expected 1 to 2^23, got " + std::to_string(vocab_size));
   if (device.type == DeviceType::kCPU) return cpu::sampling_workspace_size(vocab_size);
-  throw_no_cuda_kernel("sample");
+  return cuda::sampling_workspace_size(vocab_size);
 }
 
-void sample(const SampleArguments& a, Stream) {
+void sample(const SampleArguments& a, Stream stream) {
   check_logits(a.logits);
   const int64_t batch_size = a.logits.shape[0];
   const int64_t vocab_size = a.logits.shape[1];
@@ -181,12 +181,12 @@ void sample(const SampleArguments& a, Stream) {
   check_workspace(a.workspace, vocab_size, device);
   p.workspace = a.workspace.data;
   if (device.type == DeviceType::kCPU) return cpu::sample(p);
-  throw_no_cuda_kernel("sample");
+  cuda::sample(p, device.index, stream);
 }
 
 void token_logprobs(const TensorView& logits, const TensorView& token_ids,
                     const TensorView& logprob, const TensorView& rank, const TensorView& top_ids,
-                    const TensorView& top_logprobs, const TensorView& workspace, Stream) {
+                    const TensorView& top_logprobs, const TensorView& workspace, Stream stream) {
   check_logits(logits);
   const int64_t batch_size = logits.shape[0];
   const int64_t vocab_size = logits.shape[1];
@@ -215,7 +215,7 @@ void token_logprobs(const TensorView& logits, const TensorView& token_ids,
   check_workspace(workspace, vocab_size, device);
   p.workspace = workspace.data;
   if (device.type == DeviceType::kCPU) return cpu::token_logprobs(p);
-  throw_no_cuda_kernel("token_logprobs");
+  cuda::token_logprobs(p, device.index, stream);
 }
 
 }  // namespace lampo

@@ -19,7 +19,12 @@ ROOT = HERE.parent.parent
 # What is compiled with a sanitizer: the kernels, and what lies between them and the program.
 KERNELS = [*sorted((ROOT / "csrc/cuda").glob("*.cu")), HERE / "kernels/self_test.cu"]
 EXECUTOR = [HERE / "simt" / name for name in ("fiber.cpp", "executor.cpp", "runtime.cpp")]
-PROGRAM = [HERE / "program.cpp"]
+PROGRAM = [
+    HERE / "program.cpp",
+    *sorted((HERE / "calls").glob("*.cpp")),
+    *(path for path in sorted((ROOT / "csrc/ops").glob("*.cpp")) if path.name != "cuda_info.cpp"),
+    *(ROOT / "csrc/cuda" / name for name in ("device_limits.cpp", "to_come.cpp")),
+]
 
 SANITIZERS = {
     "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
@@ -32,6 +37,7 @@ FLAGS = [
     *("-ffp-contract=off", "-fno-math-errno", "-fno-strict-aliasing", "-fno-omit-frame-pointer"),
     *("-I", str(HERE / "twin"), "-I", str(HERE), "-I", str(ROOT / "csrc")),
     *("-include", "cuda_runtime.h", "-fmax-errors=5"),  # as nvcc does
+    "-DLAMPO_WITH_CUDA=1",
     "-DLAMPO_MAX_BLOCKS=4",  # so that a few rows already make blocks stride
 ]
 
@@ -62,7 +68,7 @@ def build(folder: Path) -> dict[str, Path]:
                 pool.submit(
                     _compile,
                     source,
-                    folder / name / f"{source.name}.o",
+                    folder / name / f"{source.parent.name}_{source.name}.o",
                     [DEFINES[name], *flags],
                 )
                 for sources, flags in (

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs ops of csrc/cuda/ on the CPU for tests/test_cuda_on_cpu.py: reads calls from stdin, answers
-// on stdout. A call and its answer:
+// Runs ops on the kernels of csrc/cuda/ on the CPU for tests/test_cuda_on_cpu.py: reads calls from
+// stdin, answers on stdout. A call and its answer:
 //
 //   op <name> <numbers> <tensors> <order: 0 forward, 1 backward>
 //   <name> <value>                                              for every number
@@ -14,14 +14,11 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <map>
-#include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "common/check.h"
-#include "cuda/backend.h"
-#include "kernels/self_test.h"
+#include "calls/call.h"
 #include "simt/executor.h"
 #ifdef SIMT_ASAN
 #include <sanitizer/asan_interface.h>
@@ -29,140 +26,16 @@
 
 namespace {
 
-using lampo::TensorView;
-
 constexpr int kElementBytes[] = {4, 2, 2, 1, 1, 1, 4, 8, 1};  // by DType
 
-struct Tensor {
-  std::unique_ptr<char, decltype(&free)> memory{nullptr, &free};
-  size_t bytes = 0;
-  TensorView view;
-};
-
-struct Call {
-  std::map<std::string, double> numbers;
-  std::map<std::string, Tensor> tensors;
-  std::vector<std::string> order;  // of the tensors
-
-  double number(const char* name) const { return numbers.at(name); }
-  int integer(const char* name) const { return static_cast<int>(numbers.at(name)); }
-  const TensorView& operator[](const char* name) const { return tensors.at(name).view; }
-  const TensorView* optional(const char* name) const {
-    const auto it = tensors.find(name);
-    return it == tensors.end() ? nullptr : &it->second.view;
+void (*find_call(const std::string& name))(const Call&) {
+  for (const Calls* calls :
+       {&kElementwiseCalls, &kAttentionCalls, &kSamplingCalls, &kLinearCalls, &kSelfTestCalls}) {
+    const auto found = calls->find(name);
+    if (found != calls->end()) return found->second;
   }
-};
-
-void rms_norm(const Call& c) {
-  const TensorView &x = c["x"], &out = c["out"];
-  const TensorView* residual = c.optional("residual");
-  lampo::cuda::rms_norm(
-      {
-          .dtype = x.dtype,
-          .weight_dtype = c["weight"].dtype,
-          .num_tokens = x.shape[0],
-          .hidden_size = x.shape[1],
-          .eps = static_cast<float>(c.number("eps")),
-          .x = x.data,
-          .weight = c["weight"].data,
-          .residual = residual != nullptr ? residual->data : nullptr,
-          .out = out.data,
-          .stride_x_token = x.stride[0],
-          .stride_residual_token = residual != nullptr ? residual->stride[0] : 0,
-          .stride_out_token = out.stride[0],
-      },
-      0, {});
+  throw std::runtime_error("no call named " + name);
 }
-
-void silu_mul(const Call& c) {
-  const TensorView &x = c["x"], &out = c["out"];
-  lampo::cuda::silu_mul(
-      {
-          .dtype = x.dtype,
-          .activation = lampo::Activation::kSilu,
-          .gated = true,
-          .num_tokens = out.shape[0],
-          .size = out.shape[1],
-          .x = x.data,
-          .out = out.data,
-          .stride_x_token = x.stride[0],
-          .stride_out_token = out.stride[0],
-      },
-      0, {});
-}
-
-void merge_states(const Call& c) {
-  const TensorView &partial = c["out_partial"], &lse_partial = c["lse_partial"], &out = c["out"];
-  const TensorView* lse = c.optional("lse");
-  lampo::cuda::merge_states(
-      {
-          .dtype = out.dtype,
-          .num_splits = partial.shape[0],
-          .num_tokens = partial.shape[1],
-          .num_heads = partial.shape[2],
-          .head_dim = partial.shape[3],
-          .out_partial = partial.ptr<float>(),
-          .lse_partial = lse_partial.ptr<float>(),
-          .out = out.data,
-          .lse = lse != nullptr ? lse->ptr<float>() : nullptr,
-          .stride_out_partial_split = partial.stride[0],
-          .stride_out_partial_token = partial.stride[1],
-          .stride_out_partial_head = partial.stride[2],
-          .stride_lse_partial_split = lse_partial.stride[0],
-          .stride_lse_partial_token = lse_partial.stride[1],
-          .stride_out_token = out.stride[0],
-          .stride_out_head = out.stride[1],
-          .stride_lse_token = lse != nullptr ? lse->stride[0] : 0,
-      },
-      0, {});
-}
-
-namespace self_test = lampo::cuda::self_test;
-
-const std::map<std::string, void (*)(const Call&)> kOps = {
-    {"rms_norm", rms_norm},
-    {"silu_mul", silu_mul},
-    {"merge_states", merge_states},
-    {"reverse",
-     [](const Call& c) {
-       self_test::reverse(c["x"].ptr<float>(), c["out"].ptr<float>(),
-                          static_cast<int>(c["x"].shape[0]), c.integer("fault"));
-     }},
-    {"gather_pages",
-     [](const Call& c) {
-       self_test::gather_pages(c["cache"].ptr<float>(), c["pages"].ptr<int>(),
-                               c["out"].ptr<float>(), static_cast<int>(c["out"].shape[0]),
-                               static_cast<int>(c["cache"].shape[1]));
-     }},
-    {"stage_sum",
-     [](const Call& c) {
-       self_test::stage_sum(c["x"].ptr<float>(), c["out"].ptr<float>(),
-                            static_cast<int>(c["x"].shape[0]), static_cast<int>(c["x"].shape[1]),
-                            c.integer("fault"));
-     }},
-    {"multiply",
-     [](const Call& c) {
-       self_test::multiply(c["a"].dtype, c["a"].data, c["b"].data, c["out"].data,
-                           c.integer("by_ldmatrix") != 0, c.integer("fault"));
-     }},
-    {"warp_functions",
-     [](const Call& c) {
-       self_test::warp_functions(c["x"].ptr<int>(), c["out"].ptr<int>(), c.integer("fault"));
-     }},
-    {"cluster_sum",
-     [](const Call& c) {
-       self_test::cluster_sum(c["x"].ptr<float>(), c["out"].ptr<float>(),
-                              static_cast<int>(c["x"].shape[0]), c.integer("cluster"),
-                              c.integer("fault"));
-     }},
-    {"histogram",
-     [](const Call& c) {
-       self_test::histogram(c["x"].ptr<int>(), c["counts"].ptr<int>(), c["arrived"].ptr<int>(),
-                            static_cast<int>(c["x"].shape[0]),
-                            static_cast<int>(c["counts"].shape[0]) - 1, c.integer("fault"));
-     }},
-    {"bad_launch", [](const Call& c) { self_test::bad_launch(c.integer("fault")); }},
-};
 
 /// Forbids, or allows again, all bytes of a tensor that belong to none of its rows.
 void guard_gaps([[maybe_unused]] const Tensor& t, [[maybe_unused]] bool forbid) {
@@ -246,7 +119,7 @@ void answer_call() {
   std::string error;
   for (const auto& [name, tensor] : call.tensors) guard_gaps(tensor, true);
   try {
-    kOps.at(words[1])(call);
+    find_call(words[1])(call);
   } catch (const std::exception& e) {
     error = e.what();
   }

@@ -176,7 +176,7 @@ def embedding(
     """Rows of an embedding table: ``table[token_ids]``, dequantized where the table is packed.
 
     Args:
-        token_ids: [num_tokens] int32 or int64, each in [0, vocab_size).
+        token_ids: [num_tokens] int32 or int64, in [0, vocab_size); on CUDA others give zeros.
         table: [vocab_size, hidden_size] float32, bfloat16 or float16, or a :class:`PackedWeight`.
         dtype: of ``out`` where that is absent: float32 (default) or bfloat16.
         out: [num_tokens, hidden_size] float32 or bfloat16, written.

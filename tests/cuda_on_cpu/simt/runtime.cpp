@@ -1,12 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 // The functions of the CUDA runtime, and of cuda/error.h, that launches need.
+#include <map>
+
 #include "common/check.h"
 #include "cuda/error.h"
 #include "cuda_runtime.h"
 
 namespace simt {
+namespace {
 
-cudaError_t check_config(const cudaLaunchConfig_t& config, Grid* grid) {
+std::map<const void*, int> allowed_shared_bytes;
+
+}  // namespace
+
+cudaError_t allow_shared_bytes(const void* kernel, int bytes) {
+  if (bytes < 0 || bytes > cudaDevAttrMaxSharedMemoryPerBlockOptin) return cudaErrorInvalidValue;
+  allowed_shared_bytes[kernel] = bytes;
+  return cudaSuccess;
+}
+
+cudaError_t check_config(const cudaLaunchConfig_t& config, const void* kernel, Grid* grid) {
   const dim3 g = config.gridDim, b = config.blockDim;
   grid->grid = g;
   grid->block = b;
@@ -18,8 +31,9 @@ cudaError_t check_config(const cudaLaunchConfig_t& config, Grid* grid) {
   const bool sizes = g.x > 0 && g.y > 0 && g.z > 0 && b.x > 0 && b.y > 0 && b.z > 0;
   const bool limits = g.x <= 0x7fffffffu && g.y <= 65535 && g.z <= 65535 && b.x <= 1024 &&
                       b.y <= 1024 && b.z <= 64 && uint64_t{b.x} * b.y * b.z <= 1024;
-  // More than 48 KB must be asked for by cudaFuncSetAttribute, which nothing here does yet.
-  const bool shared = config.dynamicSmemBytes <= 48 << 10;
+  const auto allowed = allowed_shared_bytes.find(kernel);
+  const size_t most = allowed == allowed_shared_bytes.end() ? 48 << 10 : allowed->second;
+  const bool shared = config.dynamicSmemBytes <= most;
   const bool cluster = grid->cluster >= 1 && grid->cluster <= 8 && g.x % grid->cluster == 0;
   return sizes && limits && shared && cluster ? cudaSuccess : cudaErrorInvalidConfiguration;
 }

@@ -204,6 +204,28 @@ inline void __threadfence_block() {}
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9 };
 using cudaStream_t = void*;
 
+/// A small device of the Hopper generation.
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount = 4,
+  cudaDevAttrComputeCapabilityMajor = 9,
+  cudaDevAttrComputeCapabilityMinor = 0,
+  cudaDevAttrMaxSharedMemoryPerMultiprocessor = 228 << 10,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin = 227 << 10,
+};
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
+  *value = which;
+  return cudaSuccess;
+}
+
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+
+namespace simt {
+cudaError_t allow_shared_bytes(const void* kernel, int bytes);
+}
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {
+  return simt::allow_shared_bytes(kernel, bytes);
+}
+
 inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
@@ -231,7 +253,7 @@ struct cudaLaunchConfig_t {
 namespace simt {
 
 /// What a launch is refused for, as by hardware: sizes of the grid, a block, its shared memory.
-cudaError_t check_config(const cudaLaunchConfig_t& config, Grid* grid);
+cudaError_t check_config(const cudaLaunchConfig_t& config, const void* kernel, Grid* grid);
 
 }  // namespace simt
 
@@ -239,7 +261,9 @@ template <class... Params, class... Args>
 inline cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...),
                                       Args&&... args) {
   simt::Grid grid;
-  if (const cudaError_t error = simt::check_config(*config, &grid); error != cudaSuccess) {
+  if (const cudaError_t error =
+          simt::check_config(*config, reinterpret_cast<const void*>(kernel), &grid);
+      error != cudaSuccess) {
     return error;
   }
   using Arguments = std::tuple<std::remove_cv_t<Params>...>;

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+// What launchers ask of a device to choose tiles, splits and clusters.
+#pragma once
+
+namespace lampo::cuda {
+
+struct DeviceLimits {
+  int compute_capability;  // 10 * major + minor: 80, 90
+  int num_sms;
+  int shared_bytes_per_block;  // at most, asked for by cudaFuncSetAttribute
+  int shared_bytes_per_sm;
+};
+
+/// Asked of the driver once per device; later calls only read. Throws BackendError.
+const DeviceLimits& device_limits(const char* op, int device);
+
+}  // namespace lampo::cuda

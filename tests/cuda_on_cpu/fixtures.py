@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tests of the CUDA kernels on the CPU share."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from compare import SENTINEL
+from cuda_on_cpu.build import build, compiler
+from cuda_on_cpu.client import Client
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture(scope="session")
+def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Client]]:
+    if not (ROOT / "csrc").is_dir():
+        pytest.skip("needs the sources")
+    if platform.machine() not in ("x86_64", "AMD64") or sys.platform != "linux":
+        pytest.skip("the executor switches stacks on x86-64 Linux only")
+    if shutil.which(compiler()) is None:
+        pytest.skip("needs g++")
+    programs = build(tmp_path_factory.mktemp("cuda_on_cpu"))
+    clients = {name: Client(program) for name, program in programs.items()}
+    yield clients
+    for client in clients.values():
+        client.close()
+
+
+@pytest.fixture(params=["address", "thread"])
+def client(request: pytest.FixtureRequest, clients: dict[str, Client]) -> Client:
+    return clients[request.param]
+
+
+def padded(shape: tuple[int, ...], pad: int, dtype: torch.dtype) -> torch.Tensor:
+    """Random rows, `pad` elements apart; pad 3 makes them unaligned."""
+    generator = torch.Generator().manual_seed(sum(shape) * 131 + pad)
+    data = torch.randn(*shape[:-1], shape[-1] + pad, generator=generator)
+    return data.to(dtype)[..., : shape[-1]]
+
+
+def blank(shape: tuple[int, ...], pad: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.full((*shape[:-1], shape[-1] + pad), SENTINEL, dtype=dtype)[..., : shape[-1]]
+
+
+def assert_gaps_untouched(out: torch.Tensor) -> None:
+    backing = out.as_strided((out.shape[0], out.stride(0)), (out.stride(0), 1))
+    assert (backing[:, out.shape[1] :] == backing.new_tensor(SENTINEL)).all(), "wrote past a row"
