@@ -31,6 +31,8 @@ def test_dense(gpu, dtype, weight_dtype, tokens, rows, columns):
     weight = random(rows, columns, dtype=weight_dtype, device=gpu)
     bias = random(rows, dtype=torch.float32, device=gpu)
     out = ops.linear(x, weight, bias)
+    if weight_dtype == torch.bfloat16:
+        x = reference.bfloat16_terms(x, 16)
     # mma.sync truncates its sums: 2^-22 of the sum of the products' magnitudes, with room.
     floor = 1e-6 * float(x.double().norm(dim=1).max() * weight.double().norm(dim=1).max())
     assert_close(out, reference.linear(x, weight, bias), floor=floor)

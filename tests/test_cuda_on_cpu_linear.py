@@ -26,12 +26,13 @@ def linear(
     out: torch.Tensor,
     silu_mul: bool = False,
     accumulate: bool = False,
+    bits: int = 16,
     order: str = "forward",
 ) -> torch.Tensor:
     optional = {"bias": bias, "norm_weight": norm_weight}
     given = {name: tensor for name, tensor in optional.items() if tensor is not None}
-    flags = {"silu_mul": silu_mul, "accumulate": accumulate}
-    client.call("linear", order=order, x=x, weight=weight, out=out, **given, **flags)
+    options = {"silu_mul": silu_mul, "accumulate": accumulate, "activation_bits": bits}
+    client.call("linear", order=order, x=x, weight=weight, out=out, **given, **options)
     return out
 
 
@@ -59,9 +60,22 @@ def test_dense(client, dtype, weight_dtype, shape):
             results.append(out)
         assert torch.equal(results[0], results[-1]), "depends on which thread is first"
         if out.numel():
+            if weight_dtype == torch.bfloat16:
+                x = reference.bfloat16_terms(x, 16)
             plain = torch.nn.functional.linear(x.float(), weight.float(), bias.float())
             # A product of floats is added as six, each with a rounding of the sum.
             assert_close(out, reference.linear(x, weight, bias), plain, factor=6, floor=1e-6)
+
+
+def test_activation_bits(client):
+    """Floats beside bfloat16 weights: rounded to one bfloat16, or to two."""
+    x, weight = padded((3, 96), 0, torch.float32), padded((40, 96), 0, torch.bfloat16)
+    for bits in (8, 16):
+        out = linear(client, x, weight, bits=bits, out=blank((3, 40), 0, torch.float32))
+        expected = reference.linear(reference.bfloat16_terms(x, bits), weight, None)
+        assert_close(out, expected, floor=5e-6)
+    with pytest.raises(Refused, match="activation_bits: expected 8 or 16, got 4"):
+        linear(client, x, weight, bits=4, out=out)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -86,13 +100,17 @@ def test_fused(client, dtype, tokens, norm, silu_mul, accumulate):
         y = x.double()
         if norm_weight is not None:
             y = reference.rms_norm(x, norm_weight, 1e-5)
+        y = reference.bfloat16_terms(y, 16)
         y = reference.linear(y, weight, bias)
         if silu_mul:
             y = reference.silu(y[:, :width]) * y[:, width:].double()
         if accumulate:
             y = y + before.double()
-        # A normed row of bfloat16 is rounded, as rms_norm would; else the sums are float32's.
-        floor = (8e-3 if norm and dtype == torch.bfloat16 else 4e-6) * float(y.abs().max())
+        # A normed row of bfloat16 is rounded, as rms_norm would; else the sums are float32's, of
+        # rows that are rounded to 16 bits, perhaps to their other side.
+        floor = (8e-3 if norm and dtype == torch.bfloat16 else 2e-5 if norm else 4e-6) * float(
+            y.abs().max()
+        )
         assert_close(out, y, floor=floor)
 
 

@@ -14,10 +14,11 @@
 // a lane on their way at a time, which the next group's follow without a gap. That is 64 KB of a
 // multiprocessor (an H200 needs 25 to 40 KB). x lies in shared memory in the same order.
 //
-// x and the weight are multiplied as what they are where both are bfloat16 or both float16.
-// Otherwise both are split into sums of bfloat16 (a float is three, a float16 two), whose products
-// are added down to 2^-27 of the largest: as exact as float32, for 3 to 6 times the
-// multiplications. An infinity among float32 numbers becomes NaN. Weights whose rows are not
+// x and the weight are multiplied as what they are where both are bfloat16 or both float16. Beside
+// bfloat16 weights another x is rounded to the sum of two bfloat16, or with activation_bits 8 and
+// float32 to one, as on the CPU. Otherwise both are split into sums of bfloat16 (a float is three,
+// a float16 two), whose products are added down to 2^-27 of the largest: as exact as float32, for 5
+// or 6 times the multiplications. An infinity that is split becomes NaN. Weights whose rows are not
 // aligned to 16 bytes go element by element.
 //
 // Bytes: the weight once, x and out once per block, from L2. FLOPs: 2 tokens per weight. On an H200
@@ -231,17 +232,20 @@ void run(const LinearParams& p, int device, Stream stream) {
 void linear(const LinearParams& p, int device, Stream stream) {
   if (p.num_tokens == 0 || p.out_features == 0) return;
   if (p.packed) return linear_packed(p, device, stream);
-  const bool alike = p.dtype == p.weight_dtype;
   dispatch_dtype<float, BF16, F16>(p.weight_dtype, [&]<class W>() {
     constexpr int64_t kPerVector = kVectorBytes / sizeof(W);
+    constexpr int kPlanes = std::is_same_v<W, BF16> ? 2 : 3;
     if (p.in_features % kPerRead != 0 || p.stride_weight_row % kPerVector != 0 ||
         reinterpret_cast<uintptr_t>(p.weight) % kVectorBytes != 0) {
-      return run<BF16, W, 3, false>(p, device, stream);
+      return run<BF16, W, kPlanes, false>(p, device, stream);
     }
     if constexpr (!std::is_same_v<W, float>) {
-      if (alike) return run<W, W, 1, true>(p, device, stream);
+      const bool one_plane =
+          p.dtype == kDTypeOf<W> ||
+          (std::is_same_v<W, BF16> && p.dtype == DType::kF32 && p.activation_bits == 8);
+      if (one_plane) return run<W, W, 1, true>(p, device, stream);
     }
-    run<BF16, W, 3, true>(p, device, stream);
+    run<BF16, W, kPlanes, true>(p, device, stream);
   });
 }
 

@@ -13,14 +13,11 @@ namespace {
 
 }  // namespace
 
-void layer_norm(const LayerNormParams&, int, Stream) { refuse("layer_norm"); }
-void append_kv(const AppendKvParams&, int, Stream) { refuse("append_kv"); }
 void paged_attention(const PagedAttentionParams&, int, Stream) { refuse("paged_attention"); }
 int64_t paged_attention_workspace_size(int64_t, int64_t, int64_t, int64_t) {
   refuse("paged_attention");
 }
 void linear_packed(const LinearParams&, int, Stream) { refuse("linear_packed"); }
-void embedding(const EmbeddingParams&, int, Stream) { refuse("embedding"); }
 void sample(const SampleParams&, int, Stream) { refuse("sample"); }
 void token_logprobs(const TokenLogprobsParams&, int, Stream) { refuse("token_logprobs"); }
 int64_t sampling_workspace_size(int64_t) { refuse("sample"); }

@@ -45,6 +45,7 @@ def gelu(x: Tensor, out: Tensor, tanh_approximation: bool, /) -> None: ...
 def linear(
     x: Tensor,
     weight: Tensor,
+    activation_bits: int,
     bias: Tensor | None,
     norm_weight: Tensor | None,
     norm_eps: float,

@@ -14,9 +14,12 @@ DTYPES = {
     torch.float32: 0,
     torch.float16: 1,
     torch.bfloat16: 2,
+    torch.float8_e4m3fn: 3,
     torch.int8: 4,
+    torch.uint8: 5,
     torch.int32: 6,
     torch.int64: 7,
+    torch.bool: 8,
 }
 OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0:exitcode=66",

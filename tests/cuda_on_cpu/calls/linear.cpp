@@ -7,7 +7,8 @@ lampo::LinearOptions options(const Call& c) {
   return {.norm_weight = c.optional("norm_weight"),
           .norm_eps = 1e-5,
           .silu_mul = c.integer("silu_mul") != 0,
-          .accumulate = c.integer("accumulate") != 0};
+          .accumulate = c.integer("accumulate") != 0,
+          .activation_bits = c.integer("activation_bits")};
 }
 
 }  // namespace
