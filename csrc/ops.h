@@ -89,13 +89,13 @@ struct LinearOptions {
   int activation_bits = 16;  // 8 or 16: how x is rounded for packed and bfloat16 weights
 };
 
-void linear(const TensorView& x,       // [num_tokens, in_features] float32 or bfloat16
+void linear(const TensorView& x,       // [num_tokens, in_features] float32, bfloat16; CUDA: float16
             const TensorView& weight,  // [out_features, in_features] float32, bfloat16 or float16
             OptionalTensor bias,       // [out_features] float32 or as x
             const LinearOptions& options,
             const TensorView& out,     // [num_tokens, out_features] float32 or as x
-            OptionalTensor workspace,  // [>= linear_workspace_size()] uint8; null: no norm, and not
-                                       // float32 x beside a bfloat16 weight
+            OptionalTensor workspace,  // [>= linear_workspace_size()] uint8; null: CUDA, or no norm
+                                       // and not float32 x beside a bfloat16 weight
             Stream stream = {});
 
 /// Packed weights: GGUF's Q4_0, Q4_1 and Q8_0 (common/weight_format.h).

@@ -12,7 +12,12 @@ LinearParams check_linear(const TensorView& x, int64_t out_features, OptionalTen
                           const LinearOptions& options, const TensorView& out,
                           OptionalTensor workspace) {
   check_shape("x", x, {kAny, kAny});
-  check_dtype("x", x, {DType::kF32, DType::kBF16});
+  const bool on_cpu = x.device.type == DeviceType::kCPU;
+  if (on_cpu) {
+    check_dtype("x", x, {DType::kF32, DType::kBF16});
+  } else {
+    check_dtype("x", x, {DType::kF32, DType::kBF16, DType::kF16});
+  }
   check_inner_contiguous("x", x);
   if (bias != nullptr) {
     check_shape("bias", *bias, {out_features});
@@ -26,7 +31,8 @@ LinearParams check_linear(const TensorView& x, int64_t out_features, OptionalTen
     check_contiguous("norm_weight", *options.norm_weight);
     check_device("norm_weight", *options.norm_weight, x.device);
     check_range("norm_eps", options.norm_eps, 0.0, 1.0);
-    check_that(workspace != nullptr, "workspace", "expected a tensor beside norm_weight, got None");
+    check_that(workspace != nullptr || !on_cpu, "workspace",
+               "expected a tensor beside norm_weight, got None");
   }
   check_that(options.activation_bits == 8 || options.activation_bits == 16, "activation_bits",
              "expected 8 or 16, got " + std::to_string(options.activation_bits));
@@ -41,7 +47,7 @@ LinearParams check_linear(const TensorView& x, int64_t out_features, OptionalTen
   check_writable("out", out);
   check_device("out", out, x.device);
   if (workspace != nullptr) {
-    const int64_t needed = linear_workspace_size(x.shape[0], x.shape[1]);
+    const int64_t needed = on_cpu ? linear_workspace_size(x.shape[0], x.shape[1]) : 0;
     check_shape("workspace", *workspace, {kAny});
     check_dtype("workspace", *workspace, {DType::kU8});
     check_contiguous("workspace", *workspace);
@@ -113,7 +119,8 @@ void linear(const TensorView& x, const TensorView& weight, OptionalTensor bias,
   check_dtype("weight", weight, {DType::kF32, DType::kBF16, DType::kF16});
   check_inner_contiguous("weight", weight);
   check_device("weight", weight, x.device);
-  check_that(workspace != nullptr || weight.dtype != DType::kBF16 || x.dtype == DType::kBF16,
+  check_that(workspace != nullptr || weight.dtype != DType::kBF16 || x.dtype == DType::kBF16 ||
+                 x.device.type != DeviceType::kCPU,
              "workspace", "expected a tensor beside a bfloat16 weight and float32 x, got None");
   params.weight_dtype = weight.dtype;
   params.weight = weight.data;
