@@ -59,9 +59,11 @@ inline const char* op_name(const ActivationParams& p) {
   return p.activation == Activation::kSilu ? "silu_mul" : p.gated ? "gelu_mul" : "gelu";
 }
 
-/// Rotates (and norms) q in place, and writes the rotated k, and v, into their pages.
+/// Rotates (and norms) q in place, and writes the rotated k, and v, into their pages. Slots and
+/// positions are checked by csrc/ops/ where they lie on the CPU; on CUDA a slot out of range writes
+/// nothing and a position is clamped.
 struct AppendKvParams {
-  DType dtype;           // of q, k, v
+  DType dtype;           // of q, k, v; float16 on CUDA only
   DType cache_dtype;     // of k_cache and v_cache
   DType weight_dtype;    // of the norm weights: float32 or dtype
   DType position_dtype;  // int32 or int64
@@ -71,7 +73,9 @@ struct AppendKvParams {
   int64_t num_kv_heads;
   int64_t head_dim;
   int64_t page_size;
-  int64_t rotary_dim;  // 0: no rotation
+  int64_t num_pages;
+  int64_t rotary_dim;     // 0: no rotation
+  int64_t max_positions;  // rows of cos_sin
   float eps;
   void* q;                      // [num_tokens, num_qo_heads, head_dim], in and out
   const void* k;                // [num_tokens, num_kv_heads, head_dim]
@@ -162,13 +166,13 @@ struct MergeStatesParams {
 
 /// y = norm(x) weight^T + bias, and out = y, silu(y[first half]) * y[second half], or out + y.
 struct LinearParams {
-  DType dtype;          // of x: float32 or bfloat16
+  DType dtype;          // of x: float32 or bfloat16; on CUDA also float16
   DType out_dtype;      // float32 or dtype
   DType weight_dtype;   // of a dense weight: float32, bfloat16 or float16
   DType bias_dtype;     // float32 or dtype
   DType norm_dtype;     // float32 or dtype
   WeightFormat format;  // of a packed weight
-  int activation_bits;  // 8 or 16: how x is quantized for a packed weight
+  int activation_bits;  // 8 or 16: how x is rounded for a packed or a bfloat16 weight
   bool packed;          // weight is strips of `format`
   bool silu_mul;        // out has out_features / 2 columns
   bool accumulate;      // out += instead of out =
@@ -181,7 +185,7 @@ struct LinearParams {
   const void* weight;       // [out_features, in_features], or [ceil(out_features / 16)] strips
   const void* bias;         // [out_features]; null: none
   void* out;                // [num_tokens, out_features]
-  void* workspace;          // linear_workspace_size() bytes; null: dense without norm
+  void* workspace;          // linear_workspace_size() bytes; null: dense without norm, or CUDA
   int64_t stride_x_token;
   int64_t stride_weight_row;  // of a dense weight
   int64_t stride_out_token;
@@ -197,7 +201,8 @@ struct PackWeightParams {
   int64_t stride_blocks_row;
 };
 
-/// out[t] = table[token_ids[t]]; ids are checked by csrc/ops/ where they lie on the CPU.
+/// out[t] = table[token_ids[t]]; ids are checked by csrc/ops/ where they lie on the CPU; on CUDA
+/// those outside [0, vocab_size) give zeros.
 struct EmbeddingParams {
   DType dtype;  // of out: float32 or bfloat16
   DType id_dtype;
@@ -206,6 +211,7 @@ struct EmbeddingParams {
   WeightFormat format;
   int64_t num_tokens;
   int64_t hidden_size;
+  int64_t vocab_size;
   const void* token_ids;  // [num_tokens] int32 or int64
   const void* table;      // [vocab_size, hidden_size], or strips
   void* out;              // [num_tokens, hidden_size]

@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""rms_norm and silu_mul on a GPU, against the float64 reference and the CPU kernels."""
+"""Norms, activations, embedding and append_kv on a GPU, against the float64 reference and the CPU
+kernels."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import pytest
 import torch
 
+import paging
 import reference
 from cases import ROWS
 from compare import SENTINEL, assert_close
 from lampo import ops
+from test_cuda_on_cpu_elementwise import packed_table
+from test_kv_cache import CACHE_DTYPES, HEADS, KV_HEADS, cos_sin_table
 
 pytestmark = pytest.mark.gpu
 
@@ -87,6 +93,84 @@ def test_silu_mul(gpu, dtype, shape, pad):
         expected = reference.silu(gate) * up.double()
         assert_close(out, expected, floor=6e-7 * float(expected.abs().max()))
     assert (backing[:, size:] == backing.new_tensor(SENTINEL)).all(), "wrote past a row"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", ROWS)
+@pytest.mark.parametrize("with_options", [False, True])
+def test_layer_norm(gpu, dtype, shape, with_options):
+    x = padded(shape, 0, torch.float32, gpu).add(3).to(dtype)
+    weight, bias = padded((2, shape[1]), 0, dtype, gpu)
+    residual = padded(shape, 3, dtype, gpu).flip(0) if with_options else None
+    normed = x if residual is None else x + residual
+    given = bias.clone() if with_options else None
+    out = ops.layer_norm(x, weight.clone(), given, 1e-5, residual=residual)
+    plain = torch.nn.functional.layer_norm(normed, (shape[1],), weight, given, 1e-5)
+    if x.numel():
+        assert_close(out, reference.layer_norm(normed, weight, given, 1e-5), plain)
+    if residual is not None:
+        assert torch.equal(residual, normed)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tanh", [False, True])
+@pytest.mark.parametrize("gated", [False, True])
+def test_gelu(gpu, dtype, tanh, gated):
+    x = padded((33, 2 * 1000), 3, dtype, gpu) * 6
+    op = ops.gelu_mul if gated else ops.gelu
+    out = op(x, tanh_approximation=tanh)
+    gate = x[:, :1000] if gated else x
+    up = x[:, 1000:].double() if gated else torch.ones_like(x, dtype=torch.float64)
+    floor = 3e-7 * (gate.double() * up).abs() + 1e-37
+    assert_close(out, reference.gelu(gate, tanh) * up, floor=floor)
+
+
+@pytest.mark.parametrize("table", [torch.float32, torch.bfloat16, torch.float16, "q4_0", "q8_0"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_embedding(gpu, table, dtype):
+    """The CPU's bits; zeros for ids out of range."""
+    token_ids = torch.arange(-1, 24)
+    if isinstance(table, str):
+        weight = packed_table(23, 2112, table)
+        on_gpu = dataclasses.replace(weight, data=weight.data.to(gpu))
+    else:
+        weight = padded((23, 2112), 0, table, torch.device("cpu"))
+        on_gpu = weight.to(gpu)
+    out = ops.embedding(token_ids.to(gpu), on_gpu, dtype=dtype).cpu()
+    assert torch.equal(out[1:-1], ops.embedding(token_ids[1:-1], weight, dtype=dtype))
+    assert not out[0].any() and not out[-1].any()
+
+
+@pytest.mark.parametrize("cache_dtype", CACHE_DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_append_kv(gpu, dtype, cache_dtype, interleaved):
+    """The CPU's bits, slots of -1 and out of range untouched."""
+    tokens, num_pages = 500, 64
+    given = {
+        name: padded((tokens, heads * 128), 0, dtype, torch.device("cpu")).view(tokens, heads, 128)
+        for name, heads in (("q", HEADS), ("k", KV_HEADS), ("v", KV_HEADS))
+    }
+    for name in ("k", "v"):
+        shape = (num_pages, KV_HEADS, 16, 128)
+        given[f"{name}_cache"] = torch.zeros(shape).to(cache_dtype)
+        if cache_dtype in paging.SCALE_LIMIT:
+            given[f"{name}_scale"] = torch.full(shape[:3], -1.0)
+    slots = torch.randperm(num_pages * 16)[:tokens]
+    slots[7] = -1
+    given |= {
+        "slot_mapping": slots,
+        "positions": torch.arange(tokens),
+        "cos_sin": cos_sin_table(tokens, 96),
+    }
+    there = {k: v.to(gpu) for k, v in given.items()}
+    there["slot_mapping"][7] = num_pages * 16
+    ops.append_kv(**there, interleaved=interleaved)
+    ops.append_kv(**given, interleaved=interleaved)
+    for name in ("q", "k_cache", "v_cache", "k_scale", "v_scale"):
+        if name in given:
+            bits = [x[name].cpu().view(torch.uint8) for x in (given, there)]
+            assert torch.equal(*bits), name
 
 
 def test_silu_extremes(gpu):

@@ -175,6 +175,7 @@ ARGUMENTS = {
         ({"positions": torch.tensor([-1, 0]).int()}, "positions: token 0: expected .* got -1"),
         ({"positions": None}, "positions: expected a tensor beside cos_sin, got None"),
         ({"cos_sin": torch.zeros(10, 34)}, "cos_sin: expected an even rotary_dim of at most"),
+        ({"cos_sin": torch.zeros(0, 32)}, "cos_sin: expected at least one position, got none"),
         ({"cos_sin": torch.zeros(10, 3)}, "cos_sin: expected an even rotary_dim"),
         ({"k": torch.zeros(2, 2, 64)}, r"v: expected shape \[2, 2, 64\]"),
         ({"q": torch.zeros(2, 4, 32).bfloat16()}, "q: expected float32, got bfloat16"),

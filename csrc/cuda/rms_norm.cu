@@ -22,64 +22,16 @@
 #include "cuda/backend.h"
 #include "cuda/device/block.cuh"
 #include "cuda/device/convert.cuh"
+#include "cuda/device/row_part.cuh"
 #include "cuda/launch.h"
 #include "cuda/row_layout.h"
 
 namespace lampo::cuda {
 namespace {
 
-template <class T>
-inline constexpr int kPerVector = kVectorBytes / static_cast<int>(sizeof(T));
-
 struct SharedStorage {
   BlockSumStorage sum;
 };
-
-/// The vector of a row at column `begin`; zeros past the row's end. `kAligned` also means that rows
-/// hold whole vectors.
-template <bool kAligned, class T>
-__device__ inline Vector<T, kPerVector<T>> load_part(const T* row, int64_t begin, int64_t size) {
-  if (begin >= size) return {};
-  if constexpr (kAligned) {
-    return load_vector<T, kPerVector<T>>(row + begin);
-  } else {
-    return load_elements<T, kPerVector<T>>(
-        row + begin, static_cast<int>(min(size - begin, int64_t{kPerVector<T>})));
-  }
-}
-
-template <bool kAligned, class T>
-__device__ inline void store_part(T* row, int64_t begin, int64_t size,
-                                  const Vector<T, kPerVector<T>>& part) {
-  if (begin >= size) return;
-  if constexpr (kAligned) {
-    store_vector(row + begin, part);
-  } else {
-    store_elements(row + begin, part, static_cast<int>(min(size - begin, int64_t{kPerVector<T>})));
-  }
-}
-
-template <bool kAligned, int kCount, class W>
-__device__ inline Vector<W, kCount> load_weight(const W* weight, int64_t begin, int64_t size) {
-  if (begin >= size) return {};
-  if constexpr (kAligned) {
-    return load_vector_constant<W, kCount>(weight + begin);
-  } else {
-    return load_elements<W, kCount>(weight + begin,
-                                    static_cast<int>(min(size - begin, int64_t{kCount})));
-  }
-}
-
-/// x + residual, rounded to T.
-template <class T>
-__device__ inline Vector<T, kPerVector<T>> add_parts(const Vector<T, kPerVector<T>>& x,
-                                                     const Vector<T, kPerVector<T>>& residual) {
-  auto sum = to_floats(x);
-  const auto before = to_floats(residual);
-#pragma unroll
-  for (int i = 0; i < kPerVector<T>; ++i) sum.value[i] += before.value[i];
-  return from_floats<T>(sum);
-}
 
 template <class T>
 __device__ inline float add_squares(const Vector<T, kPerVector<T>>& part, float squares) {
@@ -138,19 +90,19 @@ __global__ void __launch_bounds__(kMaxThreads<kRounds>)
       Vector<W, kPerVector<T>> weights[kRounds];
 #pragma unroll
       for (int i = 0; i < kRounds; ++i) {
-        part[i] = load_part<kAligned>(x, first + i * step, size);
-        weights[i] = load_weight<kAligned, kPerVector<T>>(weight, first + i * step, size);
+        part[i] = load_part<kAligned, kPerVector<T>>(x, first + i * step, size);
+        weights[i] = load_part_constant<kAligned, kPerVector<T>>(weight, first + i * step, size);
       }
       if (residual != nullptr) {
         // All loads before the first store: the compiler must assume that rows overlap.
         Vector<T, kPerVector<T>> before[kRounds];
 #pragma unroll
         for (int i = 0; i < kRounds; ++i) {
-          before[i] = load_part<kAligned>(residual, first + i * step, size);
+          before[i] = load_part<kAligned, kPerVector<T>>(residual, first + i * step, size);
         }
 #pragma unroll
         for (int i = 0; i < kRounds; ++i) {
-          part[i] = add_parts<T>(part[i], before[i]);
+          part[i] = add_parts(part[i], before[i]);
           store_part<kAligned>(residual, first + i * step, size, part[i]);
         }
       }
@@ -164,9 +116,9 @@ __global__ void __launch_bounds__(kMaxThreads<kRounds>)
       }
     } else {
       for (int64_t begin = first; begin < size; begin += step) {
-        auto part = load_part<kAligned>(x, begin, size);
+        auto part = load_part<kAligned, kPerVector<T>>(x, begin, size);
         if (residual != nullptr) {
-          part = add_parts<T>(part, load_part<kAligned>(residual, begin, size));
+          part = add_parts(part, load_part<kAligned, kPerVector<T>>(residual, begin, size));
           store_part<kAligned>(residual, begin, size, part);
         }
         squares = add_squares<T>(part, squares);
@@ -174,10 +126,9 @@ __global__ void __launch_bounds__(kMaxThreads<kRounds>)
       const float scale = scale_of(squares, p);
       const T* source = residual != nullptr ? residual : x;  // each thread rereads what it wrote
       for (int64_t begin = first; begin < size; begin += step) {
-        const auto weights = load_weight<kAligned, kPerVector<T>>(weight, begin, size);
-        store_part<kAligned>(
-            out, begin, size,
-            scale_part<T, W>(load_part<kAligned>(source, begin, size), weights, scale));
+        const auto part = load_part<kAligned, kPerVector<T>>(source, begin, size);
+        const auto weights = load_part_constant<kAligned, kPerVector<T>>(weight, begin, size);
+        store_part<kAligned>(out, begin, size, scale_part<T, W>(part, weights, scale));
       }
     }
     if (blockDim.x > kWarpSize) sync_block();  // the next row uses the same shared memory

@@ -2,6 +2,7 @@
 // Ops without a CUDA kernel yet.
 #include "common/check.h"
 #include "cuda/backend.h"
+#include "cuda/linear_launch.h"
 
 namespace lampo::cuda {
 namespace {
@@ -12,10 +13,7 @@ namespace {
 
 }  // namespace
 
-void layer_norm(const LayerNormParams&, int, Stream) { refuse("layer_norm"); }
-void append_kv(const AppendKvParams&, int, Stream) { refuse("append_kv"); }
-void linear(const LinearParams&, int, Stream) { refuse("linear"); }
-void embedding(const EmbeddingParams&, int, Stream) { refuse("embedding"); }
+void linear_packed(const LinearParams&, int, Stream) { refuse("linear_packed"); }
 void sample(const SampleParams&, int, Stream) { refuse("sample"); }
 void token_logprobs(const TokenLogprobsParams&, int, Stream) { refuse("token_logprobs"); }
 int64_t sampling_workspace_size(int64_t) { refuse("sample"); }

@@ -33,7 +33,8 @@ void check_out(const TensorView& token_ids, const TensorView& table, const Tenso
   check_device("table", table, out.device);
 }
 
-EmbeddingParams fill(const TensorView& token_ids, const TensorView& table, const TensorView& out) {
+EmbeddingParams fill(const TensorView& token_ids, const TensorView& table, int64_t vocab_size,
+                     const TensorView& out) {
   return {
       .dtype = out.dtype,
       .id_dtype = token_ids.dtype,
@@ -42,6 +43,7 @@ EmbeddingParams fill(const TensorView& token_ids, const TensorView& table, const
       .format = {},
       .num_tokens = out.shape[0],
       .hidden_size = out.shape[1],
+      .vocab_size = vocab_size,
       .token_ids = token_ids.data,
       .table = table.data,
       .out = out.data,
@@ -59,7 +61,7 @@ void embedding(const TensorView& token_ids, const TensorView& table, const Tenso
   check_inner_contiguous("table", table);
   check_ids(token_ids, table.shape[0]);
   check_out(token_ids, table, out, table.shape[1]);
-  const EmbeddingParams params = fill(token_ids, table, out);
+  const EmbeddingParams params = fill(token_ids, table, table.shape[0], out);
   if (out.device.type == DeviceType::kCPU) return cpu::embedding(params);
   cuda::embedding(params, out.device.index, stream);
 }
@@ -74,7 +76,7 @@ void embedding_packed(const TensorView& token_ids, const TensorView& table, Weig
       {(vocab_size + kStripRows - 1) / kStripRows, packed_strip_bytes(format, out.shape[1])});
   check_dtype("table", table, {DType::kU8});
   check_contiguous("table", table);
-  EmbeddingParams params = fill(token_ids, table, out);
+  EmbeddingParams params = fill(token_ids, table, vocab_size, out);
   params.packed = true;
   params.format = format;
   if (out.device.type == DeviceType::kCPU) return cpu::embedding(params);

@@ -77,7 +77,11 @@ void append_kv(OptionalTensor q, const TensorView& k, const TensorView& v,
                OptionalTensor q_norm_weight, OptionalTensor k_norm_weight, double eps,
                OptionalTensor k_scale, OptionalTensor v_scale, Stream stream) {
   check_shape("k", k, {kAny, kAny, kAny});
-  check_dtype("k", k, {DType::kF32, DType::kBF16});
+  if (k.device.type == DeviceType::kCPU) {
+    check_dtype("k", k, {DType::kF32, DType::kBF16});
+  } else {
+    check_dtype("k", k, {DType::kF32, DType::kBF16, DType::kF16});
+  }
   check_inner_contiguous("k", k);
   const int64_t num_tokens = k.shape[0], num_kv_heads = k.shape[1], head_dim = k.shape[2];
   check_shape("v", v, {num_tokens, num_kv_heads, head_dim});
@@ -107,6 +111,7 @@ void append_kv(OptionalTensor q, const TensorView& k, const TensorView& v,
     check_that(rotary_dim >= 2 && rotary_dim % 2 == 0 && rotary_dim <= head_dim, "cos_sin",
                "expected an even rotary_dim of at most head_dim " + std::to_string(head_dim) +
                    ", got " + std::to_string(rotary_dim));
+    check_that(cos_sin->shape[0] >= 1, "cos_sin", "expected at least one position, got none");
     check_that(positions != nullptr, "positions", "expected a tensor beside cos_sin, got None");
     check_shape("positions", *positions, {num_tokens});
     check_dtype("positions", *positions, {DType::kI32, DType::kI64});
@@ -150,7 +155,9 @@ void append_kv(OptionalTensor q, const TensorView& k, const TensorView& v,
       .num_kv_heads = num_kv_heads,
       .head_dim = head_dim,
       .page_size = k_cache.shape[2],
+      .num_pages = k_cache.shape[0],
       .rotary_dim = rotary_dim,
+      .max_positions = cos_sin != nullptr ? cos_sin->shape[0] : 0,
       .eps = static_cast<float>(eps),
       .q = q != nullptr ? q->data : nullptr,
       .k = k.data,

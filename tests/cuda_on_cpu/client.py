@@ -19,6 +19,7 @@ DTYPES = {
     torch.uint8: 5,
     torch.int32: 6,
     torch.int64: 7,
+    torch.bool: 8,
 }
 OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0:exitcode=66",

@@ -37,7 +37,8 @@ def append_kv(
     """Norm and rotate q and k per head; write k and v into their pages. ``q`` changes in place.
 
     Args:
-        q: [num_tokens, num_qo_heads, head_dim] float32 or bfloat16, any outer strides; or None.
+        q: [num_tokens, num_qo_heads, head_dim] float32 or bfloat16 (on CUDA also float16), any
+            outer strides; or None.
         k, v: [num_tokens, num_kv_heads, head_dim] as ``q``; not changed.
         k_cache, v_cache: [num_pages, num_kv_heads, page_size, head_dim] float32, float16, bfloat16,
             float8_e4m3fn or int8, any strides with a contiguous head_dim; written.
@@ -50,7 +51,8 @@ def append_kv(
             magnitude of a head's vector over 127 (int8, required) or 448 (float8, optional).
 
     Raises:
-        ValueError, TypeError: what does not fit, by name; nothing has been written then.
+        ValueError, TypeError: what does not fit, by name; nothing has been written then. On CUDA
+            nobody looks at values: a slot out of range writes nothing, a position is clamped.
 
     Source: Su et al., "RoFormer" (2021); Kwon et al., "PagedAttention" (2023).
     """

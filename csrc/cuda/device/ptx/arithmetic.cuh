@@ -58,4 +58,11 @@ __device__ inline uint32_t multiply_add_pairs(uint32_t a, uint32_t b, uint32_t c
   return result;
 }
 
+/// The float16 in the lower half of `bits`.
+__device__ inline float widen_f16(uint32_t bits) {
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(static_cast<uint16_t>(bits)));
+  return value;
+}
+
 }  // namespace lampo::cuda
