@@ -30,7 +30,8 @@ struct Parts {
   __device__ int64_t operator[](int i) const { return i == 0 ? first : others + i * step; }
 };
 
-/// Of the tile that cut number `cut` is the first to divide. The warp's lanes look at cuts together.
+/// Of the tile that cut number `cut` is the first to divide. The warp's lanes look at cuts
+/// together.
 __device__ inline Parts parts_of(const Plan& plan, const Tile& tile, int cut, int lane) {
   const Cut at = plan.cuts[cut];
   if (plan.deterministic) {

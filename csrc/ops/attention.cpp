@@ -127,14 +127,14 @@ void paged_attention(const TensorView& q, const TensorView& k_cache, const Tenso
   check_device("workspace", workspace, q.device);
   check_that(reinterpret_cast<uintptr_t>(workspace.data) % 64 == 0, "workspace",
              "expected an address that is a multiple of 64");
-  const int64_t needed = paged_attention_workspace_size(
-      q.device, {.num_qo_heads = num_qo_heads,
-                 .num_kv_heads = num_kv_heads,
-                 .head_dim = head_dim,
-                 .max_seq_len = page_table.shape[1] * page_size,
-                 .batch_size = batch_size,
-                 .num_tokens = num_tokens,
-                 .deterministic = options.deterministic});
+  const int64_t needed =
+      paged_attention_workspace_size(q.device, {.num_qo_heads = num_qo_heads,
+                                                .num_kv_heads = num_kv_heads,
+                                                .head_dim = head_dim,
+                                                .max_seq_len = page_table.shape[1] * page_size,
+                                                .batch_size = batch_size,
+                                                .num_tokens = num_tokens,
+                                                .deterministic = options.deterministic});
   check_that(workspace.shape[0] >= needed, "workspace",
              "expected at least " + std::to_string(needed) + " bytes, got " +
                  std::to_string(workspace.shape[0]));

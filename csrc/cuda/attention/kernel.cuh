@@ -106,7 +106,9 @@ class WarpRows {
  private:
   static constexpr int kPer = 4;  // dims that a thread writes at once
 
-  __device__ int position_of(int row) const { return work_.sequence.position(row / group_size_of(a_.p)); }
+  __device__ int position_of(int row) const {
+    return work_.sequence.position(row / group_size_of(a_.p));
+  }
   __device__ Range seen_from(int position) const {
     return visible_keys(a_.p, position, work_.sequence.seq_len);
   }
@@ -183,12 +185,17 @@ class WarpRows {
         largest = fmaxf(largest, state.m);
         // A row that has seen no key yet: all its weights are to be 0, and not NaN.
         shift[m][half] = largest == minus_infinity() ? 0.0f : largest * factor;
-        scale[m][half] = exp2_approximate(fmaf(state.m, factor, -shift[m][half]));
+        // Exactly 1 where the maximum stays: keys that a row does not see leave its bits alone.
+        scale[m][half] = largest == state.m
+                             ? 1.0f
+                             : exp2_approximate(fmaf(state.m, factor, -shift[m][half]));
         grown = grown || largest != state.m;
         state = {largest, state.l * scale[m][half]};
       }
     }
-    if (any_lane(grown)) {
+    // Where accumulators take half of the registers there is none left to ask.
+    constexpr bool kAlways = Traits::kRowBlocks * Traits::kHeadDim >= 256;
+    if (kAlways || any_lane(grown)) {
 #pragma unroll
       for (int m = 0; m < Traits::kRowBlocks; ++m) {
 #pragma unroll

@@ -61,8 +61,8 @@ constexpr TileLayout tile_layout(TileKind kind, int padded_head_dim, int cache_b
 /// call has but one.
 constexpr TileKind choose_tile_kind(int64_t num_tokens, int64_t batch_size, int64_t group_size,
                                     bool deterministic) {
-  const bool few = batch_size > 0 && num_tokens % batch_size == 0 &&
-                   num_tokens / batch_size * group_size <= 16;
+  const bool few =
+      batch_size > 0 && num_tokens % batch_size == 0 && num_tokens / batch_size * group_size <= 16;
   return few && !deterministic ? TileKind::kWarpsSplitKeys : TileKind::kWarpsSplitRows;
 }
 
@@ -71,8 +71,9 @@ constexpr int choose_num_blocks(const TileLayout& layout, int64_t shared_bytes,
                                 const DeviceLimits& limits) {
   constexpr int64_t kReserved = 1024;  // of each block, by the runtime
   const int64_t fit = limits.shared_bytes_per_sm / (shared_bytes + kReserved);
-  const int per_sm = fit < 1 ? 1 : fit < layout.max_blocks ? static_cast<int>(fit)
-                                                            : layout.max_blocks;
+  const int per_sm = fit < 1                   ? 1
+                     : fit < layout.max_blocks ? static_cast<int>(fit)
+                                               : layout.max_blocks;
   return per_sm * limits.num_sms;
 }
 
@@ -84,11 +85,11 @@ struct alignas(8) RowState {
 
 /// Byte offsets into the workspace.
 struct WorkspaceLayout {
-  int64_t cuts;            // [num_blocks + 1] Cut
-  int64_t costs;           // [num_sequences + 1] int64, where shared memory does not hold them
-  int64_t first_split;     // [num_sequences] int64, deterministic only
-  int64_t states;          // [partial_rows] RowState
-  int64_t accumulators;    // [partial_rows, padded_head_dim] float
+  int64_t cuts;          // [num_blocks + 1] Cut
+  int64_t costs;         // [num_sequences + 1] int64, where shared memory does not hold them
+  int64_t first_split;   // [num_sequences] int64, deterministic only
+  int64_t states;        // [partial_rows] RowState
+  int64_t accumulators;  // [partial_rows, padded_head_dim] float
   int64_t bytes;
   int64_t partial_rows;
 };

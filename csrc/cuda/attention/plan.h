@@ -28,14 +28,14 @@ struct Plan {
   TileShape shape;
   bool deterministic;
   int num_blocks;
-  int overhead;   // of a tile, in key tiles
-  int min_part;   // key tiles
-  int min_share;  // cost
-  Cut* cuts;               // [num_blocks + 1]
-  int64_t* costs;          // [num_sequences + 1], scratch of the plan
-  int64_t* first_split;    // [num_sequences] of the rows for splits, its first; kNowhere: none
-  RowState* states;        // [2 * num_blocks * shape.rows]
-  float* accumulators;     // [2 * num_blocks * shape.rows, head_dim_stride]
+  int overhead;          // of a tile, in key tiles
+  int min_part;          // key tiles
+  int min_share;         // cost
+  Cut* cuts;             // [num_blocks + 1]
+  int64_t* costs;        // [num_sequences + 1], scratch of the plan
+  int64_t* first_split;  // [num_sequences] of the rows for splits, its first; kNowhere: none
+  RowState* states;      // [2 * num_blocks * shape.rows]
+  float* accumulators;   // [2 * num_blocks * shape.rows, head_dim_stride]
   int64_t partial_rows;
   int head_dim_stride;
 };
@@ -138,8 +138,8 @@ LAMPO_HOST_DEVICE static inline int snap_cut(const Plan& plan, Range key_tiles, 
   }
   if (!may_split) return 2 * offset < size ? 0 : size;
   const int per_split = kSplitKeys / plan.shape.keys;
-  const int at = (key_tiles.begin + offset) / per_split * per_split - key_tiles.begin;
-  return at > 0 ? at : 0;
+  const int nearest = (key_tiles.begin + offset + per_split / 2) / per_split * per_split;
+  return clamp_to(nearest - key_tiles.begin, 0, size);
 }
 
 /// The last of n ascending values that is not above `value`, of which the first is not.
@@ -192,7 +192,8 @@ LAMPO_HOST_DEVICE static inline Cut find_cut(const PagedAttentionParams& p, cons
     const bool may_split = plan.deterministic && plan.first_split[cut.seq] != kNowhere;
     const int size = key_tiles.end - key_tiles.begin;
     // Half of the overhead is before the keys.
-    cut.key_tile = snap_cut(plan, key_tiles, clamp_to(rest - plan.overhead / 2, 0, size), may_split);
+    cut.key_tile =
+        snap_cut(plan, key_tiles, clamp_to(rest - plan.overhead / 2, 0, size), may_split);
     // A tile without keys begins where it ends.
     return size > 0 && cut.key_tile == size ? next_tile(p, plan.shape, cut) : cut;
   }

@@ -42,8 +42,8 @@ template <class Traits>
 __device__ inline FragmentA load_q_fragment(const uint4* q, int row, int step, int lane) {
   constexpr int kChunks = Traits::kQChunks;
   FragmentA a;
-  load_matrices(a.reg, q + (row + lane % 16) * kChunks +
-                           chunk_of_pair<kChunks>(lane, step, lane / 16));
+  load_matrices(a.reg,
+                q + (row + lane % 16) * kChunks + chunk_of_pair<kChunks>(lane, step, lane / 16));
   return a;
 }
 
@@ -59,7 +59,7 @@ __device__ inline void multiply_q_k(Scores<Traits>& scores, const uint4* q, int 
 #pragma unroll
     for (int n = 0; n < Traits::kWarpKeys / 8; ++n) scores[m][n] = {};
   }
-#pragma unroll 2
+#pragma unroll(3 - kSteps)  // more would not leave registers enough
   for (int pair = 0; pair < kChunks / 2; ++pair) {
     FragmentA a[kSteps][Traits::kRowBlocks];
 #pragma unroll

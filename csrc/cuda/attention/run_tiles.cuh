@@ -65,8 +65,8 @@ Plan run_tiles_of(const PagedAttentionParams& p, int device, Stream stream) {
   const int64_t blocks =
       choose_num_blocks(Traits::kLayout, kSharedBytes, device_limits(kOp, device));
   const int num_blocks = static_cast<int>(blocks < kMaxBlocks ? blocks : kMaxBlocks);
-  const Plan plan = place_plan(make_plan(Traits::kLayout, num_blocks, p.deterministic), p,
-                               Traits::kHeadDim);
+  const Plan plan =
+      place_plan(make_plan(Traits::kLayout, num_blocks, p.deterministic), p, Traits::kHeadDim);
   run_plan(p, plan, device, stream);
   launch({.op = kOp,
           .device = device,
@@ -86,7 +86,9 @@ Plan run_tiles(const PagedAttentionParams& p, int device, Stream stream) {
       // There is no such kernel for float16 queries: 8-bit caches become float16 when copied.
       const bool bytes = size_of(p.cache_dtype) == 1 && p.dtype == DType::kBF16;
       if constexpr (std::is_same_v<T, BF16>) {
-        if (bytes) return void(plan = run_tiles_of<AttentionTraits<T, kHeadDim, 1, kKind>>(p, device, stream));
+        if (bytes)
+          return void(plan =
+                          run_tiles_of<AttentionTraits<T, kHeadDim, 1, kKind>>(p, device, stream));
       }
       plan = run_tiles_of<AttentionTraits<T, kHeadDim, 2, kKind>>(p, device, stream);
     });

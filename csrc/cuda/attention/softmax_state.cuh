@@ -55,7 +55,8 @@ template <class T>
 __device__ inline void store_out(T* out, Vector<float, 4> acc, const RowResult& result,
                                  bool aligned) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) acc.value[i] = result.scale == 0.0f ? 0.0f : acc.value[i] * result.scale;
+  for (int i = 0; i < 4; ++i)
+    acc.value[i] = result.scale == 0.0f ? 0.0f : acc.value[i] * result.scale;
   if (aligned) {
     store_vector(out, from_floats<T>(acc));
   } else {

@@ -27,9 +27,9 @@ struct ByteFormat {
 template <class T>
 __device__ inline ByteFormat byte_format(bool is_int8) {
   if constexpr (std::is_same_v<T, BF16>) {
-    return is_int8 ? ByteFormat{8,          0x007f007fu, 0x43004300u, 0,
-                                0x3f803f80u, 0xc300c300u, 0x00800080u}
-                   : ByteFormat{4, 0x07f007f0u, 0, 0x80008000u, 0x7b807b80u, 0, 0};
+    return is_int8
+               ? ByteFormat{8, 0x007f007fu, 0x43004300u, 0, 0x3f803f80u, 0xc300c300u, 0x00800080u}
+               : ByteFormat{4, 0x07f007f0u, 0, 0x80008000u, 0x7b807b80u, 0, 0};
   } else {
     static_assert(std::is_same_v<T, F16>);
     return is_int8 ? ByteFormat{8, 0x00ff00ffu, 0x64806480u, 0, 0x3c003c00u, 0xe480e480u, 0}

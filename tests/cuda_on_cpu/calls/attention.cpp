@@ -49,8 +49,8 @@ const Calls kAttentionCalls = {
      }},
     {"paged_attention_workspace_size",
      [](const Call& c) {
-       *c["size"].ptr<int64_t>() = lampo::paged_attention_workspace_size(
-           {lampo::DeviceType::kCUDA, 0}, workspace_of(c));
+       *c["size"].ptr<int64_t>() =
+           lampo::paged_attention_workspace_size({lampo::DeviceType::kCUDA, 0}, workspace_of(c));
      }},
     {"paged_attention",
      [](const Call& c) {
