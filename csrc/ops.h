@@ -84,16 +84,18 @@ void merge_states(
 struct LinearOptions {
   OptionalTensor norm_weight = nullptr;  // [in_features] float32 or as x: RMS norm of x
   double norm_eps = 1e-6;
-  bool silu_mul = false;    // out = silu(first half of y) * second half
-  bool accumulate = false;  // out += y
+  bool silu_mul = false;     // out = silu(first half of y) * second half
+  bool accumulate = false;   // out += y
+  int activation_bits = 16;  // 8 or 16: how x is rounded for packed and bfloat16 weights
 };
 
-void linear(const TensorView& x,       // [num_tokens, in_features] float32 or bfloat16
+void linear(const TensorView& x,       // [num_tokens, in_features] float32, bfloat16; CUDA: float16
             const TensorView& weight,  // [out_features, in_features] float32, bfloat16 or float16
             OptionalTensor bias,       // [out_features] float32 or as x
             const LinearOptions& options,
             const TensorView& out,     // [num_tokens, out_features] float32 or as x
-            OptionalTensor workspace,  // [>= linear_workspace_size()] uint8; with a norm only
+            OptionalTensor workspace,  // [>= linear_workspace_size()] uint8; null: CUDA, or no norm
+                                       // and not float32 x beside a bfloat16 weight
             Stream stream = {});
 
 /// Packed weights: GGUF's Q4_0, Q4_1 and Q8_0 (common/weight_format.h).
@@ -104,7 +106,6 @@ void pack_weight(const TensorView& blocks,  // [rows, row_bytes] uint8, as in th
                  const TensorView& out);  // [ceil(rows / 16), strip_bytes] uint8
 int64_t linear_workspace_size(int64_t num_tokens, int64_t in_features);
 void linear_packed(const TensorView& x, const TensorView& weight, WeightFormat format,
-                   int activation_bits,  // 8 or 16: how x is quantized, in groups of 32
                    OptionalTensor bias, const LinearOptions& options, const TensorView& out,
                    const TensorView& workspace,  // [>= linear_workspace_size()] uint8
                    Stream stream = {});

@@ -155,13 +155,13 @@ struct MergeStatesParams {
 
 /// y = norm(x) weight^T + bias, and out = y, silu(y[first half]) * y[second half], or out + y.
 struct LinearParams {
-  DType dtype;          // of x: float32 or bfloat16
+  DType dtype;          // of x: float32 or bfloat16; on CUDA also float16
   DType out_dtype;      // float32 or dtype
   DType weight_dtype;   // of a dense weight: float32, bfloat16 or float16
   DType bias_dtype;     // float32 or dtype
   DType norm_dtype;     // float32 or dtype
   WeightFormat format;  // of a packed weight
-  int activation_bits;  // 8 or 16: how x is quantized for a packed weight
+  int activation_bits;  // 8 or 16: how x is rounded for a packed or a bfloat16 weight
   bool packed;          // weight is strips of `format`
   bool silu_mul;        // out has out_features / 2 columns
   bool accumulate;      // out += instead of out =
@@ -174,7 +174,7 @@ struct LinearParams {
   const void* weight;       // [out_features, in_features], or [ceil(out_features / 16)] strips
   const void* bias;         // [out_features]; null: none
   void* out;                // [num_tokens, out_features]
-  void* workspace;          // linear_workspace_size() bytes; null: dense without norm
+  void* workspace;          // linear_workspace_size() bytes; null: dense without norm, or CUDA
   int64_t stride_x_token;
   int64_t stride_weight_row;  // of a dense weight
   int64_t stride_out_token;

@@ -26,8 +26,8 @@
 // about 200 us: as many rows do not fit L2, and nothing keeps them on the chip from pass to pass.
 //
 // Limits: top_p, min_p, top_k out of their range mean the nearest that is in it, a temperature that
-// is not positive greedy; ids and offsets of lists out of range are skipped. The ids of a row's
-// list must differ, as on the CPU.
+// is not positive means 0; ids and offsets of lists out of range are skipped. The ids of one list of
+// a row must differ.
 // Not run on a GPU yet: compiled for sm_80 to sm_120 without spills, and run on the CPU
 // (tests/cuda_on_cpu/). Not tried: clusters that keep a row in shared memory over all passes;
 // programmatic dependent launch.
@@ -224,7 +224,7 @@ __device__ inline Cuts find_cuts(const RowFilters& f, int64_t vocab_size, const 
 __device__ inline void append_to_list(const RowScratch& scratch, const LaneTokens& tokens,
                                       unsigned bits) {
   if (!warp_any(bits != 0)) return;
-  const auto count = static_cast<unsigned>(__popc(bits));
+  const auto count = static_cast<unsigned>(count_bits(bits));
   const unsigned upto = warp_prefix_sum(count);
   unsigned base = 0;
   if (threadIdx.x % kWarpSize == kWarpSize - 1) base = atomicAdd(&scratch.state->list_size, upto);

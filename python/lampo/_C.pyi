@@ -45,6 +45,7 @@ def gelu(x: Tensor, out: Tensor, tanh_approximation: bool, /) -> None: ...
 def linear(
     x: Tensor,
     weight: Tensor,
+    activation_bits: int,
     bias: Tensor | None,
     norm_weight: Tensor | None,
     norm_eps: float,
@@ -146,6 +147,18 @@ def cuda_element_layout(size: int, element_size: int) -> tuple[int, int]:
 
 def cuda_sample_plan(batch_size: int, vocab_size: int, num_sms: int) -> tuple[int, int, int]:
     """rows at once, parts of each, bytes of workspace."""
+
+def cuda_linear_tile(
+    num_tokens: int,
+    in_features: int,
+    out_columns: int,
+    gated: bool,
+    chunk_bytes: int,
+    in_flight: int,
+    num_sms: int,
+    shared_bytes: int,
+) -> dict[str, Any]:
+    """csrc/cuda/linear_tile.h."""
 
 def call_cost(
     t0: Tensor, t1: Tensor, t2: Tensor, t3: Tensor, t4: Tensor, t5: Tensor, /

@@ -30,7 +30,10 @@ class Projection:
     """
 
     def __init__(
-        self, weights: list[ops.Weight], bias: torch.Tensor | None, activation_bits: int = 8
+        self,
+        weights: list[ops.Weight],
+        bias: torch.Tensor | None,
+        activation_bits: int | None = None,
     ) -> None:
         self.weights = weights
         self.activation_bits = activation_bits
@@ -128,7 +131,7 @@ class WeightLoader:
         return weights
 
     def projection(
-        self, names: list[str], *, bias: bool = False, activation_bits: int = 8
+        self, names: list[str], *, bias: bool = False, activation_bits: int | None = None
     ) -> Projection:
         """Weights and, where the model has them, biases (as float32) of the named layers."""
         biases = None
