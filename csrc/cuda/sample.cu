@@ -26,11 +26,10 @@
 // about 200 us: as many rows do not fit L2, and nothing keeps them on the chip from pass to pass.
 //
 // Limits: top_p, min_p, top_k out of their range mean the nearest that is in it, a temperature that
-// is not positive means 0; ids and offsets of lists out of range are skipped. The ids of one list of
-// a row must differ.
-// Not run on a GPU yet: compiled for sm_80 to sm_120 without spills, and run on the CPU
-// (tests/cuda_on_cpu/). Not tried: clusters that keep a row in shared memory over all passes;
-// programmatic dependent launch.
+// is not positive means 0; ids and offsets of lists out of range are skipped. The ids of one list
+// of a row must differ. Not run on a GPU yet: compiled for sm_80 to sm_120 without spills, and run
+// on the CPU (tests/cuda_on_cpu/). Not tried: clusters that keep a row in shared memory over all
+// passes; programmatic dependent launch.
 #include "common/dispatch.h"
 #include "cuda/backend.h"
 #include "cuda/device_limits.h"

@@ -129,8 +129,9 @@ struct TableRow {
   }
 };
 
+/// One block a multiprocessor may have all registers: with fewer it spills on sm_80.
 template <class E>
-__global__ void __launch_bounds__(kSampleThreads)
+__global__ void __launch_bounds__(kSampleThreads, 1)
     table_kernel(const __grid_constant__ TokenLogprobsParams p,
                  const __grid_constant__ SampleWork work, Rows<E> rows) {
   for (int64_t b = blockIdx.x; b < work.num_rows; b += gridDim.x) {

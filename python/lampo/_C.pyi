@@ -200,9 +200,7 @@ def token_logprobs(
     workspace: Tensor,
     /,
 ) -> None: ...
-def sampling_workspace_size(
-    vocab_size: int, cuda_device: int = -1, batch_size: int = 1
-) -> int: ...
+def sampling_workspace_size(vocab_size: int, cuda_device: int = -1, batch_size: int = 1) -> int: ...
 def philox4x32_10(counter_and_key: Tensor, out: Tensor, /) -> None:
     """Six words in, four words out, all as int32."""
 
