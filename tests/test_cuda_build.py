@@ -204,7 +204,7 @@ def test_element_layout(element_size):
 
 @pytest.mark.parametrize("shared_bytes", [227 << 10, 99 << 10])
 @pytest.mark.parametrize("chunk_bytes", [40, 64, 72, 192])
-@pytest.mark.parametrize("in_flight", [2, 4, 8, 16])
+@pytest.mark.parametrize("in_flight", [2, 4, 8, 12, 16])
 def test_linear_tile(shared_bytes, chunk_bytes, in_flight):
     for tokens in (1, 2, 7, 8, 9, 15, 16, 17, 100):
         for in_features in (0, 1, 32, 577, 4096, 14336, 53248, 1 << 20):

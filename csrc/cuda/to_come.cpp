@@ -2,7 +2,6 @@
 // Ops without a CUDA kernel yet.
 #include "common/check.h"
 #include "cuda/backend.h"
-#include "cuda/linear_launch.h"
 
 namespace lampo::cuda {
 namespace {
@@ -17,6 +16,5 @@ void paged_attention(const PagedAttentionParams&, int, Stream) { refuse("paged_a
 int64_t paged_attention_workspace_size(int64_t, int64_t, int64_t, int64_t) {
   refuse("paged_attention");
 }
-void linear_packed(const LinearParams&, int, Stream) { refuse("linear_packed"); }
 
 }  // namespace lampo::cuda
