@@ -9,6 +9,7 @@ import torch
 import reference
 from compare import assert_close
 from lampo import ops
+from quantized_weights import FORMATS, quantized
 
 pytestmark = pytest.mark.gpu
 
@@ -76,3 +77,30 @@ def test_captured(gpu):
     assert not out.any()
     graph.replay()
     assert torch.equal(out, ops.linear(x, weight))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("tokens", [1, 5, 9, 16, 40])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 32), (40, 544), (4096, 4096), (2112, 14336)])
+def test_packed(gpu, generator, dtype, format, bits, tokens, rows, columns):
+    blocks, dense = quantized(rows, columns, format, generator)
+    weight = ops.pack_weight(blocks, format).to(gpu)
+    x = random(tokens, columns, dtype=dtype, device=gpu)
+    out = ops.linear(x, weight, activation_bits=bits)
+    rounded = reference.quantize_activations(x, bits)
+    expected = reference.linear(rounded, dense.to(gpu), None)
+    assert_close(out, expected, floor=2e-5 * float(expected.abs().max()))
+    if tokens > 5:
+        assert torch.equal(ops.linear(x[5:6], weight, activation_bits=bits), out[5:6])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("tokens", [17, 129, 1000])
+def test_many_rows(gpu, generator, packed, tokens):
+    blocks, dense = quantized(512, 1024, "q8_0", generator)
+    weight = ops.pack_weight(blocks, "q8_0").to(gpu) if packed else dense.to(gpu, torch.bfloat16)
+    x = random(tokens, 1024, dtype=torch.bfloat16, device=gpu)
+    expected = reference.linear(x, dense.to(gpu), None)
+    assert_close(ops.linear(x, weight), expected, floor=0.02 * float(expected.abs().max()))

@@ -12,6 +12,8 @@ import reference
 from compare import assert_close
 from cuda_on_cpu.client import Client, Refused
 from cuda_on_cpu.fixtures import assert_gaps_untouched, blank, padded
+from lampo import ops
+from quantized_weights import FORMATS, quantized
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -19,7 +21,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 def linear(
     client: Client,
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: ops.Weight,
     bias: torch.Tensor | None = None,
     norm_weight: torch.Tensor | None = None,
     *,
@@ -32,7 +34,12 @@ def linear(
     optional = {"bias": bias, "norm_weight": norm_weight}
     given = {name: tensor for name, tensor in optional.items() if tensor is not None}
     options = {"silu_mul": silu_mul, "accumulate": accumulate, "activation_bits": bits}
-    client.call("linear", order=order, x=x, weight=weight, out=out, **given, **options)
+    if isinstance(weight, torch.Tensor):
+        client.call("linear", order=order, x=x, weight=weight, out=out, **given, **options)
+        return out
+    given |= {"weight": weight.data, "workspace": torch.empty(0, dtype=torch.uint8)}
+    options["format"] = list(FORMATS).index(weight.format)
+    client.call("linear_packed", order=order, x=x, out=out, **given, **options)
     return out
 
 
@@ -157,6 +164,116 @@ def test_rows_do_not_depend_on_the_batch(client, weight_dtype, columns, rows, si
         assert torch.equal(call(x[first:end]), batch[first:end])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(
+    "shape",
+    [(0, 16, 32), (1, 1, 32), (2, 40, 96), (3, 16, 544), (5, 33, 64), (8, 170, 64), (16, 17, 1088),
+     (17, 100, 160), (33, 5, 32)],
+    ids=str,
+)  # fmt: skip
+def test_packed(client, generator, dtype, format, bits, shape):
+    """Exactly the product with quantized activations, but for the rounding of float32 sums."""
+    tokens, rows, columns = shape
+    blocks, dense = quantized(rows, columns, format, generator)
+    x = padded((tokens, columns), 7 if tokens == 3 else 8, dtype)
+    if tokens > 1:
+        x[1] = 0
+    bias = padded((rows,), 0, dtype) if rows == 40 else None
+    results = []
+    for order in ("forward", "backward"):
+        out = blank((tokens, rows), 3, torch.float32 if dtype == torch.float16 else dtype)
+        weight = ops.pack_weight(blocks, format)
+        linear(client, x, weight, bias, out=out, bits=bits, order=order)
+        assert_gaps_untouched(out)
+        results.append(out)
+    assert torch.equal(*results), "depends on which thread is first"
+    if tokens:
+        rounded = reference.quantize_activations(x, bits)
+        plain = torch.nn.functional.linear(
+            rounded.float(), dense, None if bias is None else bias.float()
+        )
+        assert_close(out, reference.linear(rounded, dense, bias), plain, factor=4)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_as_on_the_cpu(client, generator, format, bits, dtype):
+    """With a norm, a gate and a sum; the same integers, groups added in another order."""
+    tokens, rows, columns = 5, 96, 1600
+    blocks, _ = quantized(rows, columns, format, generator)
+    weight = ops.pack_weight(blocks, format)
+    x, before = padded((tokens, columns), 0, dtype), padded((tokens, rows // 2), 0, torch.float32)
+    norm_weight, bias = padded((columns,), 0, dtype), padded((rows,), 0, torch.float32)
+    fused = {"norm_weight": norm_weight, "silu_mul": True, "accumulate": True}
+    out, expected = before.clone(), before.clone()
+    linear(client, x, weight, bias, out=out, bits=bits, **fused)
+    ops.linear(x, weight, bias, norm_eps=1e-5, activation_bits=bits, out=expected, **fused)
+    # The norm's sum runs in another order, so a quant may be rounded to its other side.
+    unit = 1 / 127 if bits == 8 else 1 / (127 * 256)
+    floor = unit * 2e-2 * float(expected.abs().max())
+    assert_close(out, expected.double(), floor=floor + 2e-6 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_integer_sums_do_not_overflow(client, format):
+    """Every quant and every activation at the end of its range, both signs."""
+    size = {"q4_0": 18, "q4_1": 20, "q8_0": 34}[format]
+    quant_bytes = 32 if format == "q8_0" else 16
+    blocks = torch.zeros(16, 4, size, dtype=torch.uint8)
+    blocks[:, :, 1] = 0x3C  # d = 1.0
+    blocks[:8, :, size - quant_bytes :] = 0xFF
+    blocks[8:, :, size - quant_bytes :] = 0x80 if format == "q8_0" else 0
+    weight = ops.pack_weight(blocks.flatten(1), format)
+    x = torch.cat([torch.full((1, 128), 127.0), torch.full((1, 128), -127.0)])
+    value = {"q4_0": (7, -8), "q4_1": (15, 0), "q8_0": (-1, -128)}[format]
+    dense = torch.tensor(value, dtype=torch.float32).repeat_interleave(8)[:, None].expand(16, 128)
+    for bits in (8, 16):
+        out = linear(client, x, weight, out=blank((2, 16), 0, torch.float32), bits=bits)
+        assert torch.equal(out, x @ dense.T)
+
+
+@pytest.mark.parametrize(
+    ("format", "bits", "columns", "rows", "silu_mul"),
+    [
+        ("q4_0", 8, 4096, 144, False),
+        ("q4_1", 16, 6400, 48, False),
+        ("q8_0", 16, 6400, 32, True),
+    ],
+)
+def test_packed_rows_do_not_depend_on_the_batch(
+    client, generator, format, bits, columns, rows, silu_mul
+):
+    """To the bit, with x in shared memory whole (a few tokens) or slab by slab (16)."""
+    blocks, _ = quantized(rows, columns, format, generator)
+    weight = ops.pack_weight(blocks, format)
+    x, norm_weight = padded((17, columns), 0, torch.bfloat16), padded((columns,), 0, torch.float32)
+
+    def call(part: torch.Tensor) -> torch.Tensor:
+        out = blank((len(part), rows // 2 if silu_mul else rows), 0, torch.float32)
+        return linear(
+            client, part, weight, None, norm_weight, out=out, silu_mul=silu_mul, bits=bits
+        )
+
+    batch = call(x)
+    assert torch.isfinite(batch).all()
+    for first, end in ((0, 1), (3, 5), (16, 17)):
+        assert torch.equal(call(x[first:end]), batch[first:end])
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_packed_rows_with_what_is_not_finite(client, generator, bad):
+    blocks, _ = quantized(16, 64, "q4_1", generator)
+    x = padded((3, 64), 0, torch.float32)
+    x[1, 5] = bad
+    weight = ops.pack_weight(blocks, "q4_1")
+    out = linear(client, x, weight, out=blank((3, 16), 0, torch.float32), bits=8)
+    assert not torch.isfinite(out[1]).any()
+    assert torch.isfinite(out[[0, 2]]).all()
+
+
 def test_not_a_number_stays(client):
     x, weight = padded((3, 64), 0, torch.float32), padded((16, 64), 0, torch.bfloat16)
     x[1, 5] = torch.nan
@@ -171,3 +288,9 @@ def test_refuses_what_does_not_fit(client):
         linear(client, x, weight, out=blank((2, 8), 0, torch.float16))
     with pytest.raises(Refused, match="weight: silu_mul wants two halves of a multiple of 16"):
         linear(client, x, weight, out=blank((2, 8), 0, torch.float16), silu_mul=True)
+    blocks, _ = quantized(16, 64, "q4_0", torch.Generator())
+    weight = ops.pack_weight(blocks, "q4_0")
+    moved = torch.empty(weight.data.numel() + 1, dtype=torch.uint8)[1:].view(weight.data.shape)
+    weight = ops.PackedWeight(moved, weight.format, weight.shape)
+    with pytest.raises(Refused, match="weight: expected data aligned to 16 bytes on CUDA"):
+        linear(client, x, weight, out=blank((2, 16), 0, torch.float16))

@@ -4,32 +4,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import product
 
-import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType, quants
+from gguf import quants
 
 import reference
 from compare import SENTINEL, assert_close
 from lampo import _C, ops
+from quantized_weights import FORMATS, quantized
 
-FORMATS = {
-    "q4_0": GGMLQuantizationType.Q4_0,
-    "q4_1": GGMLQuantizationType.Q4_1,
-    "q8_0": GGMLQuantizationType.Q8_0,
-}
 DTYPES = [torch.float32, torch.bfloat16]
-
-
-def quantized(
-    rows: int, columns: int, format: str, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random GGUF blocks, and what they stand for."""
-    weight = torch.randn(rows, columns, generator=generator)
-    weight[0] *= 100
-    blocks = quants.quantize(weight.numpy(), FORMATS[format])
-    dense = quants.dequantize(blocks, FORMATS[format])
-    return torch.from_numpy(np.ascontiguousarray(blocks)), torch.from_numpy(dense)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

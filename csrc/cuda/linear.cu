@@ -215,15 +215,8 @@ __global__ void __launch_bounds__(kLinearThreads)
 /// With kPlanes planes of x, W as stored or as planes of T.
 template <class T, class W, int kPlanes, bool kAligned>
 void run(const LinearParams& p, int device, Stream stream) {
-  const LinearShape shape{
-      .num_tokens = p.num_tokens,
-      .in_features = p.in_features,
-      .out_columns = p.silu_mul ? p.out_features / 2 : p.out_features,
-      .gated = p.silu_mul,
-      .chunk_bytes = kPlanes * kLinearChunk * 2,
-      .in_flight = dense_in_flight(sizeof(W)),
-  };
-  launch_linear(p, shape, linear_kernel<T, W, kPlanes, 1, kAligned>,
+  launch_linear(p, kPlanes * kLinearChunk * 2, dense_in_flight(sizeof(W)),
+                linear_kernel<T, W, kPlanes, 1, kAligned>,
                 linear_kernel<T, W, kPlanes, 2, kAligned>, device, stream);
 }
 

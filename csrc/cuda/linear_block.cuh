@@ -97,7 +97,7 @@ struct LinearInput {
   /// additions depends on in_features alone.
   __device__ void norm_rows(float* scale) const {
     if (p.norm_weight == nullptr) return;
-    constexpr int kTogether = 4;  // tokens whose loads do not wait for one another
+    constexpr int kTogether = 2;  // tokens whose loads do not wait for one another
     const int thread = static_cast<int>(threadIdx.x);
     for (int64_t first = 0; first < p.num_tokens; first += kTogether) {
       float sum[kTogether] = {};

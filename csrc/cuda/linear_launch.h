@@ -16,8 +16,17 @@ namespace lampo::cuda {
 using LinearKernel = void (*)(LinearParams, LinearTile, bool);
 
 /// One launch for up to 16 tokens after the other; each reads the weight.
-inline void launch_linear(const LinearParams& p, LinearShape shape, LinearKernel one_strip,
-                          LinearKernel two_strips, int device, Stream stream) {
+inline void launch_linear(const LinearParams& p, int chunk_bytes, int in_flight,
+                          LinearKernel one_strip, LinearKernel two_strips, int device,
+                          Stream stream) {
+  LinearShape shape{
+      .num_tokens = p.num_tokens,
+      .in_features = p.in_features,
+      .out_columns = p.silu_mul ? p.out_features / 2 : p.out_features,
+      .gated = p.silu_mul,
+      .chunk_bytes = chunk_bytes,
+      .in_flight = in_flight,
+  };
   const DeviceLimits& limits = device_limits("linear", device);
   const auto size = [](DType dtype) { return dtype == DType::kF32 ? 4 : 2; };
   LinearParams part = p;

@@ -34,7 +34,7 @@ struct LinearShape {
   int64_t out_columns;  // strips of 16 of them
   bool gated;           // silu_mul: a strip of each half together
   int chunk_bytes;      // of a token's chunk in shared memory
-  int in_flight;        // chunks of strips that a warp has asked for at a time: 2, 4, 8 ...
+  int in_flight;        // chunks of strips that a warp has asked for at a time, even
 };
 
 /// Before x in shared memory: of each token the warps' shares of its sum of squares.
@@ -46,6 +46,14 @@ constexpr int64_t linear_sums_bytes(int64_t tokens, int strips) {
 
 /// Of dense weights of so many bytes each: 128 bytes of every lane, 64 KB of a multiprocessor.
 constexpr int dense_in_flight(int weight_bytes) { return 8 / weight_bytes; }
+
+/// Of packed weights: 61 to 74 KB of a multiprocessor.
+constexpr int packed_in_flight(WeightFormat format) {
+  return format == WeightFormat::kQ4_0 ? 16 : format == WeightFormat::kQ4_1 ? 12 : 8;
+}
+
+/// A token's chunk of x: so many planes of int8, and 8 bytes of scales.
+constexpr int packed_chunk_bytes(int planes) { return planes * kLinearChunk + 8; }
 
 /// The blocks' time in strips is what the last of them takes, so a block takes two strips at a time
 /// (and reads x half as often from shared memory) where that is not later, and one otherwise. The

@@ -5,6 +5,9 @@
 namespace lampo {
 namespace {
 
+/// Of a packed weight on CUDA, which reads it by up to 8 bytes.
+constexpr uintptr_t kPackedAlignment = 16;
+
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /// What dense and packed linears have in common, checked and filled in.
@@ -166,6 +169,9 @@ void linear_packed(const TensorView& x, const TensorView& weight, WeightFormat f
   check_dtype("weight", weight, {DType::kU8});
   check_contiguous("weight", weight);
   check_device("weight", weight, x.device);
+  check_that(x.device.type == DeviceType::kCPU ||
+                 reinterpret_cast<uintptr_t>(weight.data) % kPackedAlignment == 0,
+             "weight", "expected data aligned to 16 bytes on CUDA");
   params.packed = true;
   params.format = format;
   params.weight = weight.data;

@@ -195,7 +195,7 @@ class WarpRows {
     }
     // Where accumulators take half of the registers there is none left to ask.
     constexpr bool kAlways = Traits::kRowBlocks * Traits::kHeadDim >= 256;
-    if (kAlways || any_lane(grown)) {
+    if (kAlways || warp_any(grown)) {
 #pragma unroll
       for (int m = 0; m < Traits::kRowBlocks; ++m) {
 #pragma unroll

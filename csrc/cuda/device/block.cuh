@@ -36,11 +36,7 @@ template <class T>
 __device__ inline T block_running_sum(T value, int thread, int num_threads, T& total,
                                       BlockScanStorage<T>& storage) {
   const int lane = thread % kWarpSize, warp = thread / kWarpSize;
-#pragma unroll
-  for (int delta = 1; delta < kWarpSize; delta *= 2) {
-    const T below = shuffle_up(value, delta);
-    if (lane >= delta) value += below;
-  }
+  value = warp_prefix_sum(value);
   sync_block();
   if (lane == kWarpSize - 1) storage.warp[warp] = value;
   sync_block();

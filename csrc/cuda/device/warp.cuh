@@ -18,13 +18,21 @@ __device__ inline T shuffle(T value, int lane) {
   return __shfl_sync(kAllLanes, value, lane);
 }
 
-/// What the lane `delta` below holds; lanes below `delta` get their own.
-template <class T>
-__device__ inline T shuffle_up(T value, int delta) {
-  return __shfl_up_sync(kAllLanes, value, static_cast<unsigned>(delta));
-}
+__device__ inline int count_bits(unsigned bits) { return __popc(bits); }
 
-__device__ inline bool any_lane(bool predicate) { return __any_sync(kAllLanes, predicate) != 0; }
+__device__ inline bool warp_any(bool value) { return __any_sync(kAllLanes, value) != 0; }
+
+/// The sum of this lane's value and those of the lanes before it.
+template <class T>
+__device__ inline T warp_prefix_sum(T value) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+#pragma unroll
+  for (int delta = 1; delta < kWarpSize; delta *= 2) {
+    const T other = __shfl_up_sync(kAllLanes, value, static_cast<unsigned>(delta));
+    if (lane >= delta) value += other;
+  }
+  return value;
+}
 
 /// For how many lanes it holds.
 __device__ inline int count_lanes(bool predicate) {

@@ -18,4 +18,10 @@ const Calls kLinearCalls = {
      [](const Call& c) {
        lampo::linear(c["x"], c["weight"], c.optional("bias"), options(c), c["out"], nullptr);
      }},
+    {"linear_packed",
+     [](const Call& c) {
+       lampo::linear_packed(c["x"], c["weight"],
+                            static_cast<lampo::WeightFormat>(c.integer("format")),
+                            c.optional("bias"), options(c), c["out"], c["workspace"]);
+     }},
 };
