@@ -399,5 +399,5 @@ def test_lengths_may_change_in_a_workspace(client, generator):
 
 def test_unsupported_types_are_named(client, generator):
     pages = paging.build([9], 1, 32, 4, torch.float32, generator)
-    with pytest.raises(Refused, match="q: expected bfloat16 or float16, got float32"):
+    with pytest.raises(Refused, match="q: expected float16 or bfloat16, got float32"):
         attend(client, torch.zeros(1, 2, 32), pages, [1])

@@ -81,7 +81,7 @@ void paged_attention(const TensorView& q, const TensorView& k_cache, const Tenso
   if (q.device.type == DeviceType::kCPU) {
     check_dtype("q", q, {DType::kF32, DType::kBF16});
   } else {
-    check_dtype("q", q, {DType::kBF16, DType::kF16});
+    check_dtype("q", q, {DType::kF16, DType::kBF16});
   }
   check_inner_contiguous("q", q);
   const int64_t num_tokens = q.shape[0], num_qo_heads = q.shape[1], head_dim = q.shape[2];

@@ -184,11 +184,10 @@ class WarpRows {
         RowState& state = state_[m][half];
         largest = fmaxf(largest, state.m);
         // A row that has seen no key yet: all its weights are to be 0, and not NaN.
-        shift[m][half] = largest == minus_infinity() ? 0.0f : largest * factor;
+        const float base = largest == minus_infinity() ? 0.0f : largest;
+        shift[m][half] = base * factor;
         // Exactly 1 where the maximum stays: keys that a row does not see leave its bits alone.
-        scale[m][half] = largest == state.m
-                             ? 1.0f
-                             : exp2_approximate(fmaf(state.m, factor, -shift[m][half]));
+        scale[m][half] = exp2_approximate((state.m - base) * factor);
         grown = grown || largest != state.m;
         state = {largest, state.l * scale[m][half]};
       }
