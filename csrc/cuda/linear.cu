@@ -108,10 +108,11 @@ struct DenseProduct {
   const LinearMemory& memory;
   const LinearLane at = {};
 
-  __device__ uint4* x_part(int chunk, int plane, int token, int t) const {
+  /// A chunk of x: [planes][2][tokens][4] fragments, the inputs 8 t + 4 half ... 8 t + 4 half + 3.
+  __device__ FragmentB* x_part(int chunk, int plane, int half, int token, int t) const {
     const int num_tokens = static_cast<int>(p.num_tokens);
-    return reinterpret_cast<uint4*>(memory.x) +
-           ((chunk * kPlanes + plane) * num_tokens + token) * 4 + t;
+    return reinterpret_cast<FragmentB*>(memory.x) +
+           (((chunk * kPlanes + plane) * 2 + half) * num_tokens + token) * 4 + t;
   }
 
   __device__ Piece load(int64_t first_row, int chunk) const {
@@ -163,8 +164,11 @@ struct DenseProduct {
     }
 #pragma unroll
     for (int plane = 0; plane < kPlanes; ++plane) {
-      *x_part(part / 4, plane, token, part % 4) = {pairs[0][plane], pairs[1][plane],
-                                                   pairs[2][plane], pairs[3][plane]};
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        *x_part(part / 4, plane, half, token,
+                part % 4) = {{pairs[2 * half][plane], pairs[2 * half + 1][plane]}};
+      }
     }
   }
 
@@ -189,7 +193,7 @@ struct DenseProduct {
           const int token = min(tile * 8 + at.g, num_tokens - 1);  // columns past that are ignored
 #pragma unroll
           for (int j = 0; j < kPlanes; ++j) {
-            const FragmentB b = reinterpret_cast<FragmentB*>(x_part(place, j, token, at.t))[half];
+            const FragmentB b = *x_part(place, j, half, token, at.t);
 #pragma unroll
             for (int i = 0; i < kW && i + j <= 2; ++i) {
               const FragmentA a = {{left[0][i], left[1][i], left[2][i], left[3][i]}};

@@ -50,7 +50,7 @@ struct PackedPiece {
 
 /// Of a token's group, beside its quants.
 template <WeightFormat kFormat>
-struct GroupScale {
+struct alignas(8) GroupScale {
   float scale;
   std::conditional_t<kFormat == WeightFormat::kQ4_1, float, int> offset;  // scale * sum, or -8 sum
 };
