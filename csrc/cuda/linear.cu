@@ -7,7 +7,7 @@
 // up to 16 tokens with mma.sync, one strip or two at a time (linear_tile.h); its 16 warps share a
 // strip along the inputs and their sums meet in shared memory, in order. mma.sync is used for a
 // single token too: it costs no more than memory leaves, and a token's bits depend neither on the
-// batch nor on the device. No workspace, no atomics.
+// batch nor on the number of multiprocessors. No workspace, no atomics.
 //
 // mma.sync does not care in which order the inputs come, so a lane's fragments of two products are
 // 16 neighbouring bytes of two rows: straight from global memory to registers, past L1, 8 loads of
@@ -102,6 +102,7 @@ template <class T, class W, int kPlanes, int kStrips, bool kAligned>
 struct DenseProduct {
   using Piece = DensePiece<W>;
   static constexpr int kInFlight = dense_in_flight(sizeof(W));
+  static constexpr int kNormedTogether = 4;
 
   const LinearParams& p;
   const LinearInput& x;

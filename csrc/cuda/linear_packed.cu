@@ -78,6 +78,7 @@ template <WeightFormat kFormat, int kPlanes, int kStrips>
 struct PackedProduct {
   using Piece = PackedPiece<kFormat>;
   static constexpr int kInFlight = packed_in_flight(kFormat);
+  static constexpr int kNormedTogether = 2;
   static constexpr int kChunkBytes = packed_chunk_bytes(kPlanes);
 
   const LinearParams& p;
