@@ -152,8 +152,9 @@ void token_logprobs(const TensorView& logits,        // [batch_size, vocab_size]
                     const TensorView& top_logprobs,  // [batch_size, num_top] float32
                     const TensorView& workspace, Stream stream = {});
 
-/// Bytes of workspace for both, with the current number of threads.
-int64_t sampling_workspace_size(int64_t vocab_size, Device device);
+/// Bytes of workspace for both: on CPU with the current number of threads, for any batch; on CUDA
+/// for batches of up to batch_size rows.
+int64_t sampling_workspace_size(int64_t vocab_size, Device device, int64_t batch_size = 1);
 
 /// The kernel table of the CPU ops: its name, and those that could be chosen. `isa` as in
 /// LAMPO_CPU_ISA; throws BackendError if this CPU cannot run it.

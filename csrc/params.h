@@ -208,10 +208,12 @@ struct EmbeddingParams {
   int64_t stride_out_token;
 };
 
-/// Entries (id, value) of all rows one after another; row b's are [cu[b], cu[b + 1]).
+/// Entries (id, value) of all rows one after another; row b's are [cu[b], cu[b + 1]). On CUDA,
+/// where csrc/ops/ cannot look at them, entries and ids out of range are skipped.
 struct RaggedIds {
   const int32_t* ids;  // [nnz]; null: no entries
   const int32_t* cu;   // [batch_size + 1]
+  int64_t size;        // nnz
 };
 
 struct SampleParams {
@@ -237,7 +239,7 @@ struct SampleParams {
   int32_t* status;              // [batch_size]: SampleStatus
   float* logprobs;              // [batch_size, 2]: raw, processed; null: not wanted
   uint8_t* kept;                // [batch_size, vocab_size]: 1 where a token survives; null
-  void* workspace;              // sample_workspace_size() bytes
+  void* workspace;              // sampling_workspace_size() bytes
   int64_t stride_logits_row;
   int64_t stride_mask_row;
   int64_t stride_kept_row;
@@ -249,12 +251,12 @@ struct TokenLogprobsParams {
   int64_t vocab_size;
   int64_t num_top;
   const void* logits;        // [batch_size, vocab_size]
-  const int64_t* token_ids;  // [batch_size], -1: none
+  const int64_t* token_ids;  // [batch_size], -1: none; on CUDA also what is out of range
   float* logprob;            // [batch_size], NaN where token_ids is -1
   int32_t* rank;             // [batch_size], from 1; 0 where token_ids is -1
   int32_t* top_ids;          // [batch_size, num_top]
   float* top_logprobs;       // [batch_size, num_top], descending
-  void* workspace;           // sample_workspace_size() bytes
+  void* workspace;           // sampling_workspace_size() bytes
   int64_t stride_logits_row;
 };
 

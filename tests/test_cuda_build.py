@@ -170,6 +170,25 @@ def test_row_layout(element_size):
     assert _C.cuda_row_layout(65536, 2) == (1024, 1, 0)
 
 
+@pytest.mark.parametrize("num_sms", [4, 108, 132])
+def test_sample_plan(num_sms):
+    for vocab_size in (1, 256, 257, 5003, 32000, 128256, 1 << 23):
+        blocks = -(-vocab_size // 256)
+        previous = 0
+        for batch_size in (0, 1, 2, 16, 64, 512, 4096):
+            rows, parts, workspace = _C.cuda_sample_plan(batch_size, vocab_size, num_sms)
+            assert 1 <= parts <= 32
+            assert parts <= blocks, "a part without tokens"
+            assert rows <= batch_size
+            assert rows == batch_size or rows * vocab_size * 4 <= 48 << 20 or rows == 1
+            assert rows >= min(1, batch_size), "no progress"
+            assert workspace >= max(previous, rows * vocab_size * 4)
+            previous = workspace
+    assert [_C.cuda_sample_plan(n, 128256, 132)[:2] for n in (1, 64, 512)] == [
+        (1, 32), (64, 9), (98, 6)
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("element_size", [2, 4])
 def test_element_layout(element_size):
     per_vector = 16 // element_size

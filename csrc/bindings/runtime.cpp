@@ -7,6 +7,7 @@
 #include "cuda/device_info.h"
 #include "cuda/linear_tile.h"
 #include "cuda/row_layout.h"
+#include "cuda/sample_plan.h"
 #include "ops.h"
 
 namespace py = pybind11;
@@ -68,6 +69,14 @@ void bind_runtime(py::module_& m) {
         return py::make_tuple(layout.threads, layout.blocks_per_row);
       },
       py::arg("size"), py::arg("element_size"));
+  m.def(
+      "cuda_sample_plan",
+      [](int64_t batch_size, int64_t vocab_size, int num_sms) {
+        const int64_t rows = cuda::rows_at_once(batch_size, vocab_size);
+        return py::make_tuple(rows, cuda::choose_parts(rows, vocab_size, num_sms),
+                              cuda::sample_workspace_bytes(batch_size, vocab_size));
+      },
+      py::arg("batch_size"), py::arg("vocab_size"), py::arg("num_sms"));
   m.def(
       "cuda_linear_tile",
       [](int64_t num_tokens, int64_t in_features, int64_t out_columns, bool gated, int chunk_bytes,
