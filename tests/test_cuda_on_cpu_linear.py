@@ -60,7 +60,7 @@ def test_dense(client, dtype, weight_dtype, shape):
         weight = padded((rows, columns), weight_pad, weight_dtype)
         bias = padded((rows,), 0, dtype if tokens % 2 else torch.float32)
         results = []
-        for order in ("forward", "backward")[: 1 if pad else 2]:
+        for order in ("forward", "backward")[: 2 if dtype == weight_dtype and not pad else 1]:
             out = blank((tokens, rows), pad, dtype)
             linear(client, x, weight, bias, out=out, order=order)
             assert_gaps_untouched(out)
