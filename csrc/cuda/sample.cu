@@ -170,8 +170,8 @@ __global__ void __launch_bounds__(kSampleThreads)
 
 /// Which buckets hold what a row's filters must look at one by one.
 struct Cuts {
-  int k_bucket, p_first, p_last;  // as in SampleRowState
-  Weight k_missing, mass_above_k, mass_above_p;
+  int k_bucket = kBuckets, p_first = kBuckets, p_last = -1;  // as in SampleRowState: no cut
+  Weight k_missing = 0, mass_above_k = 0, mass_above_p = 0;
 
   __device__ bool listed(int bucket) const {
     return bucket == k_bucket || (bucket >= p_first && bucket <= p_last);
@@ -197,7 +197,7 @@ __device__ inline Weight mass_before(const RowScratch& scratch, int end, SelectS
 /// the most that this can be lies top-p's cut.
 __device__ inline Cuts find_cuts(const RowFilters& f, int64_t vocab_size, const RowScratch& scratch,
                                  SelectStorage& storage) {
-  Cuts cuts = {kBuckets, kBuckets, -1, 0, 0, 0};
+  Cuts cuts;
   if (f.top_k < vocab_size) {
     const auto k = static_cast<Weight>(f.top_k);
     const FoundBin found =
@@ -248,7 +248,7 @@ __global__ void __launch_bounds__(kSampleThreads)
     const RowScratch scratch = work.scratch(part.row);
     const ProcessedRow<E> row = processed_row(work, rows, part.row, f);
     if (f.temperature == 0.0f || row.max == minus_infinity()) return;
-    Cuts cuts = {kBuckets, kBuckets, -1, 0, 0, 0};
+    Cuts cuts;
     if (f.cuts(p.vocab_size)) {
       cuts = find_cuts(f, p.vocab_size, scratch, shared_storage<SelectStorage>());
     }
