@@ -23,7 +23,7 @@ PROGRAM = [
     HERE / "program.cpp",
     *sorted((HERE / "calls").glob("*.cpp")),
     *(path for path in sorted((ROOT / "csrc/ops").glob("*.cpp")) if path.name != "cuda_info.cpp"),
-    *(ROOT / "csrc/cuda" / name for name in ("device_limits.cpp", "to_come.cpp")),
+    ROOT / "csrc/cuda/device_limits.cpp",
 ]
 
 SANITIZERS = {
