@@ -52,6 +52,7 @@ struct AttentionOptions {
   bool causal = true;
   int64_t sliding_window = 0;
   double soft_cap = 0.0;
+  bool deterministic = false;  // on CUDA: the same bits in any batch; on the CPU always so
 };
 
 void paged_attention(const TensorView& q,        // [num_tokens, num_qo_heads, head_dim]
@@ -69,9 +70,19 @@ void paged_attention(const TensorView& q,        // [num_tokens, num_qo_heads, h
                      const TensorView& workspace,  // [paged_attention_workspace_size(...)] uint8
                      Stream stream = {});
 
-/// Bytes that paged_attention needs, for sequences of up to max_seq_len tokens, on any batch.
-int64_t paged_attention_workspace_size(Device device, int64_t num_qo_heads, int64_t num_kv_heads,
-                                       int64_t head_dim, int64_t max_seq_len);
+/// What paged_attention's workspace is for. On the CPU the last three make no difference.
+struct AttentionWorkspace {
+  int64_t num_qo_heads;
+  int64_t num_kv_heads;
+  int64_t head_dim;
+  int64_t max_seq_len;  // the page table's columns times page_size
+  int64_t batch_size = 0;
+  int64_t num_tokens = 0;  // of q
+  bool deterministic = false;
+};
+
+/// Its bytes, whatever the lengths. A call with other lengths may use the same memory.
+int64_t paged_attention_workspace_size(Device device, const AttentionWorkspace& of);
 
 void merge_states(
     const TensorView& out_partial,  // [num_splits, num_tokens, num_heads, head_dim] f32
@@ -84,16 +95,18 @@ void merge_states(
 struct LinearOptions {
   OptionalTensor norm_weight = nullptr;  // [in_features] float32 or as x: RMS norm of x
   double norm_eps = 1e-6;
-  bool silu_mul = false;    // out = silu(first half of y) * second half
-  bool accumulate = false;  // out += y
+  bool silu_mul = false;     // out = silu(first half of y) * second half
+  bool accumulate = false;   // out += y
+  int activation_bits = 16;  // 8 or 16: how x is rounded for packed and bfloat16 weights
 };
 
-void linear(const TensorView& x,       // [num_tokens, in_features] float32 or bfloat16
+void linear(const TensorView& x,       // [num_tokens, in_features] float32, bfloat16; CUDA: float16
             const TensorView& weight,  // [out_features, in_features] float32, bfloat16 or float16
             OptionalTensor bias,       // [out_features] float32 or as x
             const LinearOptions& options,
             const TensorView& out,     // [num_tokens, out_features] float32 or as x
-            OptionalTensor workspace,  // [>= linear_workspace_size()] uint8; with a norm only
+            OptionalTensor workspace,  // [>= linear_workspace_size()] uint8; null: CUDA, or no norm
+                                       // and not float32 x beside a bfloat16 weight
             Stream stream = {});
 
 /// Packed weights: GGUF's Q4_0, Q4_1 and Q8_0 (common/weight_format.h).
@@ -104,7 +117,6 @@ void pack_weight(const TensorView& blocks,  // [rows, row_bytes] uint8, as in th
                  const TensorView& out);  // [ceil(rows / 16), strip_bytes] uint8
 int64_t linear_workspace_size(int64_t num_tokens, int64_t in_features);
 void linear_packed(const TensorView& x, const TensorView& weight, WeightFormat format,
-                   int activation_bits,  // 8 or 16: how x is quantized, in groups of 32
                    OptionalTensor bias, const LinearOptions& options, const TensorView& out,
                    const TensorView& workspace,  // [>= linear_workspace_size()] uint8
                    Stream stream = {});
@@ -151,8 +163,9 @@ void token_logprobs(const TensorView& logits,        // [batch_size, vocab_size]
                     const TensorView& top_logprobs,  // [batch_size, num_top] float32
                     const TensorView& workspace, Stream stream = {});
 
-/// Bytes of workspace for both, with the current number of threads.
-int64_t sampling_workspace_size(int64_t vocab_size, Device device);
+/// Bytes of workspace for both: on CPU with the current number of threads, for any batch; on CUDA
+/// for batches of up to batch_size rows.
+int64_t sampling_workspace_size(int64_t vocab_size, Device device, int64_t batch_size = 1);
 
 /// The kernel table of the CPU ops: its name, and those that could be chosen. `isa` as in
 /// LAMPO_CPU_ISA; throws BackendError if this CPU cannot run it.

@@ -104,6 +104,7 @@ struct PagedAttentionParams {
   DType dtype;        // of q and out
   DType cache_dtype;  // of k_cache and v_cache
   bool causal;
+  bool deterministic;  // CUDA: bits that do not depend on the batch; on the CPU they never do
   int64_t batch_size;
   int64_t num_tokens;  // of q; those past cu_seqlens_q[batch_size] are padding: 0 and -inf
   int64_t num_qo_heads;
@@ -111,6 +112,7 @@ struct PagedAttentionParams {
   int64_t head_dim;
   int64_t page_size;          // a power of two
   int64_t max_pages_per_seq;  // columns of page_table
+  int64_t num_pages;          // of k_cache and v_cache
   int64_t sliding_window;     // position p sees (p - window, p]; 0: all
   float softmax_scale;
   float soft_cap;               // 0: none
@@ -137,6 +139,15 @@ struct PagedAttentionParams {
   int64_t stride_v_scale_page, stride_v_scale_head, stride_v_scale_slot;
 };
 
+/// What the size of paged_attention's workspace on CUDA depends on.
+struct AttentionShape {
+  int64_t batch_size;
+  int64_t num_tokens;
+  int64_t group_size;
+  int64_t head_dim;
+  bool deterministic;
+};
+
 struct MergeStatesParams {
   DType dtype;  // of out
   int64_t num_splits;
@@ -155,13 +166,13 @@ struct MergeStatesParams {
 
 /// y = norm(x) weight^T + bias, and out = y, silu(y[first half]) * y[second half], or out + y.
 struct LinearParams {
-  DType dtype;          // of x: float32 or bfloat16
+  DType dtype;          // of x: float32 or bfloat16; on CUDA also float16
   DType out_dtype;      // float32 or dtype
   DType weight_dtype;   // of a dense weight: float32, bfloat16 or float16
   DType bias_dtype;     // float32 or dtype
   DType norm_dtype;     // float32 or dtype
   WeightFormat format;  // of a packed weight
-  int activation_bits;  // 8 or 16: how x is quantized for a packed weight
+  int activation_bits;  // 8 or 16: how x is rounded for a packed or a bfloat16 weight
   bool packed;          // weight is strips of `format`
   bool silu_mul;        // out has out_features / 2 columns
   bool accumulate;      // out += instead of out =
@@ -174,7 +185,7 @@ struct LinearParams {
   const void* weight;       // [out_features, in_features], or [ceil(out_features / 16)] strips
   const void* bias;         // [out_features]; null: none
   void* out;                // [num_tokens, out_features]
-  void* workspace;          // linear_workspace_size() bytes; null: dense without norm
+  void* workspace;          // linear_workspace_size() bytes; null: dense without norm, or CUDA
   int64_t stride_x_token;
   int64_t stride_weight_row;  // of a dense weight
   int64_t stride_out_token;
@@ -208,10 +219,12 @@ struct EmbeddingParams {
   int64_t stride_out_token;
 };
 
-/// Entries (id, value) of all rows one after another; row b's are [cu[b], cu[b + 1]).
+/// Entries (id, value) of all rows one after another; row b's are [cu[b], cu[b + 1]). On CUDA,
+/// where csrc/ops/ cannot look at them, entries and ids out of range are skipped.
 struct RaggedIds {
   const int32_t* ids;  // [nnz]; null: no entries
   const int32_t* cu;   // [batch_size + 1]
+  int64_t size;        // nnz
 };
 
 struct SampleParams {
@@ -237,7 +250,7 @@ struct SampleParams {
   int32_t* status;              // [batch_size]: SampleStatus
   float* logprobs;              // [batch_size, 2]: raw, processed; null: not wanted
   uint8_t* kept;                // [batch_size, vocab_size]: 1 where a token survives; null
-  void* workspace;              // sample_workspace_size() bytes
+  void* workspace;              // sampling_workspace_size() bytes
   int64_t stride_logits_row;
   int64_t stride_mask_row;
   int64_t stride_kept_row;
@@ -249,12 +262,12 @@ struct TokenLogprobsParams {
   int64_t vocab_size;
   int64_t num_top;
   const void* logits;        // [batch_size, vocab_size]
-  const int64_t* token_ids;  // [batch_size], -1: none
+  const int64_t* token_ids;  // [batch_size], -1: none; on CUDA also what is out of range
   float* logprob;            // [batch_size], NaN where token_ids is -1
   int32_t* rank;             // [batch_size], from 1; 0 where token_ids is -1
   int32_t* top_ids;          // [batch_size, num_top]
   float* top_logprobs;       // [batch_size, num_top], descending
-  void* workspace;           // sample_workspace_size() bytes
+  void* workspace;           // sampling_workspace_size() bytes
   int64_t stride_logits_row;
 };
 

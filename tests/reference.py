@@ -121,6 +121,12 @@ def quantize_activations(x: torch.Tensor, bits: int) -> torch.Tensor:
     return (quants.double() * (absmax / unit).double()).flatten(-2)
 
 
+def bfloat16_terms(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """x rounded to bfloat16, or with 16 bits to the sum of two of them; as float64."""
+    high = x.bfloat16().double()
+    return high if bits == 8 else high + (x.double() - high).float().bfloat16().double()
+
+
 def ragged_row(cu: torch.Tensor, row: int, *values: torch.Tensor) -> list[torch.Tensor]:
     """Row ``row`` of tensors that lie one row after another."""
     return [v[int(cu[row]) : int(cu[row + 1])].long() for v in values]

@@ -168,7 +168,8 @@ def test_exporters_that_fail(result, message):
 # Threads and processes
 
 
-UNFUSED = (None, 0.0, False, False)  # norm_weight, norm_eps, silu_mul, accumulate of linear
+# activation_bits, bias, norm_weight, norm_eps, silu_mul, accumulate of linear
+PLAIN = (16, None, None, 0.0, False, False)
 
 
 def test_the_gil_is_released():
@@ -180,9 +181,9 @@ def test_the_gil_is_released():
         rows *= 2
         x, out = torch.zeros(rows, 1 << 12), torch.zeros(rows, 1 << 12)
         start = time.perf_counter()
-        _C.linear(x, table, None, *UNFUSED, out, None)
+        _C.linear(x, table, *PLAIN, out, None)
         elapsed = time.perf_counter() - start
-    op = threading.Thread(target=_C.linear, args=(x, table, None, *UNFUSED, out, None))
+    op = threading.Thread(target=_C.linear, args=(x, table, *PLAIN, out, None))
     ticks = 0
     op.start()
     while op.is_alive():
@@ -229,7 +230,7 @@ x = np.random.default_rng(0).standard_normal((64, 512), dtype=np.float32)
 w = np.random.default_rng(1).standard_normal((512, 512), dtype=np.float32)
 def product():
     out = np.zeros((64, 512), np.float32)
-    _C.linear(x, w, None, None, 0.0, False, False, out, None)
+    _C.linear(x, w, 16, None, None, 0.0, False, False, out, None)
     return out.tobytes()
 expected = product()
 for _ in range(3):

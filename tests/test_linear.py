@@ -4,32 +4,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import product
 
-import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType, quants
+from gguf import quants
 
 import reference
 from compare import SENTINEL, assert_close
 from lampo import _C, ops
+from quantized_weights import FORMATS, quantized
 
-FORMATS = {
-    "q4_0": GGMLQuantizationType.Q4_0,
-    "q4_1": GGMLQuantizationType.Q4_1,
-    "q8_0": GGMLQuantizationType.Q8_0,
-}
 DTYPES = [torch.float32, torch.bfloat16]
-
-
-def quantized(
-    rows: int, columns: int, format: str, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random GGUF blocks, and what they stand for."""
-    weight = torch.randn(rows, columns, generator=generator)
-    weight[0] *= 100
-    blocks = quants.quantize(weight.numpy(), FORMATS[format])
-    dense = quants.dequantize(blocks, FORMATS[format])
-    return torch.from_numpy(np.ascontiguousarray(blocks)), torch.from_numpy(dense)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -38,14 +22,19 @@ def quantized(
     "shape", [(0, 3, 8), (1, 1, 1), (1, 5, 17), (7, 64, 96), (13, 67, 130), (101, 33, 577)]
 )
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_dense(isa, generator, dtype, weight_dtype, shape, with_bias):
+@pytest.mark.parametrize("bits", [8, 16, None])
+def test_dense(isa, generator, dtype, weight_dtype, shape, with_bias, bits):
     tokens, rows, columns = shape
     x = torch.randn(tokens, columns + 5, generator=generator).to(dtype)[:, :columns]
     weight = torch.randn(rows, columns + 2, generator=generator).to(weight_dtype)[:, :columns]
     bias = torch.randn(rows, generator=generator) if with_bias else None
     out = torch.full((tokens, rows + 3), SENTINEL, dtype=dtype)[:, :rows]
-    assert ops.linear(x, weight, bias, out=out) is out
+    assert ops.linear(x, weight, bias, activation_bits=bits, out=out) is out
     if tokens:
+        if isa == "avx512" and weight_dtype == torch.bfloat16:
+            rounded = reference.bfloat16_terms(x, bits or 16)
+            assert (rounded - x).abs().max() <= 2.0 ** -(bits or 16) * x.abs().max()
+            x = rounded
         plain = torch.nn.functional.linear(x.float(), weight.float(), bias)
         assert_close(out, reference.linear(x, weight, bias), plain)
 
@@ -176,11 +165,12 @@ def test_fused_bad_arguments():
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-@pytest.mark.parametrize("format", [*FORMATS, "dense"])
+@pytest.mark.parametrize("format", [*FORMATS, torch.float32, torch.bfloat16])
 def test_rows_do_not_depend_on_the_batch_or_the_threads(isa, generator, format, bits):
-    blocks, dense = quantized(96, 160, "q8_0" if format == "dense" else format, generator)
+    packed = isinstance(format, str)
+    blocks, dense = quantized(96, 160, format if packed else "q8_0", generator)
     norm = torch.randn(160, generator=generator)
-    weight = dense if format == "dense" else ops.pack_weight(blocks, format)
+    weight = ops.pack_weight(blocks, format) if packed else dense.to(format)
     x = torch.randn(110, 160, generator=generator)
     threads = _C.num_threads()
     try:
@@ -236,6 +226,9 @@ def test_bad_arguments(generator):
         ops.linear(torch.zeros(1, 96), weight)
     with pytest.raises(ValueError, match="activation_bits: expected 8 or 16, got 4"):
         ops.linear(torch.zeros(1, 64), weight, activation_bits=4)
+    x, dense, out = torch.zeros(1, 64), torch.zeros(3, 64, dtype=torch.bfloat16), torch.zeros(1, 3)
+    with pytest.raises(ValueError, match="workspace: expected a tensor beside a bfloat16 weight"):
+        _C.linear(x, dense, 16, None, None, 0.0, False, False, out, None)
     with pytest.raises(ValueError, match="workspace: expected at least"):
         ops.linear(torch.zeros(1, 64), weight, workspace=torch.empty(3, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"weight: expected shape \[\*, 64\], got \[3, 65\]"):

@@ -66,10 +66,8 @@ def test_bfloat16_checkpoint(tmp_path, dtype):
     expected = twin_logits(twin, ids)
     with load_checkpoint(tmp_path) as checkpoint:
         logits = Runner(load_model(checkpoint, dtype))(ids)
-    if dtype == "auto":
-        assert largest_difference(logits, expected) < 1e-4
-    else:
-        assert mean_divergence(logits, expected) < 1e-3
+    # "auto": activations meet gate and up as one bfloat16 where the CPU multiplies those.
+    assert mean_divergence(logits, expected) < (1e-4 if dtype == "auto" else 1e-3)
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
@@ -166,6 +164,30 @@ def test_smollm2_packed_weights_lose_little(smollm2):
         count += len(ids)
     assert divergence / count <= 2e-3
     assert same / count >= 0.97
+
+
+@pytest.mark.model
+@PATIENCE
+def test_smollm2_bfloat16_weights_lose_little(smollm2):
+    """Mean KL divergence to float32 activations; what is rounded: csrc/cpu/kernels/linear.cpp."""
+    checkpoint, _, texts, _ = smollm2
+    model = load_model(checkpoint, "float32", 4096)
+    projections = [model.lm_head]
+    for block in model.blocks:
+        projections += [block.qkv, block.attention_out, block.gate_up, block.down]
+
+    def use(dtype: torch.dtype) -> None:
+        for projection in projections:
+            projection.weights = [w.bfloat16().to(dtype) for w in projection.weights]
+
+    use(torch.float32)
+    exact = [Runner(model, page_size=64)(ids) for ids in texts[:18]]
+    use(torch.bfloat16)
+    divergence, count = 0.0, 0
+    for ids, expected in zip(texts, exact, strict=False):
+        divergence += len(ids) * mean_divergence(Runner(model, page_size=64)(ids), expected)
+        count += len(ids)
+    assert divergence / count <= 1e-4
 
 
 @pytest.mark.model

@@ -49,6 +49,7 @@ CASES: dict[str, list[Callable[[], Arguments]]] = {
         lambda: (
             torch.randn(3, 8),
             torch.randn(5, 8),
+            16,
             torch.randn(5),
             *(None, 0.0, False, False),
             torch.zeros(3, 5),
@@ -57,6 +58,7 @@ CASES: dict[str, list[Callable[[], Arguments]]] = {
         lambda: (
             torch.randn(3, 8),
             torch.randn(32, 8),
+            16,
             None,
             *(torch.randn(8), 1e-6, True, True),
             torch.zeros(3, 16),

@@ -9,32 +9,32 @@ namespace py = pybind11;
 namespace lampo {
 
 void bind_linear(py::module_& m) {
-  m.def("linear",
-        [](py::handle x, py::handle weight, py::handle bias, py::handle norm_weight,
-           double norm_eps, bool silu_mul, bool accumulate, py::handle out, py::handle workspace) {
-          const TensorArg x_("x", x), weight_("weight", weight);
-          const OptionalArg bias_("bias", bias), norm_weight_("norm_weight", norm_weight);
-          const OutArg out_("out", out);
-          const OptionalOutArg workspace_("workspace", workspace);
-          const LinearOptions options{norm_weight_, norm_eps, silu_mul, accumulate};
-          const Stream stream = x_.stream();
-          without_gil([&] { linear(x_, weight_, bias_, options, out_, workspace_, stream); });
-        });
+  m.def("linear", [](py::handle x, py::handle weight, int activation_bits, py::handle bias,
+                     py::handle norm_weight, double norm_eps, bool silu_mul, bool accumulate,
+                     py::handle out, py::handle workspace) {
+    const TensorArg x_("x", x), weight_("weight", weight);
+    const OptionalArg bias_("bias", bias), norm_weight_("norm_weight", norm_weight);
+    const OutArg out_("out", out);
+    const OptionalOutArg workspace_("workspace", workspace);
+    const LinearOptions options{norm_weight_, norm_eps, silu_mul, accumulate, activation_bits};
+    const Stream stream = x_.stream();
+    without_gil([&] { linear(x_, weight_, bias_, options, out_, workspace_, stream); });
+  });
 
-  m.def("linear_packed",
-        [](py::handle x, py::handle weight, const std::string& format, int activation_bits,
-           py::handle bias, py::handle norm_weight, double norm_eps, bool silu_mul, bool accumulate,
-           py::handle out, py::handle workspace) {
-          const TensorArg x_("x", x), weight_("weight", weight);
-          const OptionalArg bias_("bias", bias), norm_weight_("norm_weight", norm_weight);
-          const OutArg out_("out", out), workspace_("workspace", workspace);
-          const LinearOptions options{norm_weight_, norm_eps, silu_mul, accumulate};
-          const Stream stream = x_.stream();
-          without_gil([&] {
-            linear_packed(x_, weight_, parse_weight_format(format), activation_bits, bias_, options,
-                          out_, workspace_, stream);
-          });
-        });
+  m.def("linear_packed", [](py::handle x, py::handle weight, const std::string& format,
+                            int activation_bits, py::handle bias, py::handle norm_weight,
+                            double norm_eps, bool silu_mul, bool accumulate, py::handle out,
+                            py::handle workspace) {
+    const TensorArg x_("x", x), weight_("weight", weight);
+    const OptionalArg bias_("bias", bias), norm_weight_("norm_weight", norm_weight);
+    const OutArg out_("out", out), workspace_("workspace", workspace);
+    const LinearOptions options{norm_weight_, norm_eps, silu_mul, accumulate, activation_bits};
+    const Stream stream = x_.stream();
+    without_gil([&] {
+      linear_packed(x_, weight_, parse_weight_format(format), bias_, options, out_, workspace_,
+                    stream);
+    });
+  });
 
   m.def("pack_weight", [](py::handle blocks, const std::string& format, py::handle out) {
     const TensorArg blocks_("blocks", blocks);

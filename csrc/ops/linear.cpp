@@ -5,6 +5,9 @@
 namespace lampo {
 namespace {
 
+/// Of a packed weight on CUDA, which reads it by up to 8 bytes.
+constexpr uintptr_t kPackedAlignment = 16;
+
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /// What dense and packed linears have in common, checked and filled in.
@@ -12,7 +15,12 @@ LinearParams check_linear(const TensorView& x, int64_t out_features, OptionalTen
                           const LinearOptions& options, const TensorView& out,
                           OptionalTensor workspace) {
   check_shape("x", x, {kAny, kAny});
-  check_dtype("x", x, {DType::kF32, DType::kBF16});
+  const bool on_cpu = x.device.type == DeviceType::kCPU;
+  if (on_cpu) {
+    check_dtype("x", x, {DType::kF32, DType::kBF16});
+  } else {
+    check_dtype("x", x, {DType::kF32, DType::kBF16, DType::kF16});
+  }
   check_inner_contiguous("x", x);
   if (bias != nullptr) {
     check_shape("bias", *bias, {out_features});
@@ -26,8 +34,11 @@ LinearParams check_linear(const TensorView& x, int64_t out_features, OptionalTen
     check_contiguous("norm_weight", *options.norm_weight);
     check_device("norm_weight", *options.norm_weight, x.device);
     check_range("norm_eps", options.norm_eps, 0.0, 1.0);
-    check_that(workspace != nullptr, "workspace", "expected a tensor beside norm_weight, got None");
+    check_that(workspace != nullptr || !on_cpu, "workspace",
+               "expected a tensor beside norm_weight, got None");
   }
+  check_that(options.activation_bits == 8 || options.activation_bits == 16, "activation_bits",
+             "expected 8 or 16, got " + std::to_string(options.activation_bits));
   if (options.silu_mul) {
     check_that(out_features % (2 * kStripRows) == 0, "weight",
                "silu_mul wants two halves of a multiple of 16 rows, got " +
@@ -39,7 +50,7 @@ LinearParams check_linear(const TensorView& x, int64_t out_features, OptionalTen
   check_writable("out", out);
   check_device("out", out, x.device);
   if (workspace != nullptr) {
-    const int64_t needed = linear_workspace_size(x.shape[0], x.shape[1]);
+    const int64_t needed = on_cpu ? linear_workspace_size(x.shape[0], x.shape[1]) : 0;
     check_shape("workspace", *workspace, {kAny});
     check_dtype("workspace", *workspace, {DType::kU8});
     check_contiguous("workspace", *workspace);
@@ -56,7 +67,7 @@ LinearParams check_linear(const TensorView& x, int64_t out_features, OptionalTen
       .bias_dtype = bias != nullptr ? bias->dtype : DType::kF32,
       .norm_dtype = norm != nullptr ? norm->dtype : DType::kF32,
       .format = WeightFormat::kQ4_0,
-      .activation_bits = 8,
+      .activation_bits = options.activation_bits,
       .packed = false,
       .silu_mul = options.silu_mul,
       .accumulate = options.accumulate,
@@ -97,7 +108,8 @@ int64_t packed_strip_bytes(WeightFormat format, int64_t in_features) {
 }
 
 int64_t linear_workspace_size(int64_t num_tokens, int64_t in_features) {
-  // A normed row in float32; more than two planes of quants, their scales and two sums.
+  // A normed row in float32 or as two bfloat16; more than two planes of quants, their scales and
+  // two sums.
   return num_tokens * ceil_div(in_features, kGroupSize) * kGroupSize * 4;
 }
 
@@ -110,6 +122,9 @@ void linear(const TensorView& x, const TensorView& weight, OptionalTensor bias,
   check_dtype("weight", weight, {DType::kF32, DType::kBF16, DType::kF16});
   check_inner_contiguous("weight", weight);
   check_device("weight", weight, x.device);
+  check_that(workspace != nullptr || weight.dtype != DType::kBF16 || x.dtype == DType::kBF16 ||
+                 x.device.type != DeviceType::kCPU,
+             "workspace", "expected a tensor beside a bfloat16 weight and float32 x, got None");
   params.weight_dtype = weight.dtype;
   params.weight = weight.data;
   params.stride_weight_row = weight.stride[0];
@@ -143,8 +158,8 @@ void pack_weight(const TensorView& blocks, WeightFormat format, const TensorView
 }
 
 void linear_packed(const TensorView& x, const TensorView& weight, WeightFormat format,
-                   int activation_bits, OptionalTensor bias, const LinearOptions& options,
-                   const TensorView& out, const TensorView& workspace, Stream stream) {
+                   OptionalTensor bias, const LinearOptions& options, const TensorView& out,
+                   const TensorView& workspace, Stream stream) {
   check_shape("out", out, {kAny, kAny});
   const int64_t out_features = options.silu_mul ? 2 * out.shape[1] : out.shape[1];
   LinearParams params = check_linear(x, out_features, bias, options, out, &workspace);
@@ -154,11 +169,11 @@ void linear_packed(const TensorView& x, const TensorView& weight, WeightFormat f
   check_dtype("weight", weight, {DType::kU8});
   check_contiguous("weight", weight);
   check_device("weight", weight, x.device);
-  check_that(activation_bits == 8 || activation_bits == 16, "activation_bits",
-             "expected 8 or 16, got " + std::to_string(activation_bits));
+  check_that(x.device.type == DeviceType::kCPU ||
+                 reinterpret_cast<uintptr_t>(weight.data) % kPackedAlignment == 0,
+             "weight", "expected data aligned to 16 bytes on CUDA");
   params.packed = true;
   params.format = format;
-  params.activation_bits = activation_bits;
   params.weight = weight.data;
   if (x.device.type == DeviceType::kCPU) return cpu::linear(params);
   cuda::linear(params, x.device.index, stream);

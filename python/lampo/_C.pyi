@@ -45,6 +45,7 @@ def gelu(x: Tensor, out: Tensor, tanh_approximation: bool, /) -> None: ...
 def linear(
     x: Tensor,
     weight: Tensor,
+    activation_bits: int,
     bias: Tensor | None,
     norm_weight: Tensor | None,
     norm_eps: float,
@@ -105,6 +106,7 @@ def paged_attention(
     causal: bool,
     sliding_window: int,
     soft_cap: float,
+    deterministic: bool,
     sinks: Tensor | None,
     k_scale: Tensor | None,
     v_scale: Tensor | None,
@@ -114,7 +116,14 @@ def paged_attention(
     /,
 ) -> None: ...
 def paged_attention_workspace_size(
-    device: str, num_qo_heads: int, num_kv_heads: int, head_dim: int, max_seq_len: int, /
+    num_qo_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    max_seq_len: int,
+    batch_size: int = 0,
+    num_tokens: int = 0,
+    deterministic: bool = False,
+    cuda_device: int = -1,
 ) -> int: ...
 def merge_states(
     out_partial: Tensor, lse_partial: Tensor, out: Tensor, lse: Tensor | None, /
@@ -143,6 +152,21 @@ def cuda_row_layout(hidden_size: int, element_size: int) -> tuple[int, int, int]
 
 def cuda_element_layout(size: int, element_size: int) -> tuple[int, int]:
     """threads, blocks_per_row."""
+
+def cuda_sample_plan(batch_size: int, vocab_size: int, num_sms: int) -> tuple[int, int, int]:
+    """rows at once, parts of each, bytes of workspace."""
+
+def cuda_linear_tile(
+    num_tokens: int,
+    in_features: int,
+    out_columns: int,
+    gated: bool,
+    chunk_bytes: int,
+    in_flight: int,
+    num_sms: int,
+    shared_bytes: int,
+) -> dict[str, Any]:
+    """csrc/cuda/linear_tile.h."""
 
 def call_cost(
     t0: Tensor, t1: Tensor, t2: Tensor, t3: Tensor, t4: Tensor, t5: Tensor, /
@@ -184,7 +208,7 @@ def token_logprobs(
     workspace: Tensor,
     /,
 ) -> None: ...
-def sampling_workspace_size(vocab_size: int, cuda_device: int = -1) -> int: ...
+def sampling_workspace_size(vocab_size: int, cuda_device: int = -1, batch_size: int = 1) -> int: ...
 def philox4x32_10(counter_and_key: Tensor, out: Tensor, /) -> None:
     """Six words in, four words out, all as int32."""
 

@@ -116,7 +116,7 @@ struct Layer {
                            nullptr, nullptr, nullptr, attended, workspace);
     const lampo::LinearOptions gated{.norm_weight = &norm, .silu_mul = true};
     lampo::linear(x, gate_up_weight, nullptr, gated, activated, &workspace);
-    lampo::linear_packed(activated, packed, lampo::WeightFormat::kQ4_0, 16, nullptr,
+    lampo::linear_packed(activated, packed, lampo::WeightFormat::kQ4_0, nullptr,
                          {.accumulate = true}, x, workspace);
   }
 };

@@ -2,20 +2,29 @@
 // out = norm(x) w^T + bias on dense weights (f32, bf16, f16), row-major as stored, and what may
 // follow (linear_output.h).
 //
-// Lane l of an accumulator sums k = l, l + kWidth, ... in order (of BF16 times BF16, where the CPU
-// multiplies pairs, k = 2l, 2l + 1, 2l + 2 kWidth, ...); lanes are added in one fixed tree. That
+// BF16 weights on a CPU that multiplies pairs of BF16: x is rounded once per call to BF16
+// (activation_bits 8: of a number's significant ones), or to the sum of two BF16, high and low (16
+// bits), for twice the products. A BF16 x is taken as it is. All else is widened to f32 as it is
+// loaded.
+// Lane l of an accumulator sums k = l, l + kWidth, ... in order; of pairs k = 2l, 2l + 1, 2l + 2
+// kWidth, ..., high and low apart until both are done. Lanes are added in one fixed tree. That
 // definition does not depend on the tiling, so neither does a token's result on its batch.
 //
 // Work: a thread owns a range of output rows and takes them kNr at a time against kMr tokens: kMr
-// kNr accumulators in registers, each loaded vector of x and of w used kNr and kMr times. Weights
-// are widened to f32 as they are loaded. Tokens come in blocks that stay in L2. A few tokens take
-// one row after the other: one stream from memory. Bytes: weights once per kTokenBlock tokens.
-// FLOPs: 2 per weight and token. Below about 4 tokens bound by memory, above by multiply-adds in
-// f32 or on BF16 pairs.
+// kNr accumulators in registers, each loaded vector of x and of w used kNr and kMr times. The sums
+// of 16 rows are finished together: a gate takes one exponential for all of them. Tokens come in
+// blocks that stay in L2. A few tokens take one row after the other: one stream from memory. Bytes:
+// weights once per kTokenBlock tokens. FLOPs: 2 per weight and token. Below about 4 tokens bound by
+// memory, above by multiply-adds.
 //
-// Measured on two cores of a shared AMD EPYC (Zen 4) that read 28 GB/s, 106 MB of BF16 weights
-// [3072, 576], one token: four rows at a time 12 GB/s, prefetching the next four 17; one row at a
-// time 24.
+// Measured on two cores of a shared AMD EPYC (Zen 4) that read 28 to 45 GB/s:
+//   one token, 57 MB of BF16 weights [49152, 576], GB/s on two threads: 43; prefetching into the
+//   first-level cache only 27, without prefetching 40; in f32 38; two rows at a time 21
+//   512 tokens, GFLOP/s on one thread: one BF16 for x 182-212, two 97-106, f32 93-98; the sums of
+//   a tile spilled after its loop 130-169; high and low in one chain as fast, but slower for one
+//   token, whose every product then waits for the one before
+// SmolLM2 with BF16 weights, mean divergence from f32 activations (1024 tokens of prose): x as one
+// BF16 everywhere 1.0e-4, before gate and up only 3.4e-5, two BF16 everywhere below 1e-6.
 #include "cpu/kernel_table.h"
 #include "cpu/linear_input.h"
 #include "cpu/linear_output.h"
@@ -24,141 +33,230 @@ namespace lampo::cpu::LAMPO_ISA {
 namespace {
 
 constexpr int kNr = 4;
-constexpr int kMr =
-    F32::kWidth == 16 ? 6 : 2;  // kMr * kNr accumulators: 24 of 32, 8 of 16 registers
+/// kMr * kNr accumulators, for each term of x: 24 of 32 registers, or 8 of 16.
+template <class P>
+constexpr int kMr = F32::kWidth == 16 ? 6 / P::kTerms : 2;
+constexpr int kRowsAtOnce = 16;
 constexpr int64_t kTokenBlock = 96;
 constexpr int kFewTokens = 8;
-constexpr int kPrefetchBytes = 4096;
-/// So many bytes of normed rows each thread makes for itself: sooner done than a barrier is passed.
+constexpr int kPrefetchBytes = 8192, kPrefetchBytesL1 = 1024;
+/// So many bytes of prepared rows each thread makes for itself: sooner done than a barrier is
+/// passed.
 constexpr int64_t kOwnBytes = 8192;
 
-template <class T, class W, int kRows, int kColumns>
-inline void dot_tile(const T* x, int64_t stride_x, const W* w, int64_t stride_w, int64_t size,
-                     float (&result)[kRows][kColumns]) {
-  F32 acc[kRows][kColumns];
-  const auto step = [&](int64_t k, auto&& read, auto&& add_product) {
+/// Products in f32: T and W are widened as they are loaded.
+template <class T, class W>
+struct FloatProducts {
+  using X = T;
+  using Weight = W;
+  static constexpr int kStep = F32::kWidth;
+  static constexpr int kTerms = 1;
+
+  template <class U>
+  static F32 load(const U* p) {
+    return LAMPO_ISA::load(p);
+  }
+  template <class U>
+  static F32 load_n(const U* p, int n) {
+    return LAMPO_ISA::load_n(p, n);
+  }
+  static F32 add(F32 x, F32 w, F32 sum) { return fma(x, w, sum); }
+};
+
+#if defined(__AVX512BF16__)
+/// Products of pairs of BF16; x as the sum of kTerms, which alternate by steps.
+template <int kTermsOfX>
+struct PairProducts {
+  using X = BF16;
+  using Weight = BF16;
+  static constexpr int kStep = 2 * F32::kWidth;
+  static constexpr int kTerms = kTermsOfX;
+
+  static F32 load(const BF16* p) { return load_pairs(p); }
+  static F32 load_n(const BF16* p, int n) { return load_pairs_n(p, n); }
+  static F32 add(F32 x, F32 w, F32 sum) { return dot_bf16(x, w, sum); }
+};
+#endif
+
+/// result[r * kRowsAtOnce + c] = row r of x times row c of w.
+template <class P, bool kStreamed, int kRows, int kColumns>
+inline void dot_tile(const typename P::X* x, int64_t stride_x, const typename P::Weight* w,
+                     int64_t stride_w, int64_t size, float* result) {
+  F32 acc[kRows][kColumns][P::kTerms];
+  const auto step = [&](int64_t k, auto&& read) {
     F32 wk[kColumns];
+#pragma GCC unroll 4
     for (int c = 0; c < kColumns; ++c) {
-      const W* at = w + c * stride_w + k;
-      prefetch_l1(reinterpret_cast<const char*>(at) + kPrefetchBytes);
+      const typename P::Weight* at = w + c * stride_w + k;
+      if (kStreamed) {
+        prefetch(reinterpret_cast<const char*>(at) + kPrefetchBytes);
+        prefetch_l1(reinterpret_cast<const char*>(at) + kPrefetchBytesL1);
+      }
       wk[c] = read(at);
     }
+#pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const F32 xk = read(x + r * stride_x + k);
-      for (int c = 0; c < kColumns; ++c) acc[r][c] = add_product(xk, wk[c], acc[r][c]);
+#pragma GCC unroll 2
+      for (int term = 0; term < P::kTerms; ++term) {
+        const F32 xk = read(x + r * stride_x + k * P::kTerms + term * P::kStep);
+#pragma GCC unroll 4
+        for (int c = 0; c < kColumns; ++c) acc[r][c][term] = P::add(xk, wk[c], acc[r][c][term]);
+      }
     }
   };
-  const auto multiply_add = [](F32 a, F32 b, F32 c) { return fma(a, b, c); };
   int64_t k = 0;
-  if constexpr (kHasDotBF16 && std::is_same_v<T, BF16> && std::is_same_v<W, BF16>) {
-    const auto pairs = [](const BF16* p) { return load(reinterpret_cast<const float*>(p)); };
-    const auto dot = [](auto a, F32 b, F32 c) { return dot_bf16(a, b, c); };
-    for (; k + 2 * F32::kWidth <= size; k += 2 * F32::kWidth) step(k, pairs, dot);
-  }
-  for (; k + F32::kWidth <= size; k += F32::kWidth) {
-    step(k, [](const auto* p) { return load(p); }, multiply_add);
+  for (; k + P::kStep <= size; k += P::kStep) {
+    step(k, [](const auto* p) { return P::load(p); });
   }
   if (k < size) {
     const int n = static_cast<int>(size - k);
-    step(k, [n](const auto* p) { return load_n(p, n); }, multiply_add);
+    step(k, [n](const auto* p) { return P::load_n(p, n); });
   }
-  for (int r = 0; r < kRows; ++r) {
-    for (int c = 0; c < kColumns; ++c) result[r][c] = reduce_add(acc[r][c]);
+  const auto sum = [&](int r, int c) {
+    return P::kTerms == 1 ? acc[r][c][0] : acc[r][c][0] + acc[r][c][P::kTerms - 1];
+  };
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r, result += kRowsAtOnce) {
+    if constexpr (kColumns == 4) {
+      store_n(result, reduce_add(sum(r, 0), sum(r, 1), sum(r, 2), sum(r, 3)), 4);
+    } else {
+      for (int c = 0; c < kColumns; ++c) result[c] = reduce_add(sum(r, c));
+    }
   }
 }
 
-template <class T, class W, class Out>
+template <class P, class Out>
 class Product {
  public:
-  Product(const LinearParams& params, const T* x, int64_t stride_x)
+  Product(const LinearParams& params, const typename P::X* x, int64_t stride_x)
       : p(params),
         x_(x),
         stride_x_(stride_x),
         up_rows_(params.silu_mul ? num_outputs(params) : 0) {}
 
   void run(const Team& team) const {
-    const Share rows = share_of(num_outputs(p), team, 16);
+    const Share rows = share_of(num_outputs(p), team, kRowsAtOnce);
     for (int64_t first = 0; first < p.num_tokens; first += kTokenBlock) {
       const int64_t end = first + kTokenBlock < p.num_tokens ? first + kTokenBlock : p.num_tokens;
-      int64_t row = rows.begin;
-      if (p.num_tokens > kFewTokens) {
-        for (; row + kNr <= rows.end; row += kNr) multiply_tokens<kMr, kNr>(first, end, row);
+      for (int64_t row = rows.begin; row < rows.end; row += kRowsAtOnce) {
+        const Share part{row, row + kRowsAtOnce < rows.end ? row + kRowsAtOnce : rows.end};
+        if (p.num_tokens > kFewTokens) {
+          multiply_tokens<kMr<P>, kNr>(first, end, part);
+        } else {
+          multiply_tokens<kFewTokens / P::kTerms, 1>(first, end, part);
+        }
       }
-      for (; row < rows.end; ++row) multiply_tokens<kFewTokens, 1>(first, end, row);
     }
   }
 
  private:
   /// kRows tokens at a time, what is left by smaller tiles.
   template <int kRows, int kColumns>
-  void multiply_tokens(int64_t token, int64_t end, int64_t row) const {
-    for (; token + kRows <= end; token += kRows) multiply_tile<kRows, kColumns>(token, row);
+  void multiply_tokens(int64_t token, int64_t end, Share rows) const {
+    for (; token + kRows <= end; token += kRows) multiply<kRows, kColumns>(token, rows);
     if constexpr (kRows > 1) {
-      if (token < end) multiply_tokens<kRows / 2, kColumns>(token, end, row);
+      if (token < end) multiply_tokens<kRows / 2, kColumns>(token, end, rows);
     }
   }
 
   template <int kRows, int kColumns>
-  void multiply_tile(int64_t token, int64_t row) const {
-    static_assert(kColumns <= F32::kWidth);
-    float value[kRows][kColumns];
-    float up[kRows][kColumns] = {};
-    dot_rows(token, row, value);
-    if (up_rows_ != 0) dot_rows(token, up_rows_ + row, up);
-    for (int r = 0; r < kRows; ++r) {
-      write_outputs<Out>(p, token + r, row, kColumns, load_n(value[r], kColumns),
-                         load_n(up[r], kColumns));
+  void multiply(int64_t token, Share rows) const {
+    float value[kRows][kRowsAtOnce], up[kRows][kRowsAtOnce];
+    int done = 0;
+    const auto dot = [&]<int kCount>() {
+      for (; rows.begin + done + kCount <= rows.end; done += kCount) {
+        dot_rows<kRows, kCount, kColumns == 1>(token, rows.begin + done, value[0] + done);
+        if (up_rows_ == 0) continue;
+        dot_rows<kRows, kCount, kColumns == 1>(token, up_rows_ + rows.begin + done, up[0] + done);
+      }
+    };
+    dot.template operator()<kColumns>();
+    if constexpr (kColumns > 1) dot.template operator()<1>();
+    for (int i = 0; rows.begin + i < rows.end; i += F32::kWidth) {
+      const int64_t left = rows.end - rows.begin - i;
+      const int n = left < F32::kWidth ? static_cast<int>(left) : F32::kWidth;
+      for (int r = 0; r < kRows; ++r) {
+        const F32 gate = load_n(value[r] + i, n);
+        write_outputs<Out>(p, token + r, rows.begin + i, n, gate,
+                           up_rows_ != 0 ? load_n(up[r] + i, n) : gate);
+      }
     }
   }
 
-  template <int kRows, int kColumns>
-  void dot_rows(int64_t token, int64_t row, float (&result)[kRows][kColumns]) const {
-    const W* weight = static_cast<const W*>(p.weight) + row * p.stride_weight_row;
-    dot_tile<T, W, kRows, kColumns>(x_ + token * stride_x_, stride_x_, weight, p.stride_weight_row,
-                                    p.in_features, result);
+  template <int kRows, int kColumns, bool kStreamed>
+  void dot_rows(int64_t token, int64_t row, float* result) const {
+    const auto* w = static_cast<const typename P::Weight*>(p.weight) + row * p.stride_weight_row;
+    dot_tile<P, kStreamed, kRows, kColumns>(x_ + token * stride_x_, stride_x_, w,
+                                            p.stride_weight_row, p.in_features, result);
   }
 
   const LinearParams& p;
-  const T* x_;
+  const typename P::X* x_;
   const int64_t stride_x_;
   const int64_t up_rows_;
 };
 
-/// Rows of x after the norm, rounded to their type.
-template <class T>
-void norm_rows(const LinearParams& p, T* to, Share tokens) {
+/// Elements of a prepared row.
+template <class P>
+int64_t row_size(int64_t in_features) {
+  return P::kTerms == 1 ? in_features
+                        : (in_features + P::kStep - 1) / P::kStep * P::kStep * P::kTerms;
+}
+
+/// Rows of x after the norm as the products take them: rounded to their type, or split into the
+/// terms of each.
+template <class P, class T>
+void prepare_rows(const LinearParams& p, typename P::X* to, Share tokens) {
+  const int64_t stride = row_size<P>(p.in_features);
   for (int64_t token = tokens.begin; token < tokens.end; ++token) {
+    typename P::X* row = to + token * stride;
     with_input_row<T>(p, token, [&](auto&& read) {
       for_each_vector(p.in_features, [&](int64_t i, int n) {
-        store_n(to + token * p.in_features + i, read(i, n), n);
+        F32 rest = read(i, n);
+        typename P::X* at = row + i / P::kStep * P::kStep * P::kTerms + i % P::kStep;
+        for (int term = 0; term < P::kTerms; ++term, at += P::kStep) {
+          store_n(at, rest, n);
+          if (term + 1 < P::kTerms) rest = rest - load_n(at, n);
+        }
       });
     });
   }
 }
 
-template <class T>
+template <class P, class T>
 void run(const LinearParams& p, const Team& team) {
+  using X = typename P::X;
   alignas(64) char own[kOwnBytes];
-  const T* x = static_cast<const T*>(p.x);
+  const X* x = static_cast<const X*>(p.x);
   int64_t stride_x = p.stride_x_token;
-  if (p.norm_weight != nullptr) {
-    const bool fits = p.num_tokens * p.in_features * static_cast<int64_t>(sizeof(T)) <= kOwnBytes;
-    T* normed = static_cast<T*>(fits ? static_cast<void*>(own) : p.workspace);
-    norm_rows(p, normed, fits ? Share{0, p.num_tokens} : share_of(p.num_tokens, team));
+  if (p.norm_weight != nullptr || !std::is_same_v<X, T>) {
+    stride_x = row_size<P>(p.in_features);
+    const bool fits = p.num_tokens * stride_x * static_cast<int64_t>(sizeof(X)) <= kOwnBytes;
+    X* rows = static_cast<X*>(fits ? static_cast<void*>(own) : p.workspace);
+    prepare_rows<P, T>(p, rows, fits ? Share{0, p.num_tokens} : share_of(p.num_tokens, team));
     if (!fits) team.sync();
-    x = normed;
-    stride_x = p.in_features;
+    x = rows;
   }
-  dispatch_dtype<float, BF16, F16>(p.weight_dtype, [&]<class W>() {
-    dispatch_dtype<float, BF16>(p.out_dtype,
-                                [&]<class Out>() { Product<T, W, Out>(p, x, stride_x).run(team); });
-  });
+  dispatch_dtype<float, BF16>(p.out_dtype,
+                              [&]<class Out>() { Product<P, Out>(p, x, stride_x).run(team); });
 }
 
 }  // namespace
 
 void linear(const LinearParams& p, const Team& team) {
-  dispatch_dtype<float, BF16>(p.dtype, [&]<class T>() { run<T>(p, team); });
+  dispatch_dtype<float, BF16>(p.dtype, [&]<class T>() {
+    dispatch_dtype<float, BF16, F16>(p.weight_dtype, [&]<class W>() {
+#if defined(__AVX512BF16__)
+      if constexpr (std::is_same_v<W, BF16>) {
+        if (std::is_same_v<T, BF16> || p.activation_bits == 8) {
+          return run<PairProducts<1>, T>(p, team);
+        }
+        return run<PairProducts<2>, T>(p, team);
+      }
+#endif
+      run<FloatProducts<T, W>, T>(p, team);
+    });
+  });
 }
 
 }  // namespace lampo::cpu::LAMPO_ISA

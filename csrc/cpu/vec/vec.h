@@ -8,11 +8,12 @@
 //   load(p), load_n(p, n)     n lanes from float, BF16, F16, F8E4M3, int8_t, uint8_t; the rest 0
 //   store(p, a), store_n      to float, BF16, F16, F8E4M3, int8_t (rounded to even, saturated)
 //   reduce_add(a), reduce_max(a)   in one fixed order
+//   reduce_add(a, b, c, d)    the sums of each in the first four lanes
 //   exp2_int(n)               2^n for integral n in [-127, 128]: 0 and inf at the ends
 //   select_less(a, b, x, y)   a < b ? x : y, lane by lane
 //   in_register(a)            a, loaded once: keeps the compiler from loading it at each use
-//   dot_bf16(a, b, c)         c + a1 b1 + a0 b0 on the two BF16 in each lane of a and b; only where
-//                             kHasDotBF16
+//   dot_bf16(a, b, c)         c + a1 b1 + a0 b0 on the two BF16 in each lane of a and b; this and
+//   load_pairs(p), load_pairs_n(p, n)   two BF16 a lane, n of them; only where kHasDotBF16
 #pragma once
 
 #if defined(__AVX512F__)
@@ -24,6 +25,13 @@
 #endif
 
 namespace lampo::cpu::LAMPO_ISA {
+
+#if !defined(__AVX512F__)
+static inline F32 reduce_add(F32 a, F32 b, F32 c, F32 d) {
+  const float sums[4] = {reduce_add(a), reduce_add(b), reduce_add(c), reduce_add(d)};
+  return load_n(sums, 4);
+}
+#endif
 
 /// Asks for the cache line of p, which may be any address, into the second-level cache: it has
 /// room for more outstanding lines than the first.

@@ -38,6 +38,20 @@ static inline F32 round_even(F32 a) {
   return F32(_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 static inline float reduce_add(F32 a) { return _mm512_reduce_add_ps(a.v); }
+/// The sums of a, b, c and d, each in the order of reduce_add, in the first lanes.
+static inline F32 reduce_add(F32 a, F32 b, F32 c, F32 d) {
+  const auto halves = [](F32 x, F32 y) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(x.v, y.v, 0x44),
+                         _mm512_shuffle_f32x4(x.v, y.v, 0xee));
+  };
+  const __m512 ab = halves(a, b), cd = halves(c, d);
+  __m512 sum =
+      _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+  sum = _mm512_add_ps(sum, _mm512_permute_ps(sum, 0x4e));
+  sum = _mm512_add_ps(sum, _mm512_permute_ps(sum, 0xb1));
+  const __m512i firsts = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
+  return F32(_mm512_permutexvar_ps(firsts, sum));
+}
 static inline float reduce_max(F32 a) { return _mm512_reduce_max_ps(a.v); }
 static inline F32 exp2_int(F32 n) {
   const __m512i bits =
@@ -97,6 +111,13 @@ static inline F32 load_n(const int8_t* p, int n) {
 }
 static inline F32 load_n(const uint8_t* p, int n) {
   return F32(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first_lanes(n), p))));
+}
+static inline F32 load_pairs(const BF16* p) {
+  return F32(_mm512_loadu_ps(reinterpret_cast<const float*>(p)));
+}
+static inline F32 load_pairs_n(const BF16* p, int n) {
+  const __mmask32 mask = static_cast<__mmask32>((uint64_t{1} << n) - 1);
+  return F32(_mm512_castsi512_ps(_mm512_maskz_loadu_epi16(mask, p)));
 }
 static inline F32 load_n(const F8E4M3* p, int n) {
   return widen_f8(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first_lanes(n), p)));

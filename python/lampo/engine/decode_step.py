@@ -73,7 +73,7 @@ class DecodeStep:
         self._token_ids = self._drawn[: 2 * batch_size].view(torch.int64)
         self._status = self._drawn[2 * batch_size :]
         self._host = HostResult(self._drawn) if device.type == "cpu" else None
-        size = ops.sampling_workspace_size(logits.shape[1], device)
+        size = ops.sampling_workspace_size(logits.shape[1], device, batch_size)
         self._workspace = torch.empty(size, dtype=torch.uint8, device=device)
 
     def run(self, sequences: list[Sequence], *, ahead: bool = False) -> Drawn:

@@ -11,7 +11,7 @@ import torch
 
 from lampo import ops
 from lampo.models.config import ModelConfig
-from lampo.models.projection import Norm, Projection, moved
+from lampo.models.projection import Norm, Projection
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ class Decoder:
         """The same model with its weights on `device`."""
         if device == self.device:
             return self
-        embed_tokens = moved(self.embed_tokens, device)
+        embed_tokens = self.embed_tokens.to(device)
         tied = self.lm_head.weights[0] is self.embed_tokens
         return Decoder(
             config=self.config,

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -24,13 +24,6 @@ class Norm:
         return Norm(self.weight.to(device), self.eps)
 
 
-def moved(weight: ops.Weight, device: torch.device) -> ops.Weight:
-    """The same weight on `device`."""
-    if isinstance(weight, ops.PackedWeight):
-        return replace(weight, data=weight.data.to(device))
-    return weight.to(device)
-
-
 class Projection:
     """``out = x W^T + b``, with W = [W_1; W_2; ...], for example q, k and v.
 
@@ -40,7 +33,10 @@ class Projection:
     """
 
     def __init__(
-        self, weights: list[ops.Weight], bias: torch.Tensor | None, activation_bits: int = 8
+        self,
+        weights: list[ops.Weight],
+        bias: torch.Tensor | None,
+        activation_bits: int | None = None,
     ) -> None:
         self.weights = weights
         self.activation_bits = activation_bits
@@ -49,7 +45,7 @@ class Projection:
         self.nbytes = sum(weight.nbytes for weight in weights)
 
     def to(self, device: torch.device) -> Projection:
-        return self.with_weights([moved(weight, device) for weight in self.weights])
+        return self.with_weights([weight.to(device) for weight in self.weights])
 
     def with_weights(self, weights: list[ops.Weight]) -> Projection:
         """The same projection of weights that have been moved, its bias with them."""
@@ -147,7 +143,7 @@ class WeightLoader:
         return weights
 
     def projection(
-        self, names: list[str], *, bias: bool = False, activation_bits: int = 8
+        self, names: list[str], *, bias: bool = False, activation_bits: int | None = None
     ) -> Projection:
         """Weights and, where the model has them, biases (as float32) of the named layers."""
         biases = None

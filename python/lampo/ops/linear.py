@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from lampo import _C
+from lampo.ops._gemm import linear_by_gemm, takes_gemm
 from lampo.ops._registry import register
 
 _FUSED = "Tensor? norm_weight, float norm_eps, bool silu_mul, bool accumulate"
 _linear = register(
-    f"linear(Tensor x, Tensor weight, Tensor? bias, {_FUSED}, Tensor(a!) out, "
-    "Tensor(b!)? workspace) -> ()",
+    f"linear(Tensor x, Tensor weight, int activation_bits, Tensor? bias, {_FUSED}, "
+    "Tensor(a!) out, Tensor(b!)? workspace) -> ()",
     _C.linear,
 )
 _linear_packed = register(
@@ -58,6 +59,10 @@ class PackedWeight:
     def device(self) -> torch.device:
         return self.data.device
 
+    def to(self, device: torch.device | str) -> PackedWeight:
+        """The weight on another device."""
+        return replace(self, data=self.data.to(device))
+
 
 Weight = torch.Tensor | PackedWeight
 
@@ -98,7 +103,7 @@ def packed_strip_bytes(format: str, in_features: int) -> int:
 
 
 def linear_workspace_size(num_tokens: int, in_features: int) -> int:
-    """Bytes of workspace that :func:`linear` needs with a packed weight or with a norm."""
+    """Bytes of workspace that :func:`linear` needs with a norm or where it rounds x."""
     # csrc/ops/linear.cpp's formula, here because torch.compile cannot look into native functions.
     return num_tokens * ((in_features + 31) // 32) * 128
 
@@ -112,7 +117,7 @@ def linear(
     norm_eps: float = 1e-6,
     silu_mul: bool = False,
     accumulate: bool = False,
-    activation_bits: int = 8,
+    activation_bits: int | None = None,
     out: torch.Tensor | None = None,
     workspace: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -121,10 +126,11 @@ def linear(
     The passes around the product are fused into it: the RMS norm before, a gated activation or the
     addition to a residual stream after. With a packed weight, norm(x) is quantized in groups of 32
     and the products are integer. On CPU a row of the result does not depend, to the bit, on the
-    other rows or on the thread count.
+    other rows or on the thread count; on CUDA not on the other rows while there are few. Many rows
+    are multiplied by cuBLAS there, where x, weight and out have one type.
 
     Args:
-        x: [num_tokens, in_features] float32 or bfloat16.
+        x: [num_tokens, in_features] float32 or bfloat16; on CUDA also float16.
         weight: [out_features, in_features] float32, bfloat16 or float16, or a :class:`PackedWeight`
             of that shape (in_features a multiple of 32).
         bias: [out_features] float32 or as ``x``.
@@ -134,12 +140,14 @@ def linear(
         silu_mul: the result is ``silu(y[:, :n]) * y[:, n:]``, n = out_features / 2, as
             :func:`silu_mul`; n must be a multiple of 16.
         accumulate: the result is added to ``out`` in place of replacing it.
-        activation_bits: 8 or 16, how x is quantized where the weight is packed: 16 makes 1/250 of
-            the error for twice the multiplications, which costs little while memory is the limit.
+        activation_bits: how float32 x is rounded. A packed weight meets integers of so many bits,
+            a bfloat16 weight, on CPUs that multiply bfloat16, one bfloat16 (8 significant bits) or
+            the sum of two (16). 16 makes 1/250 of the error for twice the multiplications, which
+            costs little while memory is the limit. By default 8 for packed weights, else 16.
         out: [num_tokens, out_features] (half of that with ``silu_mul``) float32 or as ``x``,
             written; as ``x`` if absent.
         workspace: uint8, at least ``linear_workspace_size(num_tokens, in_features)`` bytes, used
-            with packed weights and with a norm; allocated if absent.
+            with a norm and where x is rounded; allocated if absent.
 
     Returns:
         ``out``.
@@ -152,16 +160,26 @@ def linear(
         if accumulate:
             raise ValueError("out: expected a tensor to accumulate into, got None")
         out = x.new_empty(x.shape[0], columns)
-    if workspace is None and (norm_weight is not None or isinstance(weight, PackedWeight)):
+    weight_dtype = None if isinstance(weight, PackedWeight) else weight.dtype
+    if takes_gemm(x.device.type, x.shape[0], x.dtype, weight_dtype, out.dtype):
+        if isinstance(weight, PackedWeight):
+            rows = torch.arange(weight.shape[0], device=x.device)
+            weight = embedding(rows, weight, dtype=x.dtype)
+        linear_by_gemm(x, weight, bias, norm_weight, norm_eps, silu_mul, accumulate, out)
+        return out
+    rounds = isinstance(weight, PackedWeight) or weight.dtype == torch.bfloat16
+    if workspace is None and (rounds or norm_weight is not None):
         size = linear_workspace_size(x.shape[0], x.shape[-1])
         workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
     fused = (norm_weight, norm_eps, silu_mul, accumulate)
+    if activation_bits is None:
+        activation_bits = 8 if isinstance(weight, PackedWeight) else 16
     if isinstance(weight, PackedWeight):
         if out.shape[-1] != columns:
             raise ValueError(f"out: expected {columns} columns, got shape {tuple(out.shape)}")
         _linear_packed(x, weight.data, weight.format, activation_bits, bias, *fused, out, workspace)
     else:
-        _linear(x, weight, bias, *fused, out, workspace)
+        _linear(x, weight, activation_bits, bias, *fused, out, workspace)
     return out
 
 
