@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,8 +14,13 @@ from checkpoints import make_checkpoint, make_gguf
 from cuda_on_cpu.extension import build_extension, use_cuda_kernels
 from cuda_on_cpu.fixtures import skip_unless_executable
 from lampo import LLM, SamplingParams
+from lampo.models.decoder import Decoder
 from lampo.models.registry import load_model
+from lampo.weights import Checkpoint
 
+# Of log-probabilities, by the cache's type: what sums in another order, rounded to bfloat16 and to
+# 8 bits, make of a random model. Measured: 0.02 and 0.08.
+TOLERANCE = {"bfloat16": 0.05, "int8": 0.15}
 TEXTS = ["a", "Hello, world", "x" * 40]
 
 
@@ -39,7 +43,11 @@ def path(request, tmp_path_factory) -> Path:
 @pytest.fixture
 def bfloat16(monkeypatch) -> None:
     """Activations as on a GPU, whatever the weights."""
-    monkeypatch.setattr("lampo.llm.load_model", partial(load_model, device=torch.device("cuda")))
+
+    def load(checkpoint: Checkpoint, dtype: str, max_model_len: int, _: torch.device) -> Decoder:
+        return load_model(checkpoint, dtype, max_model_len, torch.device("cuda"))
+
+    monkeypatch.setattr("lampo.llm.load_model", load)
 
 
 def generate(path: Path, params: SamplingParams, run_ahead: bool = False, **options: Any):
@@ -51,8 +59,9 @@ def generate(path: Path, params: SamplingParams, run_ahead: bool = False, **opti
 @pytest.mark.parametrize("kv_cache_dtype", ["bfloat16", "int8"])
 def test_generates_as_the_cpu_does(path, cuda_kernels, monkeypatch, bfloat16, kv_cache_dtype):
     params = SamplingParams(
-        temperature=0, max_tokens=6, ignore_eos=True, logprobs=0, prompt_logprobs=0
+        temperature=0, max_tokens=6, ignore_eos=True, logprobs=4, prompt_logprobs=0
     )
+    tolerance = TOLERANCE[kv_cache_dtype]
     expected = generate(path, params, kv_cache_dtype=kv_cache_dtype)
     use_cuda_kernels(cuda_kernels, monkeypatch)
     found = generate(path, params, kv_cache_dtype=kv_cache_dtype)
@@ -64,8 +73,14 @@ def test_generates_as_the_cpu_does(path, cuda_kernels, monkeypatch, bfloat16, kv
             )
         ]
         difference = torch.tensor(prompt[0]) - torch.tensor(prompt[1])
-        assert difference.numel() == 0 or difference.abs().max() < 0.05
-        assert cpu.outputs[0].token_ids == cuda.outputs[0].token_ids
+        assert difference.numel() == 0 or difference.abs().max() < tolerance
+        ours, theirs = cpu.outputs[0], cuda.outputs[0]
+        steps = zip(ours.token_ids, theirs.token_ids, ours.logprobs, theirs.logprobs, strict=True)
+        for token, other, table, other_table in steps:
+            if token != other:  # from here on they say different things: it must be a near tie
+                assert table[token].logprob - table[other].logprob < tolerance
+                break
+            assert abs(table[token].logprob - other_table[token].logprob) < tolerance
 
 
 def test_draws_what_the_cpu_draws(path, cuda_kernels, monkeypatch, bfloat16):

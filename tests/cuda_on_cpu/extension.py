@@ -59,9 +59,9 @@ def use_cuda_kernels(native: Any, patch: pytest.MonkeyPatch) -> None:
 
 
 def on_the_device(size: Callable[..., int]) -> Callable[..., int]:
-    """Functions of sizes name the device first, or last, by a word or a number."""
+    """They name the device by its number, the CPU by -1."""
 
     def call(*args: Any) -> int:
-        return size(*("cuda" if a == "cpu" else 0 if a == -1 else a for a in args))
+        return size(*(0 if a == -1 else a for a in args))
 
     return call

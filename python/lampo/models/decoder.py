@@ -110,6 +110,8 @@ class Buffers:
             config.num_kv_heads,
             config.head_dim,
             step.page_table.shape[1] * page_size,
+            batch_size=step.page_table.shape[0],
+            num_tokens=step.token_ids.shape[0],
             device=step.page_table.device,
         )
         if self.attention_workspace.numel() < size:
