@@ -52,7 +52,7 @@ __device__ inline Parts parts_of(const Plan& plan, const Tile& tile, int cut, in
 }
 
 template <class T>
-__global__ void __launch_bounds__(kWarps* kWarpSize)
+__global__ void __launch_bounds__(kWarps* kWarpSize, 1)
     merge_kernel(const __grid_constant__ PagedAttentionParams p, const __grid_constant__ Plan plan,
                  bool vector_out) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;

@@ -12,7 +12,8 @@ from lampo.models.config import ModelConfig
 from lampo.models.decoder import Buffers
 
 _META = torch.device("meta")
-# CUDA's own: kernels, cuBLAS, graphs, and what the allocator cannot use of its blocks.
+# CUDA's own (kernels, cuBLAS, graphs), what the allocator cannot use of its blocks, and workspaces
+# whose size depends on the device: those of attention and sampling are below 100 MB.
 _RESERVE = 768 << 20
 
 
@@ -53,11 +54,13 @@ def workspace_bytes(
     """Bytes that a step of `num_tokens` tokens takes beside weights and cache.
 
     The logits are counted twice, for steps that do not decode have their own; and once more the
-    activations, for what lies between a product and its fused rest where cuBLAS makes it.
+    activations, for what lies between a product and its fused rest where cuBLAS makes it, and the
+    largest matrix of a layer, which it wants dequantized.
     """
     activations = 2 * Buffers(config, num_tokens, dtype, _META).nbytes
     logits = 2 * max_num_seqs * config.vocab_size * torch.float32.itemsize
-    return activations + logits
+    matrix = 2 * config.intermediate_size * config.hidden_size * dtype.itemsize
+    return activations + logits + matrix
 
 
 def plan_memory(
