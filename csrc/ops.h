@@ -89,13 +89,13 @@ struct LinearOptions {
   int activation_bits = 16;  // how x is rounded: packed 8, 12 or 16, bfloat16 weights 8 or 16
 };
 
-void linear(const TensorView& x,       // [num_tokens, in_features] float32 or bfloat16
+void linear(const TensorView& x,       // [num_tokens, in_features] float32, bfloat16; CUDA: float16
             const TensorView& weight,  // [out_features, in_features] float32, bfloat16 or float16
             OptionalTensor bias,       // [out_features] float32 or as x
             const LinearOptions& options,
             const TensorView& out,     // [num_tokens, out_features] float32 or as x
-            OptionalTensor workspace,  // [>= linear_workspace_size()] uint8; null: no norm, and not
-                                       // float32 x beside a bfloat16 weight
+            OptionalTensor workspace,  // [>= linear_workspace_size()] uint8; null: CUDA, or no norm
+                                       // and not float32 x beside a bfloat16 weight
             Stream stream = {});
 
 /// Packed weights: GGUF's Q4_0, Q4_1 and Q8_0 (common/weight_format.h).
@@ -152,8 +152,9 @@ void token_logprobs(const TensorView& logits,        // [batch_size, vocab_size]
                     const TensorView& top_logprobs,  // [batch_size, num_top] float32
                     const TensorView& workspace, Stream stream = {});
 
-/// Bytes of workspace for both, with the current number of threads.
-int64_t sampling_workspace_size(int64_t vocab_size, Device device);
+/// Bytes of workspace for both: on CPU with the current number of threads, for any batch; on CUDA
+/// for batches of up to batch_size rows.
+int64_t sampling_workspace_size(int64_t vocab_size, Device device, int64_t batch_size = 1);
 
 /// The kernel table of the CPU ops: its name, and those that could be chosen. `isa` as in
 /// LAMPO_CPU_ISA; throws BackendError if this CPU cannot run it.

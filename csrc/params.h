@@ -155,7 +155,7 @@ struct MergeStatesParams {
 
 /// y = norm(x) weight^T + bias, and out = y, silu(y[first half]) * y[second half], or out + y.
 struct LinearParams {
-  DType dtype;          // of x: float32 or bfloat16
+  DType dtype;          // of x: float32 or bfloat16; on CUDA also float16
   DType out_dtype;      // float32 or dtype
   DType weight_dtype;   // of a dense weight: float32, bfloat16 or float16
   DType bias_dtype;     // float32 or dtype
@@ -174,7 +174,7 @@ struct LinearParams {
   const void* weight;       // [out_features, in_features], or [ceil(out_features / 16)] strips
   const void* bias;         // [out_features]; null: none
   void* out;                // [num_tokens, out_features]
-  void* workspace;          // linear_workspace_size() bytes; null: dense without norm
+  void* workspace;          // linear_workspace_size() bytes; null: dense without norm, or CUDA
   int64_t stride_x_token;
   int64_t stride_weight_row;  // of a dense weight
   int64_t stride_out_token;
@@ -208,10 +208,12 @@ struct EmbeddingParams {
   int64_t stride_out_token;
 };
 
-/// Entries (id, value) of all rows one after another; row b's are [cu[b], cu[b + 1]).
+/// Entries (id, value) of all rows one after another; row b's are [cu[b], cu[b + 1]). On CUDA,
+/// where csrc/ops/ cannot look at them, entries and ids out of range are skipped.
 struct RaggedIds {
   const int32_t* ids;  // [nnz]; null: no entries
   const int32_t* cu;   // [batch_size + 1]
+  int64_t size;        // nnz
 };
 
 struct SampleParams {
@@ -237,7 +239,7 @@ struct SampleParams {
   int32_t* status;              // [batch_size]: SampleStatus
   float* logprobs;              // [batch_size, 2]: raw, processed; null: not wanted
   uint8_t* kept;                // [batch_size, vocab_size]: 1 where a token survives; null
-  void* workspace;              // sample_workspace_size() bytes
+  void* workspace;              // sampling_workspace_size() bytes
   int64_t stride_logits_row;
   int64_t stride_mask_row;
   int64_t stride_kept_row;
@@ -249,12 +251,12 @@ struct TokenLogprobsParams {
   int64_t vocab_size;
   int64_t num_top;
   const void* logits;        // [batch_size, vocab_size]
-  const int64_t* token_ids;  // [batch_size], -1: none
+  const int64_t* token_ids;  // [batch_size], -1: none; on CUDA also what is out of range
   float* logprob;            // [batch_size], NaN where token_ids is -1
   int32_t* rank;             // [batch_size], from 1; 0 where token_ids is -1
   int32_t* top_ids;          // [batch_size, num_top]
   float* top_logprobs;       // [batch_size, num_top], descending
-  void* workspace;           // sample_workspace_size() bytes
+  void* workspace;           // sampling_workspace_size() bytes
   int64_t stride_logits_row;
 };
 

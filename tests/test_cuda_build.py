@@ -170,6 +170,25 @@ def test_row_layout(element_size):
     assert _C.cuda_row_layout(65536, 2) == (1024, 1, 0)
 
 
+@pytest.mark.parametrize("num_sms", [4, 108, 132])
+def test_sample_plan(num_sms):
+    for vocab_size in (1, 256, 257, 5003, 32000, 128256, 1 << 23):
+        blocks = -(-vocab_size // 256)
+        previous = 0
+        for batch_size in (0, 1, 2, 16, 64, 512, 4096):
+            rows, parts, workspace = _C.cuda_sample_plan(batch_size, vocab_size, num_sms)
+            assert 1 <= parts <= 32
+            assert parts <= blocks, "a part without tokens"
+            assert rows <= batch_size
+            assert rows == batch_size or rows * vocab_size * 4 <= 48 << 20 or rows == 1
+            assert rows >= min(1, batch_size), "no progress"
+            assert workspace >= max(previous, rows * vocab_size * 4)
+            previous = workspace
+    assert [_C.cuda_sample_plan(n, 128256, 132)[:2] for n in (1, 64, 512)] == [
+        (1, 32), (64, 9), (98, 6)
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("element_size", [2, 4])
 def test_element_layout(element_size):
     per_vector = 16 // element_size
@@ -181,3 +200,52 @@ def test_element_layout(element_size):
         assert threads * (blocks - 1) < vectors <= threads * blocks
     assert _C.cuda_element_layout(192, 2) == (32, 1)
     assert _C.cuda_element_layout(14336, 2) == (256, 7)
+
+
+@pytest.mark.parametrize("shared_bytes", [227 << 10, 99 << 10])
+@pytest.mark.parametrize("chunk_bytes", [40, 64, 72, 192])
+@pytest.mark.parametrize("in_flight", [2, 4, 8, 12, 16])
+def test_linear_tile(shared_bytes, chunk_bytes, in_flight):
+    for tokens in (1, 2, 7, 8, 9, 15, 16, 17, 100):
+        for in_features in (0, 1, 32, 577, 4096, 14336, 53248, 1 << 20):
+            for columns, gated in ((1, False), (16, True), (2112, False), (6144, False)):
+                tile = _C.cuda_linear_tile(
+                    *(tokens, in_features, columns, gated, chunk_bytes, in_flight),
+                    *(132, shared_bytes),
+                )
+                chunks, strips = -(-in_features // 32), -(-columns // 16)
+                assert 1 <= tile["tokens"] <= min(tokens, 16)
+                assert tile["shared_bytes"] <= shared_bytes
+                assert tile["num_groups"] == (strips if gated else -(-strips // tile["strips"]))
+                assert tile["strips"] == 2 or not gated
+                sums = 16 * tile["strips"] * tile["tokens"] * 20 * 4
+                assert tile["x_bytes"] % 16 == 0, "what follows is not aligned"
+                if tile["one_slab"]:
+                    assert tile["slab_rounds"] * 16 >= chunks
+                    assert tile["x_bytes"] >= chunks * tile["tokens"] * chunk_bytes
+                    assert tile["shared_bytes"] >= tile["x_bytes"] + sums
+                else:
+                    assert tile["strips"] == 2, "one strip reloads x too often"
+                    assert tile["slab_rounds"] > 0
+                    assert tile["slab_rounds"] % (in_flight // 2) == 0, "a slab ends within a turn"
+                    assert (
+                        tile["x_bytes"] >= tile["slab_rounds"] * 16 * tile["tokens"] * chunk_bytes
+                    )
+                    assert tile["shared_bytes"] >= max(tile["x_bytes"], sums)
+
+
+def test_linear_tile_examples():
+    """Those of csrc/cuda/linear_tile.h: of bfloat16 on 132 multiprocessors."""
+
+    def tile(
+        tokens: int, in_features: int, columns: int, shared: int = 227 << 10
+    ) -> tuple[int, ...]:
+        found = _C.cuda_linear_tile(tokens, in_features, columns, False, 64, 4, 132, shared)
+        names = ("strips", "tokens", "num_groups", "one_slab", "slab_rounds", "x_bytes")
+        return [int(found[name]) for name in names]
+
+    assert tile(1, 4096, 28672) == [2, 1, 896, 1, 8, 8 << 10]
+    assert tile(16, 4096, 6144) == [1, 16, 384, 1, 8, 128 << 10]
+    assert tile(16, 14336, 4096) == [2, 16, 128, 0, 14, 224 << 10]
+    assert tile(16, 14336, 4096, 99 << 10) == [2, 16, 128, 0, 6, 96 << 10]
+    assert tile(17, 4096, 4096)[1] == 16

@@ -86,11 +86,12 @@ void bind_sampling(py::module_& m) {
 
   m.def(
       "sampling_workspace_size",
-      [](int64_t vocab_size, int cuda_device) {
+      [](int64_t vocab_size, int cuda_device, int64_t batch_size) {
         return sampling_workspace_size(
-            vocab_size, cuda_device < 0 ? Device{} : Device{DeviceType::kCUDA, cuda_device});
+            vocab_size, cuda_device < 0 ? Device{} : Device{DeviceType::kCUDA, cuda_device},
+            batch_size);
       },
-      py::arg("vocab_size"), py::arg("cuda_device") = -1);
+      py::arg("vocab_size"), py::arg("cuda_device") = -1, py::arg("batch_size") = 1);
 
   // The functions of common/ that decide a draw, for tests to measure.
   m.def("philox4x32_10", [](py::handle counter_and_key, py::handle out) {

@@ -20,6 +20,6 @@ void linear(const LinearParams& p, int device, Stream stream);
 void embedding(const EmbeddingParams& p, int device, Stream stream);
 void sample(const SampleParams& p, int device, Stream stream);
 void token_logprobs(const TokenLogprobsParams& p, int device, Stream stream);
-int64_t sampling_workspace_size(int64_t vocab_size);
+int64_t sampling_workspace_size(int64_t vocab_size, int64_t batch_size);
 
 }  // namespace lampo::cuda

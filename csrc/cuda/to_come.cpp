@@ -16,9 +16,5 @@ void paged_attention(const PagedAttentionParams&, int, Stream) { refuse("paged_a
 int64_t paged_attention_workspace_size(int64_t, int64_t, int64_t, int64_t) {
   refuse("paged_attention");
 }
-void linear(const LinearParams&, int, Stream) { refuse("linear"); }
-void sample(const SampleParams&, int, Stream) { refuse("sample"); }
-void token_logprobs(const TokenLogprobsParams&, int, Stream) { refuse("token_logprobs"); }
-int64_t sampling_workspace_size(int64_t) { refuse("sample"); }
 
 }  // namespace lampo::cuda

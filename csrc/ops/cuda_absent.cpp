@@ -28,7 +28,7 @@ void linear(const LinearParams&, int, Stream) { refuse("linear"); }
 void embedding(const EmbeddingParams&, int, Stream) { refuse("embedding"); }
 void sample(const SampleParams&, int, Stream) { refuse("sample"); }
 void token_logprobs(const TokenLogprobsParams&, int, Stream) { refuse("token_logprobs"); }
-int64_t sampling_workspace_size(int64_t) { refuse("sample"); }
+int64_t sampling_workspace_size(int64_t, int64_t) { refuse("sample"); }
 
 }  // namespace lampo::cuda
 #endif

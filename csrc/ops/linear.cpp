@@ -5,6 +5,9 @@
 namespace lampo {
 namespace {
 
+/// Of a packed weight on CUDA, which reads it by up to 8 bytes.
+constexpr uintptr_t kPackedAlignment = 16;
+
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /// What dense and packed linears have in common, checked and filled in.
@@ -12,7 +15,12 @@ LinearParams check_linear(const TensorView& x, int64_t out_features, OptionalTen
                           const LinearOptions& options, const TensorView& out,
                           OptionalTensor workspace) {
   check_shape("x", x, {kAny, kAny});
-  check_dtype("x", x, {DType::kF32, DType::kBF16});
+  const bool on_cpu = x.device.type == DeviceType::kCPU;
+  if (on_cpu) {
+    check_dtype("x", x, {DType::kF32, DType::kBF16});
+  } else {
+    check_dtype("x", x, {DType::kF32, DType::kBF16, DType::kF16});
+  }
   check_inner_contiguous("x", x);
   if (bias != nullptr) {
     check_shape("bias", *bias, {out_features});
@@ -26,7 +34,8 @@ LinearParams check_linear(const TensorView& x, int64_t out_features, OptionalTen
     check_contiguous("norm_weight", *options.norm_weight);
     check_device("norm_weight", *options.norm_weight, x.device);
     check_range("norm_eps", options.norm_eps, 0.0, 1.0);
-    check_that(workspace != nullptr, "workspace", "expected a tensor beside norm_weight, got None");
+    check_that(workspace != nullptr || !on_cpu, "workspace",
+               "expected a tensor beside norm_weight, got None");
   }
   if (options.silu_mul) {
     check_that(out_features % (2 * kStripRows) == 0, "weight",
@@ -39,7 +48,7 @@ LinearParams check_linear(const TensorView& x, int64_t out_features, OptionalTen
   check_writable("out", out);
   check_device("out", out, x.device);
   if (workspace != nullptr) {
-    const int64_t needed = linear_workspace_size(x.shape[0], x.shape[1]);
+    const int64_t needed = on_cpu ? linear_workspace_size(x.shape[0], x.shape[1]) : 0;
     check_shape("workspace", *workspace, {kAny});
     check_dtype("workspace", *workspace, {DType::kU8});
     check_contiguous("workspace", *workspace);
@@ -113,8 +122,9 @@ void linear(const TensorView& x, const TensorView& weight, OptionalTensor bias,
   check_device("weight", weight, x.device);
   const int bits = options.activation_bits;
   check_that(bits == 8 || bits == 16, "activation_bits",
-             "expected 8 or 16 beside a dense weight, got " + std::to_string(bits));
-  check_that(workspace != nullptr || weight.dtype != DType::kBF16 || x.dtype == DType::kBF16,
+             "expected 8 or 16, got " + std::to_string(bits));
+  check_that(workspace != nullptr || weight.dtype != DType::kBF16 || x.dtype == DType::kBF16 ||
+                 x.device.type != DeviceType::kCPU,
              "workspace", "expected a tensor beside a bfloat16 weight and float32 x, got None");
   params.weight_dtype = weight.dtype;
   params.weight = weight.data;
@@ -163,6 +173,9 @@ void linear_packed(const TensorView& x, const TensorView& weight, WeightFormat f
   const int bits = options.activation_bits;
   check_that(bits == 8 || bits == 12 || bits == 16, "activation_bits",
              "expected 8, 12 or 16, got " + std::to_string(bits));
+  check_that(x.device.type == DeviceType::kCPU ||
+                 reinterpret_cast<uintptr_t>(weight.data) % kPackedAlignment == 0,
+             "weight", "expected data aligned to 16 bytes on CUDA");
   params.packed = true;
   params.format = format;
   params.weight = weight.data;

@@ -37,12 +37,13 @@ T* output_data(const char* name, const TensorView& t, DType dtype,
   return t.ptr<T>();
 }
 
-void check_workspace(const TensorView& workspace, int64_t vocab_size, Device device) {
+void check_workspace(const TensorView& workspace, int64_t vocab_size, int64_t batch_size,
+                     Device device) {
   check_shape("workspace", workspace, {kAny});
   check_dtype("workspace", workspace, {DType::kU8});
   check_contiguous("workspace", workspace);
   check_device("workspace", workspace, device);
-  const int64_t needed = sampling_workspace_size(vocab_size, device);
+  const int64_t needed = sampling_workspace_size(vocab_size, device, batch_size);
   check_that(workspace.shape[0] >= needed, "workspace",
              "expected at least " + std::to_string(needed) + " bytes, got " +
                  std::to_string(workspace.shape[0]));
@@ -69,7 +70,7 @@ RaggedIds check_ragged(const char* ids_name, OptionalTensor ids, const char* cu_
   if (ids == nullptr) return {};
   const RaggedIds list = {
       optional_data<int32_t>(ids_name, ids, DType::kI32, {kAny}, device),
-      optional_data<int32_t>(cu_name, cu, DType::kI32, {batch_size + 1}, device)};
+      optional_data<int32_t>(cu_name, cu, DType::kI32, {batch_size + 1}, device), ids->shape[0]};
   if (device.type != DeviceType::kCPU) return list;
   const int64_t nnz = ids->shape[0];
   check_that(list.cu[0] == 0, cu_name,
@@ -89,11 +90,13 @@ constexpr bool is_finite(float x) { return x - x == 0.0f; }
 
 }  // namespace
 
-int64_t sampling_workspace_size(int64_t vocab_size, Device device) {
+int64_t sampling_workspace_size(int64_t vocab_size, Device device, int64_t batch_size) {
   check_that(vocab_size >= 1 && vocab_size <= kMaxSampleVocab, "vocab_size",
              "expected 1 to 2^23, got " + std::to_string(vocab_size));
   if (device.type == DeviceType::kCPU) return cpu::sampling_workspace_size(vocab_size);
-  return cuda::sampling_workspace_size(vocab_size);
+  check_that(batch_size >= 0, "batch_size",
+             "expected a value >= 0, got " + std::to_string(batch_size));
+  return cuda::sampling_workspace_size(vocab_size, batch_size);
 }
 
 void sample(const SampleArguments& a, Stream stream) {
@@ -178,7 +181,7 @@ void sample(const SampleArguments& a, Stream stream) {
     p.kept = a.kept->ptr<uint8_t>();
     p.stride_kept_row = a.kept->stride[0];
   }
-  check_workspace(a.workspace, vocab_size, device);
+  check_workspace(a.workspace, vocab_size, batch_size, device);
   p.workspace = a.workspace.data;
   if (device.type == DeviceType::kCPU) return cpu::sample(p);
   cuda::sample(p, device.index, stream);
@@ -212,7 +215,7 @@ void token_logprobs(const TensorView& logits, const TensorView& token_ids,
   p.top_ids = output_data<int32_t>("top_ids", top_ids, DType::kI32, {batch_size, num_top}, device);
   p.top_logprobs =
       output_data<float>("top_logprobs", top_logprobs, DType::kF32, {batch_size, num_top}, device);
-  check_workspace(workspace, vocab_size, device);
+  check_workspace(workspace, vocab_size, batch_size, device);
   p.workspace = workspace.data;
   if (device.type == DeviceType::kCPU) return cpu::token_logprobs(p);
   cuda::token_logprobs(p, device.index, stream);

@@ -145,6 +145,21 @@ def cuda_row_layout(hidden_size: int, element_size: int) -> tuple[int, int, int]
 def cuda_element_layout(size: int, element_size: int) -> tuple[int, int]:
     """threads, blocks_per_row."""
 
+def cuda_sample_plan(batch_size: int, vocab_size: int, num_sms: int) -> tuple[int, int, int]:
+    """rows at once, parts of each, bytes of workspace."""
+
+def cuda_linear_tile(
+    num_tokens: int,
+    in_features: int,
+    out_columns: int,
+    gated: bool,
+    chunk_bytes: int,
+    in_flight: int,
+    num_sms: int,
+    shared_bytes: int,
+) -> dict[str, Any]:
+    """csrc/cuda/linear_tile.h."""
+
 def call_cost(
     t0: Tensor, t1: Tensor, t2: Tensor, t3: Tensor, t4: Tensor, t5: Tensor, /
 ) -> None: ...
@@ -185,7 +200,7 @@ def token_logprobs(
     workspace: Tensor,
     /,
 ) -> None: ...
-def sampling_workspace_size(vocab_size: int, cuda_device: int = -1) -> int: ...
+def sampling_workspace_size(vocab_size: int, cuda_device: int = -1, batch_size: int = 1) -> int: ...
 def philox4x32_10(counter_and_key: Tensor, out: Tensor, /) -> None:
     """Six words in, four words out, all as int32."""
 

@@ -39,6 +39,8 @@ FLAGS = [
     *("-include", "cuda_runtime.h", "-fmax-errors=5"),  # as nvcc does
     "-DLAMPO_WITH_CUDA=1",
     "-DLAMPO_MAX_BLOCKS=4",  # so that a few rows already make blocks stride
+    "-DLAMPO_SAMPLE_COPY_BYTES=40000",  # and go in turns
+    "-DLAMPO_SAMPLE_THREADS=128",  # and do not take minutes
 ]
 
 

@@ -46,10 +46,15 @@ def padded(shape: tuple[int, ...], pad: int, dtype: torch.dtype) -> torch.Tensor
     return data.to(dtype)[..., : shape[-1]]
 
 
+def sentinel(dtype: torch.dtype) -> torch.Tensor:
+    """SENTINEL, or infinity where the type ends before."""
+    return torch.tensor(SENTINEL).to(dtype)
+
+
 def blank(shape: tuple[int, ...], pad: int, dtype: torch.dtype) -> torch.Tensor:
-    return torch.full((*shape[:-1], shape[-1] + pad), SENTINEL, dtype=dtype)[..., : shape[-1]]
+    return sentinel(dtype).repeat(*shape[:-1], shape[-1] + pad)[..., : shape[-1]]
 
 
 def assert_gaps_untouched(out: torch.Tensor) -> None:
     backing = out.as_strided((out.shape[0], out.stride(0)), (out.stride(0), 1))
-    assert (backing[:, out.shape[1] :] == backing.new_tensor(SENTINEL)).all(), "wrote past a row"
+    assert (backing[:, out.shape[1] :] == sentinel(out.dtype)).all(), "wrote past a row"

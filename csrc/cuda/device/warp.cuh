@@ -12,6 +12,27 @@ __device__ inline T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(kAllLanes, value, mask);
 }
 
+template <class T>
+__device__ inline T shuffle(T value, int lane) {
+  return __shfl_sync(kAllLanes, value, lane);
+}
+
+__device__ inline int count_bits(unsigned bits) { return __popc(bits); }
+
+__device__ inline bool warp_any(bool value) { return __any_sync(kAllLanes, value) != 0; }
+
+/// The sum of this lane's value and those of the lanes before it.
+template <class T>
+__device__ inline T warp_prefix_sum(T value) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+#pragma unroll
+  for (int delta = 1; delta < kWarpSize; delta *= 2) {
+    const T other = __shfl_up_sync(kAllLanes, value, static_cast<unsigned>(delta));
+    if (lane >= delta) value += other;
+  }
+  return value;
+}
+
 /// The sum over a warp, in every lane. Lanes are paired by a fixed butterfly, so the order of
 /// additions, and with it the result, is the same in all of them.
 __device__ inline float warp_sum(float value) {

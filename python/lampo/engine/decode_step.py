@@ -77,7 +77,8 @@ class DecodeStep:
     def _record(self) -> None:
         hidden = self._model.forward(self._step, self._pool.cache)
         self._model.logits(hidden, out=self.logits)
-        workspace = ops.sampling_workspace_size(self.logits.shape[1], self.logits.device)
+        batch_size, vocab_size = self.logits.shape
+        workspace = ops.sampling_workspace_size(vocab_size, self.logits.device, batch_size)
         ops.sample(
             self.logits,
             temperature=torch.from_numpy(self._temperature),

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from lampo import _C
+from lampo.ops._gemm import linear_by_gemm, takes_gemm
 from lampo.ops._registry import register
 
 _FUSED = "Tensor? norm_weight, float norm_eps, bool silu_mul, bool accumulate"
@@ -53,6 +54,10 @@ class PackedWeight:
     @property
     def nbytes(self) -> int:
         return self.data.nbytes
+
+    def to(self, device: torch.device | str) -> PackedWeight:
+        """The weight on another device."""
+        return replace(self, data=self.data.to(device))
 
 
 Weight = torch.Tensor | PackedWeight
@@ -117,10 +122,11 @@ def linear(
     The passes around the product are fused into it: the RMS norm before, a gated activation or the
     addition to a residual stream after. With a packed weight, norm(x) is quantized in groups of 32
     and the products are integer. On CPU a row of the result does not depend, to the bit, on the
-    other rows or on the thread count.
+    other rows or on the thread count; on CUDA not on the other rows while there are few. Many rows
+    are multiplied by cuBLAS there, where x, weight and out have one type.
 
     Args:
-        x: [num_tokens, in_features] float32 or bfloat16.
+        x: [num_tokens, in_features] float32 or bfloat16; on CUDA also float16.
         weight: [out_features, in_features] float32, bfloat16 or float16, or a :class:`PackedWeight`
             of that shape (in_features a multiple of 32).
         bias: [out_features] float32 or as ``x``.
@@ -131,7 +137,7 @@ def linear(
             :func:`silu_mul`; n must be a multiple of 16.
         accumulate: the result is added to ``out`` in place of replacing it.
         activation_bits: how x is rounded. A packed weight meets integers of 8 or 16 bits, or (12)
-            of 16 in those groups of a row whose error would be felt and of 8 elsewhere. A bfloat16
+            of 16 in those groups of a row whose error would be felt and of 8 elsewhere (CUDA: 16). A bfloat16
             weight, on CPUs that multiply bfloat16, meets one bfloat16 (8 significant bits) or the
             sum of two (16). 16 makes 1/250 of the error for twice the multiplications, which costs
             little while memory is the limit. By default 8 for packed weights, else 16.
@@ -151,6 +157,13 @@ def linear(
         if accumulate:
             raise ValueError("out: expected a tensor to accumulate into, got None")
         out = x.new_empty(x.shape[0], columns)
+    weight_dtype = None if isinstance(weight, PackedWeight) else weight.dtype
+    if takes_gemm(x.device.type, x.shape[0], x.dtype, weight_dtype, out.dtype):
+        if isinstance(weight, PackedWeight):
+            rows = torch.arange(weight.shape[0], device=x.device)
+            weight = embedding(rows, weight, dtype=x.dtype)
+        linear_by_gemm(x, weight, bias, norm_weight, norm_eps, silu_mul, accumulate, out)
+        return out
     rounds = isinstance(weight, PackedWeight) or weight.dtype == torch.bfloat16
     if workspace is None and (rounds or norm_weight is not None):
         size = linear_workspace_size(x.shape[0], x.shape[-1])

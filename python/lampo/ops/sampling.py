@@ -28,21 +28,23 @@ _token_logprobs = register(
 _scratch = threading.local()
 
 
-def sampling_workspace_size(vocab_size: int, device: torch.device | str = "cpu") -> int:
+def sampling_workspace_size(
+    vocab_size: int, device: torch.device | str = "cpu", batch_size: int = 1
+) -> int:
     """Bytes of workspace for :func:`sample` and :func:`token_logprobs` on rows of this width.
 
-    It depends on the number of threads: ask again after changing that.
+    On CPU it depends on the number of threads, so ask again after changing that, and fits any
+    batch; on CUDA it fits up to ``batch_size`` rows.
     """
     device = torch.device(device)
-    return int(
-        _C.sampling_workspace_size(vocab_size, -1 if device.type == "cpu" else device.index or 0)
-    )
+    cuda_device = -1 if device.type == "cpu" else device.index or 0
+    return int(_C.sampling_workspace_size(vocab_size, cuda_device, batch_size))
 
 
 def _workspace(logits: torch.Tensor) -> torch.Tensor:
     """Scratch memory of the calling thread, kept between calls since fresh pages cost more time
     than the sampling of a row."""
-    size = sampling_workspace_size(logits.shape[-1], logits.device)
+    size = sampling_workspace_size(logits.shape[-1], logits.device, logits.shape[0])
     if torch.compiler.is_compiling():
         return logits.new_empty(size, dtype=torch.uint8)
     buffers: dict[str, torch.Tensor] = _scratch.__dict__

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// Loads from global memory that say how their data will be used.
+#pragma once
+
+#include <cstdint>
+
+namespace lampo::cuda {
+
+/// kWords (1, 2 or 4) times 4 bytes, aligned to their size, of memory that nothing writes while the
+/// kernel runs and that is read once: they pass L1 by. The load is issued where it is written.
+template <int kWords>
+__device__ inline void load_once(uint32_t (&to)[kWords], const void* from) {
+  static_assert(kWords == 1 || kWords == 2 || kWords == 4);
+  const auto at = __cvta_generic_to_global(from);
+  if constexpr (kWords == 4) {
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "l"(at));
+  } else if constexpr (kWords == 2) {
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2];"
+                 : "=r"(to[0]), "=r"(to[1])
+                 : "l"(at));
+  } else {
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.u32 %0, [%1];" : "=r"(to[0]) : "l"(at));
+  }
+}
+
+}  // namespace lampo::cuda

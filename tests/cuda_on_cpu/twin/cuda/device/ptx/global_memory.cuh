@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+// CPU twin of csrc/cuda/device/ptx/global_memory.cuh.
+#pragma once
+
+#include "cuda_runtime.h"
+
+namespace lampo::cuda {
+
+template <int kWords>
+inline void load_once(uint32_t (&to)[kWords], const void* from) {
+  static_assert(kWords == 1 || kWords == 2 || kWords == 4);
+  if (reinterpret_cast<uintptr_t>(from) % sizeof(to) != 0) {
+    simt::fail("loads from an address that is not aligned to the load's size");
+  }
+  for (int i = 0; i < kWords; ++i) to[i] = static_cast<const uint32_t*>(from)[i];
+}
+
+}  // namespace lampo::cuda
