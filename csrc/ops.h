@@ -52,6 +52,7 @@ struct AttentionOptions {
   bool causal = true;
   int64_t sliding_window = 0;
   double soft_cap = 0.0;
+  bool deterministic = false;  // on CUDA: the same bits in any batch; on the CPU always so
 };
 
 void paged_attention(const TensorView& q,        // [num_tokens, num_qo_heads, head_dim]
@@ -69,9 +70,19 @@ void paged_attention(const TensorView& q,        // [num_tokens, num_qo_heads, h
                      const TensorView& workspace,  // [paged_attention_workspace_size(...)] uint8
                      Stream stream = {});
 
-/// Bytes that paged_attention needs, for sequences of up to max_seq_len tokens, on any batch.
-int64_t paged_attention_workspace_size(Device device, int64_t num_qo_heads, int64_t num_kv_heads,
-                                       int64_t head_dim, int64_t max_seq_len);
+/// What paged_attention's workspace is for. On the CPU the last three make no difference.
+struct AttentionWorkspace {
+  int64_t num_qo_heads;
+  int64_t num_kv_heads;
+  int64_t head_dim;
+  int64_t max_seq_len;  // the page table's columns times page_size
+  int64_t batch_size = 0;
+  int64_t num_tokens = 0;  // of q
+  bool deterministic = false;
+};
+
+/// Its bytes, whatever the lengths. A call with other lengths may use the same memory.
+int64_t paged_attention_workspace_size(Device device, const AttentionWorkspace& of);
 
 void merge_states(
     const TensorView& out_partial,  // [num_splits, num_tokens, num_heads, head_dim] f32

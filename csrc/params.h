@@ -104,6 +104,7 @@ struct PagedAttentionParams {
   DType dtype;        // of q and out
   DType cache_dtype;  // of k_cache and v_cache
   bool causal;
+  bool deterministic;  // CUDA: bits that do not depend on the batch; on the CPU they never do
   int64_t batch_size;
   int64_t num_tokens;  // of q; those past cu_seqlens_q[batch_size] are padding: 0 and -inf
   int64_t num_qo_heads;
@@ -111,6 +112,7 @@ struct PagedAttentionParams {
   int64_t head_dim;
   int64_t page_size;          // a power of two
   int64_t max_pages_per_seq;  // columns of page_table
+  int64_t num_pages;          // of k_cache and v_cache
   int64_t sliding_window;     // position p sees (p - window, p]; 0: all
   float softmax_scale;
   float soft_cap;               // 0: none
@@ -135,6 +137,15 @@ struct PagedAttentionParams {
   int64_t stride_v_cache_page, stride_v_cache_head, stride_v_cache_slot;
   int64_t stride_k_scale_page, stride_k_scale_head, stride_k_scale_slot;
   int64_t stride_v_scale_page, stride_v_scale_head, stride_v_scale_slot;
+};
+
+/// What the size of paged_attention's workspace on CUDA depends on.
+struct AttentionShape {
+  int64_t batch_size;
+  int64_t num_tokens;
+  int64_t group_size;
+  int64_t head_dim;
+  bool deterministic;
 };
 
 struct MergeStatesParams {

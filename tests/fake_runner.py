@@ -41,12 +41,13 @@ class FakeRunner:
     Attributes:
         fail_with: raised by the next step, once, after it has written its tokens.
         num_computed: tokens, in all.
+        num_ahead: steps launched before the tokens of the one before were read.
     """
 
     def __init__(self, pool: FakePool) -> None:
         self.pool = pool
         self.fail_with: BaseException | None = None
-        self.num_computed = 0
+        self.num_computed = self.num_ahead = 0
 
     def _compute(self, sequence: Sequence, count: int) -> list[list[int]]:
         size, start = self.pool.page_size, sequence.num_computed
@@ -67,17 +68,36 @@ class FakeRunner:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.one_hot(hidden, VOCAB_SIZE).float() * 5
 
-    def decode(self, sequences: list[Sequence]) -> Any:
-        logits = self.logits(self.run([(s, 1) for s in sequences]))
+    def decode(self, sequences: list[Sequence], after: Any = None) -> Any:
+        if after is None:
+            logits = self.logits(self.run([(s, 1) for s in sequences]))
+        else:
+            logits = self.logits(self._run_after(sequences, after))
         status = torch.empty(len(sequences), dtype=torch.int32)
         token_ids = ops.sample(
             logits,
             temperature=torch.tensor([s.params.temperature for s in sequences]),
             seeds=torch.tensor([s.seed for s in sequences]),
-            positions=torch.tensor([len(s.token_ids) for s in sequences]),
+            positions=torch.tensor([len(s.token_ids) + (after is not None) for s in sequences]),
             status=status,
         )
         return SimpleNamespace(logits=logits, token_ids=token_ids.tolist(), status=status.tolist())
+
+    def _run_after(self, sequences: list[Sequence], after: Any) -> torch.Tensor:
+        """As a device would: the tokens of the step before are known to it alone."""
+        size = self.pool.page_size
+        self.num_ahead += 1
+        found = []
+        for sequence, token_id in zip(sequences, after.token_ids, strict=True):
+            at = sequence.num_computed + 1
+            assert at == len(sequence.token_ids) and len(sequence.pages) == at // size + 1
+            self.pool.slots[sequence.pages[-1], at % size] = token_id
+            prefix = self.pool.slots[sequence.pages].ravel()[: at + 1].tolist()
+            assert prefix == [*sequence.token_ids, token_id]
+            found.append(next_token(prefix))
+        self.num_computed += len(sequences)
+        self._maybe_fail()
+        return torch.tensor(found)
 
     def _maybe_fail(self) -> None:
         error, self.fail_with = self.fail_with, None

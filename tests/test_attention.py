@@ -8,6 +8,7 @@ import torch
 
 import paging
 import reference
+from attention_inputs import cumulative, plain_attention, random_q
 from cases import PAGED_SHAPES, Heads, page_edges, query_lens
 from compare import SENTINEL, assert_close
 from lampo import _C, ops
@@ -22,39 +23,6 @@ CACHES = [  # dtype, with scales
     (torch.int8, True),
 ]
 SMOL = Heads(9, 3, 64)
-
-
-def cumulative(lens: list[int]) -> torch.Tensor:
-    return torch.tensor([0, *torch.tensor(lens).cumsum(0).tolist()], dtype=torch.int32)
-
-
-def random_q(
-    num_tokens: int, heads: Heads, dtype: torch.dtype, generator: torch.Generator
-) -> torch.Tensor:
-    """Queries as a part of a wider buffer."""
-    shape = (num_tokens, heads.num_qo_heads + 2, heads.head_dim)
-    return torch.randn(shape, generator=generator).to(dtype)[:, 1:-1]
-
-
-def plain_attention(q, k, v, scale, causal, sliding_window, soft_cap, sinks):
-    """What one writes in PyTorch, in q's dtype."""
-    group = q.shape[1] // k.shape[1]
-    k, v = (x.to(q.dtype).repeat_interleave(group, 1).transpose(0, 1) for x in (k, v))
-    scores = q.transpose(0, 1) @ k.transpose(1, 2) * scale
-    if soft_cap is not None:
-        scores = soft_cap * torch.tanh(scores / soft_cap)
-    key = torch.arange(k.shape[1])
-    query = torch.arange(len(q))[:, None] + k.shape[1] - len(q)
-    hidden = torch.zeros(len(q), k.shape[1], dtype=torch.bool)
-    if causal:
-        hidden |= key > query
-    if sliding_window is not None:
-        hidden |= key <= query - sliding_window
-    scores = scores.masked_fill(hidden, -torch.inf)
-    if sinks is not None:
-        column = sinks.to(q.dtype)[:, None, None].expand(-1, len(q), 1)
-        return (torch.cat([scores, column], -1).softmax(-1)[..., :-1] @ v).transpose(0, 1)
-    return (scores.softmax(-1) @ v).transpose(0, 1)
 
 
 def attend(
@@ -419,7 +387,7 @@ def test_opcheck():
     given = arguments()
     workspace = given.pop("workspace")
     out, lse = torch.zeros(3, 4, 32), torch.zeros(3, 4)
-    options = (0.5, True, 0, 0.0, None, None, None, lse, out, workspace)
+    options = (0.5, True, 0, 0.0, False, None, None, None, lse, out, workspace)
     torch.library.opcheck(
         torch.ops.lampo.paged_attention.default,
         (*given.values(), *options),

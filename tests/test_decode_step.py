@@ -15,6 +15,9 @@ import lampo
 from checkpoints import make_checkpoint
 from lampo import _C, LLM, SamplingParams
 from lampo.cli.main import main
+from lampo.engine.decode_step import DecodeStep, Drawn
+from lampo.engine.runner import decode_bucket
+from lampo.engine.sequence import Sequence
 from lampo.models.decoder import Decoder
 from lampo.profiling import read_bandwidth
 
@@ -147,6 +150,63 @@ def test_the_recorded_draw_is_the_sampler_s(llm, settings):
         for bias in ({}, {3: 0.0})
     )
     assert recorded == apart
+
+
+def test_running_ahead_changes_no_token(llm, monkeypatch):
+    """What a GPU does: the next step takes the drawn tokens from where they were written."""
+    settings = [{"temperature": 0.0}, {"temperature": 2.0, "top_p": 0.9}, {"temperature": 1.0}]
+    params = [
+        SamplingParams(seed=5, max_tokens=n, ignore_eos=True, **s)
+        for n, s in zip((20, 9, 30), settings, strict=True)
+    ]
+    expected = llm.generate(TEXTS, params)
+    calls = []
+    run = DecodeStep.run
+
+    def counted(self: DecodeStep, sequences: list[Sequence], *, ahead: bool = False) -> Drawn:
+        calls.append(ahead)
+        return run(self, sequences, ahead=ahead)
+
+    monkeypatch.setattr(DecodeStep, "run", counted)
+    monkeypatch.setattr(llm.shared_engine().engine, "_run_ahead", True)
+    found = llm.generate(TEXTS, params)
+    assert [o.outputs[0].token_ids for o in found] == [o.outputs[0].token_ids for o in expected]
+    # Each time that one ends, a step waits for its tokens.
+    assert calls.count(True) == 29 - 3 and calls.count(False) == 3
+
+
+def test_a_step_with_rows_to_spare(llm):
+    """Buckets of a GPU: rows without a sequence change nothing, in the cache neither."""
+    engine = llm.shared_engine().engine
+    runner: Any = engine.runner
+    pool = engine.pool
+    params = SamplingParams(temperature=1.5, seed=2, max_tokens=8, ignore_eos=True)
+    sequences = [
+        llm.sequences(llm.tokenizer.encode(text), params, "prompt", 0.0)[0] for text in TEXTS
+    ]
+    page = 0
+    for sequence in sequences:
+        count = -(-len(sequence.token_ids) // pool.page_size)
+        sequence.pages = list(range(page, page + count))
+        page += count
+    pool.fill_randomly(list(range(page + 1)))
+    for sequence in sequences:
+        sequence.num_computed = len(sequence.token_ids) - 1
+    exact = runner.decode_step(3).run(sequences)
+    untouched = [t[page].clone() for t in pool.cache.tensors()]
+    logits = torch.empty(4, llm.config.vocab_size)
+    wide = DecodeStep(runner.model, pool, logits, 40)
+    for rows in (sequences, sequences[:1], sequences):
+        found = wide.run(rows)
+        assert found.token_ids == exact.token_ids[: len(rows)]
+        assert torch.equal(found.logits, exact.logits[: len(rows)])
+    assert all(map(torch.equal, untouched, (t[page] for t in pool.cache.tensors())))
+
+
+def test_buckets():
+    assert [decode_bucket(n, 48) for n in (1, 2, 3, 4, 5, 31, 33, 48)] == [
+        *(1, 2, 4, 4, 8, 32, 48, 48)
+    ]
 
 
 def test_profile(llm):

@@ -183,6 +183,28 @@ def test_who_came_first_keeps_its_pages():
         assert results[name].outputs[0].token_ids == expected(prompt, 24)
 
 
+def test_running_ahead():
+    """Tokens come a step late, and the step after one that turns out to be the last is void."""
+    engine = make_engine(64, 4, run_ahead=True)
+    ends = expected([5, 6], 9)[6:7]
+    engine.add_request("long", make_sequences([1, 2, 3], max_tokens=12))
+    engine.add_request("stops", make_sequences([5, 6], max_tokens=20, stop_token_ids=ends))
+    results = finish(engine)
+    assert results["long"].outputs[0].token_ids == expected([1, 2, 3], 12)
+    assert results["stops"].outputs[0].token_ids == expected([5, 6], 7)
+    assert engine.runner.num_ahead == 6 + 3  # until "stops" is known to have ended; then alone
+    assert engine.runner.num_computed == 3 + 11 + 2 + 7
+    assert engine.scheduler.allocator.num_available == 64
+
+
+def test_not_ahead_where_the_token_is_needed():
+    for fields in ({"logprobs": 1}, {"repetition_penalty": 1.5}, {"min_tokens": 3}):
+        engine = make_engine(64, 4, run_ahead=True)
+        engine.add_request("a", make_sequences([1, 2, 3], max_tokens=6, **fields))
+        assert len(finish(engine)["a"].outputs[0].token_ids) == 6
+        assert engine.runner.num_ahead == (2 if "min_tokens" in fields else 0)
+
+
 def test_more_completions_than_run_at_once():
     engine = make_engine(64, 4, max_num_seqs=3)
     engine.add_request("many", make_sequences([1, 2, 3, 4, 5], n=8, max_tokens=4))

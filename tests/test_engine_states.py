@@ -31,9 +31,17 @@ prompts = st.builds(
 class Engine(RuleBasedStateMachine):
     """The cache holds tokens, which `FakeRunner` compares with what it should hold."""
 
+    run_ahead = False
+
     def __init__(self) -> None:
         super().__init__()
-        self.engine = make_engine(NUM_PAGES, PAGE_SIZE, max_num_seqs=5, max_num_batched_tokens=7)
+        self.engine = make_engine(
+            NUM_PAGES,
+            PAGE_SIZE,
+            max_num_seqs=5,
+            max_num_batched_tokens=7,
+            run_ahead=self.run_ahead,
+        )
         self.running: dict[str, dict[str, Any]] = {}
         self.pieces: dict[str, dict[int, list[int]]] = {}
         self.count = 0
@@ -46,6 +54,7 @@ class Engine(RuleBasedStateMachine):
         priority=st.integers(-2, 2),
         scored=st.booleans(),
         salt=st.sampled_from([None, "a"]),
+        stop=st.sampled_from([[], list(range(0, 64, 5))]),
     )
     def add(
         self,
@@ -56,6 +65,7 @@ class Engine(RuleBasedStateMachine):
         priority: int,
         scored: bool,
         salt: str | None,
+        stop: list[int],
     ) -> None:
         self.count += 1
         name = f"r{self.count}"
@@ -66,9 +76,16 @@ class Engine(RuleBasedStateMachine):
             max_tokens=max_tokens,
             temperature=0.0 if greedy else 5.0,
             prompt_logprobs=0 if scored else None,
+            stop_token_ids=stop,
         )
         self.engine.add_request(name, sequences, priority=priority, cache_salt=salt)
-        self.running[name] = {"prompt": prompt, "n": n, "max_tokens": max_tokens, "greedy": greedy}
+        self.running[name] = {
+            "prompt": prompt,
+            "n": n,
+            "max_tokens": max_tokens,
+            "greedy": greedy,
+            "stop": stop,
+        }
         self.pieces[name] = {i: [] for i in range(n)}
 
     @rule(steps=st.integers(1, 12))
@@ -107,7 +124,7 @@ class Engine(RuleBasedStateMachine):
         if self.engine.runner.fail_with is None:
             assert failed
         else:  # nothing was there to compute
-            assert not failed and not at_work
+            assert not failed and (self.run_ahead or not at_work)
             self.engine.runner.fail_with = None
         self.take(pieces)
 
@@ -144,12 +161,19 @@ class Engine(RuleBasedStateMachine):
                 expected.append(next_token(request["prompt"] + expected))
             if request["greedy"]:
                 assert completion.token_ids == expected
-            if completion.finish_reason == "length":
+            stops = [token in request["stop"] for token in completion.token_ids]
+            if completion.finish_reason == "stop":
+                assert stops.index(True) == len(stops) - 1
+            elif completion.finish_reason == "length":
+                assert not any(stops)
                 room = min(request["max_tokens"], MAX_LEN - len(request["prompt"]))
                 assert len(completion.token_ids) == room
             else:
                 assert completion.error in (ABORTED, TIMED_OUT, PLANTED)
-        if result.prompt_logprobs is not None and result.outputs[0].finish_reason == "length":
+        if result.prompt_logprobs is not None and result.outputs[0].finish_reason in (
+            "length",
+            "stop",
+        ):
             assert len(result.prompt_logprobs) == len(request["prompt"])
 
     def teardown(self) -> None:
@@ -167,6 +191,21 @@ class Engine(RuleBasedStateMachine):
 _common = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 TestEngine = Engine.TestCase
 TestEngine.settings = settings(max_examples=150, stateful_step_count=40, **_common)
+
+
+class EngineRunningAhead(Engine):
+    """Decode steps are launched before the tokens of the one before are read."""
+
+    run_ahead = True
+
+
+TestEngineRunningAhead = EngineRunningAhead.TestCase
+TestEngineRunningAhead.settings = TestEngine.settings
+
+
+@pytest.mark.slow
+class TestEngineRunningAheadLong(EngineRunningAhead.TestCase):
+    settings = settings(max_examples=1000, stateful_step_count=100, **_common)
 
 
 @pytest.mark.slow

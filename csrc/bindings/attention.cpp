@@ -28,8 +28,9 @@ void bind_attention(py::module_& m) {
   m.def("paged_attention",
         [](py::handle q, py::handle k_cache, py::handle v_cache, py::handle page_table,
            py::handle seq_lens, py::handle cu_seqlens_q, double softmax_scale, bool causal,
-           int64_t sliding_window, double soft_cap, py::handle sinks, py::handle k_scale,
-           py::handle v_scale, py::handle lse, py::handle out, py::handle workspace) {
+           int64_t sliding_window, double soft_cap, bool deterministic, py::handle sinks,
+           py::handle k_scale, py::handle v_scale, py::handle lse, py::handle out,
+           py::handle workspace) {
           const TensorArg q_("q", q), k_cache_("k_cache", k_cache), v_cache_("v_cache", v_cache);
           const TensorArg page_table_("page_table", page_table), seq_lens_("seq_lens", seq_lens);
           const TensorArg cu_seqlens_q_("cu_seqlens_q", cu_seqlens_q);
@@ -40,7 +41,8 @@ void bind_attention(py::module_& m) {
           const AttentionOptions options{.softmax_scale = softmax_scale,
                                          .causal = causal,
                                          .sliding_window = sliding_window,
-                                         .soft_cap = soft_cap};
+                                         .soft_cap = soft_cap,
+                                         .deterministic = deterministic};
           const Stream stream = q_.stream();
           without_gil([&] {
             paged_attention(q_, k_cache_, v_cache_, page_table_, seq_lens_, cu_seqlens_q_, options,
@@ -48,12 +50,23 @@ void bind_attention(py::module_& m) {
           });
         });
 
-  m.def("paged_attention_workspace_size", [](const std::string& device, int64_t num_qo_heads,
-                                             int64_t num_kv_heads, int64_t head_dim,
-                                             int64_t max_seq_len) {
-    const Device where{device == "cuda" ? DeviceType::kCUDA : DeviceType::kCPU, 0};
-    return paged_attention_workspace_size(where, num_qo_heads, num_kv_heads, head_dim, max_seq_len);
-  });
+  m.def(
+      "paged_attention_workspace_size",
+      [](int64_t num_qo_heads, int64_t num_kv_heads, int64_t head_dim, int64_t max_seq_len,
+         int64_t batch_size, int64_t num_tokens, bool deterministic, int cuda_device) {
+        return paged_attention_workspace_size(
+            cuda_device < 0 ? Device{} : Device{DeviceType::kCUDA, cuda_device},
+            {.num_qo_heads = num_qo_heads,
+             .num_kv_heads = num_kv_heads,
+             .head_dim = head_dim,
+             .max_seq_len = max_seq_len,
+             .batch_size = batch_size,
+             .num_tokens = num_tokens,
+             .deterministic = deterministic});
+      },
+      py::arg("num_qo_heads"), py::arg("num_kv_heads"), py::arg("head_dim"), py::arg("max_seq_len"),
+      py::arg("batch_size") = 0, py::arg("num_tokens") = 0, py::arg("deterministic") = false,
+      py::arg("cuda_device") = -1);
 
   m.def("merge_states",
         [](py::handle out_partial, py::handle lse_partial, py::handle out, py::handle lse) {

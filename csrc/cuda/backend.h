@@ -13,8 +13,7 @@ void layer_norm(const LayerNormParams& p, int device, Stream stream);
 void activation(const ActivationParams& p, int device, Stream stream);
 void append_kv(const AppendKvParams& p, int device, Stream stream);
 void paged_attention(const PagedAttentionParams& p, int device, Stream stream);
-int64_t paged_attention_workspace_size(int64_t num_qo_heads, int64_t num_kv_heads, int64_t head_dim,
-                                       int64_t max_seq_len);
+int64_t paged_attention_workspace_size(const AttentionShape& shape, int device);
 void merge_states(const MergeStatesParams& p, int device, Stream stream);
 void linear(const LinearParams& p, int device, Stream stream);
 void embedding(const EmbeddingParams& p, int device, Stream stream);

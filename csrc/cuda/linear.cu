@@ -7,7 +7,7 @@
 // up to 16 tokens with mma.sync, one strip or two at a time (linear_tile.h); its 16 warps share a
 // strip along the inputs and their sums meet in shared memory, in order. mma.sync is used for a
 // single token too: it costs no more than memory leaves, and a token's bits depend neither on the
-// batch nor on the device. No workspace, no atomics.
+// batch nor on the number of multiprocessors. No workspace, no atomics.
 //
 // mma.sync does not care in which order the inputs come, so a lane's fragments of two products are
 // 16 neighbouring bytes of two rows: straight from global memory to registers, past L1, 8 loads of
@@ -102,16 +102,18 @@ template <class T, class W, int kPlanes, int kStrips, bool kAligned>
 struct DenseProduct {
   using Piece = DensePiece<W>;
   static constexpr int kInFlight = dense_in_flight(sizeof(W));
+  static constexpr int kNormedTogether = 4;
 
   const LinearParams& p;
   const LinearInput& x;
   const LinearMemory& memory;
   const LinearLane at = {};
 
-  __device__ uint4* x_part(int chunk, int plane, int token, int t) const {
+  /// A chunk of x: [planes][2][tokens][4] fragments, the inputs 8 t + 4 half ... 8 t + 4 half + 3.
+  __device__ FragmentB* x_part(int chunk, int plane, int half, int token, int t) const {
     const int num_tokens = static_cast<int>(p.num_tokens);
-    return reinterpret_cast<uint4*>(memory.x) +
-           ((chunk * kPlanes + plane) * num_tokens + token) * 4 + t;
+    return reinterpret_cast<FragmentB*>(memory.x) +
+           (((chunk * kPlanes + plane) * 2 + half) * num_tokens + token) * 4 + t;
   }
 
   __device__ Piece load(int64_t first_row, int chunk) const {
@@ -163,8 +165,11 @@ struct DenseProduct {
     }
 #pragma unroll
     for (int plane = 0; plane < kPlanes; ++plane) {
-      *x_part(part / 4, plane, token, part % 4) = {pairs[0][plane], pairs[1][plane],
-                                                   pairs[2][plane], pairs[3][plane]};
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        *x_part(part / 4, plane, half, token,
+                part % 4) = {{pairs[2 * half][plane], pairs[2 * half + 1][plane]}};
+      }
     }
   }
 
@@ -189,7 +194,7 @@ struct DenseProduct {
           const int token = min(tile * 8 + at.g, num_tokens - 1);  // columns past that are ignored
 #pragma unroll
           for (int j = 0; j < kPlanes; ++j) {
-            const FragmentB b = reinterpret_cast<FragmentB*>(x_part(place, j, token, at.t))[half];
+            const FragmentB b = *x_part(place, j, half, token, at.t);
 #pragma unroll
             for (int i = 0; i < kW && i + j <= 2; ++i) {
               const FragmentA a = {{left[0][i], left[1][i], left[2][i], left[3][i]}};

@@ -22,8 +22,8 @@ inline constexpr int kPerRead = 8;
 struct LinearMemory {
   float* scale;      // [tokens][kLinearWarps], of the norm and on the way to it
   unsigned char* x;  // a slab
-  float* sums;       // [kLinearWarps][strips][tokens][kLinearSumStride]; of the slab's where those
-                     // come and go
+  float* sums;       // [kLinearWarps][strips][tokens][kLinearSumStride]; in the place of x where
+                     // slabs of it come and go
 
   __device__ LinearMemory(const LinearTile& tile, int64_t num_tokens) {
     scale = &shared_storage<float>();
@@ -93,11 +93,11 @@ struct LinearInput {
     return static_cast<const char*>(p.x) + token * p.stride_x_token * size;
   }
 
-  /// 1 / rms of each token's row into scale[token * kLinearWarps]; all threads. The order of
-  /// additions depends on in_features alone.
-  __device__ void norm_rows(float* scale) const {
+  /// 1 / rms of each token's row into to[token * kLinearWarps]; all threads. The order of additions
+  /// depends on in_features alone. The loads of kTogether tokens do not wait for one another.
+  template <int kTogether>
+  __device__ void norm_rows(float* to) const {
     if (p.norm_weight == nullptr) return;
-    constexpr int kTogether = 2;  // tokens whose loads do not wait for one another
     const int thread = static_cast<int>(threadIdx.x);
     for (int64_t first = 0; first < p.num_tokens; first += kTogether) {
       float sum[kTogether] = {};
@@ -120,13 +120,13 @@ struct LinearInput {
       for (int k = 0; k < kTogether; ++k) {
         const float of_warp = warp_sum(sum[k]);
         if (thread % kWarpSize == 0 && first + k < p.num_tokens) {
-          scale[(first + k) * kLinearWarps + thread / kWarpSize] = of_warp;
+          to[(first + k) * kLinearWarps + thread / kWarpSize] = of_warp;
         }
       }
     }
     sync_block();
     if (thread < p.num_tokens) {
-      float* of_token = scale + thread * kLinearWarps;
+      float* of_token = to + thread * kLinearWarps;
       float sum = 0.0f;
       for (int warp = 0; warp < kLinearWarps; ++warp) sum += of_token[warp];
       of_token[0] = 1.0f / sqrtf(sum / static_cast<float>(p.in_features) + p.norm_eps);
@@ -200,7 +200,7 @@ __device__ inline void finish_group(const LinearParams& p, int64_t group, const 
 }
 
 /// All groups of a block. Product has
-///   x                                    the LinearInput
+///   x, kNormedTogether                   the LinearInput, and how its norm_rows is called
 ///   Piece, kInFlight                     a warp's chunk of a strip, and how many are on their way
 ///   load(row, chunk) -> Piece            asks for a chunk of the strip whose rows begin there
 ///   stage(chunk, num_chunks)             x of these chunks to shared memory, by all threads
@@ -232,7 +232,7 @@ __device__ inline void multiply_groups(const LinearParams& p, const LinearTile& 
 
 #pragma unroll
   for (int i = 0; i < kRounds; ++i) load(i, blockIdx.x, i);
-  product.x.norm_rows(memory.scale);
+  product.x.template norm_rows<Product::kNormedTogether>(memory.scale);
   if (tile.one_slab) stage(0);
   for (int64_t group = blockIdx.x; group < tile.num_groups; group += gridDim.x) {
     FragmentC<float> sum[kStrips][kTokenTiles] = {};

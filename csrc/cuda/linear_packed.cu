@@ -50,7 +50,7 @@ struct PackedPiece {
 
 /// Of a token's group, beside its quants.
 template <WeightFormat kFormat>
-struct GroupScale {
+struct alignas(8) GroupScale {
   float scale;
   std::conditional_t<kFormat == WeightFormat::kQ4_1, float, int> offset;  // scale * sum, or -8 sum
 };
@@ -78,6 +78,7 @@ template <WeightFormat kFormat, int kPlanes, int kStrips>
 struct PackedProduct {
   using Piece = PackedPiece<kFormat>;
   static constexpr int kInFlight = packed_in_flight(kFormat);
+  static constexpr int kNormedTogether = 2;
   static constexpr int kChunkBytes = packed_chunk_bytes(kPlanes);
 
   const LinearParams& p;

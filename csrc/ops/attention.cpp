@@ -17,7 +17,8 @@ void check_lengths_tensor(const char* name, const TensorView& t, int64_t size, D
 }
 
 /// The values in the index tensors: a CPU op can afford to look, and reads through them.
-void check_batch(const PagedAttentionParams& p, int64_t num_pages) {
+void check_batch(const PagedAttentionParams& p) {
+  const int64_t num_pages = p.num_pages;
   check_that(p.cu_seqlens_q[0] == 0, "cu_seqlens_q",
              "expected 0 first, got " + std::to_string(p.cu_seqlens_q[0]));
   for (int64_t seq = 0; seq < p.batch_size; ++seq) {
@@ -48,19 +49,26 @@ void check_batch(const PagedAttentionParams& p, int64_t num_pages) {
 
 }  // namespace
 
-int64_t paged_attention_workspace_size(Device device, int64_t num_qo_heads, int64_t num_kv_heads,
-                                       int64_t head_dim, int64_t max_seq_len) {
-  check_range("num_kv_heads", static_cast<double>(num_kv_heads), 1, 1 << 16);
-  check_range("num_qo_heads", static_cast<double>(num_qo_heads), 1, 1 << 16);
-  check_that(num_qo_heads % num_kv_heads == 0, "num_qo_heads",
-             "expected a multiple of num_kv_heads " + std::to_string(num_kv_heads) + ", got " +
-                 std::to_string(num_qo_heads));
-  check_range("head_dim", static_cast<double>(head_dim), 32, 256);
-  check_range("max_seq_len", static_cast<double>(max_seq_len), 0, INT32_MAX);
+int64_t paged_attention_workspace_size(Device device, const AttentionWorkspace& of) {
+  check_range("num_kv_heads", static_cast<double>(of.num_kv_heads), 1, 1 << 16);
+  check_range("num_qo_heads", static_cast<double>(of.num_qo_heads), 1, 1 << 16);
+  check_that(of.num_qo_heads % of.num_kv_heads == 0, "num_qo_heads",
+             "expected a multiple of num_kv_heads " + std::to_string(of.num_kv_heads) + ", got " +
+                 std::to_string(of.num_qo_heads));
+  check_range("head_dim", static_cast<double>(of.head_dim), 32, 256);
+  check_range("max_seq_len", static_cast<double>(of.max_seq_len), 0, INT32_MAX);
+  check_range("batch_size", static_cast<double>(of.batch_size), 0, INT32_MAX - 1);
+  check_range("num_tokens", static_cast<double>(of.num_tokens), 0, INT32_MAX);
+  const int64_t group_size = of.num_qo_heads / of.num_kv_heads;
   if (device.type == DeviceType::kCPU) {
-    return cpu::paged_attention_workspace_size(num_qo_heads / num_kv_heads, head_dim, max_seq_len);
+    return cpu::paged_attention_workspace_size(group_size, of.head_dim, of.max_seq_len);
   }
-  return cuda::paged_attention_workspace_size(num_qo_heads, num_kv_heads, head_dim, max_seq_len);
+  return cuda::paged_attention_workspace_size({.batch_size = of.batch_size,
+                                               .num_tokens = of.num_tokens,
+                                               .group_size = group_size,
+                                               .head_dim = of.head_dim,
+                                               .deterministic = of.deterministic},
+                                              device.index);
 }
 
 void paged_attention(const TensorView& q, const TensorView& k_cache, const TensorView& v_cache,
@@ -70,7 +78,11 @@ void paged_attention(const TensorView& q, const TensorView& k_cache, const Tenso
                      OptionalTensor lse, const TensorView& out, const TensorView& workspace,
                      Stream stream) {
   check_shape("q", q, {kAny, kAny, kAny});
-  check_dtype("q", q, {DType::kF32, DType::kBF16});
+  if (q.device.type == DeviceType::kCPU) {
+    check_dtype("q", q, {DType::kF32, DType::kBF16});
+  } else {
+    check_dtype("q", q, {DType::kF16, DType::kBF16});
+  }
   check_inner_contiguous("q", q);
   const int64_t num_tokens = q.shape[0], num_qo_heads = q.shape[1], head_dim = q.shape[2];
   check_shape("k_cache", k_cache, {kAny, kAny, kAny, head_dim});
@@ -115,8 +127,14 @@ void paged_attention(const TensorView& q, const TensorView& k_cache, const Tenso
   check_device("workspace", workspace, q.device);
   check_that(reinterpret_cast<uintptr_t>(workspace.data) % 64 == 0, "workspace",
              "expected an address that is a multiple of 64");
-  const int64_t needed = paged_attention_workspace_size(q.device, num_qo_heads, num_kv_heads,
-                                                        head_dim, page_table.shape[1] * page_size);
+  const int64_t needed =
+      paged_attention_workspace_size(q.device, {.num_qo_heads = num_qo_heads,
+                                                .num_kv_heads = num_kv_heads,
+                                                .head_dim = head_dim,
+                                                .max_seq_len = page_table.shape[1] * page_size,
+                                                .batch_size = batch_size,
+                                                .num_tokens = num_tokens,
+                                                .deterministic = options.deterministic});
   check_that(workspace.shape[0] >= needed, "workspace",
              "expected at least " + std::to_string(needed) + " bytes, got " +
                  std::to_string(workspace.shape[0]));
@@ -126,6 +144,7 @@ void paged_attention(const TensorView& q, const TensorView& k_cache, const Tenso
       .dtype = q.dtype,
       .cache_dtype = k_cache.dtype,
       .causal = options.causal,
+      .deterministic = options.deterministic,
       .batch_size = batch_size,
       .num_tokens = num_tokens,
       .num_qo_heads = num_qo_heads,
@@ -133,6 +152,7 @@ void paged_attention(const TensorView& q, const TensorView& k_cache, const Tenso
       .head_dim = head_dim,
       .page_size = page_size,
       .max_pages_per_seq = page_table.shape[1],
+      .num_pages = k_cache.shape[0],
       .sliding_window = options.sliding_window,
       .softmax_scale = static_cast<float>(options.softmax_scale),
       .soft_cap = static_cast<float>(options.soft_cap),
@@ -169,10 +189,10 @@ void paged_attention(const TensorView& q, const TensorView& k_cache, const Tenso
       .stride_v_scale_slot = stride(v_scale, 2),
   };
   if (q.device.type == DeviceType::kCPU) {
-    const int64_t num_pages = k_cache.shape[0];
+    const int64_t num_pages = params.num_pages;
     // A layer with a window looks at fewer pages than one without.
     cpu::check_values(params.page_table, num_pages + (params.sliding_window << 32),
-                      [=] { check_batch(params, num_pages); });
+                      [=] { check_batch(params); });
     return cpu::paged_attention(params);
   }
   cuda::paged_attention(params, q.device.index, stream);

@@ -20,9 +20,7 @@ void layer_norm(const LayerNormParams&, int, Stream) { refuse("layer_norm"); }
 void activation(const ActivationParams& p, int, Stream) { refuse(op_name(p)); }
 void append_kv(const AppendKvParams&, int, Stream) { refuse("append_kv"); }
 void paged_attention(const PagedAttentionParams&, int, Stream) { refuse("paged_attention"); }
-int64_t paged_attention_workspace_size(int64_t, int64_t, int64_t, int64_t) {
-  refuse("paged_attention");
-}
+int64_t paged_attention_workspace_size(const AttentionShape&, int) { refuse("paged_attention"); }
 void merge_states(const MergeStatesParams&, int, Stream) { refuse("merge_states"); }
 void linear(const LinearParams&, int, Stream) { refuse("linear"); }
 void embedding(const EmbeddingParams&, int, Stream) { refuse("embedding"); }

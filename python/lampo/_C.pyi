@@ -106,6 +106,7 @@ def paged_attention(
     causal: bool,
     sliding_window: int,
     soft_cap: float,
+    deterministic: bool,
     sinks: Tensor | None,
     k_scale: Tensor | None,
     v_scale: Tensor | None,
@@ -115,7 +116,14 @@ def paged_attention(
     /,
 ) -> None: ...
 def paged_attention_workspace_size(
-    device: str, num_qo_heads: int, num_kv_heads: int, head_dim: int, max_seq_len: int, /
+    num_qo_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    max_seq_len: int,
+    batch_size: int = 0,
+    num_tokens: int = 0,
+    deterministic: bool = False,
+    cuda_device: int = -1,
 ) -> int: ...
 def merge_states(
     out_partial: Tensor, lse_partial: Tensor, out: Tensor, lse: Tensor | None, /

@@ -3,9 +3,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lampo import _C
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,37 @@ def cuda_info(measure_free: bool = False) -> CudaInfo:
             for device in raw["devices"]
         ),
     )
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device that a user means: "cpu", "cuda" (the first that can be used) or "cuda:<index>".
+
+    Raises:
+        ValueError: another text, or a GPU that cannot be used, with the cause and the remedy.
+    """
+    import torch
+
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,4})?", device):
+        raise ValueError(f"device: expected cpu, cuda or cuda:<index>, got {device!r}")
+    kind, _, number = device.partition(":")
+    if kind == "cpu":
+        return torch.device("cpu")
+    info = cuda_info()
+    if not info.usable:
+        raise ValueError(f"device: {device} cannot be used: {info.why}")
+    if not torch.cuda.is_available():
+        raise ValueError(
+            f"device: {device} cannot be used: torch {torch.__version__} finds no GPU, install a "
+            "torch build with CUDA"
+        )
+    if not number:
+        return torch.device("cuda", next(d.index for d in info.devices if d.usable))
+    index = int(number)
+    if index >= len(info.devices):
+        raise ValueError(f"device: there is no {device}, this process sees {len(info.devices)}")
+    if not info.devices[index].usable:
+        raise ValueError(f"device: {device} cannot be used: {info.devices[index].why}")
+    return torch.device("cuda", index)
 
 
 def _version(number: int) -> str | None:

@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 
+from lampo.device import resolve_device
 from lampo.engine.kv_pool import KVPool, page_bytes, plan_num_pages
 from lampo.engine.llm_engine import LLMEngine
+from lampo.engine.memory_plan import plan_memory
 from lampo.engine.runner import ModelRunner
 from lampo.engine.sampling_rules import SamplingRules
 from lampo.engine.sequence import Sequence
@@ -49,12 +51,14 @@ class LLM:
             ("org/name"), or None for the default model, SmolLM2-135M-Instruct.
         dtype: "auto" keeps weights as stored, 4- and 8-bit blocks packed; "float32" computes
             exactly, on dequantized weights; "bfloat16" has weights and activations in bfloat16.
+        device: "cpu", "cuda" or "cuda:<index>". A GPU computes in bfloat16, whatever the weights.
         kv_cache_dtype: "auto" (float32 with dtype "float32", else bfloat16), "float32", "float16",
             "bfloat16"; "int8" or "fp8" (also "fp8_e4m3"): half the memory, and a scale of four
             bytes for each head's key and value. Take int8, unless keys have large outliers.
         max_model_len: longest sequence, prompt and output; the model's context if absent.
         kv_cache_memory: bytes for the KV cache, at most; if absent, half of the free memory, but no
-            more than 4 GiB unless one sequence needs it. A page takes memory once it is used.
+            more than 4 GiB unless one sequence needs it. A page takes memory once it is used. On
+            a GPU: what weights and workspace leave.
         page_size: tokens per page of the cache, a power of two up to 256.
         max_num_seqs: sequences decoded together.
         max_num_batched_tokens: prompt tokens computed in one step, beside the tokens of those that
@@ -77,6 +81,7 @@ class LLM:
         model: str | Path | None = None,
         *,
         dtype: str = "auto",
+        device: str = "cpu",
         kv_cache_dtype: str = "auto",
         max_model_len: int | None = None,
         kv_cache_memory: int | None = None,
@@ -94,6 +99,7 @@ class LLM:
             raise ValueError(f"page_size: expected a power of two up to 256, got {page_size!r}")
         check_integer("max_num_seqs", max_num_seqs, 1, 4096)
         check_integer("max_num_batched_tokens", max_num_batched_tokens, 1, 1 << 20)
+        where = resolve_device(device)
         begin = time.perf_counter()
         with load_checkpoint(resolve_model(model)) as checkpoint:
             self.config = checkpoint.config
@@ -104,23 +110,42 @@ class LLM:
             check_integer("max_model_len", self.max_model_len, 1, context)
             self.eos_token_ids = frozenset(checkpoint.eos_token_ids) | self.tokenizer.eos_token_ids
             self.generation_config = checkpoint.generation_config
-            decoder = load_model(checkpoint, dtype, self.max_model_len)
+            decoder = load_model(checkpoint, dtype, self.max_model_len, where)
         self.weight_bytes = decoder.nbytes
         self.max_num_seqs = max_num_seqs
         kv_dtype = torch.float32 if dtype == "float32" else torch.bfloat16
         kv_dtype = _KV_DTYPES.get(kv_cache_dtype, kv_dtype)
-        num_pages = plan_num_pages(
-            page_bytes(self.config, page_size, kv_dtype),
-            pages_per_seq=-(-self.max_model_len // page_size),
-            max_num_seqs=max_num_seqs,
-            memory=kv_cache_memory,
-        )
-        pool = KVPool(self.config, num_pages, page_size, kv_dtype)
+        pages_per_seq = -(-self.max_model_len // page_size)
+        page_nbytes = page_bytes(self.config, page_size, kv_dtype)
+        if where.type == "cpu":
+            num_pages = plan_num_pages(
+                page_nbytes,
+                pages_per_seq=pages_per_seq,
+                max_num_seqs=max_num_seqs,
+                memory=kv_cache_memory,
+            )
+        else:
+            plan = plan_memory(
+                self.config,
+                decoder.dtype,
+                free=torch.cuda.mem_get_info(where)[0],
+                weights=decoder.nbytes,
+                page_bytes=page_nbytes,
+                page_size=page_size,
+                pages_per_seq=pages_per_seq,
+                max_num_seqs=max_num_seqs,
+                max_num_batched_tokens=max_num_batched_tokens,
+                kv_cache_memory=kv_cache_memory,
+            )
+            logger.info(plan.describe())
+            num_pages = plan.num_pages
+        decoder = decoder.to(where)
+        pool = KVPool(self.config, num_pages, page_size, kv_dtype, where)
         runner = ModelRunner(
             decoder,
             pool,
             max_num_seqs=max_num_seqs,
-            max_pages_per_seq=-(-self.max_model_len // page_size),
+            max_pages_per_seq=pages_per_seq,
         )
         engine = LLMEngine(
             runner,
@@ -129,6 +154,7 @@ class LLM:
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             prefix_caching=enable_prefix_caching,
+            run_ahead=where.type == "cuda",
         )
         self._shared: SharedEngine | None = SharedEngine(engine)
         self.load_time = time.perf_counter() - begin

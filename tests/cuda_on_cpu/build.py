@@ -19,12 +19,14 @@ ROOT = HERE.parent.parent
 # What is compiled with a sanitizer: the kernels, and what lies between them and the program.
 KERNELS = [*sorted((ROOT / "csrc/cuda").glob("*.cu")), HERE / "kernels/self_test.cu"]
 EXECUTOR = [HERE / "simt" / name for name in ("fiber.cpp", "executor.cpp", "runtime.cpp")]
-PROGRAM = [
-    HERE / "program.cpp",
-    *sorted((HERE / "calls").glob("*.cpp")),
-    *(path for path in sorted((ROOT / "csrc/ops").glob("*.cpp")) if path.name != "cuda_info.cpp"),
-    *(ROOT / "csrc/cuda" / name for name in ("device_limits.cpp", "to_come.cpp")),
+# The host's side of the ops. What asks the driver of a real device is left out.
+ABSENT = {"cuda_info.cpp", "device_info.cpp", "error.cpp"}
+OPS = [
+    path
+    for path in sorted([*(ROOT / "csrc/ops").glob("*.cpp"), *(ROOT / "csrc/cuda").glob("*.cpp")])
+    if path.name not in ABSENT
 ]
+PROGRAM = [HERE / "program.cpp", *sorted((HERE / "calls").glob("*.cpp")), *OPS]
 
 SANITIZERS = {
     "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
@@ -42,6 +44,7 @@ FLAGS = [
     "-DLAMPO_SAMPLE_COPY_BYTES=40000",  # and go in turns
     "-DLAMPO_SAMPLE_THREADS=128",  # and do not take minutes
 ]
+EXECUTOR_FLAGS = ["-fno-tree-loop-distribute-patterns"]
 
 
 def _compile(source: Path, target: Path, flags: list[str]) -> Path:
@@ -57,36 +60,35 @@ def compiler() -> str:
     return os.environ.get("CXX", "g++")
 
 
+def compile_all(sources: list[Path], folder: Path, flags: list[str]) -> list[Path]:
+    """Objects of the sources, in their order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        futures = [
+            pool.submit(_compile, source, folder / f"{source.parent.name}_{source.name}.o", flags)
+            for source in sources
+        ]
+        return [future.result() for future in futures]
+
+
+def link(objects: list[Path], target: Path, flags: list[str]) -> None:
+    command = [compiler(), *flags, *map(str, objects), "-o", str(target)]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    if ran.returncode != 0:
+        raise RuntimeError(ran.stderr[-6000:])
+
+
 def build(folder: Path) -> dict[str, Path]:
     """The programs, by sanitizer."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = {}
-        for name, sanitize in SANITIZERS.items():
-            (folder / name).mkdir(parents=True, exist_ok=True)
-            # ThreadSanitizer must not see the executor's own accesses: they are no program's.
-            plain = EXECUTOR + (PROGRAM if name == "thread" else [])
-            checked = KERNELS + (PROGRAM if name == "address" else [])
-            objects[name] = [
-                pool.submit(
-                    _compile,
-                    source,
-                    folder / name / f"{source.parent.name}_{source.name}.o",
-                    [DEFINES[name], *flags],
-                )
-                for sources, flags in (
-                    (checked, ["-O1", *sanitize]),
-                    (plain, ["-O2", "-fno-tree-loop-distribute-patterns"]),
-                )
-                for source in sources
-            ]
-        programs = {}
-        for name, futures in objects.items():
-            programs[name] = folder / name / "cuda_on_cpu"
-            parts = [str(future.result()) for future in futures]
-            command = [compiler(), *SANITIZERS[name], *parts, "-o", str(programs[name])]
-            ran = subprocess.run(command, capture_output=True, text=True)
-            if ran.returncode != 0:
-                raise RuntimeError(ran.stderr[-6000:])
+    programs = {}
+    for name, sanitize in SANITIZERS.items():
+        # ThreadSanitizer must not see the executor's own accesses: they are no program's.
+        plain = EXECUTOR + (PROGRAM if name == "thread" else [])
+        checked = KERNELS + (PROGRAM if name == "address" else [])
+        objects = compile_all(checked, folder / name, [DEFINES[name], "-O1", *sanitize])
+        objects += compile_all(plain, folder / name, [DEFINES[name], "-O2", *EXECUTOR_FLAGS])
+        programs[name] = folder / name / "cuda_on_cpu"
+        link(objects, programs[name], sanitize)
     return programs
 
 

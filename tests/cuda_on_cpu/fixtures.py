@@ -19,14 +19,19 @@ from cuda_on_cpu.client import Client
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-@pytest.fixture(scope="session")
-def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Client]]:
+def skip_unless_executable() -> None:
+    """Skips, aloud, where the executor cannot be built or run."""
     if not (ROOT / "csrc").is_dir():
         pytest.skip("needs the sources")
     if platform.machine() not in ("x86_64", "AMD64") or sys.platform != "linux":
         pytest.skip("the executor switches stacks on x86-64 Linux only")
     if shutil.which(compiler()) is None:
         pytest.skip("needs g++")
+
+
+@pytest.fixture(scope="session")
+def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Client]]:
+    skip_unless_executable()
     programs = build(tmp_path_factory.mktemp("cuda_on_cpu"))
     clients = {name: Client(program) for name, program in programs.items()}
     yield clients

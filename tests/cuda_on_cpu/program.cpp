@@ -102,7 +102,9 @@ void read_tensor(Call* call) {
   }
   const size_t offset = std::stoull(words[3 + 2 * t.view.ndim]);
   t.bytes = std::stoull(words[4 + 2 * t.view.ndim]);
-  t.memory.reset(static_cast<char*>(malloc(t.bytes)));
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 64, t.bytes) != 0) throw std::bad_alloc();
+  t.memory.reset(static_cast<char*>(memory));
   read_exactly(t.memory.get(), t.bytes);
   t.view.data = t.memory.get() + offset;
 }

@@ -26,4 +26,26 @@ __device__ inline float block_sum(float value, int thread, int num_threads,
   return warp_sum(lane < num_threads / kWarpSize ? storage.warp[lane] : 0.0f);
 }
 
+template <class T>
+struct BlockScanStorage {
+  T warp[kMaxWarps];
+};
+
+/// The sum over this thread and those before it; `total` over all. Barriers before and behind.
+template <class T>
+__device__ inline T block_running_sum(T value, int thread, int num_threads, T& total,
+                                      BlockScanStorage<T>& storage) {
+  const int lane = thread % kWarpSize, warp = thread / kWarpSize;
+  value = warp_prefix_sum(value);
+  sync_block();
+  if (lane == kWarpSize - 1) storage.warp[warp] = value;
+  sync_block();
+  total = 0;
+  for (int i = 0; i < num_threads / kWarpSize; ++i) {
+    if (i < warp) value += storage.warp[i];
+    total += storage.warp[i];
+  }
+  return value;
+}
+
 }  // namespace lampo::cuda

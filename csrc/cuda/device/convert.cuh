@@ -17,13 +17,24 @@ __device__ inline Vector<float, N> to_floats(const Vector<T, N>& from) {
   return result;
 }
 
+/// Two floats to two neighbouring BF16 or F16.
+template <class T>
+__device__ inline uint32_t pack(float low, float high) {
+  if constexpr (std::is_same_v<T, BF16>) {
+    return pack_bf16(low, high);
+  } else {
+    static_assert(std::is_same_v<T, F16>);
+    return pack_f16(low, high);
+  }
+}
+
 template <class T, int N>
 __device__ inline Vector<T, N> from_floats(const Vector<float, N>& from) {
   Vector<T, N> result;
-  if constexpr (std::is_same_v<T, BF16> && N % 2 == 0) {
+  if constexpr (sizeof(T) == 2 && N % 2 == 0) {
 #pragma unroll
     for (int i = 0; i < N; i += 2) {
-      const uint32_t bits = pack_bf16(from.value[i], from.value[i + 1]);
+      const uint32_t bits = pack<T>(from.value[i], from.value[i + 1]);
       result.value[i].bits = static_cast<uint16_t>(bits);
       result.value[i + 1].bits = static_cast<uint16_t>(bits >> 16);
     }

@@ -15,7 +15,7 @@ namespace lampo::cuda {
 struct FragmentA {
   uint32_t reg[4];
 };
-struct FragmentB {
+struct alignas(8) FragmentB {  // so that one load gets both
   uint32_t reg[2];
 };
 template <class T>

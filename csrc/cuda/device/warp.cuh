@@ -12,6 +12,7 @@ __device__ inline T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(kAllLanes, value, mask);
 }
 
+/// What `lane` holds.
 template <class T>
 __device__ inline T shuffle(T value, int lane) {
   return __shfl_sync(kAllLanes, value, lane);
@@ -32,6 +33,14 @@ __device__ inline T warp_prefix_sum(T value) {
   }
   return value;
 }
+
+/// For how many lanes it holds.
+__device__ inline int count_lanes(bool predicate) {
+  return __popc(__ballot_sync(kAllLanes, predicate));
+}
+
+/// Orders the lanes' accesses to memory, as a barrier does a block's.
+__device__ inline void sync_warp() { __syncwarp(); }
 
 /// The sum over a warp, in every lane. Lanes are paired by a fixed butterfly, so the order of
 /// additions, and with it the result, is the same in all of them.

@@ -83,6 +83,7 @@ def serve(
     seed: Annotated[int, _option("--seed", help="Of prompts, lengths and arrivals.")] = 0,
     model: o.Model = None,
     dtype: o.Dtype = "auto",
+    device: o.Device = "cpu",
     kv_cache_dtype: o.KvCacheDtype = "auto",
     max_model_len: o.MaxModelLen = None,
     threads: o.Threads = None,

@@ -36,6 +36,7 @@ def chat(
     model: o.Model = None,
     system: o.System = None,
     dtype: o.Dtype = "auto",
+    device: o.Device = "cpu",
     kv_cache_dtype: o.KvCacheDtype = "auto",
     max_model_len: o.MaxModelLen = None,
     threads: o.Threads = None,

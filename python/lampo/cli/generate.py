@@ -34,6 +34,7 @@ def generate(
     raw: o.Raw = False,
     system: o.System = None,
     dtype: o.Dtype = "auto",
+    device: o.Device = "cpu",
     kv_cache_dtype: o.KvCacheDtype = "auto",
     max_model_len: o.MaxModelLen = None,
     threads: o.Threads = None,

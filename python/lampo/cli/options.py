@@ -45,6 +45,10 @@ Dtype = Annotated[
         "bfloat16.",
     ),
 ]
+Device = Annotated[
+    str,
+    _option(_MODEL, "--device", help="cpu, cuda or cuda:<index>."),
+]
 KvCacheDtype = Annotated[
     str,
     _option(
@@ -212,6 +216,7 @@ class ModelOptions:
 
     model: str | None = None
     dtype: str = "auto"
+    device: str = "cpu"
     kv_cache_dtype: str = "auto"
     max_model_len: int | None = None
 

@@ -41,6 +41,7 @@ def profile(
         {
             "model": model,
             "dtype": dtype,
+            "device": "cpu",
             "kv_cache_dtype": kv_cache_dtype,
             "max_model_len": max_model_len,
             "threads": threads,

@@ -40,6 +40,7 @@ def serve(
         ),
     ] = None,
     dtype: o.Dtype = "auto",
+    device: o.Device = "cpu",
     kv_cache_dtype: o.KvCacheDtype = "auto",
     max_model_len: o.MaxModelLen = None,
     threads: o.Threads = None,

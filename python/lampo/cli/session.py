@@ -22,6 +22,10 @@ def open_llm(options: ModelOptions, quiet: bool, max_num_seqs: int = 8) -> LLM:
     """Fetches the model if it is not here, and loads it. Raises: as `LLM`."""
     from lampo.weights.read_ahead import read_ahead
 
+    if options.device != "cpu":  # before anything is fetched
+        from lampo.device import resolve_device
+
+        resolve_device(options.device)
     path = fetch(options.model, FetchBar(quiet))
     read_ahead(path)
     from lampo.llm import LLM
@@ -29,6 +33,7 @@ def open_llm(options: ModelOptions, quiet: bool, max_num_seqs: int = 8) -> LLM:
     llm = LLM(
         path,
         dtype=options.dtype,
+        device=options.device,
         kv_cache_dtype=options.kv_cache_dtype,
         max_model_len=options.max_model_len,
         max_num_seqs=max_num_seqs,

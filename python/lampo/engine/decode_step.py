@@ -7,111 +7,111 @@ little is left to it: the draw is part of the recording.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
 from lampo import ops
 from lampo.engine.kv_pool import KVPool
 from lampo.engine.sequence import Sequence
-from lampo.models.decoder import Decoder, Step
+from lampo.engine.step_inputs import StepInputs
+from lampo.models.decoder import Decoder
 from lampo.program import Program
 
 
+@dataclass(slots=True)
+class Drawn:
+    """What a step has drawn, as :class:`lampo.engine.runner.DecodeResult`."""
+
+    logits: torch.Tensor
+    token_ids: list[int]
+    status: list[int]
+
+
+class HostResult:
+    """Token ids and status of a step, in host memory; by NumPy, whose views cost less than torch's.
+
+    Args:
+        drawn: [3 * batch_size] int32: the ids as int64, then the status.
+    """
+
+    def __init__(self, drawn: torch.Tensor) -> None:
+        ids = drawn.numel() // 3 * 2
+        self._token_ids = drawn.numpy()[:ids].view(np.int64)
+        self._status = drawn.numpy()[ids:]
+
+    def read(self, logits: torch.Tensor, count: int) -> Drawn:
+        """The first `count` rows."""
+        token_ids, status = self._token_ids.tolist(), self._status.tolist()
+        if count == len(status):
+            return Drawn(logits, token_ids, status)
+        return Drawn(logits[:count], token_ids[:count], status[:count])
+
+
 class DecodeStep:
-    """Embedding to the next token of each of `batch_size` sequences.
+    """Embedding to the next token of each of up to `batch_size` sequences.
+
+    Args:
+        model, pool: what it runs on.
+        logits: [batch_size, vocab_size] float32 on their device, written by every run.
+        max_pages_per_seq: of the longest sequence.
 
     Attributes:
         program: the recorded step, empty before the first run.
-        logits: [batch_size, vocab_size] float32, of the last run.
-        token_ids: drawn from them by temperature, top-k, top-p and min-p.
-        status: of the draw, as :func:`lampo.ops.sample` writes it.
     """
 
     def __init__(
         self, model: Decoder, pool: KVPool, logits: torch.Tensor, max_pages_per_seq: int
     ) -> None:
-        batch_size = logits.shape[0]
+        batch_size, device = logits.shape[0], logits.device
         self.program = Program()
-        self.logits = logits
-        self.token_ids: list[int] = []
-        self.status: list[int] = []
-        self._model, self._pool = model, pool
-        self._drawn = np.zeros(batch_size, dtype=np.int64)
-        self._status = np.zeros(batch_size, dtype=np.int32)
-        self._token_ids = np.zeros(batch_size, dtype=np.int64)
-        self._positions = np.zeros(batch_size, dtype=np.int64)
-        self._slots = np.zeros(batch_size, dtype=np.int64)
-        self._seq_lens = np.zeros(batch_size, dtype=np.int32)
-        self._drawn_positions = np.zeros(batch_size, dtype=np.int64)
-        self._page_table = np.zeros((batch_size, max_pages_per_seq), dtype=np.int32)
-        self._seeds = np.zeros(batch_size, dtype=np.int64)
-        self._temperature = np.zeros(batch_size, dtype=np.float32)
-        self._top_k = np.zeros(batch_size, dtype=np.int32)
-        self._top_p = np.ones(batch_size, dtype=np.float32)
-        self._min_p = np.zeros(batch_size, dtype=np.float32)
-        # Whose parameters the rows hold; the lists that the page table was copied from.
-        self._members: list[Sequence | None] = [None] * batch_size
-        self._copied: list[tuple[list[int], int]] = [([], 0)] * batch_size
-        self._step = Step(
-            token_ids=torch.from_numpy(self._token_ids),
-            positions=torch.from_numpy(self._positions),
-            slot_mapping=torch.from_numpy(self._slots),
-            cu_seqlens_q=torch.arange(batch_size + 1, dtype=torch.int32),
-            seq_lens=torch.from_numpy(self._seq_lens),
-            page_table=torch.from_numpy(self._page_table),
-        )
+        self._model, self._pool, self._logits = model, pool, logits
+        self._inputs = StepInputs(batch_size, max_pages_per_seq, device)
+        # Token ids and status of the last run, side by side: read by one copy.
+        self._drawn = torch.zeros(3 * batch_size, dtype=torch.int32, device=device)
+        self._token_ids = self._drawn[: 2 * batch_size].view(torch.int64)
+        self._status = self._drawn[2 * batch_size :]
+        self._host = HostResult(self._drawn) if device.type == "cpu" else None
+        size = ops.sampling_workspace_size(logits.shape[1], device, batch_size)
+        self._workspace = torch.empty(size, dtype=torch.uint8, device=device)
 
-    def run(self, sequences: list[Sequence]) -> None:
-        """Computes one token of each sequence: `batch_size` of them, holding pages enough."""
-        self._fill(sequences)
+    def run(self, sequences: list[Sequence], *, ahead: bool = False) -> Drawn:
+        """Computes one token of each sequence.
+
+        Args:
+            sequences: at most `batch_size`, with pages enough.
+            ahead: that token is the one which the last run, of the same sequences, has drawn.
+        """
+        self._write_inputs(sequences, ahead)
         if len(self.program):
             self.program.replay()
         else:
             program = Program()
             with program.record():
-                self._record()
+                self._call_ops()
             self.program = program  # not before: one that was interrupted is never replayed
-        self.token_ids = self._drawn.tolist()
-        self.status = self._status.tolist()
+        assert self._host is not None
+        return self._host.read(self._logits, len(sequences))
 
-    def _record(self) -> None:
-        hidden = self._model.forward(self._step, self._pool.cache)
-        self._model.logits(hidden, out=self.logits)
-        batch_size, vocab_size = self.logits.shape
-        workspace = ops.sampling_workspace_size(vocab_size, self.logits.device, batch_size)
+    def _write_inputs(self, sequences: list[Sequence], ahead: bool) -> None:
+        self._inputs.write(sequences, self._pool.page_size, ahead=int(ahead))
+        if ahead:
+            self._inputs.tensors["token_ids"].copy_(self._token_ids)
+
+    def _call_ops(self) -> None:
+        hidden = self._model.forward(self._inputs.step, self._pool.cache)
+        self._model.logits(hidden, out=self._logits)
+        inputs = self._inputs.tensors
         ops.sample(
-            self.logits,
-            temperature=torch.from_numpy(self._temperature),
-            top_k=torch.from_numpy(self._top_k),
-            top_p=torch.from_numpy(self._top_p),
-            min_p=torch.from_numpy(self._min_p),
-            seeds=torch.from_numpy(self._seeds),
-            positions=torch.from_numpy(self._drawn_positions),
-            token_ids=torch.from_numpy(self._drawn),
-            status=torch.from_numpy(self._status),
-            workspace=torch.empty(workspace, dtype=torch.uint8),
+            self._logits,
+            temperature=inputs["temperature"],
+            top_k=inputs["top_k"],
+            top_p=inputs["top_p"],
+            min_p=inputs["min_p"],
+            seeds=inputs["seeds"],
+            positions=inputs["drawn_positions"],
+            token_ids=self._token_ids,
+            status=self._status,
+            workspace=self._workspace,
         )
-
-    def _fill(self, sequences: list[Sequence]) -> None:
-        page_size = self._pool.page_size
-        for i, sequence in enumerate(sequences):
-            position, pages = sequence.num_computed, sequence.pages
-            self._token_ids[i] = sequence.token_ids[position]
-            self._positions[i] = position
-            self._slots[i] = pages[position // page_size] * page_size + position % page_size
-            self._seq_lens[i] = self._drawn_positions[i] = position + 1
-            copied, count = self._copied[i]
-            if copied is not pages or count != len(pages):
-                self._page_table[i, : len(pages)] = pages
-                self._copied[i] = (pages, len(pages))
-            if self._members[i] is not sequence:
-                self._members[i] = sequence
-                self._take_parameters(i, sequence)
-
-    def _take_parameters(self, row: int, sequence: Sequence) -> None:
-        params = sequence.params
-        self._seeds[row] = sequence.seed
-        self._temperature[row] = params.temperature
-        self._top_k[row] = max(params.top_k or 0, 0)
-        self._top_p[row] = params.top_p
-        self._min_p[row] = params.min_p

@@ -15,13 +15,14 @@ from lampo.models.decoder import KVCache
 from lampo.sampling_params import check_integer
 
 _DEFAULT_MEMORY = 4 << 30
+_CPU = torch.device("cpu")
 
 
 class KVPool:
     """A fixed number of pages, each of `page_size` tokens in every layer.
 
-    A page is one piece of memory with its keys and values of all layers, which costs memory once it
-    has been written.
+    A page is one piece of memory with its keys and values of all layers, which costs memory on the
+    CPU once it has been written.
 
     Attributes:
         cache: the tensors.
@@ -29,13 +30,24 @@ class KVPool:
     """
 
     def __init__(
-        self, config: ModelConfig, num_pages: int, page_size: int, dtype: torch.dtype
+        self,
+        config: ModelConfig,
+        num_pages: int,
+        page_size: int,
+        dtype: torch.dtype,
+        device: torch.device = _CPU,
     ) -> None:
         self.num_pages = num_pages
         self.page_size = page_size
         self.bytes_per_page = page_bytes(config, page_size, dtype)
-        pages = _reserve(num_pages * self.bytes_per_page).view(num_pages, self.bytes_per_page)
-        self._pages = pages.numpy()
+        nbytes = num_pages * self.bytes_per_page
+        if device.type == "cpu":
+            memory = _reserve(nbytes)
+        else:
+            memory = torch.empty(nbytes, dtype=torch.uint8, device=device)
+        pages = memory.view(num_pages, self.bytes_per_page)
+        # NumPy copies in this thread: torch's own would take the cores from ours.
+        self._pages = pages.numpy() if device.type == "cpu" else pages
         taken = 0
 
         def take(dtype: torch.dtype, *shape: int) -> torch.Tensor:
@@ -115,6 +127,15 @@ def plan_num_pages(
     if memory is None:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return min(max(min(free // 2, _DEFAULT_MEMORY) // page_nbytes, pages_per_seq), most)
+    return pages_within(memory, page_nbytes, pages_per_seq=pages_per_seq, max_num_seqs=max_num_seqs)
+
+
+def pages_within(memory: int, page_nbytes: int, *, pages_per_seq: int, max_num_seqs: int) -> int:
+    """Pages that `memory` bytes hold, no more than are ever used.
+
+    Raises:
+        ValueError: they are too few for the longest sequence.
+    """
     check_integer("kv_cache_memory", memory, 1, 1 << 50)
     if memory < pages_per_seq * page_nbytes:
         raise ValueError(
@@ -122,4 +143,4 @@ def plan_num_pages(
             f"of max_model_len needs {pages_per_seq}: give at least "
             f"{pages_per_seq * page_nbytes} bytes or a shorter max_model_len"
         )
-    return min(memory // page_nbytes, most)
+    return min(memory // page_nbytes, pages_per_seq * max_num_seqs)

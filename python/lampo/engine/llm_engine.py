@@ -16,8 +16,8 @@ import torch
 from lampo.engine.kv_pool import KVPool
 from lampo.engine.page_allocator import PageAllocator, PrefixChain
 from lampo.engine.request import Request
-from lampo.engine.runner import Runner
-from lampo.engine.sampler import Sampler
+from lampo.engine.runner import DecodeResult, Runner
+from lampo.engine.sampler import Sampler, take_rows
 from lampo.engine.scheduler import Plan, Scheduler
 from lampo.engine.sequence import Sequence
 from lampo.engine.snapshot import SequenceSnapshot, Snapshot
@@ -60,6 +60,24 @@ class EngineStats:
     finished: dict[str, int]
 
 
+@dataclass(frozen=True)
+class _InFlight:
+    """A decode step that has been launched and not been read; `sequences` are its rows."""
+
+    plan: Plan
+    sequences: list[Sequence]
+    result: DecodeResult
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Some rows of a `DecodeResult`."""
+
+    logits: torch.Tensor
+    token_ids: list[int]
+    status: list[int]
+
+
 class LLMEngine:
     """Runs requests over one model and one KV pool by continuous batching.
 
@@ -74,6 +92,9 @@ class LLMEngine:
         max_num_seqs: completions that run at the same time.
         max_num_batched_tokens: prompt tokens computed in a step.
         prefix_caching: keep the pages of finished work for requests that begin alike.
+        run_ahead: launch a decode step before the tokens of the one before it are read, so that a
+            device never waits for the host. The tokens are the same; the step after a sequence's
+            last is computed for nothing.
     """
 
     def __init__(
@@ -85,6 +106,7 @@ class LLMEngine:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         prefix_caching: bool = True,
+        run_ahead: bool = False,
     ) -> None:
         self.pool = pool
         self.runner = runner
@@ -97,6 +119,9 @@ class LLMEngine:
         self._requests: dict[str, Request] = {}
         self._timed: dict[str, Request] = {}  # of them, those with a deadline
         self._touched: dict[Sequence, None] = {}  # with something to hand out
+        self._run_ahead = run_ahead
+        self._in_flight: _InFlight | None = None
+        self._open: list[Plan] = []  # not committed, in the order in which they were made
         self._numbers = itertools.count()
         self._num_steps = self._num_prompt_tokens = self._num_output_tokens = 0
         self._num_cached_prompt_tokens = 0
@@ -171,19 +196,19 @@ class LLMEngine:
         """
         if self._timed:
             self._end_what_is_late()
-        plan = Plan()
         try:
-            plan = self.scheduler.plan()
-            if plan.work:
-                self._num_steps += 1
-                self._compute(plan)
+            self._advance()
         except BaseException as error:
             everybody = [s for r in self._requests.values() for s in r.sequences]
-            self.scheduler.roll_back(plan, everybody)
+            at_work = [s for plan in self._open[-1:] for s in plan.work]
+            for plan in reversed(self._open or [Plan()]):
+                self.scheduler.roll_back(plan, everybody)
+            self._open.clear()
+            self._in_flight = None
             if not isinstance(error, Exception):  # an interruption, which concerns no request
                 raise
-            logger.exception("a step failed, and with it %d sequences", len(plan.work))
-            self._fail(list(plan.work) or everybody, _internal_error(error), "error")
+            logger.exception("a step failed, and with it %d sequences", len(at_work))
+            self._fail(at_work or everybody, _internal_error(error), "error")
         return self._hand_out()
 
     def replay_decode(self, sequences: list[Sequence], repeats: int) -> list[list[OpTiming]]:
@@ -250,6 +275,7 @@ class LLMEngine:
                     done=sequence.done,
                     num_tokens=len(sequence.token_ids),
                     num_computed=sequence.num_computed,
+                    num_in_flight=sum(sequence in plan.work for plan in self._open),
                     pages=tuple(sequence.pages),
                 )
                 for request in self._requests.values()
@@ -257,23 +283,92 @@ class LLMEngine:
             ),
         )
 
+    def _advance(self) -> None:
+        """Launches the next step, and reads what is in flight."""
+        flying, self._in_flight = self._in_flight, None
+        if flying is not None:
+            if plan := self._plan_ahead(flying.sequences):
+                self._open.append(plan)
+                self._num_steps += 1
+                result = self.runner.decode(flying.sequences, after=flying.result)
+                self._in_flight = _InFlight(plan, flying.sequences, result)
+            self._land(flying)
+        if self._in_flight is None:
+            for sequence in self._touched:
+                if sequence.done:
+                    self.scheduler.remove(sequence)
+            plan = self.scheduler.plan()
+            if plan.work:
+                self._open.append(plan)
+                self._num_steps += 1
+                self._compute(plan)
+
     def _compute(self, plan: Plan) -> None:
         for source, target in plan.copies:
             self.pool.copy_page(source, target)
         sequences = list(plan.work)
         if all(s.num_pending == 1 for s in sequences):
-            step = self.runner.decode(sequences)
-            self.scheduler.commit(plan)
-            self._sampler.accept(step.logits, sequences, step.token_ids, step.status)
-            self._fork(sequences, step.logits)
+            result = self.runner.decode(sequences)
+            if self._run_ahead and not plan.copies:  # an open plan holds no pages of its own
+                self._in_flight = _InFlight(plan, sequences, result)
+            else:
+                self._accept(plan, sequences, result)
         else:
             self._compute_prompts(plan, sequences)
+            self._touched.update(dict.fromkeys(sequences))
+
+    def _plan_ahead(self, sequences: list[Sequence]) -> Plan | None:
+        """The step after one of `sequences` whose tokens are not known yet; None: they are needed.
+
+        A sequence that ends with such a token gives its pages back while the device may still
+        write the next token's key and value there. That is sound because whatever uses those
+        pages next is launched later, and the device keeps the order; and what is written lies
+        behind all that the prefix cache knows.
+        """
+        scheduler = self.scheduler
+        newcomers = scheduler.waiting and len(scheduler.running) < scheduler.max_num_seqs
+        if newcomers or len(scheduler.running) != len(sequences):
+            return None
+        for s in sequences:
+            if s.done or s.changes_logits or s.output.logprobs is not None:
+                return None
+            if not s.request.prompt_computed or len(s.token_ids) + 1 >= s.max_len:
+                return None
+        return scheduler.plan_ahead(sequences)
+
+    def _land(self, step: _InFlight) -> None:
+        """Reads what is in flight; rows of sequences that have ended meanwhile are void."""
+        rows = [i for i, s in enumerate(step.sequences) if not s.done]
+        result = step.result
+        if len(rows) == len(step.sequences):
+            self._accept(step.plan, step.sequences, result)
+        elif rows:
+            token_ids, status = result.token_ids, result.status
+            chosen = _Rows(
+                take_rows(result.logits, rows),
+                [token_ids[i] for i in rows],
+                [status[i] for i in rows],
+            )
+            self._accept(step.plan, [step.sequences[i] for i in rows], chosen)
+        else:
+            self._commit(step.plan)
+
+    def _accept(self, plan: Plan, sequences: list[Sequence], result: DecodeResult) -> None:
+        """Takes a decode step's tokens."""
+        token_ids, status = result.token_ids, result.status  # this may wait, or fail
+        self._commit(plan)
+        self._sampler.accept(result.logits, sequences, token_ids, status)
+        self._fork(sequences, result.logits)
         self._touched.update(dict.fromkeys(sequences))
+
+    def _commit(self, plan: Plan) -> None:
+        self.scheduler.commit(plan)
+        self._open.remove(plan)
 
     def _compute_prompts(self, plan: Plan, sequences: list[Sequence]) -> None:
         starts = [s.num_computed for s in sequences]
         hidden = self.runner.run(list(plan.work.items()))
-        self.scheduler.commit(plan)
+        self._commit(plan)
         ready: list[Sequence] = []
         rows: list[int] = []
         end = 0
@@ -285,7 +380,7 @@ class LLMEngine:
                 ready.append(sequence)
                 rows.append(end - 1)
         if ready:
-            logits = self.runner.logits(hidden[torch.tensor(rows)])
+            logits = self.runner.logits(hidden[torch.tensor(rows, device=hidden.device)])
             self._sampler.sample(logits, ready)
             self._fork(ready, logits)
 
@@ -305,9 +400,7 @@ class LLMEngine:
                     parents.append(row)
                     children.append(child)
         if children:
-            # Without torch, whose threads would keep ours from their cores.
-            rows = torch.from_numpy(logits.numpy()[parents])
-            self._sampler.sample(rows, children)
+            self._sampler.sample(take_rows(logits, parents), children)
             self._touched.update(dict.fromkeys(children))
 
     def _score_prompt(self, sequence: Sequence, start: int, hidden: torch.Tensor) -> None:

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lampo import _C
+from lampo.engine.cuda_decode_step import CudaDecodeStep
 from lampo.engine.decode_step import DecodeStep
 from lampo.engine.kv_pool import KVPool
 from lampo.engine.sequence import Sequence
@@ -19,12 +21,16 @@ from lampo.program import OpTiming
 
 class DecodeResult(Protocol):
     """Logits [batch_size, vocab_size] float32, valid until the next step, and what was drawn from
-    them by temperature, top-k, top-p and min-p; a status is 0, or 1: no finite logit.
+    them by temperature, top-k, top-p and min-p; a status is 0, or 1: no finite logit. Reading what
+    was drawn waits for it.
     """
 
-    logits: torch.Tensor
-    token_ids: list[int]
-    status: list[int]
+    @property
+    def logits(self) -> torch.Tensor: ...
+    @property
+    def token_ids(self) -> list[int]: ...
+    @property
+    def status(self) -> list[int]: ...
 
 
 class Runner(Protocol):
@@ -32,8 +38,14 @@ class Runner(Protocol):
     under its own scheduler. Pages are reserved and `num_computed` advanced by the caller.
     """
 
-    def decode(self, sequences: list[Sequence]) -> DecodeResult:
-        """Computes the one pending token of each sequence and draws the next."""
+    def decode(self, sequences: list[Sequence], after: DecodeResult | None = None) -> DecodeResult:
+        """Computes the one pending token of each sequence and draws the next.
+
+        Args:
+            sequences: the rows.
+            after: the step of the same rows before this one, where its tokens have not been read:
+                they are what is computed, one position further.
+        """
 
     def run(self, work: list[tuple[Sequence, int]]) -> torch.Tensor:
         """Computes the next `count` tokens of each sequence.
@@ -53,7 +65,8 @@ class ModelRunner:
     """Lays out a step and runs the model on it.
 
     Prefill calls op after op. Decode steps, where that would cost time, are recorded: one
-    :class:`DecodeStep` for each batch size in use, up to `max_num_seqs`.
+    :class:`DecodeStep` for each batch size in use, up to `max_num_seqs`. On a GPU sizes are rounded
+    up to powers of two, and results are read later: see `LLMEngine`'s `run_ahead`.
     """
 
     def __init__(
@@ -61,25 +74,34 @@ class ModelRunner:
     ) -> None:
         self.model = model
         self.pool = pool
+        self.max_num_seqs = max_num_seqs
+        self.device = model.device
         # All recordings write the same memory, one at a time; untouched rows cost none.
-        logits = torch.empty(max_num_seqs, model.config.vocab_size, dtype=torch.float32)
+        logits = torch.empty(
+            max_num_seqs, model.config.vocab_size, dtype=torch.float32, device=self.device
+        )
+        self._on_gpu = self.device.type == "cuda"
+        graph_pool = torch.cuda.graph_pool_handle() if self._on_gpu else None
 
         # A recording holds for the threads and the kernels it was made with.
         @lru_cache(maxsize=max(max_num_seqs, 32))
         def decode_step(batch_size: int, num_threads: int, cpu_isa: str) -> DecodeStep:
-            return DecodeStep(model, pool, logits[:batch_size], max_pages_per_seq)
+            rows = logits[:batch_size]
+            if graph_pool is not None:
+                return CudaDecodeStep(model, pool, rows, max_pages_per_seq, graph_pool)
+            return DecodeStep(model, pool, rows, max_pages_per_seq)
 
         self._decode_step = decode_step
 
     def decode_step(self, batch_size: int) -> DecodeStep:
         """The step that :meth:`decode` runs for so many sequences."""
+        if self._on_gpu:
+            batch_size = decode_bucket(batch_size, self.max_num_seqs)
         return self._decode_step(batch_size, _C.num_threads(), _C.cpu_isa())
 
-    def decode(self, sequences: list[Sequence]) -> DecodeStep:
+    def decode(self, sequences: list[Sequence], after: DecodeResult | None = None) -> DecodeResult:
         """As :meth:`Runner.decode`."""
-        step = self.decode_step(len(sequences))
-        step.run(sequences)
-        return step
+        return self.decode_step(len(sequences)).run(sequences, ahead=after is not None)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """As :meth:`Runner.logits`."""
@@ -87,7 +109,10 @@ class ModelRunner:
 
     def profile(self, sequences: list[Sequence], repeats: int) -> list[list[OpTiming]]:
         """As :meth:`Runner.profile`."""
-        step = self.decode(sequences)
+        if self._on_gpu:
+            raise ValueError("profile: times single ops on the CPU only; on a GPU use nsys")
+        step = self.decode_step(len(sequences))
+        step.run(sequences)
         return [step.program.profile() for _ in range(repeats)]
 
     def run(self, work: list[tuple[Sequence, int]]) -> torch.Tensor:
@@ -119,10 +144,18 @@ class ModelRunner:
             seq_lens[i] = end
             page_table[i, : len(pages)] = pages
         return Step(
-            token_ids=torch.from_numpy(token_ids),
-            positions=torch.from_numpy(positions),
-            slot_mapping=torch.from_numpy(slot_mapping),
-            cu_seqlens_q=torch.from_numpy(cu_seqlens_q),
-            seq_lens=torch.from_numpy(seq_lens),
-            page_table=torch.from_numpy(page_table),
+            token_ids=self._tensor(token_ids),
+            positions=self._tensor(positions),
+            slot_mapping=self._tensor(slot_mapping),
+            cu_seqlens_q=self._tensor(cu_seqlens_q),
+            seq_lens=self._tensor(seq_lens),
+            page_table=self._tensor(page_table),
         )
+
+    def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+
+def decode_bucket(batch_size: int, max_num_seqs: int) -> int:
+    """Rows of the captured step that serves `batch_size` sequences: the next power of two."""
+    return min(1 << (batch_size - 1).bit_length(), max_num_seqs)

@@ -33,10 +33,12 @@ class Sampler:
             logits: [len(sequences), vocab_size] float32.
             sequences: whose next tokens the rows predict.
         """
-        token_ids = torch.full((len(sequences),), -1)
-        status = torch.ones(len(sequences), dtype=torch.int32)
+        token_ids = torch.full((len(sequences),), -1, device=logits.device)
+        status = torch.ones(len(sequences), dtype=torch.int32, device=logits.device)
         if not all(s.changes_logits for s in sequences):
-            ops.sample(logits, **_settings(sequences), token_ids=token_ids, status=status)
+            ops.sample(
+                logits, **_settings(sequences, logits.device), token_ids=token_ids, status=status
+            )
         self.accept(logits, sequences, token_ids.tolist(), status.tolist())
 
     def accept(
@@ -53,7 +55,7 @@ class Sampler:
         errors: dict[int, str] = {}
         tables: dict[int, LogprobTable] = {}
         if rows := [i for i, s in enumerate(sequences) if s.changes_logits]:
-            draw = _Draw(_take(logits, rows), [sequences[i] for i in rows])
+            draw = _Draw(take_rows(logits, rows), [sequences[i] for i in rows])
             for i, token_id, error in zip(rows, draw.token_ids, draw.errors, strict=True):
                 chosen[i], failed[i] = token_id, error is not None
                 if error is not None:
@@ -76,7 +78,7 @@ class Sampler:
             if s.output.logprobs is not None and not failed[i] and i not in tables
         ]:
             found = self._chosen_tables(
-                _take(logits, raw), [chosen[i] for i in raw], [sequences[i] for i in raw]
+                take_rows(logits, raw), [chosen[i] for i in raw], [sequences[i] for i in raw]
             )
             tables.update(zip(raw, found, strict=True))
         now = time.perf_counter()
@@ -91,7 +93,7 @@ class Sampler:
     ) -> list[LogprobTable]:
         """For each row the given token's log-probability and the `num_top` best ones'."""
         logprob, rank, top_ids, top_logprobs = ops.token_logprobs(
-            logits, torch.tensor(token_ids), num_top
+            logits, torch.tensor(token_ids, device=logits.device), num_top
         )
         rows = zip(
             token_ids,
@@ -147,23 +149,26 @@ class _Draw:
             for s in sequences
         ]
         self._biases = [s.rules.biases(s.output.token_ids, s.stop_tokens_banned) for s in sequences]
+        device = logits.device
         options: dict[str, Any] = {}
         if self._mask is not None:
-            options["allowed_mask"] = torch.from_numpy(self._mask)
+            options["allowed_mask"] = torch.from_numpy(self._mask).to(device)
         if any(len(ids) for ids, _ in self._penalties):
-            ids, counts, cu = _ragged(self._penalties)
+            ids, counts, cu = _ragged(self._penalties, device)
             options |= {"penalty_ids": ids, "penalty_counts": counts, "cu_penalties": cu}
             for name in ("repetition_penalty", "presence_penalty", "frequency_penalty"):
                 values = [getattr(s.params, name) for s in sequences]
-                options[name] = torch.tensor(values, dtype=torch.float32)
+                options[name] = torch.tensor(values, dtype=torch.float32, device=device)
         if any(len(ids) for ids, _ in self._biases):
-            ids, biases, cu = _ragged(self._biases)
+            ids, biases, cu = _ragged(self._biases, device)
             options |= {"bias_ids": ids, "bias_values": biases, "cu_bias": cu}
         self._kept: torch.Tensor | None = None
         if any(s.params.logprobs_mode == "processed" for s in sequences):
-            self._kept = options["kept"] = torch.empty(logits.shape, dtype=torch.bool)
-        status = torch.empty(len(sequences), dtype=torch.int32)
-        token_ids = ops.sample(logits, **_settings(sequences), **options, status=status)
+            self._kept = options["kept"] = torch.empty(
+                logits.shape, dtype=torch.bool, device=device
+            )
+        status = torch.empty(len(sequences), dtype=torch.int32, device=device)
+        token_ids = ops.sample(logits, **_settings(sequences, device), **options, status=status)
         self.token_ids: list[int] = token_ids.tolist()
         for i, bad in enumerate(status.tolist()):
             if bad and self.errors[i] is None:
@@ -172,7 +177,8 @@ class _Draw:
     def processed_logits(self, rows: list[int]) -> torch.Tensor:
         """Logits of the distribution that was drawn from, -inf where tokens were cut."""
         assert self._kept is not None
-        out = self._logits.float().numpy()[rows]
+        kept = self._kept.cpu().numpy()
+        out = self._logits.float().cpu().numpy()[rows]
         out[np.isnan(out)] = -np.inf
         for logits, row in zip(out, rows, strict=True):
             params = self.sequences[row].params
@@ -186,11 +192,11 @@ class _Draw:
             logits[ids] += values
             if params.temperature:
                 logits /= params.temperature
-            logits[~self._kept[row].numpy()] = -np.inf
+            logits[~kept[row]] = -np.inf
             if self._mask is not None:
                 bits = np.unpackbits(self._mask[row].view(np.uint8), bitorder="little")
                 logits[bits[: len(logits)] == 0] = -np.inf
-        return torch.from_numpy(out)
+        return torch.from_numpy(out).to(self._logits.device)
 
     def _masks(self) -> NDArray[np.int32] | None:
         """The rows' allowed tokens; None if that is all of them for every row."""
@@ -209,20 +215,20 @@ class _Draw:
 _NOTHING = (np.zeros(0, np.int32), np.zeros(0, np.int32))
 
 
-def _take(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
-    """Some rows, in ascending order; a view where they are neighbours.
+def take_rows(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    """Some rows; a view where they are neighbours.
 
     Copies are made by NumPy, in this thread: torch's threads would take the cores from those of
     the ops for milliseconds.
     """
-    if rows[-1] - rows[0] + 1 == len(rows):
+    if rows == list(range(rows[0], rows[0] + len(rows))):
         return logits[rows[0] : rows[-1] + 1]
     if logits.is_cpu:
         return torch.from_numpy(logits.numpy()[rows])
     return logits[rows]
 
 
-def _settings(sequences: list[Sequence]) -> dict[str, torch.Tensor]:
+def _settings(sequences: list[Sequence], device: torch.device) -> dict[str, torch.Tensor]:
     params = [s.params for s in sequences]
     settings = {
         "temperature": torch.tensor([p.temperature for p in params], dtype=torch.float32),
@@ -236,14 +242,14 @@ def _settings(sequences: list[Sequence]) -> dict[str, torch.Tensor]:
         settings["top_p"] = torch.tensor([p.top_p for p in params], dtype=torch.float32)
     if any(p.min_p for p in params):
         settings["min_p"] = torch.tensor([p.min_p for p in params], dtype=torch.float32)
-    return settings
+    return {name: values.to(device) for name, values in settings.items()}
 
 
 def _ragged(
-    rows: Iterable[tuple[NDArray[Any], NDArray[Any]]],
+    rows: Iterable[tuple[NDArray[Any], NDArray[Any]]], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rows of ids and values one after the other, and where each begins."""
     columns = tuple(zip(*rows, strict=True))
     ids, values = map(np.concatenate, columns)
     cu = np.array([0, *accumulate(map(len, columns[0]))], dtype=np.int32)
-    return torch.from_numpy(ids), torch.from_numpy(values), torch.from_numpy(cu)
+    return tuple(torch.from_numpy(array).to(device) for array in (ids, values, cu))  # type: ignore[return-value]

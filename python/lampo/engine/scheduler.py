@@ -102,13 +102,39 @@ class Scheduler:
             budget -= self._schedule(plan, sequence, min(budget, sequence.num_pending))
         return plan
 
+    def plan_ahead(self, sequences: list[Sequence]) -> Plan | None:
+        """The decode step after one that is planned and not committed, of the same sequences.
+
+        Returns:
+            None if it would take a page from somebody, or copy one.
+        """
+        size, counts = self.allocator.page_size, self.allocator.ref_counts
+        ends = [s.num_computed + 1 for s in sequences]  # of the step before
+        full = []
+        for end, sequence in zip(ends, sequences, strict=True):
+            if end % size == 0:
+                full.append(sequence)
+            elif counts[sequence.pages[-1]] > 1:
+                return None
+        if len(full) > self.allocator.num_available:
+            return None
+        plan = Plan(dict.fromkeys(sequences, 1), [], {s: s.pages for s in full})
+        for sequence, page in zip(full, self.allocator.allocate(len(full)), strict=True):
+            sequence.pages = [*sequence.pages, page]
+        return plan
+
     def commit(self, plan: Plan) -> None:
-        """The step has been computed: its tokens are in the cache, and full pages become known."""
+        """The step has been computed: its tokens are in the cache, and full pages become known.
+
+        Sequences that have ended since it was planned hold no pages any more, and are left out.
+        """
         plan.before.clear()
         page_size = self.allocator.page_size
         if plan.copies:
             self.allocator.release([source for source, _ in plan.copies])
         for sequence, count in plan.work.items():
+            if sequence.done:
+                continue
             first = sequence.num_computed // page_size
             sequence.num_computed += count
             last = sequence.num_computed // page_size
@@ -125,7 +151,8 @@ class Scheduler:
             everybody: all sequences that may hold pages, for a new count.
         """
         for sequence, pages in plan.before.items():
-            sequence.pages = pages
+            if not sequence.done:
+                sequence.pages = pages
         plan.before.clear()
         self.allocator.recount(sequence.pages for sequence in everybody)
 

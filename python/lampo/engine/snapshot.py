@@ -17,6 +17,7 @@ class SequenceSnapshot:
         done: whether it has ended.
         num_tokens: prompt and output.
         num_computed: tokens in the cache.
+        num_in_flight: tokens of steps that have been launched and not been read.
         pages: held, in order of position.
     """
 
@@ -26,6 +27,7 @@ class SequenceSnapshot:
     done: bool
     num_tokens: int
     num_computed: int
+    num_in_flight: int
     pages: tuple[int, ...]
 
 
@@ -77,8 +79,9 @@ def violations(snapshot: Snapshot) -> list[str]:
             found += [f"{name}: has ended and is queued"] * (sequence.state != "unborn")
             found += [f"{name}: has ended and holds pages"] * bool(pages)
         elif sequence.state == "running":
-            if len(pages) != -(-sequence.num_computed // snapshot.page_size):
-                found.append(f"{name}: {len(pages)} pages for {sequence.num_computed} tokens")
+            num_tokens = sequence.num_computed + sequence.num_in_flight
+            if len(pages) != -(-num_tokens // snapshot.page_size):
+                found.append(f"{name}: {len(pages)} pages for {num_tokens} tokens")
             if not sequence.num_computed < sequence.num_tokens:
                 found.append(f"{name}: nothing is left to compute, but it has not ended")
         elif pages or sequence.num_computed:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import torch
@@ -63,7 +63,12 @@ class Buffers:
     """
 
     def __init__(
-        self, config: ModelConfig, num_tokens: int, dtype: torch.dtype, of: Buffers | None = None
+        self,
+        config: ModelConfig,
+        num_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        of: Buffers | None = None,
     ) -> None:
         c = config
         q_size, kv_size = c.num_qo_heads * c.head_dim, c.num_kv_heads * c.head_dim
@@ -72,7 +77,7 @@ class Buffers:
             if of is not None:
                 larger: torch.Tensor = getattr(of, name)
                 return larger[:num_tokens]
-            return torch.empty(num_tokens, *shape, dtype=dtype)
+            return torch.empty(num_tokens, *shape, dtype=dtype, device=device)
 
         self.x = rows("x", c.hidden_size)
         self.qkv = rows("qkv", q_size + 2 * kv_size)
@@ -86,9 +91,15 @@ class Buffers:
         widest = max(c.hidden_size, q_size, c.intermediate_size)
         workspace = ops.linear_workspace_size(num_tokens, widest)
         self.workspace: torch.Tensor = (
-            torch.empty(workspace, dtype=torch.uint8) if of is None else of.workspace
+            torch.empty(workspace, dtype=torch.uint8, device=device) if of is None else of.workspace
         )
-        self.attention_workspace = torch.empty(0, dtype=torch.uint8)
+        self.attention_workspace = torch.empty(0, dtype=torch.uint8, device=device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of them."""
+        tensors = (self.x, self.qkv, self.attended, self.activated)
+        return sum(t.nbytes for t in tensors) + self.workspace.nbytes
 
     def attention_workspace_for(
         self, config: ModelConfig, step: Step, page_size: int
@@ -99,9 +110,12 @@ class Buffers:
             config.num_kv_heads,
             config.head_dim,
             step.page_table.shape[1] * page_size,
+            batch_size=step.page_table.shape[0],
+            num_tokens=step.token_ids.shape[0],
+            device=step.page_table.device,
         )
         if self.attention_workspace.numel() < size:
-            self.attention_workspace = torch.empty(size, dtype=torch.uint8)
+            self.attention_workspace = self.attention_workspace.new_empty(size)
         return self.attention_workspace
 
 
@@ -115,6 +129,11 @@ class Block:
     post_attention_norm: Norm
     gate_up: Projection
     down: Projection
+
+    def to(self, device: torch.device) -> Block:
+        """The same layer with its weights on `device`."""
+        parts = {field.name: getattr(self, field.name).to(device) for field in fields(self)}
+        return Block(**parts)
 
     def __call__(
         self,
@@ -166,6 +185,7 @@ class Decoder:
     Attributes:
         config: shape and constants.
         dtype: of the activations.
+        device: where the weights are.
         nbytes: bytes of all weights.
     """
 
@@ -188,8 +208,9 @@ class Decoder:
         self.cos_sin = cos_sin
         self.dtype = dtype
         self.nbytes = nbytes
+        self.device = cos_sin.device
         self._buffers = lru_cache(maxsize=16)(self._first_rows)
-        self._largest_buffers = Buffers(config, 0, dtype)
+        self._largest_buffers = Buffers(config, 0, dtype, self.device)
 
     @property
     def max_model_len(self) -> int:
@@ -213,12 +234,31 @@ class Decoder:
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """Final norm and LM head: [num_rows, hidden_size] -> [num_rows, vocab_size] float32."""
         if out is None:
-            out = torch.empty(hidden.shape[0], self.config.vocab_size, dtype=torch.float32)
-        workspace = ops.linear_workspace_size(hidden.shape[0], self.config.hidden_size)
-        return self.lm_head(hidden, out, torch.empty(workspace, dtype=torch.uint8), norm=self.norm)
+            shape = hidden.shape[0], self.config.vocab_size
+            out = hidden.new_empty(shape, dtype=torch.float32)
+        size = ops.linear_workspace_size(hidden.shape[0], self.config.hidden_size)
+        workspace = hidden.new_empty(size, dtype=torch.uint8)
+        return self.lm_head(hidden, out, workspace, norm=self.norm)
+
+    def to(self, device: torch.device) -> Decoder:
+        """The same model with its weights on `device`."""
+        if device == self.device:
+            return self
+        embed_tokens = self.embed_tokens.to(device)
+        tied = self.lm_head.weights[0] is self.embed_tokens
+        return Decoder(
+            config=self.config,
+            embed_tokens=embed_tokens,
+            blocks=[block.to(device) for block in self.blocks],
+            norm=self.norm.to(device),
+            lm_head=self.lm_head.with_weights([embed_tokens]) if tied else self.lm_head.to(device),
+            cos_sin=self.cos_sin.to(device),
+            dtype=self.dtype,
+            nbytes=self.nbytes,
+        )
 
     def _first_rows(self, num_tokens: int) -> Buffers:
         """Steps come in many sizes and one after the other, so they share memory."""
         if len(self._largest_buffers.x) < num_tokens:
-            self._largest_buffers = Buffers(self.config, num_tokens, self.dtype)
-        return Buffers(self.config, num_tokens, self.dtype, of=self._largest_buffers)
+            self._largest_buffers = Buffers(self.config, num_tokens, self.dtype, self.device)
+        return Buffers(self.config, num_tokens, self.dtype, self.device, of=self._largest_buffers)

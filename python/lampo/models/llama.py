@@ -19,11 +19,12 @@ GATE_UP = ActivationBits(packed=12, dense=8)
 WEIGHT_DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load_llama(checkpoint: Checkpoint, dtype: str, max_model_len: int) -> Decoder:
+def load_llama(
+    checkpoint: Checkpoint, dtype: str, compute_dtype: torch.dtype, max_model_len: int
+) -> Decoder:
     """Reads and packs the weights, layer by layer: what has been copied leaves the mapping."""
     config = checkpoint.config
     loader = WeightLoader(checkpoint, WEIGHT_DTYPES[dtype])
-    compute_dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
 
     def norm(name: str) -> Norm:
         weight = checkpoint.load(f"{name}.weight")

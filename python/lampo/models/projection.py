@@ -20,6 +20,9 @@ class Norm:
     weight: torch.Tensor
     eps: float
 
+    def to(self, device: torch.device) -> Norm:
+        return Norm(self.weight.to(device), self.eps)
+
 
 @dataclass(frozen=True)
 class ActivationBits:
@@ -48,6 +51,15 @@ class Projection:
         self.bias = bias
         self.out_features = sum(weight.shape[0] for weight in weights)
         self.nbytes = sum(weight.nbytes for weight in weights)
+
+    def to(self, device: torch.device) -> Projection:
+        return self.with_weights([weight.to(device) for weight in self.weights])
+
+    def with_weights(self, weights: list[ops.Weight]) -> Projection:
+        """The same projection of weights that have been moved, its bias with them."""
+        device = weights[0].device
+        bias = None if self.bias is None else self.bias.to(device)
+        return Projection(weights, bias, self.activation_bits)
 
     def __call__(
         self,

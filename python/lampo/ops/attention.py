@@ -11,8 +11,8 @@ from lampo.ops._registry import register
 _paged_attention = register(
     "paged_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor page_table, Tensor seq_lens, "
     "Tensor cu_seqlens_q, float softmax_scale, bool causal, int sliding_window, float soft_cap, "
-    "Tensor? sinks, Tensor? k_scale, Tensor? v_scale, Tensor(a!)? lse, Tensor(b!) out, "
-    "Tensor(c!) workspace) -> ()",
+    "bool deterministic, Tensor? sinks, Tensor? k_scale, Tensor? v_scale, Tensor(a!)? lse, "
+    "Tensor(b!) out, Tensor(c!) workspace) -> ()",
     _C.paged_attention,
 )
 _merge_states = register(
@@ -27,18 +27,31 @@ def paged_attention_workspace_size(
     head_dim: int,
     max_seq_len: int,
     *,
+    batch_size: int = 0,
+    num_tokens: int = 0,
+    deterministic: bool = False,
     device: str | torch.device = "cpu",
 ) -> int:
-    """Bytes of workspace that :func:`paged_attention` needs, whatever the batch.
+    """Bytes of workspace that :func:`paged_attention` needs, whatever the lengths.
 
     Args:
-        max_seq_len: the page table's columns times page_size.
-
-    On CPU it also grows with the number of threads (``LAMPO_NUM_THREADS``).
+        max_seq_len: the page table's columns times page_size; used on CPU, where the size also
+            grows with the number of threads (``LAMPO_NUM_THREADS``).
+        batch_size, num_tokens, deterministic: of the call; used on CUDA.
     """
-    kind = torch.device(device).type
+    device = torch.device(device)
+    cuda_device = -1 if device.type == "cpu" else device.index or 0
     return int(
-        _C.paged_attention_workspace_size(kind, num_qo_heads, num_kv_heads, head_dim, max_seq_len)
+        _C.paged_attention_workspace_size(
+            num_qo_heads,
+            num_kv_heads,
+            head_dim,
+            max_seq_len,
+            batch_size,
+            num_tokens,
+            deterministic,
+            cuda_device,
+        )
     )
 
 
@@ -54,6 +67,7 @@ def paged_attention(
     causal: bool = True,
     sliding_window: int | None = None,
     soft_cap: float | None = None,
+    deterministic: bool = False,
     sinks: torch.Tensor | None = None,
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
@@ -64,10 +78,12 @@ def paged_attention(
     """``softmax(softmax_scale * q k^T + mask) v`` per query head; prefill, decode, or both mixed.
 
     Token i of the n of a sequence is at position ``seq_len - n + i``. A row's result does not
-    depend, to the bit, on the batch, the threads, or how the prompt was cut into calls.
+    depend, to the bit, on the batch, the threads, or how the prompt was cut into calls: always on
+    CPU; on CUDA with ``deterministic=True``, else it is the same whenever the same call is made.
 
     Args:
-        q: [num_tokens, num_qo_heads, head_dim] float32 or bfloat16, ragged by ``cu_seqlens_q``.
+        q: [num_tokens, num_qo_heads, head_dim] float32 or bfloat16 (CUDA: bfloat16 or float16),
+            ragged by ``cu_seqlens_q``.
         k_cache, v_cache: [num_pages, num_kv_heads, page_size, head_dim], see :func:`append_kv`;
             num_kv_heads divides num_qo_heads; head_dim 32 to 256 in eights.
         page_table: [batch_size, max_pages_per_seq] int32; unneeded entries may hold anything.
@@ -84,7 +100,8 @@ def paged_attention(
         ``out``; rows that see no key (padding among them) are 0, their lse -inf.
 
     Raises:
-        ValueError, TypeError: what does not fit, by name, and by sequence and entry.
+        ValueError, TypeError: what does not fit, by name, and on CPU by sequence and entry. On
+            CUDA lengths and pages are not looked at: what is out of range is clamped into it.
     """
     if softmax_scale is None:
         softmax_scale = q.shape[-1] ** -0.5
@@ -93,7 +110,14 @@ def paged_attention(
     if workspace is None:
         max_seq_len = page_table.shape[-1] * k_cache.shape[-2]
         size = paged_attention_workspace_size(
-            q.shape[-2], k_cache.shape[-3], q.shape[-1], max_seq_len, device=q.device
+            q.shape[-2],
+            k_cache.shape[-3],
+            q.shape[-1],
+            max_seq_len,
+            batch_size=page_table.shape[0],
+            num_tokens=q.shape[0],
+            deterministic=deterministic,
+            device=q.device,
         )
         workspace = torch.empty(size, dtype=torch.uint8, device=q.device)
     _paged_attention(
@@ -107,6 +131,7 @@ def paged_attention(
         causal,
         0 if sliding_window is None else sliding_window,
         0.0 if soft_cap is None else soft_cap,
+        deterministic,
         sinks,
         k_scale,
         v_scale,

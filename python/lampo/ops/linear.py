@@ -55,6 +55,10 @@ class PackedWeight:
     def nbytes(self) -> int:
         return self.data.nbytes
 
+    @property
+    def device(self) -> torch.device:
+        return self.data.device
+
     def to(self, device: torch.device | str) -> PackedWeight:
         """The weight on another device."""
         return replace(self, data=self.data.to(device))

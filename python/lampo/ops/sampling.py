@@ -42,10 +42,10 @@ def sampling_workspace_size(
 
 
 def _workspace(logits: torch.Tensor) -> torch.Tensor:
-    """Scratch memory of the calling thread, kept between calls since fresh pages cost more time
-    than the sampling of a row."""
+    """Scratch memory. On CPU that of the calling thread, kept between calls since fresh pages cost
+    more time than the sampling of a row; on CUDA torch keeps it, for every stream its own."""
     size = sampling_workspace_size(logits.shape[-1], logits.device, logits.shape[0])
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or logits.is_cuda:
         return logits.new_empty(size, dtype=torch.uint8)
     buffers: dict[str, torch.Tensor] = _scratch.__dict__
     found = buffers.get(str(logits.device))

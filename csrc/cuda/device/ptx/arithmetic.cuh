@@ -3,6 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
+
+#include "common/numeric.h"
 
 namespace lampo::cuda {
 
@@ -20,11 +23,39 @@ __device__ inline uint32_t pack_bf16(float low, float high) {
   return bits;
 }
 
-/// Two floats to two neighbouring float16, `low` at the lower address.
+/// Two floats to two neighbouring halves, `low` at the lower address; overflow gives infinity.
 __device__ inline uint32_t pack_f16(float low, float high) {
   uint32_t bits;
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
   return bits;
+}
+
+/// 2^x within 2 ulp; 0 where that would be subnormal.
+__device__ inline float exp2_approximate(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+/// Bytes i to i + 3 of the result are those of `value` that the four lowest digits of `selector`
+/// name, the lowest first; 4 gives a zero.
+__device__ inline uint32_t select_bytes(uint32_t value, uint32_t selector) {
+  uint32_t result;
+  asm("prmt.b32 %0, %1, 0, %2;" : "=r"(result) : "r"(value), "r"(selector));
+  return result;
+}
+
+/// a b + c of two neighbouring BF16 or F16, rounded once; subnormals count.
+template <class T>
+__device__ inline uint32_t multiply_add_pairs(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t result;
+  if constexpr (std::is_same_v<T, BF16>) {
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  } else {
+    static_assert(std::is_same_v<T, F16>);
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  }
+  return result;
 }
 
 /// The float16 in the lower half of `bits`.

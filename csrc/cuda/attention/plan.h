@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+// Who computes what: every resident block gets the tiles and key tiles between two cuts, of equal
+// cost. Made on the device from lengths that only it knows (paged_attention_plan.cu), in arrays of
+// fixed size: nothing in a captured call changes with the lengths.
+//
+// A tile costs its key tiles and an overhead (queries in, results out, a pipeline to fill). All
+// tiles stand in a line, num_blocks cuts at equal distances, so decode and prefill, short and long
+// sequences mix. A cut that is closer than `min_part` key tiles to an end of a tile moves there.
+// Blocks whose share would be smaller than min_share are left without work.
+//
+// Example: two sequences of 1000 and 10 key tiles, 2 KV heads, overhead 2, 100 blocks: the line is
+// 2 (1002 + 12) = 2028 long, a share is 20.28; the first head's tile is cut 49 times.
+//
+// Deterministic: a tile's keys are cut at multiples of kSplitKeys positions and nowhere else. Each
+// split is computed from a fresh state, and the states are folded in order: by its block if it has
+// them all, else by the merge, the same function. So the bits of a row depend on its own keys and
+// position alone. Cut are the tiles of sequences with a single row tile (decode) as long as there
+// is room for the states of their splits; prefill has tiles enough without cuts.
+#pragma once
+
+#include "cuda/attention/layout.h"
+
+namespace lampo::cuda {
+
+inline constexpr int kSplitKeys = 2048;
+
+struct Plan {
+  TileShape shape;
+  bool deterministic;
+  int num_blocks;
+  int overhead;          // of a tile, in key tiles
+  int min_part;          // key tiles
+  int min_share;         // cost
+  Cut* cuts;             // [num_blocks + 1]
+  int64_t* costs;        // [num_sequences + 1], scratch of the plan
+  int64_t* first_split;  // [num_sequences] of the rows for splits, its first; kNowhere: none
+  RowState* states;      // [2 * num_blocks * shape.rows]
+  float* accumulators;   // [2 * num_blocks * shape.rows, head_dim_stride]
+  int64_t partial_rows;
+  int head_dim_stride;
+};
+
+/// As yet unmeasured: what a partial result costs is its bytes and the latency of a merge.
+constexpr Plan make_plan(const TileLayout& layout, int num_blocks, bool deterministic) {
+  const bool keys = layout.shape.rows == 16;
+  return {.shape = layout.shape,
+          .deterministic = deterministic,
+          .num_blocks = num_blocks,
+          .overhead = keys ? 2 : 4,
+          .min_part = keys ? 2 : 4,
+          .min_share = keys ? 4 : 8,
+          .cuts = nullptr,
+          .costs = nullptr,
+          .first_split = nullptr,
+          .states = nullptr,
+          .accumulators = nullptr,
+          .partial_rows = int64_t{2} * num_blocks * layout.shape.rows,
+          .head_dim_stride = 0};
+}
+
+LAMPO_HOST_DEVICE static inline int num_sequences(const PagedAttentionParams& p) {
+  return static_cast<int>(p.batch_size) + 1;  // with the padding
+}
+
+LAMPO_HOST_DEVICE static inline int cost_of(const Plan& plan, Range key_tiles) {
+  return key_tiles.end - key_tiles.begin + plan.overhead;
+}
+
+/// A sequence's row tiles are summed by `lanes` threads, each a run of them; so that one long
+/// prompt does not wait for one thread.
+LAMPO_HOST_DEVICE static inline Range row_tiles_of_lane(int row_tiles, int lane, int lanes) {
+  const int run = ceil_div(row_tiles, lanes);
+  const int64_t begin = static_cast<int64_t>(lane) * run;
+  return {clamp_to(begin, 0, row_tiles), clamp_to(begin + run, 0, row_tiles)};
+}
+
+/// For one KV head.
+LAMPO_HOST_DEVICE static inline int64_t cost_of_lane(const PagedAttentionParams& p,
+                                                     const Plan& plan, int seq, int lane,
+                                                     int lanes) {
+  const Sequence sequence = sequence_of(p, seq);
+  const Range run = row_tiles_of_lane(num_row_tiles(p, plan.shape, sequence), lane, lanes);
+  int64_t cost = 0;
+  for (int i = run.begin; i < run.end; ++i) {
+    cost += cost_of(plan, key_tiles_of(plan.shape, tile_of(p, plan.shape, sequence, i)));
+  }
+  return cost;
+}
+
+/// The splits that [begin, end) of absolute key tiles touches.
+LAMPO_HOST_DEVICE static inline Range splits_of(TileShape shape, Range key_tiles) {
+  const int per_split = kSplitKeys / shape.keys;
+  return {key_tiles.begin / per_split, ceil_div(key_tiles.end, per_split)};
+}
+
+/// Rows of partial states that a sequence needs so that its tiles may be cut; 0: they may not.
+LAMPO_HOST_DEVICE static inline int64_t split_rows_of(const PagedAttentionParams& p,
+                                                      const Plan& plan, int seq) {
+  const Sequence sequence = sequence_of(p, seq);
+  if (num_row_tiles(p, plan.shape, sequence) != 1) return 0;
+  const Tile tile = tile_of(p, plan.shape, sequence, 0);
+  const Range splits = splits_of(plan.shape, key_tiles_of(plan.shape, tile));
+  const int64_t num_splits = splits.end - splits.begin;
+  return num_splits > 1 ? num_splits * p.num_kv_heads * (tile.row_end - tile.row_begin) : 0;
+}
+
+// Rows of Plan::states, kNowhere for none. The number of the first of a tile's:
+
+inline constexpr int64_t kNowhere = -1;
+
+/// The part of a tile that a block shares with others. It is the first thing that the block does,
+/// or, where it begins with the tile, the last.
+LAMPO_HOST_DEVICE static inline int64_t rows_of_part(const Plan& plan, int block, int key_tile) {
+  return (int64_t{2} * block + (key_tile > 0 ? 0 : 1)) * plan.shape.rows;
+}
+
+/// Deterministic: the running state of a tile that a block has for itself.
+LAMPO_HOST_DEVICE static inline int64_t rows_of_block(const Plan& plan, int block) {
+  return int64_t{block} * plan.shape.rows;
+}
+
+/// Deterministic: a split of a tile that blocks share.
+LAMPO_HOST_DEVICE static inline int64_t rows_of_split(const Plan& plan, const Cut& at,
+                                                      const Tile& tile, int split) {
+  const Range splits = splits_of(plan.shape, key_tiles_of(plan.shape, tile));
+  const int64_t before = int64_t{at.kv_head} * (splits.end - splits.begin) + split - splits.begin;
+  return rows_of_block(plan, plan.num_blocks) + plan.first_split[at.seq] +
+         before * (tile.row_end - tile.row_begin);
+}
+
+/// Where a cut at `offset` of a tile's key tiles goes.
+LAMPO_HOST_DEVICE static inline int snap_cut(const Plan& plan, Range key_tiles, int offset,
+                                             bool may_split) {
+  const int size = key_tiles.end - key_tiles.begin;
+  if (offset >= size) return size;
+  if (!plan.deterministic) {
+    return offset < plan.min_part ? 0 : size - offset < plan.min_part ? size : offset;
+  }
+  if (!may_split) return 2 * offset < size ? 0 : size;
+  const int per_split = kSplitKeys / plan.shape.keys;
+  const int nearest = (key_tiles.begin + offset + per_split / 2) / per_split * per_split;
+  return clamp_to(nearest - key_tiles.begin, 0, size);
+}
+
+/// The last of n ascending values that is not above `value`, of which the first is not.
+LAMPO_HOST_DEVICE static inline int last_not_above(const int64_t* values, int n, int64_t factor,
+                                                   int64_t value) {
+  int low = 0;
+  for (int high = n; high - low > 1;) {
+    const int middle = low + (high - low) / 2;
+    if (values[middle] * factor <= value) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+/// Cut number `block`. costs [num_sequences * lanes + 1]: the running sums of cost_of_lane.
+LAMPO_HOST_DEVICE static inline Cut find_cut(const PagedAttentionParams& p, const Plan& plan,
+                                             const int64_t* costs, int lanes, int block) {
+  const int sequences = num_sequences(p);
+  const int64_t total = costs[static_cast<int64_t>(sequences) * lanes] * p.num_kv_heads;
+  const int64_t wanted = total / plan.min_share;
+  const int64_t used = wanted < 1 ? 1 : wanted < plan.num_blocks ? wanted : plan.num_blocks;
+  const Cut end{sequences, 0, 0, 0};
+  if (block >= used || total == 0) return end;
+  int64_t rest = total / used * block + total % used * block / used;
+
+  const int entry = last_not_above(costs, sequences * lanes, p.num_kv_heads, rest);
+  Cut cut{entry / lanes, 0, 0, 0};
+  const int64_t* of_sequence = costs + static_cast<int64_t>(cut.seq) * lanes;
+  const int64_t per_head = of_sequence[lanes] - of_sequence[0];
+  rest -= of_sequence[0] * p.num_kv_heads;
+  cut.kv_head = static_cast<int>(rest / per_head);
+  rest = rest % per_head + of_sequence[0];
+
+  const Sequence sequence = sequence_of(p, cut.seq);
+  const int row_tiles = num_row_tiles(p, plan.shape, sequence);
+  const int lane = last_not_above(of_sequence, lanes, 1, rest);
+  rest -= of_sequence[lane];
+  cut.row_tile = row_tiles_of_lane(row_tiles, lane, lanes).begin;
+  for (;; ++cut.row_tile) {
+    const Tile tile = tile_of(p, plan.shape, sequence, cut.row_tile);
+    const Range key_tiles = key_tiles_of(plan.shape, tile);
+    const int cost = cost_of(plan, key_tiles);
+    if (rest >= cost && cut.row_tile + 1 < row_tiles) {
+      rest -= cost;
+      continue;
+    }
+    const bool may_split = plan.deterministic && plan.first_split[cut.seq] != kNowhere;
+    const int size = key_tiles.end - key_tiles.begin;
+    // Half of the overhead is before the keys.
+    cut.key_tile =
+        snap_cut(plan, key_tiles, clamp_to(rest - plan.overhead / 2, 0, size), may_split);
+    // A tile without keys begins where it ends.
+    return size > 0 && cut.key_tile == size ? next_tile(p, plan.shape, cut) : cut;
+  }
+}
+
+}  // namespace lampo::cuda

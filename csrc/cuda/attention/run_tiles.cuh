@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+// From Params to a kernel of attention/kernel.cuh: the template, the grid, the plan.
+#pragma once
+
+#include <bit>
+#include <cfloat>
+#include <cmath>
+
+#include "common/dispatch.h"
+#include "cuda/attention/kernel.cuh"
+#include "cuda/attention/run.h"
+#include "cuda/launch.h"
+#include "cuda/row_layout.h"
+
+namespace lampo::cuda {
+
+inline AttentionArguments make_arguments(const PagedAttentionParams& p, const Plan& plan) {
+  const double scale = p.softmax_scale, cap = p.soft_cap;
+  const double factor = cap > 0 ? 1.0 : std::fabs(scale) * 1.4426950408889634;
+  const int kv_bytes = size_of(p.cache_dtype);
+  const auto cache_aligned = [&](const void* cache, int64_t page, int64_t head, int64_t slot) {
+    return rows_aligned(cache, page, kv_bytes) && rows_aligned(cache, head, kv_bytes) &&
+           rows_aligned(cache, slot, kv_bytes);
+  };
+  const bool as_it_is = p.cache_dtype == p.dtype || (kv_bytes == 1 && p.dtype == DType::kBF16);
+  return {
+      .p = p,
+      .plan = plan,
+      // Never 0: a masked score, -inf, times it must not be NaN.
+      .score_factor = static_cast<float>(factor > FLT_MIN ? factor : FLT_MIN),
+      .cap_inner = cap > 0 ? static_cast<float>(std::fabs(scale) / cap) : 0.0f,
+      .cap_outer = static_cast<float>(cap * 1.4426950408889634),
+      .q_flip = scale < 0 ? 0x80008000u : 0u,
+      .page_shift = std::countr_zero(static_cast<uint64_t>(p.page_size)),
+      .kv_bytes = kv_bytes,
+      .copy_kv = as_it_is &&
+                 cache_aligned(p.k_cache, p.stride_k_cache_page, p.stride_k_cache_head,
+                               p.stride_k_cache_slot) &&
+                 cache_aligned(p.v_cache, p.stride_v_cache_page, p.stride_v_cache_head,
+                               p.stride_v_cache_slot),
+      .vector_q = rows_aligned(p.q, p.stride_q_token, 2) && rows_aligned(p.q, p.stride_q_head, 2),
+      .vector_out =
+          rows_aligned(p.out, p.stride_out_token, 2) && rows_aligned(p.out, p.stride_out_head, 2),
+  };
+}
+
+/// Points a plan at its parts of the workspace.
+inline Plan place_plan(Plan plan, const PagedAttentionParams& p, int padded_head_dim) {
+  const WorkspaceLayout layout =
+      workspace_layout(p.batch_size, plan.num_blocks, plan.shape.rows, padded_head_dim);
+  char* const at = static_cast<char*>(p.workspace);
+  plan.cuts = reinterpret_cast<Cut*>(at + layout.cuts);
+  plan.costs = reinterpret_cast<int64_t*>(at + layout.costs);
+  plan.first_split = reinterpret_cast<int64_t*>(at + layout.first_split);
+  plan.states = reinterpret_cast<RowState*>(at + layout.states);
+  plan.accumulators = reinterpret_cast<float*>(at + layout.accumulators);
+  plan.head_dim_stride = padded_head_dim;
+  return plan;
+}
+
+template <class Traits>
+Plan run_tiles_of(const PagedAttentionParams& p, int device, Stream stream) {
+  constexpr const char* kOp = "paged_attention";
+  constexpr int64_t kSharedBytes = sizeof(AttentionStorage<Traits>);
+  const int64_t blocks =
+      choose_num_blocks(Traits::kLayout, kSharedBytes, device_limits(kOp, device));
+  const int num_blocks = static_cast<int>(blocks < kMaxBlocks ? blocks : kMaxBlocks);
+  const Plan plan =
+      place_plan(make_plan(Traits::kLayout, num_blocks, p.deterministic), p, Traits::kHeadDim);
+  run_plan(p, plan, device, stream);
+  launch({.op = kOp,
+          .device = device,
+          .stream = stream,
+          .grid = dim3(static_cast<unsigned>(num_blocks)),
+          .block = dim3(Traits::kThreads),
+          .shared_bytes = kSharedBytes},
+         paged_attention_kernel<Traits>, make_arguments(p, plan));
+  return plan;
+}
+
+template <TileKind kKind>
+Plan run_tiles(const PagedAttentionParams& p, int device, Stream stream) {
+  Plan plan;
+  dispatch_dtype<BF16, F16>(p.dtype, [&]<class T>() {
+    dispatch_int<64, 128, 256>(padded_head_dim(p.head_dim), [&]<int kHeadDim>() {
+      // There is no such kernel for float16 queries: 8-bit caches become float16 when copied.
+      const bool bytes = size_of(p.cache_dtype) == 1 && p.dtype == DType::kBF16;
+      if constexpr (std::is_same_v<T, BF16>) {
+        if (bytes)
+          return void(plan =
+                          run_tiles_of<AttentionTraits<T, kHeadDim, 1, kKind>>(p, device, stream));
+      }
+      plan = run_tiles_of<AttentionTraits<T, kHeadDim, 2, kKind>>(p, device, stream);
+    });
+  });
+  return plan;
+}
+
+}  // namespace lampo::cuda

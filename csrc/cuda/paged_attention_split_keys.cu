@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernels of paged_attention whose warps split keys: see paged_attention.cpp.
+#include "cuda/attention/run_tiles.cuh"
+
+namespace lampo::cuda {
+
+Plan run_split_keys(const PagedAttentionParams& p, int device, Stream stream) {
+  return run_tiles<TileKind::kWarpsSplitKeys>(p, device, stream);
+}
+
+}  // namespace lampo::cuda

@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernels of paged_attention whose warps split rows: see paged_attention.cpp.
+#include "cuda/attention/run_tiles.cuh"
+
+namespace lampo::cuda {
+
+Plan run_split_rows(const PagedAttentionParams& p, int device, Stream stream) {
+  return run_tiles<TileKind::kWarpsSplitRows>(p, device, stream);
+}
+
+}  // namespace lampo::cuda

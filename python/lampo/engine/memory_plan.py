@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the memory of a device is shared out: weights, what a step needs, and pages with the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from lampo.engine.kv_pool import pages_within
+from lampo.models.config import ModelConfig
+from lampo.models.decoder import Buffers
+
+_META = torch.device("meta")
+# CUDA's own (kernels, cuBLAS, graphs), what the allocator cannot use of its blocks, and workspaces
+# whose size depends on the device: those of attention and sampling are below 100 MB.
+_RESERVE = 768 << 20
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of one GPU, before anything of a model is on it.
+
+    Attributes:
+        free: what the plan may use.
+        weights: of the model.
+        workspace: activations and logits of the largest step, and what ops need beside them.
+        reserve: left to CUDA.
+        page_bytes, num_pages: of the KV cache.
+        page_size: tokens of a page.
+    """
+
+    free: int
+    weights: int
+    workspace: int
+    reserve: int
+    page_bytes: int
+    num_pages: int
+    page_size: int
+
+    def describe(self) -> str:
+        """One line for people."""
+        cache = self.num_pages * self.page_bytes
+        return (
+            f"GPU memory: weights {_gb(self.weights)}, workspace {_gb(self.workspace)}, KV cache "
+            f"{_gb(cache)} ({self.num_pages} pages of {self.page_size} tokens), reserve "
+            f"{_gb(self.reserve)}; {_gb(self.free)} were free"
+        )
+
+
+def workspace_bytes(
+    config: ModelConfig, dtype: torch.dtype, *, num_tokens: int, max_num_seqs: int
+) -> int:
+    """Bytes that a step of `num_tokens` tokens takes beside weights and cache.
+
+    The logits are counted twice, for steps that do not decode have their own; and once more the
+    activations, for what lies between a product and its fused rest where cuBLAS makes it, and the
+    largest matrix of a layer, which it wants dequantized.
+    """
+    activations = 2 * Buffers(config, num_tokens, dtype, _META).nbytes
+    logits = 2 * max_num_seqs * config.vocab_size * torch.float32.itemsize
+    matrix = 2 * config.intermediate_size * config.hidden_size * dtype.itemsize
+    return activations + logits + matrix
+
+
+def plan_memory(
+    config: ModelConfig,
+    dtype: torch.dtype,
+    *,
+    free: int,
+    weights: int,
+    page_bytes: int,
+    page_size: int,
+    pages_per_seq: int,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    kv_cache_memory: int | None = None,
+) -> MemoryPlan:
+    """Fits a model into the free memory of a GPU.
+
+    Args:
+        config, dtype: of the model and its activations.
+        free: bytes that are free now.
+        weights: bytes of the model's weights, which are not on the GPU yet.
+        page_bytes, page_size: bytes and tokens of a page of the KV cache.
+        pages_per_seq: of the longest sequence.
+        max_num_seqs: sequences that decode together.
+        max_num_batched_tokens: prompt tokens of a step, beside theirs.
+        kv_cache_memory: bytes for the cache, at most; what is left, if absent.
+
+    Raises:
+        ValueError: it does not fit, with every part's size and what would help.
+    """
+    workspace = workspace_bytes(
+        config,
+        dtype,
+        num_tokens=max_num_batched_tokens + max_num_seqs,
+        max_num_seqs=max_num_seqs,
+    )
+    left = free - weights - workspace - _RESERVE
+    if left < pages_per_seq * page_bytes:
+        raise ValueError(
+            f"the model does not fit into the GPU's free memory of {_gb(free)}: weights "
+            f"{_gb(weights)}, workspace {_gb(workspace)}, reserve {_gb(_RESERVE)}, and "
+            f"{_gb(pages_per_seq * page_bytes)} of KV cache for one sequence of max_model_len: "
+            "take a smaller max_model_len, max_num_seqs or max_num_batched_tokens, an 8-bit "
+            "kv_cache_dtype, a quantized model, or device='cpu'"
+        )
+    within = left if kv_cache_memory is None else kv_cache_memory
+    if within > left:
+        raise ValueError(
+            f"kv_cache_memory: {_gb(within)} do not fit beside weights and workspace, at most "
+            f"{_gb(left)} do"
+        )
+    num_pages = pages_within(
+        within, page_bytes, pages_per_seq=pages_per_seq, max_num_seqs=max_num_seqs
+    )
+    return MemoryPlan(free, weights, workspace, _RESERVE, page_bytes, num_pages, page_size)
+
+
+def _gb(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.2f} GB"

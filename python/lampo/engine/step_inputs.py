@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a decode step reads, in tensors that stay where they are."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lampo.engine.sequence import Sequence
+from lampo.models.decoder import Step
+
+
+def _layout(
+    batch_size: int, max_pages_per_seq: int
+) -> dict[str, tuple[type[np.generic], tuple[int, ...]]]:
+    rows, i64, i32, f32 = (batch_size,), np.int64, np.int32, np.float32
+    return {
+        "token_ids": (i64, rows),
+        "positions": (i64, rows),
+        "slot_mapping": (i64, rows),
+        "drawn_positions": (i64, rows),
+        "seeds": (i64, rows),
+        "seq_lens": (i32, rows),
+        "cu_seqlens_q": (i32, (batch_size + 1,)),
+        "top_k": (i32, rows),
+        "temperature": (f32, rows),
+        "top_p": (f32, rows),
+        "min_p": (f32, rows),
+        "page_table": (i32, (batch_size, max_pages_per_seq)),
+    }
+
+
+class StepInputs:
+    """The inputs of a decode step of up to `batch_size` sequences.
+
+    On the CPU the host writes them where they are read. For a GPU it writes pinned memory, from
+    which one copy brings all of them over. Two of those take turns: when a step is written, the
+    copy of the one before may still be waiting for the device.
+
+    Attributes:
+        tensors: by name, on the device.
+        step: of them, what the model wants.
+    """
+
+    def __init__(self, batch_size: int, max_pages_per_seq: int, device: torch.device) -> None:
+        layout = _layout(batch_size, max_pages_per_seq)
+        offsets, size = {}, 0
+        for name, (dtype, shape) in layout.items():
+            offsets[name] = size
+            size += -(-math.prod(shape) * np.dtype(dtype).itemsize // 64) * 64
+        on_gpu = device.type == "cuda"
+        hosts = [torch.zeros(size, dtype=torch.uint8, pin_memory=on_gpu) for _ in range(1 + on_gpu)]
+        self._memory = torch.zeros(size, dtype=torch.uint8, device=device) if on_gpu else hosts[0]
+
+        def views(memory: torch.Tensor) -> dict[str, torch.Tensor]:
+            found = {}
+            for name, (dtype, shape) in layout.items():
+                nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+                kind = torch.from_numpy(np.empty(0, dtype)).dtype
+                part = memory[offsets[name] : offsets[name] + nbytes]
+                found[name] = part.view(kind).view(shape)
+            return found
+
+        self.tensors = views(self._memory)
+        self._hosts = [
+            (host, _HostRows({name: t.numpy() for name, t in views(host).items()}))
+            for host in hosts
+        ]
+        self.step = Step(
+            **{
+                name: self.tensors[name]
+                for name in (
+                    *("token_ids", "positions", "slot_mapping"),
+                    *("cu_seqlens_q", "seq_lens", "page_table"),
+                )
+            }
+        )
+
+    def write(self, sequences: list[Sequence], page_size: int, ahead: int = 0) -> None:
+        """Describes the next step; rows behind the last sequence are padding.
+
+        Args:
+            sequences: with pages enough.
+            page_size: of their pages.
+            ahead: 1 for the step after the one of their pending tokens: the token ids are unknown
+                and left to the caller.
+        """
+        host, rows = self._hosts[0]
+        rows.write(sequences, page_size, ahead)
+        if self._memory is not host:
+            self._memory.copy_(host, non_blocking=True)
+            self._hosts.reverse()
+
+
+class _HostRows:
+    """The arrays of one step, a row a sequence; what a row still holds is not written again."""
+
+    def __init__(self, arrays: dict[str, NDArray[Any]]) -> None:
+        self._token_ids = arrays["token_ids"]
+        self._positions = arrays["positions"]
+        self._slots = arrays["slot_mapping"]
+        self._seq_lens = arrays["seq_lens"]
+        self._cu_seqlens_q = arrays["cu_seqlens_q"]
+        self._drawn_positions = arrays["drawn_positions"]
+        self._page_table = arrays["page_table"]
+        self._seeds = arrays["seeds"]
+        self._temperature = arrays["temperature"]
+        self._top_k = arrays["top_k"]
+        self._top_p = arrays["top_p"]
+        self._min_p = arrays["min_p"]
+        # Whose parameters the rows hold; the lists that the page table was copied from.
+        self._members: list[Sequence | None] = [None] * len(self._seeds)
+        self._copied: list[tuple[list[int], int]] = [([], 0)] * len(self._seeds)
+        self._num_rows = -1
+
+    def write(self, sequences: list[Sequence], page_size: int, ahead: int) -> None:
+        for i, sequence in enumerate(sequences):
+            position, pages = sequence.num_computed + ahead, sequence.pages
+            self._token_ids[i] = 0 if ahead else sequence.token_ids[position]
+            self._positions[i] = position
+            self._slots[i] = pages[position // page_size] * page_size + position % page_size
+            self._seq_lens[i] = self._drawn_positions[i] = position + 1
+            copied, count = self._copied[i]
+            if copied is not pages or count != len(pages):
+                self._page_table[i, : len(pages)] = pages
+                self._copied[i] = (pages, len(pages))
+            if self._members[i] is not sequence:
+                self._members[i] = sequence
+                self._take_parameters(i, sequence)
+        if self._num_rows != len(sequences):
+            self._num_rows = len(sequences)
+            self._pad(len(sequences))
+
+    def _take_parameters(self, row: int, sequence: Sequence) -> None:
+        params = sequence.params
+        self._seeds[row] = sequence.seed
+        self._temperature[row] = params.temperature
+        self._top_k[row] = max(params.top_k or 0, 0)
+        self._top_p[row] = params.top_p
+        self._min_p[row] = params.min_p
+
+    def _pad(self, count: int) -> None:
+        """Rows without a sequence have no query, write nothing, and are drawn for nobody."""
+        self._cu_seqlens_q[:] = np.minimum(np.arange(len(self._cu_seqlens_q)), count)
+        self._slots[count:] = -1
+        self._top_p[count:] = 1
+        for array in (self._token_ids, self._positions, self._seq_lens, self._temperature):
+            array[count:] = 0
+        self._members[count:] = [None] * (len(self._members) - count)
