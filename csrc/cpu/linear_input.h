@@ -33,6 +33,9 @@ static inline void with_input_row(const LinearParams& p, int64_t token, Fn&& fn)
 
 /// Tokens that the integer products take together.
 inline constexpr int kRowBlock = 8;
+/// Vectors of a group.
+inline constexpr int kGroupVectors = kGroupSize / F32::kWidth;
+/// What 12 activation bits call large.
 inline constexpr float kFelt = 3.0f;
 
 /// The rows of x as integers, in groups of 32 along the inputs. With 8 activation bits x ~ scale q,
@@ -99,16 +102,21 @@ static inline F32 round_to_int8(F32 x) {
   return round_even(min(max(x, F32(-127.0f)), F32(127.0f)));
 }
 
-/// The largest |x| of a group of 32 that read(i) gives, vector by vector.
-template <class Read>
-static inline float largest_of_group(Read&& read) {
-  F32 largest;
-  for (int i = 0; i < kGroupSize; i += F32::kWidth) {
-    const F32 value = read(i);
-    largest = max(largest, max(value, -value));
+/// A group of a row of x, and its largest |x|.
+struct InputGroup {
+  F32 value[kGroupVectors];
+  float absmax;
+
+  template <class Read>
+  InputGroup(int64_t group, Read&& read) {
+    F32 largest;
+    for (int i = 0; i < kGroupVectors; ++i) {
+      value[i] = read(group * kGroupSize + i * F32::kWidth, F32::kWidth);
+      largest = max(largest, max(value[i], -value[i]));
+    }
+    absmax = reduce_max(largest);
   }
-  return reduce_max(largest);
-}
+};
 
 /// What the max|x|^2 of a group must exceed to be worth a low.
 template <class Read>
@@ -116,27 +124,26 @@ static inline float felt_above(const LinearParams& p, int64_t groups, Read&& rea
   if (p.activation_bits != 12) return -1.0f;
   float squares = 0.0f;
   for (int64_t g = 0; g < groups; ++g) {
-    const float largest =
-        largest_of_group([&](int i) { return read(g * kGroupSize + i, F32::kWidth); });
-    squares += largest * largest;
+    const float absmax = InputGroup(g, read).absmax;
+    squares += absmax * absmax;
   }
   return squares * (kFelt / static_cast<float>(groups));
 }
 
-/// Quantizes a group of 32 that read(i) gives into its place; Dots: of strip.h.
-template <class Dots, int kBits, class Read>
+/// Quantizes a group into its place; Dots: of strip.h.
+template <class Dots, int kBits>
 static inline void quantize_group(const QuantizedRows& rows, int64_t at, int offset, float felt,
-                                  Read&& read) {
-  const float absmax = largest_of_group(read);
+                                  const InputGroup& group) {
+  const float absmax = group.absmax;
   const bool has_low = kBits == 16 && absmax * absmax > felt;
   const F32 inverse(absmax > 0.0f ? 127.0f / absmax : 0.0f);
   int8_t* quants = rows.quants + at * Dots::kRowBytes;
   F32 high_sum, low_sum;  // of small integers: exact
-  for (int i = 0; i < kGroupSize; i += F32::kWidth) {
-    const F32 scaled = read(i) * inverse;
+  for (int i = 0; i < kGroupVectors; ++i) {
+    const F32 scaled = group.value[i] * inverse;
     const F32 high = round_to_int8(scaled);
     const F32 low = has_low ? round_to_int8((scaled - high) * F32(256.0f)) : F32{};
-    Dots::store(quants, i, high, low);
+    Dots::store(quants, i * F32::kWidth, high, low);
     high_sum = high_sum + high;
     low_sum = low_sum + low;
   }
@@ -159,8 +166,7 @@ static inline void quantize_rows(const LinearParams& p, const QuantizedRows& row
       with_input_row<T>(p, token, [&](auto&& read) {
         const float felt = felt_above(p, rows.groups, read);
         for (int64_t g = 0; g < rows.groups; ++g) {
-          quantize_group<Dots, kBits>(rows, first + g * step, offset, felt,
-                                      [&](int i) { return read(g * kGroupSize + i, F32::kWidth); });
+          quantize_group<Dots, kBits>(rows, first + g * step, offset, felt, InputGroup(g, read));
         }
       });
     }
