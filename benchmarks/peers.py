@@ -214,7 +214,8 @@ def torch_top_p_by_sort(logits: Any, top_p: float, generator: Any = None) -> Any
 
     probs, ids = torch.softmax(logits, dim=-1).sort(dim=-1, descending=True)
     mass = probs.cumsum(dim=-1)
-    rows = (logits.shape[0], 1)
-    crossing = torch.searchsorted(mass, torch.full(rows, top_p)).clamp_(max=mass.shape[-1] - 1)
-    draw = torch.rand(rows, generator=generator) * mass.gather(-1, crossing)
+    rows, device = (logits.shape[0], 1), logits.device
+    crossing = torch.searchsorted(mass, torch.full(rows, top_p, device=device))
+    crossing.clamp_(max=mass.shape[-1] - 1)
+    draw = torch.rand(rows, generator=generator, device=device) * mass.gather(-1, crossing)
     return ids.gather(-1, torch.searchsorted(mass, draw).clamp_(max=crossing)).squeeze(-1)

@@ -36,7 +36,6 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     options.add_argument("--json", type=Path, metavar="FILE", help="also write the results here")
     options.add_argument("--threads", type=int, default=2, help="worker threads (default: 2)")
     options.add_argument("--repeats", type=int, default=15, help="samples per case (default: 15)")
-    options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options.add_argument("--quick", action="store_true", help="a few small cases")
     return options
 
@@ -47,6 +46,15 @@ def _first_match(path: str, key: str) -> str:
     except OSError:
         return ""
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")
+
+
+def _output(*command: str) -> str:
+    """What a program prints; nothing if it is not there."""
+    try:
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    except OSError:
+        return ""
+    return run.stdout.strip()
 
 
 def hardware(device: str = "cpu") -> dict[str, Any]:
@@ -70,6 +78,13 @@ def hardware(device: str = "cpu") -> dict[str, Any]:
         gpu = torch.cuda.get_device_properties(0)
         found["gpu"] = gpu.name
         found["gpu_memory_gb"] = round(gpu.total_memory / 1e9, 1)
+        found["gpu_l2_mb"] = round(gpu.L2_cache_size / 1e6)
+        found["gpu_sms"] = gpu.multi_processor_count
+        query = "--query-gpu=driver_version,clocks.max.sm,clocks.max.memory"
+        found["gpu_driver_and_clocks"] = _output(
+            "nvidia-smi", "--id=0", query, "--format=csv,noheader"
+        )
+        found["cuda"] = torch.version.cuda
     return found
 
 
@@ -87,17 +102,16 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Short hash of the tree that ran, "+changes" when tracked files differ from it."""
+    """Short hash of the tree that ran, "+changes" when tracked files differ from it.
 
-    def git(*command: str) -> str:
-        run = subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True)
-        return run.stdout.strip()
-
-    try:
-        name = git("rev-parse", "--short=12", "HEAD")
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", "csrc", "python")
-    except OSError:
-        return "unknown"
+    LAMPO_COMMIT says it where the tree was copied without its history.
+    """
+    if "LAMPO_COMMIT" in os.environ:
+        return os.environ["LAMPO_COMMIT"]
+    name = _output("git", "rev-parse", "--short=12", "HEAD")
+    changed = _output(
+        "git", "status", "--porcelain", "--untracked-files=no", "--", "csrc", "python"
+    )
     return (name or "unknown") + ("+changes" if changed else "")
 
 
@@ -140,7 +154,7 @@ class Report:
             "commit": commit(),
             "threads": options.threads,
             "load at start": load(),
-            "hardware": hardware(options.device),
+            "hardware": hardware(getattr(options, "device", "cpu")),
             "versions": versions(),
             "limits": {},
             "checks": [],
@@ -189,6 +203,7 @@ class Report:
             raise KeyError(f"no such column: {sorted(unknown)}")
         print("| " + " | ".join(text(row.get(name)) for name in self.columns) + " |", flush=True)
         self.cases.append({**row, **details})
+        self._save()  # a run that is stopped leaves what it has
 
     def finish(self, mean_of: str | tuple[str, ...] = ()) -> None:
         """Prints the geometric mean of columns, and writes the JSON file if one was asked for."""
@@ -199,6 +214,9 @@ class Report:
             if values:
                 means[column] = timing.geometric_mean(values)
                 print(f"geometric mean of {column}, {len(values)} cases: {text(means[column])}")
+        self._save()
+
+    def _save(self) -> None:
         if self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text(json.dumps(self.document, indent=1, ensure_ascii=False) + "\n")

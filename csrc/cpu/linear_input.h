@@ -33,22 +33,30 @@ static inline void with_input_row(const LinearParams& p, int64_t token, Fn&& fn)
 
 /// Tokens that the integer products take together.
 inline constexpr int kRowBlock = 8;
+/// Vectors of a group.
+inline constexpr int kGroupVectors = kGroupSize / F32::kWidth;
+/// What 12 activation bits call large.
+inline constexpr float kFelt = 3.0f;
 
 /// The rows of x as integers, in groups of 32 along the inputs. With 8 activation bits x ~ scale q,
 /// q an int8 and scale = max|x| / 127; with 16, q = 256 high + low, both int8, for about twice the
-/// work and 1/250 of the error. A group's q lie as the dot products want them (vec/strip.h).
+/// work and 1/250 of the error. With 12 a group has a low only where its error would be felt: where
+/// its max|x|^2 is more than kFelt times the mean over the row's groups. Activations have a few
+/// large channels, so those are few groups, and mostly the same in all rows; without one that has
+/// it, its product is left out. A group's q lie as the dot products want them (vec/strip.h).
 /// Rows come in blocks of kRowBlock, the last with fewer: a block of n rows is [groups, n, ...].
 struct QuantizedRows {
   int8_t* quants;  // quant_bytes each
   float* scale;
   float* sum;      // scale * sum of q
   int32_t* start;  // -offset * sum of q
+  bool* has_low;
   int64_t num_rows;
   int64_t groups;
   int64_t quant_bytes;
 
   static int64_t bytes(const LinearParams& p, int64_t quant_bytes) {
-    return p.num_tokens * (p.in_features / kGroupSize) * (quant_bytes + 12);
+    return p.num_tokens * (p.in_features / kGroupSize) * (quant_bytes + 13);
   }
 
   QuantizedRows(const LinearParams& p, int64_t bytes_of_group, void* memory)
@@ -58,6 +66,7 @@ struct QuantizedRows {
     scale = reinterpret_cast<float*>(quants + count * quant_bytes);
     sum = scale + count;
     start = reinterpret_cast<int32_t*>(sum + count);
+    has_low = reinterpret_cast<bool*>(start + count);
   }
 
   /// The same, with place 0 at `place`.
@@ -67,7 +76,16 @@ struct QuantizedRows {
     part.scale += place;
     part.sum += place;
     part.start += place;
+    part.has_low += place;
     return part;
+  }
+  /// Whether any of the first kRows places has a low.
+  template <int kRows>
+  bool any_low() const {
+    static_assert(kRows <= 8);
+    uint64_t flags = 0;
+    memcpy(&flags, has_low, kRows);
+    return flags != 0;
   }
   /// Rows of the block that begins at `row`, a multiple of kRowBlock.
   int64_t block_rows(int64_t row) const {
@@ -84,24 +102,47 @@ static inline F32 round_to_int8(F32 x) {
   return round_even(min(max(x, F32(-127.0f)), F32(127.0f)));
 }
 
-/// Quantizes a group of 32 that read(i) gives, vector by vector, into its place; Dots: of strip.h.
-template <class Dots, int kBits, class Read>
-static inline void quantize_group(const QuantizedRows& rows, int64_t at, int offset, Read&& read) {
-  constexpr int kVectors = kGroupSize / F32::kWidth;
-  F32 value[kVectors];
-  F32 largest;
-  for (int i = 0; i < kVectors; ++i) {
-    value[i] = read(i * F32::kWidth);
-    largest = max(largest, max(value[i], -value[i]));
+/// A group of a row of x, and its largest |x|.
+struct InputGroup {
+  F32 value[kGroupVectors];
+  float absmax;
+
+  template <class Read>
+  InputGroup(int64_t group, Read&& read) {
+    F32 largest;
+    for (int i = 0; i < kGroupVectors; ++i) {
+      value[i] = read(group * kGroupSize + i * F32::kWidth, F32::kWidth);
+      largest = max(largest, max(value[i], -value[i]));
+    }
+    absmax = reduce_max(largest);
   }
-  const float absmax = reduce_max(largest);
+};
+
+/// What the max|x|^2 of a group must exceed to be worth a low.
+template <class Read>
+static inline float felt_above(const LinearParams& p, int64_t groups, Read&& read) {
+  if (p.activation_bits != 12) return -1.0f;
+  float squares = 0.0f;
+  for (int64_t g = 0; g < groups; ++g) {
+    const float absmax = InputGroup(g, read).absmax;
+    squares += absmax * absmax;
+  }
+  return squares * (kFelt / static_cast<float>(groups));
+}
+
+/// Quantizes a group into its place; Dots: of strip.h.
+template <class Dots, int kBits>
+static inline void quantize_group(const QuantizedRows& rows, int64_t at, int offset, float felt,
+                                  const InputGroup& group) {
+  const float absmax = group.absmax;
+  const bool has_low = kBits == 16 && absmax * absmax > felt;
   const F32 inverse(absmax > 0.0f ? 127.0f / absmax : 0.0f);
   int8_t* quants = rows.quants + at * Dots::kRowBytes;
   F32 high_sum, low_sum;  // of small integers: exact
-  for (int i = 0; i < kVectors; ++i) {
-    const F32 scaled = value[i] * inverse;
+  for (int i = 0; i < kGroupVectors; ++i) {
+    const F32 scaled = group.value[i] * inverse;
     const F32 high = round_to_int8(scaled);
-    const F32 low = kBits == 16 ? round_to_int8((scaled - high) * F32(256.0f)) : F32{};
+    const F32 low = has_low ? round_to_int8((scaled - high) * F32(256.0f)) : F32{};
     Dots::store(quants, i * F32::kWidth, high, low);
     high_sum = high_sum + high;
     low_sum = low_sum + low;
@@ -111,6 +152,7 @@ static inline void quantize_group(const QuantizedRows& rows, int64_t at, int off
   rows.scale[at] = absmax / (kBits == 8 ? 127.0f : 127.0f * 256.0f);
   rows.sum[at] = rows.scale[at] * static_cast<float>(total);
   rows.start[at] = -offset * total;
+  rows.has_low[at] = has_low;
 }
 
 /// `offset`: what the unsigned quants of the weight are too large by.
@@ -122,9 +164,9 @@ static inline void quantize_rows(const LinearParams& p, const QuantizedRows& row
       const int64_t first = rows.place(token);
       const int64_t step = rows.block_rows(token / kRowBlock * kRowBlock);
       with_input_row<T>(p, token, [&](auto&& read) {
+        const float felt = felt_above(p, rows.groups, read);
         for (int64_t g = 0; g < rows.groups; ++g) {
-          quantize_group<Dots, kBits>(rows, first + g * step, offset,
-                                      [&](int i) { return read(g * kGroupSize + i, F32::kWidth); });
+          quantize_group<Dots, kBits>(rows, first + g * step, offset, felt, InputGroup(g, read));
         }
       });
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // out = norm(x) w^T + bias on packed 4- and 8-bit weights (weight_format.h), and what may follow.
 // The twin of cpu/kernels/linear_packed.cpp: x is quantized in groups of 32 to int8, or with
-// activation_bits 16 to two planes of it, and a group of a weight row contributes
+// activation_bits 12 or 16 to two planes of it, and a group of a weight row contributes
 //   dw dx (sum qw qx - offset sum qx) + m dx sum qx,      offset 8 for Q4_0, m for Q4_1 only
 // with exact integer sums, added in f32 in two fused steps. Only the order of groups differs.
 //
@@ -232,7 +232,7 @@ __global__ void __launch_bounds__(kLinearThreads)
 
 template <WeightFormat kFormat>
 void run(const LinearParams& p, int device, Stream stream) {
-  dispatch_int<8, 16>(p.activation_bits, [&]<int kBits>() {
+  dispatch_int<8, 16>(p.activation_bits == 8 ? 8 : 16, [&]<int kBits>() {
     constexpr int kPlanes = kBits / 8;
     launch_linear(p, packed_chunk_bytes(kPlanes), packed_in_flight(kFormat),
                   linear_packed_kernel<kFormat, kPlanes, 1>,

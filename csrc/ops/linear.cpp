@@ -37,8 +37,6 @@ LinearParams check_linear(const TensorView& x, int64_t out_features, OptionalTen
     check_that(workspace != nullptr || !on_cpu, "workspace",
                "expected a tensor beside norm_weight, got None");
   }
-  check_that(options.activation_bits == 8 || options.activation_bits == 16, "activation_bits",
-             "expected 8 or 16, got " + std::to_string(options.activation_bits));
   if (options.silu_mul) {
     check_that(out_features % (2 * kStripRows) == 0, "weight",
                "silu_mul wants two halves of a multiple of 16 rows, got " +
@@ -122,6 +120,9 @@ void linear(const TensorView& x, const TensorView& weight, OptionalTensor bias,
   check_dtype("weight", weight, {DType::kF32, DType::kBF16, DType::kF16});
   check_inner_contiguous("weight", weight);
   check_device("weight", weight, x.device);
+  const int bits = options.activation_bits;
+  check_that(bits == 8 || bits == 16, "activation_bits",
+             "expected 8 or 16, got " + std::to_string(bits));
   check_that(workspace != nullptr || weight.dtype != DType::kBF16 || x.dtype == DType::kBF16 ||
                  x.device.type != DeviceType::kCPU,
              "workspace", "expected a tensor beside a bfloat16 weight and float32 x, got None");
@@ -169,6 +170,9 @@ void linear_packed(const TensorView& x, const TensorView& weight, WeightFormat f
   check_dtype("weight", weight, {DType::kU8});
   check_contiguous("weight", weight);
   check_device("weight", weight, x.device);
+  const int bits = options.activation_bits;
+  check_that(bits == 8 || bits == 12 || bits == 16, "activation_bits",
+             "expected 8, 12 or 16, got " + std::to_string(bits));
   check_that(x.device.type == DeviceType::kCPU ||
                  reinterpret_cast<uintptr_t>(weight.data) % kPackedAlignment == 0,
              "weight", "expected data aligned to 16 bytes on CUDA");

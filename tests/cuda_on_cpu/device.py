@@ -87,7 +87,7 @@ def host_view(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def device_type(x: object) -> str | None:
-    """ "cpu" or "cuda" of an argument that names a device."""
+    """What an argument names that names a device."""
     if isinstance(x, torch.device):
         return x.type
     return x.split(":")[0] if isinstance(x, str) and x.split(":")[0] in ("cpu", "cuda") else None
@@ -273,7 +273,7 @@ def cuda_on_cpu(native: ModuleType) -> Iterator[None]:
                 if name.startswith("_") and kernel is not None:
                     patch.setattr(module, name, _by_device(function, kernel))
         yield
-        stream.synchronize()
+        stream.waiting.clear()
 
 
 def _by_number(cpu: Callable[..., int], gpu: Callable[..., int]) -> Callable[..., int]:

@@ -42,6 +42,8 @@ constexpr int64_t kStripsPerTile = 2;
 /// Sums of so many tokens stay in registers: AVX-512 has room for all, elsewhere the weights' words
 /// need it.
 constexpr int kUnrolledRows = F32::kWidth == 16 ? kRowBlock : 1;
+/// So many rows' products without their lows are worth a branch; fewer wait for memory anyhow.
+constexpr int kRowsWorthSkipping = 4;
 /// How far ahead of the dot products weights are asked for.
 constexpr int kPrefetchBytes = 4096;
 /// So few quantized rows each thread makes for itself: sooner done than a barrier is passed.
@@ -60,7 +62,7 @@ struct Quants {
 };
 
 /// A group of a strip times kRows rows of x, phase by phase; `finish` gets row and sums.
-template <class Dots, int kPhase, int kRows, class Finish>
+template <class Dots, int kPhase, bool kLow, int kRows, class Finish>
 inline void add_phases(const uint8_t* group, const int8_t* x, Sums (&sums)[kRows],
                        Finish&& finish) {
   Words words[8];
@@ -68,14 +70,16 @@ inline void add_phases(const uint8_t* group, const int8_t* x, Sums (&sums)[kRows
 #pragma GCC unroll kUnrolledRows
   for (int r = 0; r < kRows; ++r) {
     Sums sum = kPhase == 0 ? Sums{} : sums[r];
-    Dots::template add<kPhase>(words, x + r * Dots::kRowBytes, sum);
+    Dots::template add<kPhase, kLow>(words, x + r * Dots::kRowBytes, sum);
     if constexpr (kPhase + 1 == Dots::kPhases) {
       finish(r, sum);
     } else {
       sums[r] = sum;
     }
   }
-  if constexpr (kPhase + 1 < Dots::kPhases) add_phases<Dots, kPhase + 1>(group, x, sums, finish);
+  if constexpr (kPhase + 1 < Dots::kPhases) {
+    add_phases<Dots, kPhase + 1, kLow>(group, x, sums, finish);
+  }
 }
 
 /// acc + a group of a strip times the rows at `rows`.
@@ -88,7 +92,7 @@ inline void add_group(const uint8_t* group, const QuantizedRows& rows, F32 (&acc
     if (Q::kLayout.has_min) minimum[part] = load(at + kStripRows + part * F32::kWidth);
   }
   Sums sums[kRows];
-  add_phases<typename Q::Dots, 0>(group, rows.quants, sums, [&](int r, const Sums& sum) {
+  const auto finish = [&](int r, const Sums& sum) {
     const int32_t start = Q::kOffset == 0 ? 0 : rows.start[r];
     const F32 row_scale(rows.scale[r]), row_sum(rows.sum[r]);
 #pragma GCC unroll 4
@@ -97,7 +101,12 @@ inline void add_group(const uint8_t* group, const QuantizedRows& rows, F32 (&acc
       if (Q::kLayout.has_min) total = fma(minimum[i], row_sum, total);
       acc[r][i] = total;
     }
-  });
+  };
+  if (Q::Dots::kSkipsLow && kRows >= kRowsWorthSkipping && !rows.any_low<kRows>()) {
+    add_phases<typename Q::Dots, 0, false>(group, rows.quants, sums, finish);
+  } else {
+    add_phases<typename Q::Dots, 0, true>(group, rows.quants, sums, finish);
+  }
 }
 
 /// One strip times the rows [row, row + kRows) of a block.
@@ -198,7 +207,8 @@ void run(const LinearParams& p, const Team& team) {
 }  // namespace
 
 void linear_packed(const LinearParams& p, const Team& team) {
-  dispatch_int<8, 16>(p.activation_bits, [&]<int kBits>() {
+  // 12 bits are 16 of which some are 0.
+  dispatch_int<8, 16>(p.activation_bits == 8 ? 8 : 16, [&]<int kBits>() {
     switch (p.format) {
       case WeightFormat::kQ4_0:
         return run<WeightFormat::kQ4_0, kBits>(p, team);

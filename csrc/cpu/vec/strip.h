@@ -8,7 +8,8 @@
 //   kRowBytes, store(to, i, high, low)   how a group of x lies in memory; elements [i, i + kWidth)
 //                                        are high, or 256 high + low
 //   load<kPhase>(group, words)           the words of a phase
-//   add<kPhase>(words, x, sums)          adds their products with a group of x
+//   add<kPhase, kLow>(words, x, sums)    adds their products with a group of x; without kLow, where
+//                                        kSkipsLow, as if every low were 0
 //   to_float(sum, start)                 sum + start
 //   kSignedBias   8-bit quants are multiplied with so much added: the caller knows the sum of x
 // Integer sums are exact, so every ISA gets the same ones.
@@ -38,6 +39,7 @@ struct Dots {
   static constexpr int kPhases = 1;
   static constexpr int kRowBytes = 32 * (kBits / 8);
   static constexpr int kSignedBias = 128;  // the instruction wants unsigned quants
+  static constexpr bool kSkipsLow = kBits == 16;
 
   static void store(int8_t* to, int i, F32 high, F32 low) {
     lampo::cpu::LAMPO_ISA::store(to + i, high);
@@ -55,10 +57,11 @@ struct Dots {
       }
     }
   }
-  template <int kPhase>
+  template <int kPhase, bool kLow>
   [[gnu::always_inline]] static void add(const Words (&words)[8], const int8_t* x, Sums& sums) {
     sums.part[0] = dot(words, x, sums.part[0]);
-    if (kBits == 16) sums.part[0] = dot(words, x + 32, _mm512_slli_epi32(sums.part[0], 8));
+    if (kBits == 16) sums.part[0] = _mm512_slli_epi32(sums.part[0], 8);
+    if (kBits == 16 && kLow) sums.part[0] = dot(words, x + 32, sums.part[0]);
   }
   static F32 to_float(Words sum, int32_t start) {
     return F32(_mm512_cvtepi32_ps(_mm512_add_epi32(sum, _mm512_set1_epi32(start))));
@@ -126,6 +129,7 @@ struct NibbleDots {
   static constexpr int kPhases = 2;
   static constexpr int kRowBytes = 32;
   static constexpr int kSignedBias = 0;
+  static constexpr bool kSkipsLow = false;
 
   static void store(int8_t* to, int i, F32 high, F32) {
     lampo::cpu::LAMPO_ISA::store(to + i, high);
@@ -137,7 +141,7 @@ struct NibbleDots {
       words[i] = kPhase == 0 ? low_nibbles(w) : high_nibbles(w);
     }
   }
-  template <int kPhase>
+  template <int kPhase, bool kLow>
   [[gnu::always_inline]] static void add(const Words (&words)[8], const int8_t* x, Sums& sums) {
 #pragma GCC unroll 4
     for (int i = 0; i < kSteps; ++i) {
@@ -206,6 +210,7 @@ struct WideDots {
   static constexpr int kPhases = 16 / kSteps;
   static constexpr int kRowBytes = 64;
   static constexpr int kSignedBias = 0;
+  static constexpr bool kSkipsLow = false;
 
   static void store(int8_t* to, int i, F32 high, F32 low) {
     store_pairs(to + 2 * i, kBits == 16 ? high * F32(256.0f) + low : high);
@@ -221,7 +226,7 @@ struct WideDots {
       words[i + i / kParts * kParts + kParts] = odd_bytes(w);
     }
   }
-  template <int kPhase>
+  template <int kPhase, bool kLow>
   [[gnu::always_inline]] static void add(const Words (&words)[8], const int8_t* x, Sums& sums) {
 #pragma GCC unroll 4
     for (int i = 0; i < kSteps; ++i) {

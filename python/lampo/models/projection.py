@@ -24,6 +24,14 @@ class Norm:
         return Norm(self.weight.to(device), self.eps)
 
 
+@dataclass(frozen=True)
+class ActivationBits:
+    """How a projection rounds its input, by the kind of weight: activation_bits of ops.linear."""
+
+    packed: int = 8
+    dense: int = 16
+
+
 class Projection:
     """``out = x W^T + b``, with W = [W_1; W_2; ...], for example q, k and v.
 
@@ -36,7 +44,7 @@ class Projection:
         self,
         weights: list[ops.Weight],
         bias: torch.Tensor | None,
-        activation_bits: int | None = None,
+        activation_bits: ActivationBits = ActivationBits(),
     ) -> None:
         self.weights = weights
         self.activation_bits = activation_bits
@@ -74,7 +82,7 @@ class Projection:
                 norm_weight=None if norm is None else norm.weight,
                 norm_eps=0.0 if norm is None else norm.eps,
                 accumulate=accumulate,
-                activation_bits=self.activation_bits,
+                activation_bits=self._bits(weight),
                 out=out if whole else out[:, start:end],
                 workspace=workspace,
             )
@@ -93,12 +101,16 @@ class Projection:
                 norm_weight=norm.weight,
                 norm_eps=norm.eps,
                 silu_mul=True,
-                activation_bits=self.activation_bits,
+                activation_bits=self._bits(self.weights[0]),
                 out=out,
                 workspace=workspace,
             )
         gate_up = x.new_empty(x.shape[0], self.out_features)
         return ops.silu_mul(self(x, gate_up, workspace, norm=norm), out=out)
+
+    def _bits(self, weight: ops.Weight) -> int:
+        bits = self.activation_bits
+        return bits.packed if isinstance(weight, ops.PackedWeight) else bits.dense
 
 
 class WeightLoader:
@@ -143,7 +155,11 @@ class WeightLoader:
         return weights
 
     def projection(
-        self, names: list[str], *, bias: bool = False, activation_bits: int | None = None
+        self,
+        names: list[str],
+        *,
+        bias: bool = False,
+        activation_bits: ActivationBits = ActivationBits(),
     ) -> Projection:
         """Weights and, where the model has them, biases (as float32) of the named layers."""
         biases = None

@@ -140,10 +140,11 @@ def linear(
         silu_mul: the result is ``silu(y[:, :n]) * y[:, n:]``, n = out_features / 2, as
             :func:`silu_mul`; n must be a multiple of 16.
         accumulate: the result is added to ``out`` in place of replacing it.
-        activation_bits: how float32 x is rounded. A packed weight meets integers of so many bits,
-            a bfloat16 weight, on CPUs that multiply bfloat16, one bfloat16 (8 significant bits) or
-            the sum of two (16). 16 makes 1/250 of the error for twice the multiplications, which
-            costs little while memory is the limit. By default 8 for packed weights, else 16.
+        activation_bits: how x is rounded. A packed weight meets integers of 8 or 16 bits, or (12)
+            of 16 in those groups of a row whose error would be felt and of 8 elsewhere (CUDA: 16).
+            A bfloat16 weight, on CPUs that multiply bfloat16, meets one bfloat16 (8 significant
+            bits) or the sum of two (16). 16 makes 1/250 of the error for twice the multiplications,
+            which costs little while memory is the limit. By default 8 for packed weights, else 16.
         out: [num_tokens, out_features] (half of that with ``silu_mul``) float32 or as ``x``,
             written; as ``x`` if absent.
         workspace: uint8, at least ``linear_workspace_size(num_tokens, in_features)`` bytes, used

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole model on a GPU through lampo's engine: time to the first token, and of decode steps.
+
+    python benchmarks/make_random_model.py Llama-3.1-8B FOLDER
+    python benchmarks/bench_gpu_decode.py FOLDER --json FILE
+
+Token ids in, greedy, end-of-text ignored. "step ms" is the mean time between tokens as a caller of
+LLM.generate sees it, "graph ms" that of the captured step alone, replayed without the engine: what
+is between them is the host's. "limit %": the bytes of a step (weights, cache, logits) at the rate
+at which the same run copies memory, over the time of a step; "weights %" counts the weights alone.
+Prefill: "limit %" is its operations at the rate of torch's bf16 product over the time to the first
+token.
+"""
+
+from __future__ import annotations
+
+import os
+from statistics import fmean
+from typing import Any
+
+import torch
+
+import cost
+import gpu
+import results
+import timing
+from bench_decode import Case
+from lampo import LLM, SamplingParams
+
+COLUMNS = ["case", "first token ms", "step ms", "graph ms", "tok/s", "GB/s", "limit %", "weights %"]
+CASES = [
+    Case("prefill 2048", 1, 2048, 1),
+    Case("decode, batch 1", 1, 128, 128),
+    Case("decode, batch 1, depth 4K", 1, 4096, 128),
+    Case("decode, batch 8", 8, 128, 128),
+    Case("decode, batch 32", 32, 128, 128),
+    Case("decode, batch 32, depth 2K", 32, 2048, 128),
+]
+QUICK_CASES = [Case("prefill 64", 1, 64, 1), Case("decode, batch 3", 3, 16, 12)]
+CHECKED_TOKENS = 96
+# Between two computations in bfloat16; a wrong model is off by more than 1.
+MAX_MEAN_ERROR = 0.05
+KERNELS_SHOWN = 30
+
+
+def model_shape(llm: LLM) -> cost.ModelShape:
+    c = llm.config
+    return cost.ModelShape(
+        c.num_layers, c.hidden_size, c.intermediate_size, c.num_qo_heads, c.num_kv_heads,
+        c.head_dim, c.vocab_size,
+    )  # fmt: skip
+
+
+def transformers_logprobs(folder: str, tokens: list[int], device: torch.device) -> list[float]:
+    """Log-probability of each token but the first, by transformers in bfloat16."""
+    import transformers
+
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        logits = model.to(device)(torch.tensor([tokens], device=device)).logits[0, :-1].float()
+    chosen = torch.tensor(tokens[1:], device=device)[:, None]
+    return [float(x) for x in logits.log_softmax(-1).gather(-1, chosen)[:, 0]]
+
+
+def check(
+    llm: LLM, tokens: list[int], expected: list[float] | None, report: results.Report
+) -> None:
+    """lampo's log-probabilities of random tokens against transformers'."""
+    params = SamplingParams(max_tokens=0, prompt_logprobs=0)
+    tables = llm.generate([tokens], params)[0].prompt_logprobs
+    assert tables is not None
+    pairs = zip(tokens[1:], tables[1:], strict=True)
+    found = [table[token].logprob for token, table in pairs if table is not None]
+    assert len(found) == len(tokens) - 1
+    if expected is None:
+        return
+    errors = [abs(a - b) for a, b in zip(found, expected, strict=True)]
+    sentence = (
+        f"log-probabilities of {len(errors)} random tokens beside transformers' in bfloat16: mean "
+        f"difference {fmean(errors):.4f}, largest {max(errors):.4f}"
+    )
+    if not fmean(errors) <= MAX_MEAN_ERROR:
+        raise SystemExit(f"wrong log-probabilities, nothing timed: {sentence}")
+    report.check(sentence)
+
+
+def generate(llm: LLM, case: Case, turn: int) -> dict[str, float]:
+    """Seconds until all sequences have their first token, and until all are done."""
+    params = SamplingParams(temperature=0, max_tokens=case.max_tokens, ignore_eos=True)
+    outputs = llm.generate(case.prompts(llm.config.vocab_size, turn), params)
+    starts = [output.metrics.time_to_first_token or 0.0 for output in outputs]
+    # All run together: a sequence's later tokens come at its own mean distance.
+    ends = [
+        start + (output.metrics.time_per_output_token or 0.0) * (case.max_tokens - 1)
+        for start, output in zip(starts, outputs, strict=True)
+    ]
+    assert all(len(o.outputs[0].token_ids) == case.max_tokens for o in outputs)
+    return {"ttft_s": max(starts), "total_s": max(ends)}
+
+
+def replay_of(llm: LLM, batch_size: int) -> gpu.Call:
+    """The recorded step that the last generation ran: the same step again."""
+    runner: Any = llm.shared_engine().engine.runner
+    step = runner.decode_step(batch_size)
+    recorded: Any = getattr(step, "_graph", None) or step.program
+    return lambda: recorded.replay()
+
+
+def kernels(replay: gpu.Call, repeats: int = 5) -> list[dict[str, Any]]:
+    """What a replayed step spends its time on: kernels, their calls and microseconds in a step."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        for _ in range(repeats):
+            replay()
+        torch.cuda.synchronize()
+    events = sorted(profiled.key_averages(), key=lambda e: -e.device_time_total)
+    return [
+        {
+            "kernel": event.key[:160],
+            "calls": event.count / repeats,
+            "us": event.device_time_total / repeats,
+        }
+        for event in events[:KERNELS_SHOWN]
+    ]
+
+
+def run_case(
+    llm: LLM, case: Case, rounds: int, device: gpu.Device, copy: float, matmul: float
+) -> None:
+    shape = model_shape(llm)
+    for turn in range(2):  # captures the step
+        generate(llm, case, -1 - turn)
+    replies = [generate(llm, case, turn) for turn in range(rounds)]
+    first = timing.Series(tuple(reply["ttft_s"] for reply in replies))
+    seconds = timing.Series(tuple(case.seconds(reply) for reply in replies))
+    price = cost.step(shape, *case.step)
+    row: dict[str, Any] = {
+        "case": case.name,
+        "first token ms": first.median * 1e3,
+        "tok/s": sum(case.step[0]) / seconds.median,
+    }
+    details: dict[str, Any] = {"first_token_s": first.summary(), "seconds": seconds.summary()}
+    if case.prefill:
+        row["limit %"] = 100 * price.flops / matmul / seconds.median
+    else:
+        weights = cost.decode_step(shape).nbytes
+        row |= {
+            "step ms": seconds.median * 1e3,
+            "GB/s": price.gb_per_s(seconds.median),
+            "limit %": 100 * price.nbytes / copy / seconds.median,
+            "weights %": 100 * weights / copy / seconds.median,
+        }
+        replay = replay_of(llm, case.batch)
+        alone = timing.measure(replay, repeats=rounds, device=device.torch.type)
+        row["graph ms"] = alone.median * 1e3
+        details["graph_s"] = alone.summary()
+        if device.on_gpu:
+            details["kernels"] = device.attempt("the profile", lambda: kernels(replay))
+    device.report.add(row, cost={"bytes": price.nbytes, "operations": price.flops}, **details)
+
+
+def main() -> None:
+    parser = gpu.parser(__doc__)
+    parser.add_argument("model", help="a folder of make_random_model.py, or any model in bfloat16")
+    parser.set_defaults(repeats=5)
+    args = parser.parse_args()
+    os.environ["LAMPO_NUM_THREADS"] = str(args.threads)
+    report = results.Report("GPU decode", COLUMNS, args)
+    device = gpu.Device(args, report)
+    copy, matmul = device.copy_rate(), device.matmul_rate()
+    cases = QUICK_CASES if args.quick else CASES
+    case = Case("check", 1, min(CHECKED_TOKENS, cases[0].prompt_tokens), 1)
+    options: dict[str, Any] = {
+        "max_num_seqs": max(case.batch for case in cases),
+        "max_num_batched_tokens": 2048,
+        "max_model_len": max(case.prompt_tokens + case.max_tokens for case in cases) + 1,
+        "enable_prefix_caching": False,
+    }
+    report.note(f"{', '.join(f'{name} {value}' for name, value in options.items())}")
+    (tokens,) = case.prompts(300, 0)
+    expected = device.attempt(
+        "the check beside transformers",
+        lambda: transformers_logprobs(args.model, tokens, device.torch),
+    )
+    if device.on_gpu:
+        torch.cuda.empty_cache()
+    with LLM(args.model, dtype="bfloat16", device=args.device, **options) as llm:
+        report.note(f"{llm.weight_bytes / 1e9:.2f} GB of weights, loaded in {llm.load_time:.1f} s")
+        check(llm, tokens, expected, report)
+        for case in cases:
+            with device.case(case.name):
+                run_case(llm, case, args.repeats, device, copy, matmul)
+    report.finish()
+    device.exit()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`linear` on a GPU with few rows: bfloat16 and packed weights beside torch's product (cuBLAS).
+
+The shapes are Llama-3.1-8B's; x and the result are bfloat16, weights come from memory, as the
+buffers rotate. Rated by the bytes of the weight, x and the result, as a share of the rate at which
+the same run copies memory. torch reads a bfloat16 weight, the same product in more bytes than a
+packed one has. From 16 rows on packed weights are also dequantized and multiplied by torch: where
+that is faster lampo.ops should do so (KERNEL_ROWS_PACKED in python/lampo/ops/_gemm.py).
+
+    python benchmarks/bench_gpu_linear.py --json FILE
+    python benchmarks/bench_gpu_linear.py --device cpu --quick        # only tries the script out
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+
+import cost
+import gpu
+import results
+import timing
+from lampo import ops
+
+SHAPES = {
+    "q, k, v": (6144, 4096),
+    "o": (4096, 4096),
+    "gate, up": (28672, 4096),
+    "down": (4096, 14336),
+    "LM head": (128256, 4096),
+}
+QUICK_SHAPES = {"small": (96, 256)}
+ROWS, QUICK_ROWS = (1, 2, 4, 8, 16), (1, 17)
+MORE_ROWS = (32, 64, 128)  # of packed weights
+DEQUANTIZED_FROM = 16
+BLOCK_BYTES = {"q4_0": 18, "q4_1": 20, "q8_0": 34}
+FORMATS = ("bf16", *BLOCK_BYTES)
+COLUMNS = ["weight", "shape", "format", "rows", "us", "GB/s", "% of copy"]
+COLUMNS += ["torch us", "x torch", "dequantized us", "x dequantized"]
+# bfloat16 results are off by 2e-3, activations of 8 bits add 5e-3 to 8e-3.
+MAX_ERROR = 2e-2
+
+
+def random_weight(name: str, shape: tuple[int, int], device: torch.device) -> ops.Weight:
+    rows, columns = shape
+    if name == "bf16":
+        return torch.randn(rows, columns, device=device).bfloat16()
+    blocks = torch.randint(256, (rows, columns // 32, BLOCK_BYTES[name]), dtype=torch.uint8)
+    # Scales of 2^-8 to 2^-7, minima of up to as much: sums stay in range.
+    blocks[:, :, 1] = 0x1C
+    if name == "q4_1":
+        blocks[:, :, 3] = 0x9C
+    return ops.pack_weight(blocks.view(rows, -1), name).to(device)
+
+
+def copy_of(weight: ops.Weight) -> ops.Weight:
+    if isinstance(weight, torch.Tensor):
+        return weight.clone()
+    return ops.PackedWeight(weight.data.clone(), weight.format, weight.shape)
+
+
+def dequantized(weight: ops.Weight) -> torch.Tensor:
+    """[out_features, in_features] bfloat16."""
+    if isinstance(weight, torch.Tensor):
+        return weight
+    rows = torch.arange(weight.shape[0], device=weight.device)
+    return ops.embedding(rows, weight, dtype=torch.bfloat16)
+
+
+def check(x: torch.Tensor, weight: ops.Weight, name: str) -> float:
+    """The error of the first rows of the weight against float64."""
+    count = min(weight.shape[0], 512)
+    found = ops.linear(x, weight)[:, :count]
+    rows = torch.arange(count, device=x.device)
+    exact = weight[:count] if isinstance(weight, torch.Tensor) else ops.embedding(rows, weight)
+    error = gpu.relative_error(found, x.double() @ exact.double().T)
+    if error > MAX_ERROR:
+        raise AssertionError(f"{name}: lampo's error is {error:.1e}")
+    return error
+
+
+class Weights:
+    """A weight and copies of it: packed, and the same in bfloat16 for torch."""
+
+    def __init__(self, name: str, shape: tuple[int, int], device: gpu.Device) -> None:
+        self.format, self.shape = name, shape
+        first = random_weight(name, shape, device.torch)
+        self.ours = device.rotating(lambda: copy_of(first), first.nbytes)
+        dense = dequantized(first)
+        self.dense = device.rotating(dense.clone, dense.nbytes)
+
+
+def run_case(label: str, weights: Weights, num_rows: int, device: gpu.Device, copy: float) -> float:
+    """Returns lampo's error."""
+    out_features, in_features = weights.shape
+    x = torch.randn(num_rows, in_features, device=device.torch).bfloat16()
+    out = torch.empty(num_rows, out_features, dtype=x.dtype, device=device.torch)
+    workspace = torch.empty(
+        ops.linear_workspace_size(num_rows, in_features), dtype=torch.uint8, device=device.torch
+    )
+    error = check(x, weights.ours[0], f"{weights.format} {label}, {num_rows} rows")
+    calls: dict[str, list[Any]] = {
+        "lampo": [partial(ops.linear, x, w, out=out, workspace=workspace) for w in weights.ours],
+        "torch": [partial(torch.mm, x, w.T, out=out) for w in weights.dense],
+    }
+    if weights.format in BLOCK_BYTES and num_rows >= DEQUANTIZED_FROM:
+        calls["dequantized"] = [
+            lambda w=w: torch.mm(x, dequantized(w).T, out=out) for w in weights.ours
+        ]
+    times = device.seconds(calls)
+    price = cost.linear(num_rows, in_features, out_features, weights.format)
+    seconds = times["lampo"].median
+    row: dict[str, Any] = {
+        "weight": label,
+        "shape": f"{out_features} x {in_features}",
+        "format": weights.format,
+        "rows": num_rows,
+        "us": seconds * 1e6,
+        "GB/s": price.gb_per_s(seconds),
+        "% of copy": 100 * price.nbytes / seconds / copy,
+    }
+    for name in set(times) - {"lampo"}:
+        row[f"{name} us"] = times[name].us
+        row[f"x {name}"] = timing.pair_ratio(times[name], times["lampo"]).median
+    device.report.add(
+        row,
+        time_us={name: series.summary(1e6) for name, series in times.items()},
+        relative_error=error,
+    )
+    return error
+
+
+def main() -> None:
+    parser = gpu.parser(__doc__)
+    parser.add_argument("--formats", default=",".join(FORMATS), help="some of " + ",".join(FORMATS))
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    report = results.Report("GPU linear", COLUMNS, args)
+    device = gpu.Device(args, report)
+    copy = device.copy_rate()
+    report.note("activations in bfloat16; beside packed weights rounded to 8 bits in groups of 32")
+    errors = [0.0]
+    for label, shape in (QUICK_SHAPES if args.quick else SHAPES).items():
+        for name in args.formats.split(","):
+            more = MORE_ROWS if name in BLOCK_BYTES and not args.quick else ()
+            with device.case(f"{name} {label}"):
+                weights = Weights(name, shape, device)
+                for num_rows in (QUICK_ROWS if args.quick else ROWS) + more:
+                    errors.append(run_case(label, weights, num_rows, device, copy))
+    if report.cases:
+        report.check(
+            f"before each row was timed, lampo was within {MAX_ERROR} of float64 on the "
+            f"dequantized weight (|difference| / |expected|); largest {max(errors):.1e}"
+        )
+    report.finish(mean_of=("x torch", "x dequantized"))
+    device.exit()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the GPU benchmarks share: cold buffers, the clock, the device's limits, failing peers.
+
+Everything here also runs on the CPU, where the scripts are tried out without a GPU: times mean
+nothing there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+
+import results
+import timing
+from lampo.device import resolve_device
+
+T = TypeVar("T")
+Call = Callable[[], Any]
+
+COVER_CACHES = 3  # a buffer is used again after three times the L2 cache of other buffers
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that all benchmarks share, and which device."""
+    options = results.parser(description)
+    options.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    return options
+
+
+class Device:
+    """Where a benchmark runs, and how its calls are timed there.
+
+    On a GPU every contestant's calls are captured in a CUDA graph, each on the next of its buffers,
+    and the graph's replays are timed by events: what is measured is the device's time, without the
+    host's. What cannot be captured is called, and noted.
+    """
+
+    def __init__(self, options: argparse.Namespace, report: results.Report) -> None:
+        self.torch = resolve_device(options.device)
+        self.on_gpu = self.torch.type == "cuda"
+        self.repeats: int = options.repeats
+        self.report = report
+        self.failed = 0
+        self._complained: set[str] = set()
+        l2 = torch.cuda.get_device_properties(self.torch).L2_cache_size if self.on_gpu else 0
+        self.cover = COVER_CACHES * l2
+
+    def rotating(self, make: Callable[[], T], nbytes: int, *, warm: bool = False) -> list[T]:
+        """Sets of buffers that together exceed the L2 cache; warm: one, which may stay in it."""
+        return timing.Rotating(make, nbytes, cover=self.cover, limit=1 if warm else 4096).sets
+
+    def seconds(
+        self, contestants: Mapping[str, list[Call]], main: str = "lampo"
+    ) -> dict[str, timing.Series]:
+        """Seconds per call of each contestant: a call for each of its buffers, in turns.
+
+        A contestant that fails, other than `main`, is left out with a note.
+        """
+        rounds: dict[str, Call] = {}
+        for name, calls in contestants.items():
+            repeated = self._repeated(name, calls)
+            if repeated is not None:
+                rounds[name] = repeated
+            elif name == main:
+                raise RuntimeError(f"{main} failed")
+        times = timing.interleave(
+            rounds, repeats=self.repeats, settle_s=0, device=self.torch.type, min_sample_s=1e-3
+        )
+        return {
+            name: timing.Series(tuple(s / len(contestants[name]) for s in series.values))
+            for name, series in times.items()
+        }
+
+    def attempt(self, name: str, make: Callable[[], T]) -> T | None:
+        """make(), or None and a note: a peer that is absent or refuses is left out."""
+        try:
+            return make()
+        except Exception as error:
+            self.complain(f"{name} is left out", error)
+            return None
+
+    @contextmanager
+    def case(self, name: str) -> Iterator[None]:
+        """A case that fails becomes a note, and the next one has its turn."""
+        try:
+            yield
+        except Exception as error:
+            self.failed += 1
+            self.complain(f"{name}: no result", error)
+
+    def exit(self) -> None:
+        """Ends the program, with status 1 if a case failed."""
+        sys.exit(f"{self.failed} cases failed, see the notes" if self.failed else 0)
+
+    def complain(self, what: str, error: Exception) -> None:
+        """A note, once for each cause."""
+        lines = str(error).strip().split("\n")
+        sentence = f"{what}: {type(error).__name__}: {lines[0][:200]}"
+        if sentence not in self._complained:
+            self._complained.add(sentence)
+            self.report.note(sentence)
+
+    def copy_rate(self) -> float:
+        """Bytes per second, read plus written, of a large copy on the device; noted as a limit."""
+        count = (1 << 30) if self.on_gpu else (1 << 24)
+        source, target = (
+            torch.randint(256, (count,), dtype=torch.uint8, device=self.torch) for _ in range(2)
+        )
+        seconds = self._measure(lambda: target.copy_(source))
+        rate = timing.Series(tuple(2 * count / s for s in seconds.values))
+        self.report.limit("copy on the device, bytes/s read plus written", rate)
+        return rate.median
+
+    def matmul_rate(self) -> float:
+        """Operations per second of torch's product of random bfloat16 matrices, noted likewise."""
+        size = 8192 if self.on_gpu else 256
+        a, b = (torch.randn(size, size, device=self.torch).bfloat16() for _ in range(2))
+        seconds = self._measure(lambda: torch.mm(a, b))
+        rate = timing.Series(tuple(2 * size**3 / s for s in seconds.values))
+        self.report.limit(f"torch bf16 product of {size}^3, operations/s", rate)
+        return rate.median
+
+    def _measure(self, call: Call) -> timing.Series:
+        """Of a call that takes a millisecond; an idle GPU needs some to raise its clocks."""
+        warmup = 50 if self.on_gpu else 1
+        return timing.measure(call, repeats=9, warmup=warmup, device=self.torch.type)
+
+    def _repeated(self, name: str, calls: list[Call]) -> Call | None:
+        """All the calls as one; None if they fail."""
+
+        def one_after_the_other() -> None:
+            for call in calls:
+                call()
+
+        def tried() -> Call:
+            one_after_the_other()
+            return one_after_the_other
+
+        if self.on_gpu:
+            try:
+                return timing.cuda_graph(one_after_the_other)
+            except Exception as error:
+                self.complain(f"{name} is timed with its launches, as it was not captured", error)
+        return self.attempt(name, tried)
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """|found - expected| / |expected|; infinite where something is not a number."""
+    found, expected = found.double(), expected.double()
+    error = float((found - expected).norm() / expected.norm())
+    return error if error == error else float("inf")
