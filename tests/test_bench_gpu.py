@@ -22,6 +22,8 @@ import gpu_peers
 import make_random_model
 import results
 
+LAMPO = {"lampo", "lampo deterministic"}
+
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
@@ -55,7 +57,7 @@ def test_attention(run):
         assert 0 < case["relative_error"]["lampo"] < bench_gpu_attention.MAX_ERROR
     for case in (decode, prefill):
         assert case["best peer"] == "SDPA flash"
-        assert set(case["time_us"]) == {"lampo", "SDPA flash"}
+        assert set(case["time_us"]) == {*LAMPO, "SDPA flash"}
     assert "best peer" not in ragged
     assert decode["MB"] == pytest.approx((200 * 4 * 8 * 128 + 2 * 2 * 2 * 32 * 128) / 1e6)
     assert prefill["TFLOP/s"] == pytest.approx(
@@ -75,15 +77,15 @@ def test_attention_leaves_out_who_disagrees(run, monkeypatch):
     document, code = run(bench_gpu_attention, "--cases=decode 2")
     assert code == 0
     (case,) = document["cases"]
-    assert set(case["time_us"]) == {"lampo"}
+    assert set(case["time_us"]) == LAMPO
     assert any("SDPA flash is left out of decode" in note for note in document["notes"])
 
 
 def test_attention_times_nothing_wrong(run, monkeypatch):
     ours = bench_gpu_attention.lampo_attention
 
-    def wrong(problem):
-        peer = ours(problem)
+    def wrong(problem, **options):
+        peer = ours(problem, **options)
         return gpu_peers.Peer(peer.prepare, lambda tensors: peer.run(tensors) * 1.05)
 
     monkeypatch.setattr(bench_gpu_attention, "lampo_attention", wrong)
@@ -152,17 +154,32 @@ def test_linear(run):
     assert {case["format"] for case in document["cases"]} == set(bench_gpu_linear.FORMATS)
 
 
-def test_model(run, tmp_path):
-    """A random model, written, loaded by lampo and by transformers, which agree, and timed."""
-    nbytes = make_random_model.write_model("tiny", tmp_path / "tiny")
-    document, code = run(bench_gpu_decode, str(tmp_path / "tiny"))
+@pytest.mark.parametrize("weight_format", ["bf16", "q4_0", "q4_1", "q8_0"])
+def test_model(run, tmp_path, weight_format):
+    """A random model, written, loaded, compared with its reference, and timed."""
+    folder = tmp_path / "tiny"
+    if weight_format == "bf16":
+        nbytes = make_random_model.write_model("tiny", folder)
+    else:
+        nbytes = make_random_model.write_packed_model("tiny", folder, weight_format)
+    document, code = run(bench_gpu_decode, str(folder))
     assert code == 0
     assert len(document["checks"]) == 1
     prefill, decode = document["cases"]
     assert prefill["tok/s"] == pytest.approx(64e3 / prefill["first token ms"])
     assert decode["tok/s"] == pytest.approx(3e3 / decode["step ms"])
     assert decode["graph ms"] > 0
-    assert nbytes < decode["cost"]["bytes"] < 2 * nbytes
+    assert 0.9 * nbytes < decode["cost"]["bytes"] < 2 * nbytes
+
+
+@pytest.mark.parametrize("weight_format", make_random_model.BLOCK_BYTES)
+def test_random_blocks_have_no_bias(weight_format):
+    from lampo import ops
+
+    blocks = make_random_model.random_blocks(weight_format, 64, 2048)
+    weights = ops.embedding(torch.arange(64), ops.pack_weight(blocks, weight_format))
+    assert 0.01 < float(weights.std()) < 0.05
+    assert abs(float(weights.mean())) < 0.15 * float(weights.std())
 
 
 def test_random_models_repeat_and_vary(tmp_path):
