@@ -85,11 +85,11 @@ SCALE = {"q4_0": 0x1C, "q4_1": 0x1C, "q8_0": 0x0C}
 MINIMUM = {"q4_1": 0xA8}
 
 
-def random_blocks(name: str, rows: int, columns: int) -> torch.Tensor:
+def random_blocks(name: str, rows: int, columns: int, seed: int = 0) -> torch.Tensor:
     """[rows, row_bytes] uint8: a random matrix in one of GGUF's formats."""
     nbytes = BLOCK_BYTES[name]
     count = rows * columns // 32
-    generator = torch.Generator().manual_seed(count)
+    generator = torch.Generator().manual_seed(seed)
     size = (min(count, BLOCK // 32), nbytes)
     blocks = torch.randint(256, size, dtype=torch.uint8, generator=generator)
     blocks[:, 1] = SCALE[name]
@@ -108,13 +108,14 @@ def write_packed_model(name: str, folder: Path, weight_format: str) -> int:
 
     def tensors() -> Iterator[tuple[str, np.ndarray, Any]]:
         nonlocal total
-        for tensor, size in expected_shapes(ModelConfig.from_hf(config)).items():
+        shapes = expected_shapes(ModelConfig.from_hf(config))
+        for seed, (tensor, size) in enumerate(shapes.items()):
             if len(size) == 1:
                 data, kind = np.ones(size, dtype=np.float32), None
             else:
                 outer = tensor.startswith(("model.embed_tokens", "lm_head"))
                 form = "q8_0" if outer else weight_format
-                data = random_blocks(form, *size).numpy()
+                data = random_blocks(form, size[0], size[1], seed).numpy()
                 kind = gguf.GGMLQuantizationType[form.upper()]
             total += data.nbytes
             yield gguf_name(tensor), data, kind

@@ -18,9 +18,11 @@ import bench_gpu_attention
 import bench_gpu_decode
 import bench_gpu_linear
 import bench_gpu_sample
+import gpu
 import gpu_peers
 import make_random_model
 import results
+import timing
 
 LAMPO = {"lampo", "lampo deterministic"}
 
@@ -211,3 +213,55 @@ def test_session_reports_what_fails(tmp_path):
     lines = (tmp_path / "summary.txt").read_text().splitlines()
     assert [line.split()[0] for line in lines] == ["gpu_attention", "gpu_sample", "gpu_linear"]
     assert all("FAILED (1)" in line for line in lines)
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """A CPU that passes for a GPU, whose graphs are lists of calls."""
+    notes: list[str] = []
+    options = SimpleNamespace(device="cpu", repeats=3)
+    device = gpu.Device(options, SimpleNamespace(note=notes.append))
+    device.on_gpu = True
+    monkeypatch.setattr(timing, "cuda_graph", lambda fn: fn)
+    return device, notes
+
+
+def test_time_of_a_call_is_that_of_a_graph_over_its_calls(device, monkeypatch):
+    device, notes = device
+    monkeypatch.setattr(timing, "sample", lambda fn, inner, device: 6.0)
+    calls = {"lampo": [lambda: None] * 3, "peer": [lambda: None] * 2}
+    times = device.seconds(calls)
+    assert {name: series.values for name, series in times.items()} == {
+        "lampo": (2.0,) * 3,
+        "peer": (3.0,) * 3,
+    }
+    assert notes == []
+
+
+def test_what_cannot_be_captured_or_called_is_noted(device, monkeypatch):
+    device, notes = device
+
+    def fail() -> None:
+        raise ValueError("no such head")
+
+    def graph(fn):
+        raise RuntimeError("not while capturing")
+
+    monkeypatch.setattr(timing, "cuda_graph", graph)
+    times = device.seconds({"lampo": [lambda: None], "peer": [fail]})
+    assert set(times) == {"lampo"}
+    assert [note.split(":")[0] for note in notes] == [
+        "lampo is timed with its launches, as it was not captured",
+        "peer is timed with its launches, as it was not captured",
+        "peer is left out",
+    ]
+    with pytest.raises(RuntimeError, match="lampo failed"):
+        device.seconds({"lampo": [fail]})
+
+
+def test_buffers_exceed_the_cache(device):
+    device, _ = device
+    device.cover = 1000
+    assert len(device.rotating(object, 100)) == 11
+    assert len(device.rotating(object, 5000)) == 2
+    assert len(device.rotating(object, 100, warm=True)) == 1
