@@ -4,7 +4,8 @@
 Decode is rated by the bytes it must move, as a share of the rate at which the same run copies
 memory; prefill by its multiplications (4 heads head_dim per pair of query and key that causality
 leaves), as a share of torch's product of 8192 x 8192 matrices. Buffers rotate beyond the L2 cache.
-Planning on the host is not timed; lampo plans on the device, which is.
+Planning on the host is not timed; lampo plans on the device, which is. "deterministic" is lampo
+with results that do not depend on the batch.
 
     python benchmarks/bench_gpu_attention.py --json FILE
     python benchmarks/bench_gpu_attention.py --device cpu --quick     # only tries the script out
@@ -32,8 +33,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from cases import MODEL_HEADS
 
 COLUMNS = ["case", "page", "MB", "us", "GB/s", "% of copy", "TFLOP/s", "% of matmul"]
-PEER_COLUMNS = {"FlashInfer us": "FlashInfer", "FA3 us": "FA3", "SDPA us": "SDPA"}
-COLUMNS += [*PEER_COLUMNS, "best peer", "x best peer"]
+DETERMINISTIC = "lampo deterministic"
+OTHERS = {  # the fastest whose name begins so
+    "deterministic us": DETERMINISTIC,
+    "FlashInfer us": "FlashInfer",
+    "FA3 us": "FA3",
+    "SDPA us": "SDPA",
+}
+COLUMNS += [*OTHERS, "best peer", "x best peer"]
 HEADS = MODEL_HEADS["Llama-3-8B"]
 
 TOKENS = 131072  # in the cache, of the batches that are compared: 0.5 GB
@@ -138,7 +145,7 @@ def make_tensors(case: Case, device: torch.device) -> gpu_peers.Tensors:
     return (q.bfloat16(), *caches)
 
 
-def lampo_attention(p: gpu_peers.Attention) -> gpu_peers.Peer:
+def lampo_attention(p: gpu_peers.Attention, deterministic: bool = False) -> gpu_peers.Peer:
     size = lampo.ops.paged_attention_workspace_size(
         p.num_qo_heads,
         p.num_kv_heads,
@@ -146,6 +153,7 @@ def lampo_attention(p: gpu_peers.Attention) -> gpu_peers.Peer:
         p.page_table.shape[1] * p.page_size,
         batch_size=len(p.seq_lens),
         num_tokens=sum(p.query_lens),
+        deterministic=deterministic,
         device=p.page_table.device,
     )
     workspace = torch.empty(size, dtype=torch.uint8, device=p.page_table.device)
@@ -154,8 +162,9 @@ def lampo_attention(p: gpu_peers.Attention) -> gpu_peers.Peer:
     def run(tensors: gpu_peers.Tensors) -> torch.Tensor:
         q, k_cache, v_cache, out = tensors
         return lampo.ops.paged_attention(
-            q, k_cache, v_cache, p.page_table, seq_lens, cu_seqlens_q, out=out, workspace=workspace
-        )
+            q, k_cache, v_cache, p.page_table, seq_lens, cu_seqlens_q,
+            deterministic=deterministic, out=out, workspace=workspace,
+        )  # fmt: skip
 
     return gpu_peers.Peer(lambda q, k, v: (q, k, v, torch.full_like(q, torch.nan)), run)
 
@@ -189,38 +198,51 @@ def check(problem: gpu_peers.Attention, tensors: gpu_peers.Tensors, ours: torch.
     return max(errors)
 
 
-def run_case(case: Case, device: gpu.Device) -> tuple[dict[str, timing.Series], dict[str, float]]:
-    """Seconds per call, and what the results are off: lampo's by float64, peers' by lampo's."""
+@dataclass(frozen=True)
+class Outcome:
+    """Seconds per call; what results are off, lampo's by float64 and peers' by lampo's; kernels."""
+
+    times: dict[str, timing.Series]
+    errors: dict[str, float]
+    kernels: list[dict[str, Any]] | None
+
+
+def run_case(case: Case, device: gpu.Device) -> Outcome:
     problem = make_problem(case, device.torch)
     sets = device.rotating(lambda: make_tensors(case, device.torch), case.kv_bytes)
-    calls: dict[str, list[Callable[[], Any]]] = {}
-    errors: dict[str, float] = {}
-    ours = torch.empty(0)
-    for name in ["lampo", *gpu_peers.attention_peers(problem)]:
-        make = lampo_attention if name == "lampo" else gpu_peers.ATTENTION[name]
 
-        def build(make: Any = make) -> tuple[list[Callable[[], Any]], torch.Tensor]:
-            peer: gpu_peers.Peer = make(problem)
-            prepared = [peer.prepare(*tensors) for tensors in sets]
-            return [partial(peer.run, tensors) for tensors in prepared], peer.run(prepared[0])
+    def build(make: Callable[[gpu_peers.Attention], gpu_peers.Peer]) -> list[gpu.Call]:
+        peer = make(problem)
+        return [partial(peer.run, peer.prepare(*tensors)) for tensors in sets]
 
-        if name == "lampo":
-            calls[name], ours = build()
-            errors[name] = check(problem, sets[0], ours)
-        elif built := device.attempt(name, build):
-            errors[name] = gpu.relative_error(built[1], ours)
-            if errors[name] <= MAX_ERROR:
-                calls[name] = built[0]
-            else:
-                device.report.note(f"{name} is left out of {case.name}: off by {errors[name]:.1e}")
-    return device.seconds(calls), errors
+    calls = {"lampo": build(lampo_attention)}
+    ours = calls["lampo"][0]()
+    errors = {"lampo": check(problem, sets[0], ours)}
+    others: dict[str, Callable[[gpu_peers.Attention], gpu_peers.Peer]] = {
+        DETERMINISTIC: partial(lampo_attention, deterministic=True),
+        **{name: gpu_peers.ATTENTION[name] for name in gpu_peers.attention_peers(problem)},
+    }
+    for name, make in others.items():
+
+        def tried(make: Any = make) -> tuple[list[gpu.Call], float]:
+            built = build(make)
+            return built, gpu.relative_error(built[0](), ours)
+
+        if (found := device.attempt(name, tried)) is None:
+            continue
+        errors[name] = found[1]
+        if errors[name] <= MAX_ERROR:
+            calls[name] = found[0]
+        else:
+            device.report.note(f"{name} is left out of {case.name}: off by {errors[name]:.1e}")
+    return Outcome(device.seconds(calls), errors, device.kernels(calls["lampo"][:10]))
 
 
 def add_row(
-    report: results.Report, case: Case, times: dict[str, timing.Series], errors: dict[str, float],
-    copy: float, matmul: float,
-) -> float:  # fmt: skip
+    report: results.Report, case: Case, outcome: Outcome, copy: float, matmul: float
+) -> float:
     """Returns GB/s."""
+    times = outcome.times
     seconds = times["lampo"].median
     rate, flops = case.cost.nbytes / seconds, case.matmul_flops / seconds
     row: dict[str, Any] = {
@@ -233,10 +255,10 @@ def add_row(
         row |= {"TFLOP/s": flops / 1e12, "% of matmul": 100 * flops / matmul}
     else:
         row |= {"GB/s": rate / 1e9, "% of copy": 100 * rate / copy}
-    for column, prefix in PEER_COLUMNS.items():
+    for column, prefix in OTHERS.items():
         alike = [series.us for name, series in times.items() if name.startswith(prefix)]
         row[column] = min(alike, default=None)
-    rivals = [name for name in times if name != "lampo"]
+    rivals = [name for name in times if not name.startswith("lampo")]
     if rivals:
         best = min(rivals, key=lambda name: times[name].median)
         row["best peer"] = best
@@ -244,7 +266,8 @@ def add_row(
     report.add(
         row,
         time_us={name: series.summary(1e6) for name, series in times.items()},
-        relative_error=errors,
+        relative_error=outcome.errors,
+        kernels=outcome.kernels,
     )
     return rate / 1e9
 
@@ -264,10 +287,9 @@ def main() -> None:
         if args.cases not in case.name:
             continue
         with device.case(f"{case.name}, pages of {case.page_size}"):
-            times, errors = run_case(case, device)
-            worst = max(worst, *errors.values())
-            rate = add_row(report, case, times, errors, copy, matmul)
-            rates[case.name, case.page_size] = rate
+            outcome = run_case(case, device)
+            worst = max(worst, *(outcome.errors[name] for name in outcome.times))
+            rates[case.name, case.page_size] = add_row(report, case, outcome, copy, matmul)
     if rates:
         report.check(
             f"before each row was timed, lampo was within {MAX_ERROR} of float64 and each peer "

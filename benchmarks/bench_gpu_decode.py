@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A whole model on a GPU through lampo's engine: time to the first token, and of decode steps.
 
-    python benchmarks/make_random_model.py Llama-3.1-8B FOLDER
+    python benchmarks/make_random_model.py Llama-3.1-8B FOLDER [--format q4_0]
     python benchmarks/bench_gpu_decode.py FOLDER --json FILE
+
+Checked first: log-probabilities against transformers' in bfloat16, or, with packed weights, against
+lampo's own on the CPU.
 
 Token ids in, greedy, end-of-text ignored. "step ms" is the mean time between tokens as a caller of
 LLM.generate sees it, "graph ms" that of the captured step alone, replayed without the engine: what
@@ -15,6 +18,7 @@ token.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -40,10 +44,11 @@ QUICK_CASES = [Case("prefill 64", 1, 64, 1), Case("decode, batch 3", 3, 16, 12)]
 CHECKED_TOKENS = 96
 # Between two computations in bfloat16; a wrong model is off by more than 1.
 MAX_MEAN_ERROR = 0.05
-KERNELS_SHOWN = 30
 
 
 def model_shape(llm: LLM) -> cost.ModelShape:
+    if llm.path.suffix == ".gguf":
+        return cost.model_shape_of_gguf(llm.path)
     c = llm.config
     return cost.ModelShape(
         c.num_layers, c.hidden_size, c.intermediate_size, c.num_qo_heads, c.num_kv_heads,
@@ -51,8 +56,20 @@ def model_shape(llm: LLM) -> cost.ModelShape:
     )  # fmt: skip
 
 
-def transformers_logprobs(folder: str, tokens: list[int], device: torch.device) -> list[float]:
-    """Log-probability of each token but the first, by transformers in bfloat16."""
+def logprobs(llm: LLM, tokens: list[int]) -> list[float]:
+    """Log-probability of each token but the first."""
+    params = SamplingParams(max_tokens=0, prompt_logprobs=0)
+    tables = llm.generate([tokens], params)[0].prompt_logprobs
+    assert tables is not None
+    pairs = zip(tokens[1:], tables[1:], strict=True)
+    return [table[token].logprob for token, table in pairs if table is not None]
+
+
+def expected_logprobs(folder: Path, tokens: list[int], device: torch.device) -> list[float]:
+    """The same by transformers in bfloat16, or by lampo on the CPU for packed weights."""
+    if list(folder.glob("*.gguf")):
+        with LLM(folder, max_model_len=len(tokens) + 1, max_num_seqs=1) as llm:
+            return logprobs(llm, tokens)
     import transformers
 
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
@@ -62,22 +79,11 @@ def transformers_logprobs(folder: str, tokens: list[int], device: torch.device) 
     return [float(x) for x in logits.log_softmax(-1).gather(-1, chosen)[:, 0]]
 
 
-def check(
-    llm: LLM, tokens: list[int], expected: list[float] | None, report: results.Report
-) -> None:
-    """lampo's log-probabilities of random tokens against transformers'."""
-    params = SamplingParams(max_tokens=0, prompt_logprobs=0)
-    tables = llm.generate([tokens], params)[0].prompt_logprobs
-    assert tables is not None
-    pairs = zip(tokens[1:], tables[1:], strict=True)
-    found = [table[token].logprob for token, table in pairs if table is not None]
-    assert len(found) == len(tokens) - 1
-    if expected is None:
-        return
+def check(found: list[float], expected: list[float], report: results.Report) -> None:
     errors = [abs(a - b) for a, b in zip(found, expected, strict=True)]
     sentence = (
-        f"log-probabilities of {len(errors)} random tokens beside transformers' in bfloat16: mean "
-        f"difference {fmean(errors):.4f}, largest {max(errors):.4f}"
+        f"log-probabilities of {len(errors)} random tokens: mean difference {fmean(errors):.4f}, "
+        f"largest {max(errors):.4f}"
     )
     if not fmean(errors) <= MAX_MEAN_ERROR:
         raise SystemExit(f"wrong log-probabilities, nothing timed: {sentence}")
@@ -104,25 +110,6 @@ def replay_of(llm: LLM, batch_size: int) -> gpu.Call:
     step = runner.decode_step(batch_size)
     recorded: Any = getattr(step, "_graph", None) or step.program
     return lambda: recorded.replay()
-
-
-def kernels(replay: gpu.Call, repeats: int = 5) -> list[dict[str, Any]]:
-    """What a replayed step spends its time on: kernels, their calls and microseconds in a step."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-        for _ in range(repeats):
-            replay()
-        torch.cuda.synchronize()
-    events = sorted(profiled.key_averages(), key=lambda e: -e.device_time_total)
-    return [
-        {
-            "kernel": event.key[:160],
-            "calls": event.count / repeats,
-            "us": event.device_time_total / repeats,
-        }
-        for event in events[:KERNELS_SHOWN]
-    ]
 
 
 def run_case(
@@ -155,14 +142,13 @@ def run_case(
         alone = timing.measure(replay, repeats=rounds, device=device.torch.type)
         row["graph ms"] = alone.median * 1e3
         details["graph_s"] = alone.summary()
-        if device.on_gpu:
-            details["kernels"] = device.attempt("the profile", lambda: kernels(replay))
+        details["kernels"] = device.kernels([replay] * 5)
     device.report.add(row, cost={"bytes": price.nbytes, "operations": price.flops}, **details)
 
 
 def main() -> None:
     parser = gpu.parser(__doc__)
-    parser.add_argument("model", help="a folder of make_random_model.py, or any model in bfloat16")
+    parser.add_argument("model", type=Path, help="a folder, as of make_random_model.py")
     parser.set_defaults(repeats=5)
     args = parser.parse_args()
     os.environ["LAMPO_NUM_THREADS"] = str(args.threads)
@@ -180,14 +166,15 @@ def main() -> None:
     report.note(f"{', '.join(f'{name} {value}' for name, value in options.items())}")
     (tokens,) = case.prompts(300, 0)
     expected = device.attempt(
-        "the check beside transformers",
-        lambda: transformers_logprobs(args.model, tokens, device.torch),
+        "the check of log-probabilities",
+        lambda: expected_logprobs(args.model, tokens, device.torch),
     )
     if device.on_gpu:
         torch.cuda.empty_cache()
-    with LLM(args.model, dtype="bfloat16", device=args.device, **options) as llm:
+    with LLM(args.model, device=args.device, **options) as llm:
         report.note(f"{llm.weight_bytes / 1e9:.2f} GB of weights, loaded in {llm.load_time:.1f} s")
-        check(llm, tokens, expected, report)
+        if expected is not None:
+            check(logprobs(llm, tokens), expected, report)
         for case in cases:
             with device.case(case.name):
                 run_case(llm, case, args.repeats, device, copy, matmul)

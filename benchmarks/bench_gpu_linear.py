@@ -23,6 +23,7 @@ import gpu
 import results
 import timing
 from lampo import ops
+from make_random_model import BLOCK_BYTES, random_blocks
 
 SHAPES = {
     "q, k, v": (6144, 4096),
@@ -35,7 +36,6 @@ QUICK_SHAPES = {"small": (96, 256)}
 ROWS, QUICK_ROWS = (1, 2, 4, 8, 16), (1, 17)
 MORE_ROWS = (32, 64, 128)  # of packed weights
 DEQUANTIZED_FROM = 16
-BLOCK_BYTES = {"q4_0": 18, "q4_1": 20, "q8_0": 34}
 FORMATS = ("bf16", *BLOCK_BYTES)
 COLUMNS = ["weight", "shape", "format", "rows", "us", "GB/s", "% of copy"]
 COLUMNS += ["torch us", "x torch", "dequantized us", "x dequantized"]
@@ -47,12 +47,7 @@ def random_weight(name: str, shape: tuple[int, int], device: torch.device) -> op
     rows, columns = shape
     if name == "bf16":
         return torch.randn(rows, columns, device=device).bfloat16()
-    blocks = torch.randint(256, (rows, columns // 32, BLOCK_BYTES[name]), dtype=torch.uint8)
-    # Scales of 2^-8 to 2^-7, minima of up to as much: sums stay in range.
-    blocks[:, :, 1] = 0x1C
-    if name == "q4_1":
-        blocks[:, :, 3] = 0x9C
-    return ops.pack_weight(blocks.view(rows, -1), name).to(device)
+    return ops.pack_weight(random_blocks(name, rows, columns), name).to(device)
 
 
 def copy_of(weight: ops.Weight) -> ops.Weight:

@@ -120,6 +120,7 @@ def run_case(kind: str, batch_size: int, warm: bool, device: gpu.Device, copy: f
         row,
         time_us={name: series.summary(1e6) for name, series in times.items()},
         drawn_outside_of_the_nucleus=strays,
+        kernels=device.kernels(calls["lampo"][:10]),
     )
 
 

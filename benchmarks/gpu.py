@@ -22,6 +22,7 @@ from lampo.device import resolve_device
 T = TypeVar("T")
 Call = Callable[[], Any]
 
+KERNELS_SHOWN = 30
 COVER_CACHES = 3  # a buffer is used again after three times the L2 cache of other buffers
 
 
@@ -75,6 +76,31 @@ class Device:
             name: timing.Series(tuple(s / len(contestants[name]) for s in series.values))
             for name, series in times.items()
         }
+
+    def kernels(self, calls: list[Call]) -> list[dict[str, Any]] | None:
+        """The kernels of some calls, the longest first: how often one runs in a call, and for how
+        many microseconds of it. None on the CPU."""
+        if not self.on_gpu:
+            return None
+        from torch.profiler import ProfilerActivity, profile
+
+        def profiled() -> list[dict[str, Any]]:
+            with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+                for call in calls:
+                    call()
+                torch.cuda.synchronize(self.torch)
+            events = sorted(profiler.key_averages(), key=lambda e: -e.device_time_total)
+            return [
+                {
+                    "kernel": event.key[:160],
+                    "count": event.count / len(calls),
+                    "us": event.device_time_total / len(calls),
+                }
+                for event in events[:KERNELS_SHOWN]
+                if event.device_time_total > 0
+            ]
+
+        return self.attempt("the profile", profiled)
 
     def attempt(self, name: str, make: Callable[[], T]) -> T | None:
         """make(), or None and a note: a peer that is absent or refuses is left out."""

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a model of a known shape with random bfloat16 weights: speed needs no trained ones.
+"""Writes a model of a known shape with random weights: speed needs no trained ones.
 
-    python benchmarks/make_random_model.py Llama-3.1-8B FOLDER        # 16 GB
+    python benchmarks/make_random_model.py Llama-3.1-8B FOLDER                   # 16 GB
+    python benchmarks/make_random_model.py Llama-3.1-8B FOLDER --format q4_0     # 5 GB
 
-FOLDER gets config.json, model.safetensors and a made-up tokenizer, for `LLM(FOLDER)`. The same
-shape gives the same weights. They are normal with a deviation of 1 / sqrt(columns), which keeps
-activations in range; norms are 1.
+FOLDER gets config.json, model.safetensors in bfloat16 and a made-up tokenizer, or model.gguf, whose
+matrices have that format and its embedding and LM head Q8_0; either is for `LLM(FOLDER)`. The same
+shape gives the same weights. They have a mean of 0 and a deviation of 1 / sqrt(columns), or of
+about 0.02 in blocks, which keeps activations in range; norms are 1.
 """
 
 from __future__ import annotations
@@ -14,16 +16,19 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 
 from lampo.models.config import ModelConfig
-from lampo.weights.checkpoint import expected_shapes
+from lampo.weights.checkpoint import expected_shapes, gguf_name
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
-from checkpoints import write_tokenizer
+from checkpoints import write_gguf, write_tokenizer
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -73,9 +78,54 @@ SHAPES = {
 }
 BLOCK = 1 << 24  # random numbers that are made; they repeat
 
+# GGUF's blocks of 32 weights: their bytes, and the high byte of their f16 scale and minimum. The
+# low bytes are random, so a scale is in [2^-8, 2^-7) (2^-12 for 8 bits), a minimum -8 of such.
+BLOCK_BYTES = {"q4_0": 18, "q4_1": 20, "q8_0": 34}
+SCALE = {"q4_0": 0x1C, "q4_1": 0x1C, "q8_0": 0x0C}
+MINIMUM = {"q4_1": 0xA8}
+
+
+def random_blocks(name: str, rows: int, columns: int, seed: int = 0) -> torch.Tensor:
+    """[rows, row_bytes] uint8: a random matrix in one of GGUF's formats."""
+    nbytes = BLOCK_BYTES[name]
+    count = rows * columns // 32
+    generator = torch.Generator().manual_seed(seed)
+    size = (min(count, BLOCK // 32), nbytes)
+    blocks = torch.randint(256, size, dtype=torch.uint8, generator=generator)
+    blocks[:, 1] = SCALE[name]
+    if name in MINIMUM:
+        blocks[:, 3] = MINIMUM[name]
+    return blocks.repeat(-(-count // len(blocks)), 1)[:count].reshape(rows, -1)
+
+
+def write_packed_model(name: str, folder: Path, weight_format: str) -> int:
+    """model.gguf; returns the bytes of the weights."""
+    import gguf
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = SHAPES[name]
+    total = 0
+
+    def tensors() -> Iterator[tuple[str, np.ndarray, Any]]:
+        nonlocal total
+        shapes = expected_shapes(ModelConfig.from_hf(config))
+        for seed, (tensor, size) in enumerate(shapes.items()):
+            if len(size) == 1:
+                data, kind = np.ones(size, dtype=np.float32), None
+            else:
+                outer = tensor.startswith(("model.embed_tokens", "lm_head"))
+                form = "q8_0" if outer else weight_format
+                data = random_blocks(form, size[0], size[1], seed).numpy()
+                kind = gguf.GGMLQuantizationType[form.upper()]
+            total += data.nbytes
+            yield gguf_name(tensor), data, kind
+
+    write_gguf(folder / "model.gguf", SimpleNamespace(**config), tensors())
+    return total
+
 
 def write_model(name: str, folder: Path) -> int:
-    """Returns the bytes of the weights."""
+    """config.json, model.safetensors and a tokenizer; returns the bytes of the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     config = SHAPES[name]
     tensors = expected_shapes(ModelConfig.from_hf(config))
@@ -110,8 +160,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--format", choices=("bf16", *BLOCK_BYTES), default="bf16")
     args = parser.parse_args()
-    nbytes = write_model(args.shape, args.folder)
+    if args.format == "bf16":
+        nbytes = write_model(args.shape, args.folder)
+    else:
+        nbytes = write_packed_model(args.shape, args.folder, args.format)
     print(f"{args.folder}: {nbytes / 1e9:.2f} GB of weights, random")
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -189,9 +190,8 @@ def make_gguf(
 ) -> Any:
     """Writes a llama GGUF file and returns the transformers model it was made from.
 
-    Matrices get the quantization, norms and biases F32, q and k rows GGUF's order. "llama3" rope
-    becomes rope_freqs.weight, as llama.cpp's converter does. `metadata` replaces or adds keys;
-    None as value leaves one out.
+    Matrices get the quantization, norms and biases F32, q and k rows GGUF's order. `metadata`
+    replaces or adds keys; None as value leaves one out.
     """
     import gguf
 
@@ -201,6 +201,40 @@ def make_gguf(
         shape = SHAPE_256 if quantization.endswith("_K") else {}
         model = make_model(**{**shape, **model_options})
     c = model.config
+
+    def tensors() -> Iterator[tuple[str, np.ndarray, Any]]:
+        for index, (name, tensor) in enumerate(model.state_dict().items()):
+            if name == "lm_head.weight" and c.tie_word_embeddings:
+                continue
+            data = tensor.float().numpy()
+            for part, num_heads in (("q", c.num_attention_heads), ("k", c.num_key_value_heads)):
+                if f".{part}_proj." in name:
+                    data = np.ascontiguousarray(interleave_rows(data, num_heads))
+            raw_dtype = None
+            if data.ndim == 2:
+                data = quantized(data, quantization, seed=index)
+                raw_dtype = gguf.GGMLQuantizationType[quantization]
+            yield gguf_name(name), data, raw_dtype
+
+    write_gguf(path, c, tensors(), tokens=tokens, metadata=metadata)
+    return model
+
+
+def write_gguf(
+    path: Path,
+    c: Any,
+    tensors: Iterable[tuple[str, np.ndarray, Any]],
+    *,
+    tokens: bool = True,
+    metadata: dict[str, Any] | None = None,
+) -> None:
+    """A llama GGUF file of a config with transformers' names and of tensors with GGUF's.
+
+    tensors: name, data, and the GGML type where the data are bytes. "llama3" rope becomes
+    rope_freqs.weight, as llama.cpp's converter does.
+    """
+    import gguf
+
     rope = c.rope_parameters
     values: dict[str, Any] = {
         "llama.block_count": c.num_hidden_layers,
@@ -244,23 +278,12 @@ def make_gguf(
     if rope["rope_type"] == "llama3":
         factors = _llama3_factors(rope, c.head_dim)
         writer.add_tensor("rope_freqs.weight", factors)
-    for index, (name, tensor) in enumerate(model.state_dict().items()):
-        if name == "lm_head.weight" and c.tie_word_embeddings:
-            continue
-        data = tensor.float().numpy()
-        for part, num_heads in (("q", c.num_attention_heads), ("k", c.num_key_value_heads)):
-            if f".{part}_proj." in name:
-                data = np.ascontiguousarray(interleave_rows(data, num_heads))
-        raw_dtype = None
-        if data.ndim == 2:
-            data = quantized(data, quantization, seed=index)
-            raw_dtype = gguf.GGMLQuantizationType[quantization]
-        writer.add_tensor(gguf_name(name), data, raw_dtype=raw_dtype)
+    for name, data, raw_dtype in tensors:
+        writer.add_tensor(name, data, raw_dtype=raw_dtype)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return model
 
 
 def _add_value(writer: Any, key: str, value: Any) -> None:

@@ -18,9 +18,13 @@ import bench_gpu_attention
 import bench_gpu_decode
 import bench_gpu_linear
 import bench_gpu_sample
+import gpu
 import gpu_peers
 import make_random_model
 import results
+import timing
+
+LAMPO = {"lampo", "lampo deterministic"}
 
 
 @pytest.fixture
@@ -55,7 +59,7 @@ def test_attention(run):
         assert 0 < case["relative_error"]["lampo"] < bench_gpu_attention.MAX_ERROR
     for case in (decode, prefill):
         assert case["best peer"] == "SDPA flash"
-        assert set(case["time_us"]) == {"lampo", "SDPA flash"}
+        assert set(case["time_us"]) == {*LAMPO, "SDPA flash"}
     assert "best peer" not in ragged
     assert decode["MB"] == pytest.approx((200 * 4 * 8 * 128 + 2 * 2 * 2 * 32 * 128) / 1e6)
     assert prefill["TFLOP/s"] == pytest.approx(
@@ -75,15 +79,15 @@ def test_attention_leaves_out_who_disagrees(run, monkeypatch):
     document, code = run(bench_gpu_attention, "--cases=decode 2")
     assert code == 0
     (case,) = document["cases"]
-    assert set(case["time_us"]) == {"lampo"}
+    assert set(case["time_us"]) == LAMPO
     assert any("SDPA flash is left out of decode" in note for note in document["notes"])
 
 
 def test_attention_times_nothing_wrong(run, monkeypatch):
     ours = bench_gpu_attention.lampo_attention
 
-    def wrong(problem):
-        peer = ours(problem)
+    def wrong(problem, **options):
+        peer = ours(problem, **options)
         return gpu_peers.Peer(peer.prepare, lambda tensors: peer.run(tensors) * 1.05)
 
     monkeypatch.setattr(bench_gpu_attention, "lampo_attention", wrong)
@@ -152,17 +156,32 @@ def test_linear(run):
     assert {case["format"] for case in document["cases"]} == set(bench_gpu_linear.FORMATS)
 
 
-def test_model(run, tmp_path):
-    """A random model, written, loaded by lampo and by transformers, which agree, and timed."""
-    nbytes = make_random_model.write_model("tiny", tmp_path / "tiny")
-    document, code = run(bench_gpu_decode, str(tmp_path / "tiny"))
+@pytest.mark.parametrize("weight_format", ["bf16", "q4_0", "q4_1", "q8_0"])
+def test_model(run, tmp_path, weight_format):
+    """A random model, written, loaded, compared with its reference, and timed."""
+    folder = tmp_path / "tiny"
+    if weight_format == "bf16":
+        nbytes = make_random_model.write_model("tiny", folder)
+    else:
+        nbytes = make_random_model.write_packed_model("tiny", folder, weight_format)
+    document, code = run(bench_gpu_decode, str(folder))
     assert code == 0
     assert len(document["checks"]) == 1
     prefill, decode = document["cases"]
     assert prefill["tok/s"] == pytest.approx(64e3 / prefill["first token ms"])
     assert decode["tok/s"] == pytest.approx(3e3 / decode["step ms"])
     assert decode["graph ms"] > 0
-    assert nbytes < decode["cost"]["bytes"] < 2 * nbytes
+    assert 0.9 * nbytes < decode["cost"]["bytes"] < 2 * nbytes
+
+
+@pytest.mark.parametrize("weight_format", make_random_model.BLOCK_BYTES)
+def test_random_blocks_have_no_bias(weight_format):
+    from lampo import ops
+
+    blocks = make_random_model.random_blocks(weight_format, 64, 2048)
+    weights = ops.embedding(torch.arange(64), ops.pack_weight(blocks, weight_format))
+    assert 0.01 < float(weights.std()) < 0.05
+    assert abs(float(weights.mean())) < 0.15 * float(weights.std())
 
 
 def test_random_models_repeat_and_vary(tmp_path):
@@ -194,3 +213,55 @@ def test_session_reports_what_fails(tmp_path):
     lines = (tmp_path / "summary.txt").read_text().splitlines()
     assert [line.split()[0] for line in lines] == ["gpu_attention", "gpu_sample", "gpu_linear"]
     assert all("FAILED (1)" in line for line in lines)
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """A CPU that passes for a GPU, whose graphs are lists of calls."""
+    notes: list[str] = []
+    options = SimpleNamespace(device="cpu", repeats=3)
+    device = gpu.Device(options, SimpleNamespace(note=notes.append))
+    device.on_gpu = True
+    monkeypatch.setattr(timing, "cuda_graph", lambda fn: fn)
+    return device, notes
+
+
+def test_time_of_a_call_is_that_of_a_graph_over_its_calls(device, monkeypatch):
+    device, notes = device
+    monkeypatch.setattr(timing, "sample", lambda fn, inner, device: 6.0)
+    calls = {"lampo": [lambda: None] * 3, "peer": [lambda: None] * 2}
+    times = device.seconds(calls)
+    assert {name: series.values for name, series in times.items()} == {
+        "lampo": (2.0,) * 3,
+        "peer": (3.0,) * 3,
+    }
+    assert notes == []
+
+
+def test_what_cannot_be_captured_or_called_is_noted(device, monkeypatch):
+    device, notes = device
+
+    def fail() -> None:
+        raise ValueError("no such head")
+
+    def graph(fn):
+        raise RuntimeError("not while capturing")
+
+    monkeypatch.setattr(timing, "cuda_graph", graph)
+    times = device.seconds({"lampo": [lambda: None], "peer": [fail]})
+    assert set(times) == {"lampo"}
+    assert [note.split(":")[0] for note in notes] == [
+        "lampo is timed with its launches, as it was not captured",
+        "peer is timed with its launches, as it was not captured",
+        "peer is left out",
+    ]
+    with pytest.raises(RuntimeError, match="lampo failed"):
+        device.seconds({"lampo": [fail]})
+
+
+def test_buffers_exceed_the_cache(device):
+    device, _ = device
+    device.cover = 1000
+    assert len(device.rotating(object, 100)) == 11
+    assert len(device.rotating(object, 5000)) == 2
+    assert len(device.rotating(object, 100, warm=True)) == 1
