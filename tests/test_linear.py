@@ -232,6 +232,10 @@ def test_bad_arguments(generator):
         ops.linear(torch.zeros(1, 64), weight, activation_bits=4)
     with pytest.raises(ValueError, match="activation_bits: expected 8 or 16, got 12"):
         ops.linear(torch.zeros(1, 64), torch.zeros(3, 64), activation_bits=12)
+    with pytest.raises(
+        TypeError, match=r"weight: expected float32 or bfloat16 or float16, got int8"
+    ):
+        ops.linear(torch.zeros(1, 64), torch.zeros(3, 64, dtype=torch.int8))
     x, dense, out = torch.zeros(1, 64), torch.zeros(3, 64, dtype=torch.bfloat16), torch.zeros(1, 3)
     with pytest.raises(ValueError, match="workspace: expected a tensor beside a bfloat16 weight"):
         _C.linear(x, dense, 16, None, None, 0.0, False, False, out, None)

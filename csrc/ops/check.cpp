@@ -62,9 +62,9 @@ void check_shape(const char* name, const TensorView& t, std::initializer_list<in
 void check_dtype(const char* name, const TensorView& t, std::initializer_list<DType> supported) {
   if (std::find(supported.begin(), supported.end(), t.dtype) != supported.end()) return;
   std::string list;
-  for (DType dtype : supported) {
-    const std::string word = name_of(dtype);
-    if (list.find(word) == std::string::npos) list += (list.empty() ? "" : " or ") + word;
+  for (const DType* it = supported.begin(); it != supported.end(); ++it) {
+    if (std::find(supported.begin(), it, *it) != it) continue;  // named before
+    list += (list.empty() ? "" : " or ") + std::string(name_of(*it));
   }
   throw TypeMismatch(std::string(name) + ": expected " + list + ", got " + name_of(t.dtype));
 }
