@@ -27,6 +27,10 @@
 //   49 (spilled for every row); all words of half a strip at a time 206 where this loop alone
 //   does 253; Q8_0 by |w| and signs of x 123, as two planes of nibbles 138, where this does 159
 //   the same without SIMD but SSE2: 43, by plain loops 2
+//   two strips at a time word by word, results in memory: 323-333 where one strip makes 260-328 in
+//   a loop of its own, but 0.95 to 1.05 times as fast in whole ops
+//   8 to 256 rows of SmolLM2's activations with 12 bits: 1.07 to 1.16 times the time of 8 bits
+//   before q, k, v, gate, up and the LM head, 1.2 to 1.3 before the others; 16 bits 1.5 to 1.8
 #include "cpu/kernel_table.h"
 #include "cpu/linear_input.h"
 #include "cpu/linear_output.h"
