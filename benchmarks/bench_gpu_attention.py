@@ -284,6 +284,8 @@ def main() -> None:
     torch.manual_seed(0)
     report = results.Report("GPU attention", COLUMNS, args)
     device = gpu.Device(args, report)
+    if version := device.attempt("FA3", gpu_peers.fa3_version):
+        report.version("FA3", version)
     copy, matmul = device.copy_rate(), device.matmul_rate()
     report.note(f"bfloat16, Llama-3-8B's heads {HEADS}; pages in random order")
     rates: dict[tuple[str, int], float] = {}
