@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from cuda_on_cpu.fixtures import client, clients  # noqa: F401 - fixtures
+from cuda_on_cpu.fixtures import client, clients, cuda_kernels, simulated_gpu  # noqa: F401
 from lampo import _C
 from lampo.device import cuda_info
 
@@ -32,9 +32,24 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(1234)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--cuda-on-cpu",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help="run the GPU tests on kernels compiled for the CPU, kept in FOLDER",
+    )
+
+
 @pytest.fixture
-def gpu() -> torch.device:
+def gpu(request: pytest.FixtureRequest) -> torch.device:
     """A CUDA device that lampo and torch can both use; without one the test is skipped, aloud."""
+    if request.config.getoption("cuda_on_cpu") is not None:
+        if request.node.get_closest_marker("real_gpu"):
+            pytest.skip("needs a real GPU: takes minutes with the kernels on the CPU")
+        device: torch.device = request.getfixturevalue("simulated_gpu")
+        return device
     info = cuda_info()
     if not info.usable:
         pytest.skip(f"no GPU for lampo: {info.why}")

@@ -102,7 +102,11 @@ def test_cache_dtypes(gpu, generator, dtype, cache_dtype, heads, query):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("query", [[1, 1, 1], [900, 300, 5]], ids=["decode", "prefill"])
+@pytest.mark.parametrize(
+    "query",
+    [[1, 1, 1], pytest.param([900, 300, 5], marks=pytest.mark.real_gpu)],
+    ids=["decode", "prefill"],
+)
 def test_options(gpu, generator, options, query):
     if "sinks" in options:
         options = options | {"sinks": torch.randn(32, generator=generator) * 2}
@@ -112,6 +116,7 @@ def test_options(gpu, generator, options, query):
     check(q, pages, query, out, lse, **options)
 
 
+@pytest.mark.real_gpu
 def test_same_call_same_bits(gpu, generator):
     pages = paging.build([9000, 70, 1300], 8, 128, 16, torch.bfloat16, generator)
     q = random_q(3, LLAMA, torch.bfloat16, generator)
@@ -121,6 +126,7 @@ def test_same_call_same_bits(gpu, generator):
         assert torch.equal(attend(gpu, q, pages, [1, 1, 1])[0], first)
 
 
+@pytest.mark.real_gpu
 def test_deterministic_bits_do_not_depend_on_company(gpu, generator):
     pages = paging.build([9000, 70], 8, 128, 16, torch.bfloat16, generator)
     query = [300, 70]

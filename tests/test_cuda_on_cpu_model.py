@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole model on the CUDA kernels, on the CPU: from the embedding to the drawn token."""
+"""A whole model on a simulated GPU: from the embedding to the drawn token, as the CPU does it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 
 from checkpoints import make_checkpoint, make_gguf
-from cuda_on_cpu.extension import build_extension, use_cuda_kernels
-from cuda_on_cpu.fixtures import skip_unless_executable
 from lampo import LLM, SamplingParams
 from lampo.models.decoder import Decoder
+from lampo.models.projection import ActivationBits
 from lampo.models.registry import load_model
 from lampo.weights import Checkpoint
 
@@ -22,12 +19,6 @@ from lampo.weights import Checkpoint
 # 8 bits, make of a random model. Measured: 0.02 and 0.08.
 TOLERANCE = {"bfloat16": 0.05, "int8": 0.15}
 TEXTS = ["a", "Hello, world", "x" * 40]
-
-
-@pytest.fixture(scope="module")
-def cuda_kernels(tmp_path_factory) -> ModuleType:
-    skip_unless_executable()
-    return build_extension(tmp_path_factory.mktemp("cuda_kernels"))
 
 
 @pytest.fixture(scope="module", params=["bfloat16", "Q4_0"])
@@ -42,29 +33,30 @@ def path(request, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def bfloat16(monkeypatch) -> None:
-    """Activations as on a GPU, whatever the weights."""
+    """Activations as on a GPU, whatever the weights, where 12 bits are 16."""
 
     def load(checkpoint: Checkpoint, dtype: str, max_model_len: int, _: torch.device) -> Decoder:
         return load_model(checkpoint, dtype, max_model_len, torch.device("cuda"))
 
     monkeypatch.setattr("lampo.llm.load_model", load)
+    monkeypatch.setattr("lampo.models.llama.SENSITIVE", ActivationBits(packed=16))
 
 
-def generate(path: Path, params: SamplingParams, run_ahead: bool = False, **options: Any):
-    with LLM(path, page_size=16, max_num_seqs=4, max_model_len=128, **options) as llm:
-        llm.shared_engine().engine._run_ahead = run_ahead
+def generate(path: Path, params: SamplingParams, device: str, run_ahead: bool = True, **options):
+    shape = {"page_size": 16, "max_num_seqs": 4, "max_model_len": 128}
+    with LLM(path, device=device, **shape, **options) as llm:
+        llm.shared_engine().engine._run_ahead = run_ahead and device == "cuda"
         return llm.generate(TEXTS, params)
 
 
 @pytest.mark.parametrize("kv_cache_dtype", ["bfloat16", "int8"])
-def test_generates_as_the_cpu_does(path, cuda_kernels, monkeypatch, bfloat16, kv_cache_dtype):
+def test_generates_as_the_cpu_does(path, simulated_gpu, bfloat16, kv_cache_dtype):
     params = SamplingParams(
         temperature=0, max_tokens=6, ignore_eos=True, logprobs=4, prompt_logprobs=0
     )
     tolerance = TOLERANCE[kv_cache_dtype]
-    expected = generate(path, params, kv_cache_dtype=kv_cache_dtype)
-    use_cuda_kernels(cuda_kernels, monkeypatch)
-    found = generate(path, params, kv_cache_dtype=kv_cache_dtype)
+    expected = generate(path, params, "cpu", kv_cache_dtype=kv_cache_dtype)
+    found = generate(path, params, "cuda", kv_cache_dtype=kv_cache_dtype)
     for cpu, cuda in zip(expected, found, strict=True):
         prompt = [
             [table[token].logprob for token, table in zip(ids, tables, strict=True)]
@@ -83,11 +75,10 @@ def test_generates_as_the_cpu_does(path, cuda_kernels, monkeypatch, bfloat16, kv
             assert abs(table[token].logprob - other_table[token].logprob) < tolerance
 
 
-def test_draws_what_the_cpu_draws(path, cuda_kernels, monkeypatch, bfloat16):
+def test_draws_what_the_cpu_draws(path, simulated_gpu, bfloat16):
     """Running ahead, in padded rows; the noise is a function of seed, position and token."""
     params = SamplingParams(temperature=1.0, top_p=0.9, seed=4, max_tokens=8, ignore_eos=True)
-    expected = generate(path, params)
-    use_cuda_kernels(cuda_kernels, monkeypatch)
+    expected = generate(path, params, "cpu")
     for run_ahead in (False, True):
-        found = generate(path, params, run_ahead=run_ahead)
+        found = generate(path, params, "cuda", run_ahead)
         assert [o.outputs[0].token_ids for o in found] == [o.outputs[0].token_ids for o in expected]

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ import torch
 from compare import SENTINEL
 from cuda_on_cpu.build import build, compiler
 from cuda_on_cpu.client import Client
+from cuda_on_cpu.device import GPU, cuda_on_cpu
+from cuda_on_cpu.extension import build_extension
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -37,6 +40,24 @@ def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Clie
     yield clients
     for client in clients.values():
         client.close()
+
+
+@pytest.fixture(scope="session")
+def cuda_kernels(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> ModuleType:
+    """The kernels as a Python module, in the folder that --cuda-on-cpu names, or a new one."""
+    skip_unless_executable()
+    folder = request.config.getoption("cuda_on_cpu") or tmp_path_factory.mktemp("cuda_kernels")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return build_extension(Path(folder))
+
+
+@pytest.fixture
+def simulated_gpu(cuda_kernels: ModuleType) -> Iterator[torch.device]:
+    """A GPU in name, whose kernels run on the CPU."""
+    with cuda_on_cpu(cuda_kernels):
+        yield GPU
 
 
 @pytest.fixture(params=["address", "thread"])
