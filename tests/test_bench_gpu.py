@@ -81,6 +81,8 @@ def test_attention_leaves_out_who_disagrees(run, monkeypatch):
     (case,) = document["cases"]
     assert set(case["time_us"]) == LAMPO
     assert any("SDPA flash is left out of decode" in note for note in document["notes"])
+    document, _ = run(bench_gpu_attention, "--cases=decode 2", "--peers=SDPA c")
+    assert not any("SDPA flash" in note for note in document["notes"])
 
 
 def test_attention_times_nothing_wrong(run, monkeypatch):
@@ -208,7 +210,7 @@ def test_session_reports_what_fails(tmp_path):
         )
 
     assert session(tmp_path, "nonsense").returncode == 2
-    result = session(tmp_path, "ops")
+    result = session(tmp_path, "attention", "sample", "linear")
     assert result.returncode == 1
     lines = (tmp_path / "summary.txt").read_text().splitlines()
     assert [line.split()[0] for line in lines] == ["gpu_attention", "gpu_sample", "gpu_linear"]
