@@ -207,7 +207,7 @@ class Outcome:
     kernels: list[dict[str, Any]] | None
 
 
-def run_case(case: Case, device: gpu.Device) -> Outcome:
+def run_case(case: Case, device: gpu.Device, peers: str) -> Outcome:
     problem = make_problem(case, device.torch)
     sets = device.rotating(lambda: make_tensors(case, device.torch), case.kv_bytes)
 
@@ -220,7 +220,11 @@ def run_case(case: Case, device: gpu.Device) -> Outcome:
     errors = {"lampo": check(problem, sets[0], ours)}
     others: dict[str, Callable[[gpu_peers.Attention], gpu_peers.Peer]] = {
         DETERMINISTIC: partial(lampo_attention, deterministic=True),
-        **{name: gpu_peers.ATTENTION[name] for name in gpu_peers.attention_peers(problem)},
+        **{
+            name: gpu_peers.ATTENTION[name]
+            for name in gpu_peers.attention_peers(problem)
+            if name.startswith(peers)
+        },
     }
     for name, make in others.items():
 
@@ -275,10 +279,13 @@ def add_row(
 def main() -> None:
     parser = gpu.parser(__doc__)
     parser.add_argument("--cases", default="", help="only those whose name contains this")
+    parser.add_argument("--peers", default="", help="only those whose name begins so")
     args = parser.parse_args()
     torch.manual_seed(0)
     report = results.Report("GPU attention", COLUMNS, args)
     device = gpu.Device(args, report)
+    if version := device.attempt("FA3", gpu_peers.fa3_version):
+        report.version("FA3", version)
     copy, matmul = device.copy_rate(), device.matmul_rate()
     report.note(f"bfloat16, Llama-3-8B's heads {HEADS}; pages in random order")
     rates: dict[tuple[str, int], float] = {}
@@ -287,7 +294,7 @@ def main() -> None:
         if args.cases not in case.name:
             continue
         with device.case(f"{case.name}, pages of {case.page_size}"):
-            outcome = run_case(case, device)
+            outcome = run_case(case, device, args.peers)
             worst = max(worst, *(outcome.errors[name] for name in outcome.times))
             rates[case.name, case.page_size] = add_row(report, case, outcome, copy, matmul)
     if rates:

@@ -33,8 +33,8 @@ SHAPES = {
     "LM head": (128256, 4096),
 }
 QUICK_SHAPES = {"small": (96, 256)}
-ROWS, QUICK_ROWS = (1, 2, 4, 8, 16), (1, 17)
-MORE_ROWS = (32, 64, 128)  # of packed weights
+ROWS, QUICK_ROWS = (1, 4, 8, 16), (1, 17)
+MORE_ROWS = (32, 128)  # of packed weights
 DEQUANTIZED_FROM = 16
 FORMATS = ("bf16", *BLOCK_BYTES)
 COLUMNS = ["weight", "shape", "format", "rows", "us", "GB/s", "% of copy"]

@@ -125,8 +125,9 @@ class Device:
 
     def complain(self, what: str, error: Exception) -> None:
         """A note, once for each cause."""
-        lines = str(error).strip().split("\n")
-        sentence = f"{what}: {type(error).__name__}: {lines[0][:200]}"
+        cause = error.__cause__ or error
+        first_line = str(cause).strip().split("\n")[0]
+        sentence = f"{what}: {type(cause).__name__}: {first_line[:200]}"
         if sentence not in self._complained:
             self._complained.add(sentence)
             self.report.note(sentence)

@@ -11,6 +11,7 @@ FlashAttention-3: with a paged cache, from an installed vllm or the library at F
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 from collections.abc import Callable
@@ -114,15 +115,23 @@ def flashinfer_attention(problem: Attention, kind: str) -> Peer:
     )
 
 
+def fa3_path() -> Path:
+    if "FA3_LIBRARY" in os.environ:
+        return Path(os.environ["FA3_LIBRARY"])
+    vllm = importlib.util.find_spec("vllm")
+    if vllm is None or vllm.origin is None:
+        raise ImportError("neither vllm nor FA3_LIBRARY is there")
+    return Path(vllm.origin).parent / "vllm_flash_attn" / "_vllm_fa3_C.abi3.so"
+
+
+def fa3_version() -> str:
+    """What tells one library from another: it does not say its version."""
+    return f"sha256 {hashlib.sha256(fa3_path().read_bytes()).hexdigest()[:16]}"
+
+
 @cache
 def fa3_library() -> Any:
-    path = os.environ.get("FA3_LIBRARY")
-    if path is None:
-        vllm = importlib.util.find_spec("vllm")
-        if vllm is None or vllm.origin is None:
-            raise ImportError("neither vllm nor FA3_LIBRARY is there")
-        path = str(Path(vllm.origin).parent / "vllm_flash_attn" / "_vllm_fa3_C.abi3.so")
-    torch.ops.load_library(path)
+    torch.ops.load_library(str(fa3_path()))
     return torch.ops._vllm_fa3_C
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import timing
 
 ROOT = Path(__file__).resolve().parent.parent
-DISTRIBUTIONS = ("lampo", "torch", "numpy", "transformers", "gguf", "flashinfer-python")
+DISTRIBUTIONS = ("lampo", "torch", "numpy", "transformers", "gguf", "flashinfer-python", "vllm")
 ISA_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd")
 
 

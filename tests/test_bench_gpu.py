@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -81,6 +83,8 @@ def test_attention_leaves_out_who_disagrees(run, monkeypatch):
     (case,) = document["cases"]
     assert set(case["time_us"]) == LAMPO
     assert any("SDPA flash is left out of decode" in note for note in document["notes"])
+    document, _ = run(bench_gpu_attention, "--cases=decode 2", "--peers=SDPA c")
+    assert not any("SDPA flash" in note for note in document["notes"])
 
 
 def test_attention_times_nothing_wrong(run, monkeypatch):
@@ -208,7 +212,7 @@ def test_session_reports_what_fails(tmp_path):
         )
 
     assert session(tmp_path, "nonsense").returncode == 2
-    result = session(tmp_path, "ops")
+    result = session(tmp_path, "attention", "sample", "linear")
     assert result.returncode == 1
     lines = (tmp_path / "summary.txt").read_text().splitlines()
     assert [line.split()[0] for line in lines] == ["gpu_attention", "gpu_sample", "gpu_linear"]
@@ -265,3 +269,44 @@ def test_buffers_exceed_the_cache(device):
     assert len(device.rotating(object, 100)) == 11
     assert len(device.rotating(object, 5000)) == 2
     assert len(device.rotating(object, 100, warm=True)) == 1
+
+
+def test_sample_on_a_simulated_gpu(simulated_gpu, tmp_path, monkeypatch):
+    """What only a GPU has: captured calls that never wait for the host, timed by events."""
+
+    class Event:
+        def __init__(self, enable_timing):
+            self.at = 0.0
+
+        def record(self):
+            torch.cuda.synchronize()
+            self.at = time.perf_counter()
+
+        def synchronize(self):
+            torch.cuda.synchronize()
+
+        def elapsed_time(self, end):
+            return (end.at - self.at) * 1e3
+
+    side = SimpleNamespace(wait_stream=lambda _: None)
+    properties = SimpleNamespace(
+        name="simulated", total_memory=1 << 30, L2_cache_size=1 << 12, multi_processor_count=4
+    )
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: side)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: side)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(gpu.Device, "copy_rate", lambda _: 1e9)
+    monkeypatch.setattr(gpu_peers, "SAMPLING", {"sort": gpu_peers.SAMPLING["sort"]})
+    monkeypatch.setattr(bench_gpu_sample, "VOCAB", 1000)
+    path = tmp_path / "result.json"
+    monkeypatch.setattr(sys, "argv", ["x.py", "--quick", "--repeats=1", f"--json={path}"])
+    with pytest.raises(SystemExit) as ended:
+        bench_gpu_sample.main()
+    document = json.loads(path.read_text())
+    assert ended.value.code == 0
+    assert document["hardware"]["gpu"] == "simulated"
+    assert len(document["cases"]) == 4
+    assert all(case["us"] > 0 and case["x sort"] > 0 for case in document["cases"])
+    assert not any("captured" in note for note in document["notes"])
