@@ -437,6 +437,19 @@ def test_deterministic_bits_do_not_depend_on_company(client, generator):
         assert torch.equal(out, whole[rows]) and torch.equal(lse, whole_lse[rows])
 
 
+@pytest.mark.parametrize(
+    ("heads", "query", "seq_len"),
+    [(Heads(4, 2, 64), 1, 2100), (Heads(2, 1, 64), 65, 4200)],
+    ids=["shared by blocks", "one after the other"],
+)
+def test_deterministic_splits(client, generator, heads, query, seq_len):
+    """Two of each of two heads, in rows of their own; three of a tile that one block has alone."""
+    pages = paging.build([seq_len], heads.num_kv_heads, 64, 16, torch.bfloat16, generator)
+    q = random_q(query, heads, torch.bfloat16, generator)
+    out, lse = attend(client, q, pages, [query], deterministic=True)
+    check(q, pages, [query], out, lse)
+
+
 @pytest.mark.parametrize("query", [[1], [30]], ids=["decode", "prefill"])
 @pytest.mark.parametrize(
     ("heads", "sliding_window"), [(Heads(4, 1, 64), None), (Heads(6, 3, 64), 900)]
