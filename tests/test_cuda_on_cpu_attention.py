@@ -33,6 +33,12 @@ def workspace_size(client: Client, heads: Heads, **numbers: int) -> int:
     return int(size)
 
 
+def apart(tensor: torch.Tensor) -> torch.Tensor:
+    """The same in a wider buffer, so that no two tensors have their strides in common."""
+    wider = torch.zeros(*tensor.shape[:-1], tensor.shape[-1] + 16, dtype=tensor.dtype)
+    return wider[..., :-16].copy_(tensor)
+
+
 def attend(
     client: Client,
     q: torch.Tensor,
@@ -44,7 +50,7 @@ def attend(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The op on outputs full of NaN and a workspace of garbage, of just the right size."""
     out = torch.full(q.shape, torch.nan, dtype=q.dtype)
-    lse = torch.full(q.shape[:2], SENTINEL)
+    lse = apart(torch.full(q.shape[:2], SENTINEL))
     heads = Heads(q.shape[1], pages.k_cache.shape[1], q.shape[2])
     deterministic = int(options.get("deterministic", False))
     size = workspace_size(
@@ -58,14 +64,14 @@ def attend(
         "q": q,
         "k_cache": pages.k_cache,
         "v_cache": pages.v_cache,
-        "page_table": pages.page_table,
+        "page_table": apart(pages.page_table),
         "seq_lens": pages.seq_lens,
         "cu_seqlens_q": query if isinstance(query, torch.Tensor) else cumulative(query),
         "lse": lse,
         "out": out,
         "workspace": options.get("workspace", torch.full((size,), 0xFF, dtype=torch.uint8)),
         "k_scale": pages.k_scale,
-        "v_scale": pages.v_scale,
+        "v_scale": None if pages.v_scale is None else apart(pages.v_scale),
         "sinks": options.get("sinks"),
     }
     client.call(
@@ -151,6 +157,17 @@ def test_options(client, generator, options, query, deterministic):
     check(q, pages, query, out, lse, **options)
 
 
+@pytest.mark.parametrize("cache_dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("query", [[1, 1], [9, 20]], ids=["decode", "prefill"])
+def test_soft_cap_of_scaled_scores(client, generator, cache_dtype, query):
+    """8 bits are scaled before they are capped; K and V have strides of their own."""
+    pages = paging.build([40, 75], 2, 64, 16, cache_dtype, generator, with_scales=True)
+    pages.v_cache = apart(pages.v_cache)
+    q = random_q(sum(query), SMALL, torch.bfloat16, generator)
+    out, lse = attend(client, q, pages, query, soft_cap=2.0)
+    check(q, pages, query, out, lse, soft_cap=2.0)
+
+
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("group_size", [2, 9])
 def test_padding_and_rows_without_keys(client, generator, group_size, deterministic):
@@ -217,6 +234,62 @@ def test_lengths_and_pages_out_of_range(client, generator, query, deterministic)
     pages.k_cache, pages.v_cache = pages.k_cache[:0], pages.v_cache[:0]
     out, lse = attend(client, q, pages, query, deterministic=deterministic)
     assert not out.any() and bool((lse == -torch.inf).all())
+
+
+LAYOUT = (
+    *("head_dim", "rows", "keys", "warps", "row_blocks", "warp_keys", "stages", "max_blocks"),
+    *("num_blocks", "cuts", "costs", "first_split", "states", "accumulators", "bytes"),
+    "partial_rows",
+)
+
+
+def layout(client: Client, **numbers: int) -> dict[str, int]:
+    """Of a call: the tile, its blocks and the workspace's parts."""
+    given = {"group_size": 4, "deterministic": 0, "cache_bytes": 2, "shared_bytes": 70_000}
+    device = {"num_sms": 132, "shared_bytes_per_sm": 228 << 10}
+    out = torch.zeros(len(LAYOUT), dtype=torch.int64)
+    client.call("paged_attention_layout", out=out, **(given | device | numbers))
+    return dict(zip(LAYOUT, out.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("deterministic", [0, 1])
+@pytest.mark.parametrize("num_tokens", [3, 12, 15, 700])
+@pytest.mark.parametrize("head_dim", [32, 64, 72, 128, 136, 256])
+@pytest.mark.parametrize("cache_bytes", [1, 2])
+def test_layout(clients, deterministic, num_tokens, head_dim, cache_bytes):
+    """Warps have all of a tile, blocks what the workspace is promised for, its parts room."""
+    call = {"batch_size": 3, "num_tokens": num_tokens, "head_dim": head_dim}
+    call |= {"deterministic": deterministic, "cache_bytes": cache_bytes}
+    found = layout(clients["address"], **call)
+    few = num_tokens in (3, 12) and not deterministic  # 16 rows at most, as many of each sequence
+    assert found["rows"] == (16 if few else 128 if head_dim <= 128 else 64)
+    warp_rows = 16 * found["row_blocks"]
+    if few:
+        assert warp_rows == found["rows"] and found["warps"] * 16 == found["keys"]
+    else:
+        assert found["warps"] * warp_rows == found["rows"]
+        assert found["warp_keys"] == found["keys"]
+    assert 2048 % found["keys"] == 0, "splits of deterministic calls"
+    for num_sms, shared_bytes_per_sm in ((132, 228 << 10), (108, 164 << 10), (84, 100 << 10)):
+        for shared_bytes in (36_000, 70_000, 99 << 10):
+            device = {"num_sms": num_sms, "shared_bytes_per_sm": shared_bytes_per_sm}
+            w = layout(clients["address"], **call, **device, shared_bytes=shared_bytes)
+            assert num_sms <= w["num_blocks"] <= num_sms * w["max_blocks"]
+            per_sm = w["num_blocks"] // num_sms
+            assert per_sm == 1 or per_sm * (shared_bytes + 1024) <= shared_bytes_per_sm
+            assert w["partial_rows"] == 2 * w["num_blocks"] * w["rows"]
+            sizes = {
+                "cuts": 16 * (w["num_blocks"] + 1),
+                "costs": 8 * (3 + 2),  # with the padding
+                "first_split": 8 * (3 + 1),
+                "states": 8 * w["partial_rows"],
+                "accumulators": 4 * w["partial_rows"] * w["head_dim"],
+            }
+            end = 0
+            for name, size in sizes.items():
+                assert end <= w[name] < end + 64 and w[name] % 64 == 0
+                end = w[name] + size
+            assert end <= w["bytes"] < end + 64
 
 
 def plan(
@@ -364,16 +437,35 @@ def test_deterministic_bits_do_not_depend_on_company(client, generator):
         assert torch.equal(out, whole[rows]) and torch.equal(lse, whole_lse[rows])
 
 
+@pytest.mark.parametrize(
+    ("heads", "query", "seq_len"),
+    [(Heads(4, 2, 64), 1, 2100), (Heads(2, 1, 64), 65, 4200)],
+    ids=["shared by blocks", "one after the other"],
+)
+def test_deterministic_splits(client, generator, heads, query, seq_len):
+    """Two of each of two heads, in rows of their own; three of a tile that one block has alone."""
+    pages = paging.build([seq_len], heads.num_kv_heads, 64, 16, torch.bfloat16, generator)
+    q = random_q(query, heads, torch.bfloat16, generator)
+    out, lse = attend(client, q, pages, [query], deterministic=True)
+    check(q, pages, [query], out, lse)
+
+
 @pytest.mark.parametrize("query", [[1], [30]], ids=["decode", "prefill"])
-def test_every_block_has_a_part(client, generator, query):
-    """One sequence, cut into parts, forward and backward: merged in the order of its keys."""
-    heads = Heads(4, 1, 64)
-    pages = paging.build([1500], 1, 64, 16, torch.bfloat16, generator)
+@pytest.mark.parametrize(
+    ("heads", "sliding_window"), [(Heads(4, 1, 64), None), (Heads(6, 3, 64), 900)]
+)
+def test_every_block_has_a_part(client, generator, query, heads, sliding_window):
+    """One sequence, cut into parts, forward and backward: merged in the order of its keys.
+
+    With three heads a block has the end of one head's tile and the beginning of the next one's.
+    """
+    pages = paging.build([1500], heads.num_kv_heads, 64, 16, torch.bfloat16, generator)
     q = random_q(sum(query), heads, torch.bfloat16, generator)
-    sinks = torch.randn(4, generator=generator)
-    out, lse = attend(client, q, pages, query, sinks=sinks)
-    check(q, pages, query, out, lse, sinks=sinks)
-    again, _ = attend(client, q, pages, query, sinks=sinks, order="backward")
+    sinks = torch.randn(heads.num_qo_heads, generator=generator)
+    options = {"sinks": sinks, "sliding_window": sliding_window}
+    out, lse = attend(client, q, pages, query, **options)
+    check(q, pages, query, out, lse, **options)
+    again, _ = attend(client, q, pages, query, order="backward", **options)
     assert torch.equal(again, out)
 
 

@@ -37,12 +37,10 @@ class SanitizerReport(Exception):
 
 
 class Client:
-    """One process of the program, started when needed and after a report anew."""
+    """Programs that each do what is asked, at the same time, and must agree to the bit."""
 
-    def __init__(self, program: Path) -> None:
-        self.program = program
-        self.process: subprocess.Popen[bytes] | None = None
-        self.stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the client
+    def __init__(self, *programs: Path) -> None:
+        self._processes = [_Process(program) for program in programs]
 
     def call(
         self, op: str, /, *, order: str = "forward", **arguments: torch.Tensor | float
@@ -59,13 +57,31 @@ class Client:
             words = [name, DTYPES[tensor.dtype], tensor.ndim, *tensor.shape, *tensor.stride()]
             message.append(" ".join(map(str, [*words, offset, len(data)])).encode() + b"\n")
             message.append(data)
-        answer = self._exchange(b"".join(message))
-        if answer[0] == "error":
-            raise Refused(self._read(int(answer[1])).decode())
-        for tensor in tensors.values():
-            data = self._read(len(bytes_of(tensor)))
-            if data:
-                whole(tensor).copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        sizes = [len(bytes_of(tensor)) for tensor in tensors.values()]
+        for process in self._processes:
+            process.send(b"".join(message))
+        answers = [process.receive(sizes) for process in self._processes]
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        for tensor, *results in zip(tensors.values(), *answers, strict=True):
+            assert all(data == results[0] for data in results), "the builds differ"
+            if results[0]:
+                data = torch.frombuffer(bytearray(results[0]), dtype=torch.uint8)
+                whole(tensor).copy_(data)
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.close()
+
+
+class _Process:
+    """One process of a program, started when needed and after a report anew."""
+
+    def __init__(self, program: Path) -> None:
+        self.program = program
+        self.process: subprocess.Popen[bytes] | None = None
+        self.stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the client
 
     def close(self) -> None:
         if self.process is not None:
@@ -73,7 +89,7 @@ class Client:
             self.process.communicate()
             self.process = None
 
-    def _exchange(self, message: bytes) -> list[str]:
+    def send(self, message: bytes) -> None:
         if self.process is None:
             self.stderr.seek(0)
             self.stderr.truncate()
@@ -84,17 +100,24 @@ class Client:
                 stderr=self.stderr,
                 env=os.environ | OPTIONS,
             )
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
         self.process.stdin.write(message)
         self.process.stdin.flush()
+
+    def receive(self, sizes: list[int]) -> list[bytes] | Exception:
+        """The tensors, or what to raise."""
+        assert self.process is not None and self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line.endswith(b"\n"):
             status = self.process.wait()
             self.process = None
             self.stderr.seek(0)
             report = self.stderr.read().decode(errors="replace")
-            raise SanitizerReport(f"exit status {status}\n{report[:8000]}")
-        return line.decode().split()
+            return SanitizerReport(f"exit status {status}\n{report[:8000]}")
+        answer = line.decode().split()
+        if answer[0] == "error":
+            return Refused(self._read(int(answer[1])).decode())
+        return [self._read(size) for size in sizes]
 
     def _read(self, size: int) -> bytes:
         assert self.process is not None and self.process.stdout is not None

@@ -50,6 +50,11 @@ WAITS = {
     *(Tensor.cpu, Tensor.item, Tensor.tolist, Tensor.__bool__, Tensor.__int__, Tensor.__float__),
     *(Tensor.__index__, Tensor.nonzero, torch.equal, torch.nonzero),
 }
+# What neither reads nor writes elements: properties, views, memory as it comes.
+ONLY_DESCRIBES = {
+    *("__get__", "__len__", "size", "dim", "numel", "stride", "data_ptr", "element_size"),
+    *("is_contiguous", "view", "empty", "empty_like", "new_empty"),
+}
 HOST_ONLY = {Tensor.numpy, Tensor.__array__}
 
 
@@ -104,10 +109,11 @@ class Stream:
         self.waiting: list[Callable[[], object]] = []
         self.captured: Graph | None = None
 
-    def synchronize(self) -> None:
+    def synchronize(self, last: object = None) -> None:
+        """Does what waits, up to `last`."""
         if self.captured is not None:
             raise RuntimeError("operation not permitted when stream is capturing")
-        while self.waiting:
+        while self.waiting and (last is None or last in self.waiting):
             self.waiting.pop(0)()
 
     def call(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -148,7 +154,9 @@ class Stream:
 
         if self.captured is not None:
             return self.captured.record(run, here)
-        self.synchronize()
+        slices = func is Tensor.__getitem__ and len(tensors) == 1
+        if not slices and getattr(func, "__name__", "") not in ONLY_DESCRIBES:
+            self.synchronize()
         return run()
 
     def _copy(self, to: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> Any:
@@ -229,10 +237,11 @@ def capture(graph: Graph, **_: object) -> Iterator[None]:
 
 class Event:
     def record(self, _: object = None) -> None:
-        pass
+        self._mark = lambda: None
+        stream.waiting.append(self._mark)
 
     def synchronize(self) -> None:
-        stream.synchronize()
+        stream.synchronize(self._mark)
 
 
 class Mode(TorchFunctionMode):

@@ -34,9 +34,11 @@ def skip_unless_executable() -> None:
 
 @pytest.fixture(scope="session")
 def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Client]]:
+    """One for each sanitizer, and "both"."""
     skip_unless_executable()
     programs = build(tmp_path_factory.mktemp("cuda_on_cpu"))
     clients = {name: Client(program) for name, program in programs.items()}
+    clients["both"] = Client(*programs.values())
     yield clients
     for client in clients.values():
         client.close()
@@ -60,9 +62,9 @@ def simulated_gpu(cuda_kernels: ModuleType) -> Iterator[torch.device]:
         yield GPU
 
 
-@pytest.fixture(params=["address", "thread"])
-def client(request: pytest.FixtureRequest, clients: dict[str, Client]) -> Client:
-    return clients[request.param]
+@pytest.fixture
+def client(clients: dict[str, Client]) -> Client:
+    return clients["both"]
 
 
 def padded(shape: tuple[int, ...], pad: int, dtype: torch.dtype) -> torch.Tensor:

@@ -62,6 +62,7 @@ template <class Traits>
 Plan run_tiles_of(const PagedAttentionParams& p, int device, Stream stream) {
   constexpr const char* kOp = "paged_attention";
   constexpr int64_t kSharedBytes = sizeof(AttentionStorage<Traits>);
+  static_assert(kSharedBytes <= 99 << 10, "what a block may have on sm_86, sm_89 and sm_120");
   const int64_t blocks =
       choose_num_blocks(Traits::kLayout, kSharedBytes, device_limits(kOp, device));
   const int num_blocks = static_cast<int>(blocks < kMaxBlocks ? blocks : kMaxBlocks);

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <iterator>
+
 #include "calls/call.h"
 #include "cuda/attention/run.h"
 
@@ -40,6 +43,28 @@ void plan_attention(const Call& c) {
   lampo::cuda::run_plan(p, plan, 0, {});
 }
 
+/// attention/layout.h: the tile that a call gets, its blocks, and their workspace.
+void choose_layout(const Call& c) {
+  namespace cuda = lampo::cuda;
+  const int head_dim = cuda::padded_head_dim(c.integer("head_dim"));
+  const cuda::TileKind kind =
+      cuda::choose_tile_kind(c.integer("num_tokens"), c.integer("batch_size"),
+                             c.integer("group_size"), c.integer("deterministic") != 0);
+  const cuda::TileLayout tile = cuda::tile_layout(kind, head_dim, c.integer("cache_bytes"));
+  const cuda::DeviceLimits limits{.compute_capability = 90,
+                                  .num_sms = c.integer("num_sms"),
+                                  .shared_bytes_per_block = 0,
+                                  .shared_bytes_per_sm = c.integer("shared_bytes_per_sm")};
+  const int num_blocks = choose_num_blocks(tile, c.integer("shared_bytes"), limits);
+  const cuda::WorkspaceLayout w =
+      cuda::workspace_layout(c.integer("batch_size"), num_blocks, tile.shape.rows, head_dim);
+  const int64_t values[] = {head_dim,        tile.shape.rows, tile.shape.keys, tile.warps,
+                            tile.row_blocks, tile.warp_keys,  tile.stages,     tile.max_blocks,
+                            num_blocks,      w.cuts,          w.costs,         w.first_split,
+                            w.states,        w.accumulators,  w.bytes,         w.partial_rows};
+  std::copy(std::begin(values), std::end(values), c["out"].ptr<int64_t>());
+}
+
 }  // namespace
 
 const Calls kAttentionCalls = {
@@ -65,4 +90,5 @@ const Calls kAttentionCalls = {
                               c.optional("lse"), c["out"], c["workspace"]);
      }},
     {"paged_attention_plan", plan_attention},
+    {"paged_attention_layout", choose_layout},
 };
