@@ -4,6 +4,7 @@
 
 #include "ops.h"
 #include "ops/backend.h"
+#include "ops/host_copy.h"
 #include "ops/kv_cache.h"
 
 namespace lampo {
@@ -16,7 +17,7 @@ void check_lengths_tensor(const char* name, const TensorView& t, int64_t size, D
   check_device(name, t, device);
 }
 
-/// The values in the index tensors: a CPU op can afford to look, and reads through them.
+/// The values in the index tensors, on the host.
 void check_batch(const PagedAttentionParams& p) {
   const int64_t num_pages = p.num_pages;
   check_that(p.cu_seqlens_q[0] == 0, "cu_seqlens_q",
@@ -194,6 +195,15 @@ void paged_attention(const TensorView& q, const TensorView& k_cache, const Tenso
     cpu::check_values(params.page_table, num_pages + (params.sliding_window << 32),
                       [=] { check_batch(params); });
     return cpu::paged_attention(params);
+  }
+  if (const HostCopy cu("paged_attention", cu_seqlens_q, stream); cu) {
+    const HostCopy lens("paged_attention", seq_lens, stream);
+    const HostCopy pages("paged_attention", page_table, stream);
+    PagedAttentionParams copied = params;
+    copied.cu_seqlens_q = cu.view().ptr<const int32_t>();
+    copied.seq_lens = lens.view().ptr<const int32_t>();
+    copied.page_table = pages.view().ptr<const int32_t>();
+    check_batch(copied);
   }
   cuda::paged_attention(params, q.device.index, stream);
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops.h"
 #include "ops/backend.h"
+#include "ops/host_copy.h"
 
 namespace lampo {
 namespace {
@@ -15,12 +16,15 @@ void check_id_values(const TensorView& token_ids, int64_t vocab_size) {
   }
 }
 
-void check_ids(const TensorView& token_ids, int64_t vocab_size) {
+void check_ids(const TensorView& token_ids, int64_t vocab_size, Stream stream) {
   check_shape("token_ids", token_ids, {kAny});
   check_dtype("token_ids", token_ids, {DType::kI32, DType::kI64});
   check_contiguous("token_ids", token_ids);
-  if (token_ids.device.type != DeviceType::kCPU) return;
-  cpu::check_values(token_ids.data, vocab_size, [=] { check_id_values(token_ids, vocab_size); });
+  if (token_ids.device.type == DeviceType::kCPU) {
+    cpu::check_values(token_ids.data, vocab_size, [=] { check_id_values(token_ids, vocab_size); });
+  } else if (const HostCopy ids("embedding", token_ids, stream); ids) {
+    check_id_values(ids.view(), vocab_size);
+  }
 }
 
 void check_out(const TensorView& token_ids, const TensorView& table, const TensorView& out,
@@ -59,7 +63,7 @@ void embedding(const TensorView& token_ids, const TensorView& table, const Tenso
   check_shape("table", table, {kAny, kAny});
   check_dtype("table", table, {DType::kF32, DType::kBF16, DType::kF16});
   check_inner_contiguous("table", table);
-  check_ids(token_ids, table.shape[0]);
+  check_ids(token_ids, table.shape[0], stream);
   check_out(token_ids, table, out, table.shape[1]);
   const EmbeddingParams params = fill(token_ids, table, table.shape[0], out);
   if (out.device.type == DeviceType::kCPU) return cpu::embedding(params);
@@ -68,7 +72,7 @@ void embedding(const TensorView& token_ids, const TensorView& table, const Tenso
 
 void embedding_packed(const TensorView& token_ids, const TensorView& table, WeightFormat format,
                       int64_t vocab_size, const TensorView& out, Stream stream) {
-  check_ids(token_ids, vocab_size);
+  check_ids(token_ids, vocab_size, stream);
   check_shape("out", out, {kAny, kAny});
   check_out(token_ids, table, out, out.shape[1]);
   check_shape(

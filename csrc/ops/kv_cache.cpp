@@ -5,6 +5,7 @@
 
 #include "ops.h"
 #include "ops/backend.h"
+#include "ops/host_copy.h"
 
 namespace lampo {
 
@@ -132,14 +133,21 @@ void append_kv(OptionalTensor q, const TensorView& k, const TensorView& v,
     check_dtype("k_norm_weight", *k_norm_weight, {q_norm_weight->dtype});
   }
   check_range("eps", eps, 0.0, 1.0);
+  const int64_t num_slots = k_cache.shape[0] * k_cache.shape[2];
+  const int64_t max_positions = cos_sin != nullptr ? cos_sin->shape[0] : 0;
   if (k.device.type == DeviceType::kCPU) {
-    const int64_t num_slots = k_cache.shape[0] * k_cache.shape[2];
     cpu::check_values(slot_mapping.data, num_slots, [=] { check_slots(slot_mapping, num_slots); });
     if (cos_sin != nullptr) {
-      const int64_t max_positions = cos_sin->shape[0];
       cpu::check_values(positions->data, max_positions, [positions = *positions, max_positions] {
         check_positions(positions, max_positions);
       });
+    }
+  } else {
+    const HostCopy slots("append_kv", slot_mapping, stream);
+    if (slots) check_slots(slots.view(), num_slots);
+    if (cos_sin != nullptr) {
+      const HostCopy rows("append_kv", *positions, stream);
+      if (rows) check_positions(rows.view(), max_positions);
     }
   }
 

@@ -101,7 +101,8 @@ def paged_attention(
 
     Raises:
         ValueError, TypeError: what does not fit, by name, and on CPU by sequence and entry. On
-            CUDA lengths and pages are not looked at: what is out of range is clamped into it.
+            CUDA lengths and pages are looked at with LAMPO_CHECK_VALUES=1 only, and what is out of
+            range is clamped into it.
     """
     if softmax_scale is None:
         softmax_scale = q.shape[-1] ** -0.5

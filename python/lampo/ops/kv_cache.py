@@ -52,7 +52,8 @@ def append_kv(
 
     Raises:
         ValueError, TypeError: what does not fit, by name; nothing has been written then. On CUDA
-            nobody looks at values: a slot out of range writes nothing, a position is clamped.
+            values are looked at with LAMPO_CHECK_VALUES=1 only: a slot out of range writes
+            nothing, a position is clamped.
 
     Source: Su et al., "RoFormer" (2021); Kwon et al., "PagedAttention" (2023).
     """
