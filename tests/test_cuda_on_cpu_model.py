@@ -11,7 +11,6 @@ import torch
 from checkpoints import make_checkpoint, make_gguf
 from lampo import LLM, SamplingParams
 from lampo.models.decoder import Decoder
-from lampo.models.projection import ActivationBits
 from lampo.models.registry import load_model
 from lampo.weights import Checkpoint
 
@@ -33,13 +32,12 @@ def path(request, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def bfloat16(monkeypatch) -> None:
-    """Activations as on a GPU, whatever the weights, where 12 bits are 16."""
+    """Activations as on a GPU, whatever the weights."""
 
     def load(checkpoint: Checkpoint, dtype: str, max_model_len: int, _: torch.device) -> Decoder:
         return load_model(checkpoint, dtype, max_model_len, torch.device("cuda"))
 
     monkeypatch.setattr("lampo.llm.load_model", load)
-    monkeypatch.setattr("lampo.models.llama.SENSITIVE", ActivationBits(packed=16))
 
 
 def generate(path: Path, params: SamplingParams, device: str, run_ahead: bool = True, **options):
