@@ -21,7 +21,6 @@ import torch
 import cost
 import gpu
 import results
-import timing
 from lampo import ops
 from make_random_model import BLOCK_BYTES, random_blocks
 
@@ -106,19 +105,13 @@ def run_case(label: str, weights: Weights, num_rows: int, device: gpu.Device, co
         ]
     times = device.seconds(calls)
     price = cost.linear(num_rows, in_features, out_features, weights.format)
-    seconds = times["lampo"].median
     row: dict[str, Any] = {
         "weight": label,
         "shape": f"{out_features} x {in_features}",
         "format": weights.format,
         "rows": num_rows,
-        "us": seconds * 1e6,
-        "GB/s": price.gb_per_s(seconds),
-        "% of copy": 100 * price.nbytes / seconds / copy,
+        **gpu.compared(times, price, copy),
     }
-    for name in set(times) - {"lampo"}:
-        row[f"{name} us"] = times[name].us
-        row[f"x {name}"] = timing.pair_ratio(times[name], times["lampo"]).median
     device.report.add(
         row,
         time_us={name: series.summary(1e6) for name, series in times.items()},

@@ -21,7 +21,6 @@ import gpu
 import gpu_peers
 import lampo.ops
 import results
-import timing
 
 VOCAB = 128256
 BATCHES, QUICK_BATCHES = (1, 8, 64, 512), (1, 3)
@@ -103,19 +102,13 @@ def run_case(kind: str, batch_size: int, warm: bool, device: gpu.Device, copy: f
         name: [partial(call, logits) for logits in sets] for name, call in everybody.items()
     }
     times = device.seconds(calls)
-    seconds = times["lampo"].median
     row: dict[str, Any] = {
         "batch": batch_size,
         "logits": kind,
         "cache": "warm" if warm else "cold",
         "kept": int(kept),
-        "us": seconds * 1e6,
-        "GB/s": price.gb_per_s(seconds),
-        "% of copy": 100 * price.nbytes / seconds / copy,
+        **gpu.compared(times, price, copy),
     }
-    for name in set(times) - {"lampo"}:
-        row[f"{name} us"] = times[name].us
-        row[f"x {name}"] = timing.pair_ratio(times[name], times["lampo"]).median
     device.report.add(
         row,
         time_us={name: series.summary(1e6) for name, series in times.items()},

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
+import cost
 import results
 import timing
 from lampo.device import resolve_device
@@ -174,6 +175,22 @@ class Device:
             except Exception as error:
                 self.complain(f"{name} is timed with its launches, as it was not captured", error)
         return self.attempt(name, tried)
+
+
+def compared(
+    times: Mapping[str, timing.Series], price: cost.Cost, copy_rate: float
+) -> dict[str, float]:
+    """The columns of a memory-bound case: lampo's time beside the copy's, and the peers' times."""
+    seconds = times["lampo"].median
+    columns = {
+        "us": seconds * 1e6,
+        "GB/s": price.gb_per_s(seconds),
+        "% of copy": 100 * price.nbytes / seconds / copy_rate,
+    }
+    for name in set(times) - {"lampo"}:
+        columns[f"{name} us"] = times[name].us
+        columns[f"x {name}"] = timing.pair_ratio(times[name], times["lampo"]).median
+    return columns
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
