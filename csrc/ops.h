@@ -95,7 +95,7 @@ void merge_states(
 struct LinearOptions {
   OptionalTensor norm_weight = nullptr;  // [in_features] float32 or as x: RMS norm of x
   double norm_eps = 1e-6;
-  bool silu_mul = false;     // out = silu(first half of y) * second half
+  bool silu_mul = false;     // y is gate and up, 16 columns in turn: out = silu(gate) * up
   bool accumulate = false;   // out += y
   int activation_bits = 16;  // how x is rounded: packed 8, 12 or 16, bfloat16 weights 8 or 16
 };

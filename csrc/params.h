@@ -164,7 +164,7 @@ struct MergeStatesParams {
   int64_t stride_lse_token;
 };
 
-/// y = norm(x) weight^T + bias, and out = y, silu(y[first half]) * y[second half], or out + y.
+/// y = norm(x) weight^T + bias, and out = y, silu(gate) * up, or out + y.
 struct LinearParams {
   DType dtype;          // of x: float32 or bfloat16; on CUDA also float16
   DType out_dtype;      // float32 or dtype
@@ -174,7 +174,7 @@ struct LinearParams {
   WeightFormat format;  // of a packed weight
   int activation_bits;  // how x is rounded: packed 8, 12 or 16, a bfloat16 weight 8 or 16
   bool packed;          // weight is strips of `format`
-  bool silu_mul;        // out has out_features / 2 columns
+  bool silu_mul;        // rows of weight are gate and up, 16 in turn; out has half as many columns
   bool accumulate;      // out += instead of out =
   float norm_eps;
   int64_t num_tokens;
@@ -199,6 +199,7 @@ struct PackWeightParams {
   const void* blocks;  // [rows, groups * block_bytes]
   void* out;           // [ceil(rows / 16), strip_bytes]
   int64_t stride_blocks_row;
+  int64_t stride_out_strip;
 };
 
 /// out[t] = table[token_ids[t]]; ids are checked by csrc/ops/ where they lie on the CPU; on CUDA

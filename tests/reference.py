@@ -24,6 +24,12 @@ def silu(x: torch.Tensor) -> torch.Tensor:
     return x.double() / (1 + torch.exp(-x.double()))
 
 
+def gate_columns(y: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up, where 16 columns of y in turn belong to each; in y's dtype."""
+    gate, up = y.unflatten(1, (-1, 2, 16)).unbind(2)
+    return (gate / (1 + torch.exp(-gate)) * up).flatten(1)
+
+
 def gelu(x: torch.Tensor, tanh_approximation: bool) -> torch.Tensor:
     x = x.double()
     if tanh_approximation:

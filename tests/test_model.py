@@ -174,7 +174,7 @@ def test_smollm2_bfloat16_weights_lose_little(smollm2):
     model = load_model(checkpoint, "float32", 4096)
     projections = [model.lm_head]
     for block in model.blocks:
-        projections += [block.qkv, block.attention_out, block.gate_up, block.down]
+        projections += [block.qkv, block.attention_out, block.gate_up.gate_up, block.down]
 
     def use(dtype: torch.dtype) -> None:
         for projection in projections:

@@ -8,10 +8,15 @@
 
 namespace lampo::cpu::LAMPO_ISA {
 
-/// Rows of weight whose results make columns of out: with silu_mul the gate's, and as far again the
-/// other half's.
+/// Columns of out.
 static inline int64_t num_outputs(const LinearParams& p) {
   return p.silu_mul ? p.out_features / 2 : p.out_features;
+}
+
+/// The row of weight that makes column `column` of out; with silu_mul the gate's: what it gates is
+/// a strip further.
+static inline int64_t weight_row(const LinearParams& p, int64_t column) {
+  return p.silu_mul ? column + column / kStripRows * kStripRows : column;
 }
 
 static inline F32 add_bias(const LinearParams& p, int64_t row, int n, F32 value) {
@@ -22,16 +27,15 @@ static inline F32 add_bias(const LinearParams& p, int64_t row, int n, F32 value)
   return value;
 }
 
-/// Writes out[token][row + i] for i in [0, n), n <= F32::kWidth, from the products of the rows
-/// row + i and, with silu_mul, of the rows num_outputs + row + i.
+/// Writes out[token][column + i] for i in [0, n), n <= F32::kWidth, from the products of the
+/// columns' rows of weight and, with silu_mul, of those which they gate.
 template <class Out>
-static inline void write_outputs(const LinearParams& p, int64_t token, int64_t row, int n,
+static inline void write_outputs(const LinearParams& p, int64_t token, int64_t column, int n,
                                  F32 value, F32 up) {
+  const int64_t row = weight_row(p, column);
   value = add_bias(p, row, n, value);
-  if (p.silu_mul) {
-    value = value * sigmoid(value) * add_bias(p, num_outputs(p) + row, n, up);
-  }
-  Out* out = static_cast<Out*>(p.out) + token * p.stride_out_token + row;
+  if (p.silu_mul) value = value * sigmoid(value) * add_bias(p, row + kStripRows, n, up);
+  Out* out = static_cast<Out*>(p.out) + token * p.stride_out_token + column;
   if (p.accumulate) value = value + load_n(out, n);
   if (n == F32::kWidth) {
     store(out, value);

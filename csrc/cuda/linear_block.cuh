@@ -41,8 +41,7 @@ struct LinearLane {
 
 /// The first of the 16 rows of weight that are strip `r` of a group. It may lie past the end.
 template <int kStrips>
-__device__ inline int64_t strip_row(const LinearParams& p, int64_t group, int r) {
-  if (p.silu_mul) return group * kStripRows + r * (p.out_features / 2);
+__device__ inline int64_t strip_row(int64_t group, int r) {
   return (group * kStrips + r) * kStripRows;
 }
 
@@ -177,13 +176,13 @@ __device__ inline void finish_group(const LinearParams& p, int64_t group, const 
 #pragma unroll
     for (int warp = 0; warp < kLinearWarps; ++warp) total += place(warp, r, token)[row];
     if (p.bias == nullptr) return total;
-    return total + read_float(p.bias, p.bias_dtype, strip_row<kStrips>(p, group, r) + row);
+    return total + read_float(p.bias, p.bias_dtype, strip_row<kStrips>(group, r) + row);
   };
   const int rows = p.silu_mul ? kStripRows : kStrips * kStripRows;
   const int64_t columns = p.silu_mul ? p.out_features / 2 : p.out_features;
   for (int i = static_cast<int>(threadIdx.x); i < num_tokens * rows; i += kLinearThreads) {
     const int token = i / rows, r = i % rows / kStripRows, row = i % kStripRows;
-    const int64_t column = strip_row<kStrips>(p, group, r) + row;
+    const int64_t column = group * rows + i % rows;
     if (column >= columns) continue;
     float value = output(r, token, row);
     if (kStrips == 2 && p.silu_mul) value = value * sigmoid(value) * output(1, token, row);
@@ -221,7 +220,7 @@ __device__ inline void multiply_groups(const LinearParams& p, const LinearTile& 
     if (group >= tile.num_groups || chunk >= num_chunks) return;
 #pragma unroll
     for (int r = 0; r < kStrips; ++r) {
-      pieces[i][r] = product.load(strip_row<kStrips>(p, group, r), chunk);
+      pieces[i][r] = product.load(strip_row<kStrips>(group, r), chunk);
     }
   };
   const auto stage = [&](int round) {

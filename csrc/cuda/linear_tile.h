@@ -32,7 +32,7 @@ struct LinearShape {
   int64_t num_tokens;
   int64_t in_features;
   int64_t out_columns;  // strips of 16 of them
-  bool gated;           // silu_mul: a strip of each half together
+  bool gated;           // silu_mul: a strip of gate and one of up together
   int chunk_bytes;      // of a token's chunk in shared memory
   int in_flight;        // chunks of strips that a warp has asked for at a time, even
 };

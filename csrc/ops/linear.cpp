@@ -39,7 +39,7 @@ LinearParams check_linear(const TensorView& x, int64_t out_features, OptionalTen
   }
   if (options.silu_mul) {
     check_that(out_features % (2 * kStripRows) == 0, "weight",
-               "silu_mul wants two halves of a multiple of 16 rows, got " +
+               "silu_mul wants an even number of strips of 16 rows, got " +
                    std::to_string(out_features) + " rows");
   }
   check_shape("out", out, {x.shape[0], options.silu_mul ? out_features / 2 : out_features});
@@ -146,7 +146,7 @@ void pack_weight(const TensorView& blocks, WeightFormat format, const TensorView
   check_shape("out", out,
               {ceil_div(blocks.shape[0], kStripRows), packed_strip_bytes(format, in_features)});
   check_dtype("out", out, {DType::kU8});
-  check_contiguous("out", out);
+  check_inner_contiguous("out", out);
   check_device("out", out, Device{});
   cpu::pack_weight({
       .format = format,
@@ -155,6 +155,7 @@ void pack_weight(const TensorView& blocks, WeightFormat format, const TensorView
       .blocks = blocks.data,
       .out = out.data,
       .stride_blocks_row = blocks.stride[0],
+      .stride_out_strip = out.stride[0],
   });
 }
 

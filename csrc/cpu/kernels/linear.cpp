@@ -129,10 +129,7 @@ template <class P, class Out>
 class Product {
  public:
   Product(const LinearParams& params, const typename P::X* x, int64_t stride_x)
-      : p(params),
-        x_(x),
-        stride_x_(stride_x),
-        up_rows_(params.silu_mul ? num_outputs(params) : 0) {}
+      : p(params), x_(x), stride_x_(stride_x) {}
 
   void run(const Team& team) const {
     const Share rows = share_of(num_outputs(p), team, kRowsAtOnce);
@@ -165,9 +162,10 @@ class Product {
     int done = 0;
     const auto dot = [&]<int kCount>() {
       for (; rows.begin + done + kCount <= rows.end; done += kCount) {
-        dot_rows<kRows, kCount, kColumns == 1>(token, rows.begin + done, value[0] + done);
-        if (up_rows_ == 0) continue;
-        dot_rows<kRows, kCount, kColumns == 1>(token, up_rows_ + rows.begin + done, up[0] + done);
+        const int64_t row = weight_row(p, rows.begin + done);
+        dot_rows<kRows, kCount, kColumns == 1>(token, row, value[0] + done);
+        if (!p.silu_mul) continue;
+        dot_rows<kRows, kCount, kColumns == 1>(token, row + kStripRows, up[0] + done);
       }
     };
     dot.template operator()<kColumns>();
@@ -178,7 +176,7 @@ class Product {
       for (int r = 0; r < kRows; ++r) {
         const F32 gate = load_n(value[r] + i, n);
         write_outputs<Out>(p, token + r, rows.begin + i, n, gate,
-                           up_rows_ != 0 ? load_n(up[r] + i, n) : gate);
+                           p.silu_mul ? load_n(up[r] + i, n) : gate);
       }
     }
   }
@@ -193,7 +191,6 @@ class Product {
   const LinearParams& p;
   const typename P::X* x_;
   const int64_t stride_x_;
-  const int64_t up_rows_;
 };
 
 /// Elements of a prepared row.

@@ -159,13 +159,13 @@ class Product {
   template <int kRows>
   void multiply(Share strips, int64_t row) const {
     const uint8_t* weight = static_cast<const uint8_t*>(p.weight);
-    const int64_t half = num_outputs(p) / kStripRows;
     for (int64_t s = strips.begin; s < strips.end; ++s) {
       F32 acc[kRows][kParts];
-      strip_dot<Q>(weight + s * strip_bytes_, rows_, row, acc);
+      const uint8_t* strip = weight + (kGated ? 2 * s : s) * strip_bytes_;
+      strip_dot<Q>(strip, rows_, row, acc);
       if constexpr (kGated) {
         F32 up[kRows][kParts];
-        strip_dot<Q>(weight + (half + s) * strip_bytes_, rows_, row, up);
+        strip_dot<Q>(strip + strip_bytes_, rows_, row, up);
         write(row, s * kStripRows, acc, up);
       } else {
         write(row, s * kStripRows, acc, acc);

@@ -24,7 +24,7 @@ void pack_weight(const PackWeightParams& p, const Team& team) {
   const StripLayout layout = strip_layout(p.format, p.in_features);
   const Share mine = share_of((p.rows + kStripRows - 1) / kStripRows, team);
   for (int64_t s = mine.begin; s < mine.end; ++s) {
-    uint8_t* strip = static_cast<uint8_t*>(p.out) + s * layout.strip_bytes;
+    uint8_t* strip = static_cast<uint8_t*>(p.out) + s * p.stride_out_strip;
     const int64_t rows_left = p.rows - s * kStripRows;
     const int rows = rows_left < kStripRows ? static_cast<int>(rows_left) : kStripRows;
     if (rows < kStripRows) memset(strip, 0, static_cast<size_t>(layout.strip_bytes));

@@ -11,7 +11,7 @@ import torch
 
 from lampo import ops
 from lampo.models.config import ModelConfig
-from lampo.models.projection import Norm, Projection
+from lampo.models.projection import GatedProjection, Norm, Projection
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Block:
     qkv: Projection
     attention_out: Projection
     post_attention_norm: Norm
-    gate_up: Projection
+    gate_up: GatedProjection
     down: Projection
 
     def to(self, device: torch.device) -> Block:
@@ -175,7 +175,7 @@ class Block:
         )
         self.attention_out(b.attended_rows, b.x, b.workspace, accumulate=True)
 
-        self.gate_up.silu_mul(b.x, b.activated, b.workspace, norm=self.post_attention_norm)
+        self.gate_up(b.x, b.activated, b.workspace, norm=self.post_attention_norm)
         self.down(b.activated, b.x, b.workspace, accumulate=True)
 
 

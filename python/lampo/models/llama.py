@@ -41,8 +41,8 @@ def load_llama(
             qkv=loader.projection(qkv, bias=attention_bias, activation_bits=SENSITIVE),
             attention_out=loader.projection([f"{attention}.o_proj"], bias=attention_bias),
             post_attention_norm=norm(f"{layer}.post_attention_layernorm"),
-            gate_up=loader.projection(
-                [f"{mlp}.gate_proj", f"{mlp}.up_proj"], bias=mlp_bias, activation_bits=GATE_UP
+            gate_up=loader.gated_projection(
+                f"{mlp}.gate_proj", f"{mlp}.up_proj", bias=mlp_bias, activation_bits=GATE_UP
             ),
             down=loader.projection([f"{mlp}.down_proj"], bias=mlp_bias),
         )

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import torch
 
-from lampo.ops.activation import silu_mul as gate
 from lampo.ops.norm import rms_norm
 
+STRIP_ROWS = 16
 # csrc/cuda/linear.cu reads the weight once per so many rows.
 KERNEL_ROWS = 16
 # A packed weight that is dequantized is written and read in 16 bits: by the bytes, 4.5 bits for
@@ -61,7 +61,8 @@ def linear_by_gemm(
     if bias is not None:
         y.add_(bias)
     if silu_mul:
-        y = gate(y)
+        gate, up = y.unflatten(1, (-1, 2, STRIP_ROWS)).unbind(2)
+        y = torch.nn.functional.silu(gate).mul_(up).flatten(1)
     if accumulate:
         out.add_(y)
     else:

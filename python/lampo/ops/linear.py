@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 
 from lampo import _C
-from lampo.ops._gemm import linear_by_gemm, takes_gemm
+from lampo.ops._gemm import STRIP_ROWS, linear_by_gemm, takes_gemm
 from lampo.ops._registry import register
 
 _FUSED = "Tensor? norm_weight, float norm_eps, bool silu_mul, bool accumulate"
@@ -65,6 +66,7 @@ class PackedWeight:
 
 
 Weight = torch.Tensor | PackedWeight
+_W = TypeVar("_W", torch.Tensor, PackedWeight)
 
 
 def pack_weight(
@@ -75,7 +77,8 @@ def pack_weight(
     Args:
         blocks: [out_features, row_bytes] uint8, rows of GGUF blocks as in the file.
         format: "q4_0" (18 bytes per 32 weights), "q4_1" (20) or "q8_0" (34).
-        out: [ceil(out_features / 16), strip_bytes] uint8, contiguous, written; allocated if absent.
+        out: [ceil(out_features / 16), strip_bytes] uint8, its rows contiguous, written; allocated
+            if absent.
 
     Raises:
         ValueError, TypeError: an unknown format, or a shape or dtype that does not fit, by name.
@@ -95,6 +98,32 @@ def pack_weight(
         out = torch.empty((rows + 15) // 16, strip_bytes, dtype=torch.uint8)
     _pack_weight(blocks, format, out)
     return PackedWeight(out, format, (rows, in_features))
+
+
+def gate_and_up(gate: _W, up: _W) -> _W:
+    """The rows of two weights, or the elements of two biases, 16 in turn: for `silu_mul`.
+
+    Args:
+        gate, up: [size, ...] of one shape and kind, size a multiple of 16.
+
+    Returns:
+        [2 * size, ...]: gate 0 to 15, up 0 to 15, gate 16 to 31, ...
+
+    Raises:
+        ValueError: the shapes or formats differ or do not fit.
+    """
+    if gate.shape != up.shape or gate.shape[0] % STRIP_ROWS:
+        raise ValueError(
+            "gate, up: expected one shape and a multiple of 16 rows, got "
+            f"{tuple(gate.shape)} and {tuple(up.shape)}"
+        )
+    if isinstance(gate, torch.Tensor):
+        strips = [part.unflatten(0, (-1, STRIP_ROWS)) for part in (gate, up)]
+        return torch.stack(strips, 1).flatten(0, 2)
+    if gate.format != up.format:
+        raise ValueError(f"gate, up: expected one format, got {gate.format} and {up.format}")
+    data = torch.stack([gate.data, up.data], 1).flatten(0, 1)
+    return replace(gate, data=data, shape=(2 * gate.shape[0], gate.shape[1]))
 
 
 def packed_strip_bytes(format: str, in_features: int) -> int:
@@ -137,8 +166,9 @@ def linear(
         norm_weight: [in_features] float32 or as ``x``: takes ``x * norm_weight / sqrt(mean(x^2) +
             norm_eps)`` in place of ``x``, as :func:`rms_norm`.
         norm_eps: in [0, 1].
-        silu_mul: the result is ``silu(y[:, :n]) * y[:, n:]``, n = out_features / 2, as
-            :func:`silu_mul`; n must be a multiple of 16.
+        silu_mul: the result is ``silu(gate) * up``, where 16 columns of y in turn belong to gate
+            and to up, as :func:`gate_and_up` arranges the rows of weight and bias: a CPU core reads
+            both as one stream.
         accumulate: the result is added to ``out`` in place of replacing it.
         activation_bits: how x is rounded. A packed weight meets integers of 8 or 16 bits, or (12)
             of 16 in those groups of a row whose error would be felt and of 8 elsewhere (CUDA: 16).
