@@ -47,7 +47,3 @@ class Arena:
             self._chunk = reserve(max(taken, _CHUNK_BYTES))
         part, self._chunk = self._chunk[:nbytes], self._chunk[taken:]
         return part.view(dtype).view(shape)
-
-    def copy(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The same elements here."""
-        return self.empty(*tensor.shape, dtype=tensor.dtype).copy_(tensor)

@@ -48,13 +48,14 @@ def load_llama(
         )
 
     # The largest first: while it is copied, nothing else takes memory yet.
-    (embed_tokens,) = loader.weights(["model.embed_tokens"])
+    tied, name = config.tie_word_embeddings, "model.embed_tokens"
+    embed_tokens = loader.weights([name])[0] if tied else loader.table(name)
     blocks = [block(f"model.layers.{i}") for i in range(config.num_layers)]
-    if config.tie_word_embeddings:
+    if tied:
         lm_head = Projection([embed_tokens], None, SENSITIVE)
     else:
         lm_head = loader.projection(["lm_head"], activation_bits=SENSITIVE)
-    nbytes = lm_head.nbytes + (0 if config.tie_word_embeddings else embed_tokens.nbytes)
+    nbytes = lm_head.nbytes + (0 if tied else embed_tokens.nbytes)
     for b in blocks:
         nbytes += sum(p.nbytes for p in (b.qkv, b.attention_out, b.gate_up, b.down))
         nbytes += b.input_norm.weight.nbytes + b.post_attention_norm.weight.nbytes

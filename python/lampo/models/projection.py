@@ -126,7 +126,8 @@ class GatedProjection:
 
 
 class WeightLoader:
-    """Reads the matrices of a checkpoint into the form in which the ops want them.
+    """Reads the matrices of a checkpoint into the form in which the ops want them, side by side in
+    huge pages. What has been copied leaves the mapping's memory.
 
     Args:
         checkpoint: where they are.
@@ -140,9 +141,7 @@ class WeightLoader:
         self._arena = Arena()
 
     def weights(self, names: list[str], *, in_turn: bool = False) -> list[ops.Weight]:
-        """The named matrices ("model.embed_tokens"), stacked where their formats agree.
-
-        What has been copied leaves the mapping's memory.
+        """The named matrices ("model.layers.0.mlp.up_proj"), stacked where their formats agree.
 
         Args:
             in_turn: of two matrices, stacked as by ops.gate_and_up.
@@ -164,12 +163,18 @@ class WeightLoader:
         else:
             weights = []
             for t in tensors:
-                weights += self._pack([t]) if isinstance(t, QuantizedTensor) else [t]
-        # A single dense matrix is used where it is mapped; all others have been copied.
-        if not (len(dense) == 1 and self.dtype is None):
-            for name in names:
-                self.checkpoint.release(f"{name}.weight")
+                weights += self._pack([t]) if isinstance(t, QuantizedTensor) else [self._stack([t])]
+        for name in names:
+            self.checkpoint.release(f"{name}.weight")
         return weights
+
+    def table(self, name: str) -> ops.Weight:
+        """A matrix of which single rows are read: a dense one stays where it is mapped."""
+        tensor = self.checkpoint.load(f"{name}.weight")
+        if isinstance(tensor, torch.Tensor) and self.dtype in (None, tensor.dtype):
+            return tensor
+        (weight,) = self.weights([name])
+        return weight
 
     def projection(
         self,
@@ -203,10 +208,8 @@ class WeightLoader:
         loaded = [self.checkpoint.load(f"{name}.bias") for name in names]
         return [t.float() for t in loaded if isinstance(t, torch.Tensor)]
 
-    def _stack(self, tensors: list[torch.Tensor], in_turn: bool) -> torch.Tensor:
-        """Dense matrices of one dtype as one; a single one as it is."""
-        if len(tensors) == 1:
-            return tensors[0]
+    def _stack(self, tensors: list[torch.Tensor], in_turn: bool = False) -> torch.Tensor:
+        """Dense matrices of one dtype as one."""
         rows, (columns,) = sum(len(t) for t in tensors), {t.shape[1] for t in tensors}
         out = self._arena.empty(rows, columns, dtype=tensors[0].dtype)
         if not in_turn:
