@@ -159,20 +159,12 @@ class Product {
   template <int kRows, int kColumns>
   void multiply(int64_t token, Share rows) const {
     float value[kRows][kRowsAtOnce], up[kRows][kRowsAtOnce];
-    int done = 0;
-    const auto dot = [&]<int kCount>() {
-      for (; rows.begin + done + kCount <= rows.end; done += kCount) {
-        const int64_t row = weight_row(p, rows.begin + done);
-        dot_rows<kRows, kCount, kColumns == 1>(token, row, value[0] + done);
-        if (!p.silu_mul) continue;
-        dot_rows<kRows, kCount, kColumns == 1>(token, row + kStripRows, up[0] + done);
-      }
-    };
-    dot.template operator()<kColumns>();
-    if constexpr (kColumns > 1) dot.template operator()<1>();
-    for (int i = 0; rows.begin + i < rows.end; i += F32::kWidth) {
-      const int64_t left = rows.end - rows.begin - i;
-      const int n = left < F32::kWidth ? static_cast<int>(left) : F32::kWidth;
+    const int64_t row = weight_row(p, rows.begin);
+    const int count = static_cast<int>(rows.end - rows.begin);
+    dot_rows<kRows, kColumns>(token, row, count, value[0]);
+    if (p.silu_mul) dot_rows<kRows, kColumns>(token, row + kStripRows, count, up[0]);
+    for (int i = 0; i < count; i += F32::kWidth) {
+      const int n = count - i < F32::kWidth ? count - i : F32::kWidth;
       for (int r = 0; r < kRows; ++r) {
         const F32 gate = load_n(value[r] + i, n);
         write_outputs<Out>(p, token + r, rows.begin + i, n, gate,
@@ -181,11 +173,21 @@ class Product {
     }
   }
 
-  template <int kRows, int kColumns, bool kStreamed>
-  void dot_rows(int64_t token, int64_t row, float* result) const {
+  /// `count` rows of weight, kColumns at a time; what is left one by one.
+  template <int kRows, int kColumns>
+  void dot_rows(int64_t token, int64_t row, int count, float* result) const {
     const auto* w = static_cast<const typename P::Weight*>(p.weight) + row * p.stride_weight_row;
-    dot_tile<P, kStreamed, kRows, kColumns>(x_ + token * stride_x_, stride_x_, w,
-                                            p.stride_weight_row, p.in_features, result);
+    const auto* x = x_ + token * stride_x_;
+    int done = 0;
+    const auto dot = [&]<int kCount>() {
+      for (; done + kCount <= count; done += kCount) {
+        dot_tile<P, kColumns == 1, kRows, kCount>(x, stride_x_, w + done * p.stride_weight_row,
+                                                  p.stride_weight_row, p.in_features,
+                                                  result + done);
+      }
+    };
+    dot.template operator()<kColumns>();
+    if constexpr (kColumns > 1) dot.template operator()<1>();
   }
 
   const LinearParams& p;
