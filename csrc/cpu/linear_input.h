@@ -40,10 +40,10 @@ inline constexpr float kFelt = 3.0f;
 
 /// The rows of x as integers, in groups of 32 along the inputs. With 8 activation bits x ~ scale q,
 /// q an int8 and scale = max|x| / 127; with 16, q = 256 high + low, both int8, for about twice the
-/// work and 1/250 of the error. With 12 a group has a low only where its error would be felt: where
-/// its max|x|^2 is more than kFelt times the mean over the row's groups. Activations have a few
-/// large channels, so those are few groups, and mostly the same in all rows; without one that has
-/// it, its product is left out. A group's q lie as the dot products want them (vec/strip.h).
+/// work and 1/250 of the error. With 12 a group has a low only where its error would be felt
+/// (felt_above). Activations have a few large channels, so those are few groups, and mostly the same
+/// in all rows; without one that has it, its product is left out. A group's q lie as the dot
+/// products want them (vec/strip.h).
 /// Rows come in blocks of kRowBlock, the last with fewer: a block of n rows is [groups, n, ...].
 struct QuantizedRows {
   int8_t* quants;  // quant_bytes each
@@ -118,16 +118,22 @@ struct InputGroup {
   }
 };
 
-/// What the max|x|^2 of a group must exceed to be worth a low.
-template <class Read>
-static inline float felt_above(const LinearParams& p, int64_t groups, Read&& read) {
-  if (p.activation_bits != 12) return -1.0f;
-  float squares = 0.0f;
-  for (int64_t g = 0; g < groups; ++g) {
-    const float absmax = InputGroup(g, read).absmax;
-    squares += absmax * absmax;
-  }
-  return squares * (kFelt / static_cast<float>(groups));
+/// What the max|x| squared of a group must exceed to be worth a low: kFelt times the mean over the
+/// row's groups, or rather over those groups that do not themselves exceed that. With all of them in
+/// the mean, the massive activations of a few tokens would hide every other group of their rows.
+/// `rows.scale` has the groups' max|x|.
+static inline float felt_above(const QuantizedRows& rows, int64_t first, int64_t step) {
+  const auto mean_below = [&](float limit) {
+    float squares = 0.0f, count = 0.0f;
+    for (int64_t g = 0; g < rows.groups; ++g) {
+      const float absmax = rows.scale[first + g * step];
+      const bool counts = absmax * absmax <= limit;
+      squares += counts ? absmax * absmax : 0.0f;
+      count += counts ? 1.0f : 0.0f;
+    }
+    return squares / count;
+  };
+  return kFelt * mean_below(kFelt * mean_below(__builtin_huge_valf()));
 }
 
 /// Quantizes a group into its place; Dots: of strip.h.
@@ -164,7 +170,13 @@ static inline void quantize_rows(const LinearParams& p, const QuantizedRows& row
       const int64_t first = rows.place(token);
       const int64_t step = rows.block_rows(token / kRowBlock * kRowBlock);
       with_input_row<T>(p, token, [&](auto&& read) {
-        const float felt = felt_above(p, rows.groups, read);
+        float felt = -1.0f;
+        if (p.activation_bits == 12) {
+          for (int64_t g = 0; g < rows.groups; ++g) {
+            rows.scale[first + g * step] = InputGroup(g, read).absmax;
+          }
+          felt = felt_above(rows, first, step);
+        }
         for (int64_t g = 0; g < rows.groups; ++g) {
           quantize_group<Dots, kBits>(rows, first + g * step, offset, felt, InputGroup(g, read));
         }
