@@ -55,13 +55,14 @@ class KVPool:
             part: torch.Tensor = pages[:, start:taken].view(dtype).unflatten(1, shape)
             return part
 
-        slots, layers = (config.num_kv_heads, page_size), range(config.num_layers)
-        vectors = [[take(dtype, *slots, config.head_dim) for _ in "kv"] for _ in layers]
+        heads, layers = config.num_kv_heads, range(config.num_layers)
+        # A head's keys and its values are neighbours, as attention reads them: one stream.
+        vectors = [take(dtype, heads, 2, page_size, config.head_dim) for _ in layers]
         scales: list[list[torch.Tensor | None]] = [
-            [take(torch.float32, *slots) if has_scales(dtype) else None for _ in "kv"]
+            [take(torch.float32, heads, page_size) if has_scales(dtype) else None for _ in "kv"]
             for _ in layers
         ]
-        k, v = map(list, zip(*vectors, strict=True))
+        k, v = ([part[:, :, i] for part in vectors] for i in range(2))
         k_scale, v_scale = map(list, zip(*scales, strict=True))
         self.cache = KVCache(k, v, k_scale, v_scale)
 
