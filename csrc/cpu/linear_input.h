@@ -41,8 +41,8 @@ inline constexpr float kFelt = 3.0f;
 /// The rows of x as integers, in groups of 32 along the inputs. With 8 activation bits x ~ scale q,
 /// q an int8 and scale = max|x| / 127; with 16, q = 256 high + low, both int8, for about twice the
 /// work and 1/250 of the error. With 12 a group has a low only where its error would be felt
-/// (felt_above). Activations have a few large channels, so those are few groups, and mostly the same
-/// in all rows; without one that has it, its product is left out. A group's q lie as the dot
+/// (felt_above). Activations have a few large channels, so those are few groups, and mostly the
+/// same in all rows; without one that has it, its product is left out. A group's q lie as the dot
 /// products want them (vec/strip.h).
 /// Rows come in blocks of kRowBlock, the last with fewer: a block of n rows is [groups, n, ...].
 struct QuantizedRows {
@@ -119,8 +119,8 @@ struct InputGroup {
 };
 
 /// What the max|x| squared of a group must exceed to be worth a low: kFelt times the mean over the
-/// row's groups, or rather over those groups that do not themselves exceed that. With all of them in
-/// the mean, the massive activations of a few tokens would hide every other group of their rows.
+/// row's groups, or rather over those groups that do not themselves exceed that. With all of them
+/// in the mean, the massive activations of a few tokens would hide every other group of their rows.
 /// `rows.scale` has the groups' max|x|.
 static inline float felt_above(const QuantizedRows& rows, int64_t first, int64_t step) {
   const auto mean_below = [&](float limit) {

@@ -46,8 +46,9 @@ constexpr int64_t kStripsPerTile = 2;
 /// Sums of so many tokens stay in registers: AVX-512 has room for all, elsewhere the weights' words
 /// need it.
 constexpr int kUnrolledRows = F32::kWidth == 16 ? kRowBlock : 1;
-/// So many rows' products without their lows are worth a branch; fewer wait for memory anyhow.
-constexpr int kRowsWorthSkipping = 4;
+/// So many rows' products without their lows are worth a branch; with AVX-512 fewer wait for memory
+/// anyhow.
+constexpr int kRowsWorthSkipping = F32::kWidth == 16 ? 4 : 1;
 /// How far ahead of the dot products weights are asked for.
 constexpr int kPrefetchBytes = 4096;
 /// So few quantized rows each thread makes for itself: sooner done than a barrier is passed.
@@ -65,8 +66,8 @@ struct Quants {
                                                                   : Dots::kSignedBias;
 };
 
-/// A group of a strip times kRows rows of x, phase by phase; `finish` gets row and sums.
-template <class Dots, int kPhase, bool kLow, int kRows, class Finish>
+/// A group of a strip times kRows rows of x, phase by phase; finish<Dots> gets row and sums.
+template <class Dots, int kPhase, int kRows, class Finish>
 inline void add_phases(const uint8_t* group, const int8_t* x, Sums (&sums)[kRows],
                        Finish&& finish) {
   Words words[8];
@@ -74,15 +75,15 @@ inline void add_phases(const uint8_t* group, const int8_t* x, Sums (&sums)[kRows
 #pragma GCC unroll kUnrolledRows
   for (int r = 0; r < kRows; ++r) {
     Sums sum = kPhase == 0 ? Sums{} : sums[r];
-    Dots::template add<kPhase, kLow>(words, x + r * Dots::kRowBytes, sum);
+    Dots::template add<kPhase>(words, x + r * Dots::kRowBytes, sum);
     if constexpr (kPhase + 1 == Dots::kPhases) {
-      finish(r, sum);
+      finish.template operator()<Dots>(r, sum);
     } else {
       sums[r] = sum;
     }
   }
   if constexpr (kPhase + 1 < Dots::kPhases) {
-    add_phases<Dots, kPhase + 1, kLow>(group, x, sums, finish);
+    add_phases<Dots, kPhase + 1>(group, x, sums, finish);
   }
 }
 
@@ -96,21 +97,23 @@ inline void add_group(const uint8_t* group, const QuantizedRows& rows, F32 (&acc
     if (Q::kLayout.has_min) minimum[part] = load(at + kStripRows + part * F32::kWidth);
   }
   Sums sums[kRows];
-  const auto finish = [&](int r, const Sums& sum) {
+  const auto finish = [&]<class Dots>(int r, const Sums& sum) {
     const int32_t start = Q::kOffset == 0 ? 0 : rows.start[r];
     const F32 row_scale(rows.scale[r]), row_sum(rows.sum[r]);
 #pragma GCC unroll 4
     for (int i = 0; i < kParts; ++i) {
-      F32 total = fma(Q::Dots::to_float(sum.part[i], start), scale[i] * row_scale, acc[r][i]);
+      F32 total = fma(Dots::to_float(sum.part[i], start), scale[i] * row_scale, acc[r][i]);
       if (Q::kLayout.has_min) total = fma(minimum[i], row_sum, total);
       acc[r][i] = total;
     }
   };
-  if (Q::Dots::kSkipsLow && kRows >= kRowsWorthSkipping && !rows.any_low<kRows>()) {
-    add_phases<typename Q::Dots, 0, false>(group, rows.quants, sums, finish);
-  } else {
-    add_phases<typename Q::Dots, 0, true>(group, rows.quants, sums, finish);
+  using HighOnly = typename Q::Dots::HighOnly;
+  if constexpr (!std::is_void_v<HighOnly> && kRows >= kRowsWorthSkipping) {
+    if (!rows.any_low<kRows>()) {
+      return add_phases<HighOnly, 0>(group, rows.quants, sums, finish);
+    }
   }
+  add_phases<typename Q::Dots, 0>(group, rows.quants, sums, finish);
 }
 
 /// One strip times the rows [row, row + kRows) of a block.

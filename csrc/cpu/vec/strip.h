@@ -8,10 +8,10 @@
 //   kRowBytes, store(to, i, high, low)   how a group of x lies in memory; elements [i, i + kWidth)
 //                                        are high, or 256 high + low
 //   load<kPhase>(group, words)           the words of a phase
-//   add<kPhase, kLow>(words, x, sums)    adds their products with a group of x; without kLow, where
-//                                        kSkipsLow, as if every low were 0
+//   add<kPhase>(words, x, sums)          adds their products with a group of x
 //   to_float(sum, start)                 sum + start
 //   kSignedBias   8-bit quants are multiplied with so much added: the caller knows the sum of x
+//   HighOnly      the same of a group of x whose lows are all 0, for less work; void: there is none
 // Integer sums are exact, so every ISA gets the same ones.
 #pragma once
 
@@ -33,13 +33,13 @@ struct Sums {
 
 static inline Words low_nibbles(Words w) { return _mm512_and_si512(w, _mm512_set1_epi8(15)); }
 
-/// 16 bits as two planes of 8: twice the products.
-template <bool kNibbles, int kBits>
+/// 16 bits as two planes of 8: twice the products, or only those of the first.
+template <bool kNibbles, int kBits, bool kLow = kBits == 16>
 struct Dots {
+  using HighOnly = std::conditional_t<kLow, Dots<kNibbles, kBits, false>, void>;
   static constexpr int kPhases = 1;
   static constexpr int kRowBytes = 32 * (kBits / 8);
   static constexpr int kSignedBias = 128;  // the instruction wants unsigned quants
-  static constexpr bool kSkipsLow = kBits == 16;
 
   static void store(int8_t* to, int i, F32 high, F32 low) {
     lampo::cpu::LAMPO_ISA::store(to + i, high);
@@ -57,11 +57,11 @@ struct Dots {
       }
     }
   }
-  template <int kPhase, bool kLow>
+  template <int kPhase>
   [[gnu::always_inline]] static void add(const Words (&words)[8], const int8_t* x, Sums& sums) {
     sums.part[0] = dot(words, x, sums.part[0]);
     if (kBits == 16) sums.part[0] = _mm512_slli_epi32(sums.part[0], 8);
-    if (kBits == 16 && kLow) sums.part[0] = dot(words, x + 32, sums.part[0]);
+    if (kLow) sums.part[0] = dot(words, x + 32, sums.part[0]);
   }
   static F32 to_float(Words sum, int32_t start) {
     return F32(_mm512_cvtepi32_ps(_mm512_add_epi32(sum, _mm512_set1_epi32(start))));
@@ -126,10 +126,10 @@ static inline void store_pairs(int8_t* to, F32 x) {
 
 /// Four bits times eight: a pair of products has 12 bits, so that all eight of a row fit 16.
 struct NibbleDots {
+  using HighOnly = void;
   static constexpr int kPhases = 2;
   static constexpr int kRowBytes = 32;
   static constexpr int kSignedBias = 0;
-  static constexpr bool kSkipsLow = false;
 
   static void store(int8_t* to, int i, F32 high, F32) {
     lampo::cpu::LAMPO_ISA::store(to + i, high);
@@ -141,7 +141,7 @@ struct NibbleDots {
       words[i] = kPhase == 0 ? low_nibbles(w) : high_nibbles(w);
     }
   }
-  template <int kPhase, bool kLow>
+  template <int kPhase>
   [[gnu::always_inline]] static void add(const Words (&words)[8], const int8_t* x, Sums& sums) {
 #pragma GCC unroll 4
     for (int i = 0; i < kSteps; ++i) {
@@ -207,10 +207,10 @@ static inline void store_pairs(int8_t* to, F32 x) {
 /// Pairs of 16-bit numbers: each word of four bytes as its even bytes and its odd ones.
 template <bool kNibbles, int kBits>
 struct WideDots {
+  using HighOnly = void;
   static constexpr int kPhases = 16 / kSteps;
   static constexpr int kRowBytes = 64;
   static constexpr int kSignedBias = 0;
-  static constexpr bool kSkipsLow = false;
 
   static void store(int8_t* to, int i, F32 high, F32 low) {
     store_pairs(to + 2 * i, kBits == 16 ? high * F32(256.0f) + low : high);
@@ -226,7 +226,7 @@ struct WideDots {
       words[i + i / kParts * kParts + kParts] = odd_bytes(w);
     }
   }
-  template <int kPhase, bool kLow>
+  template <int kPhase>
   [[gnu::always_inline]] static void add(const Words (&words)[8], const int8_t* x, Sums& sums) {
 #pragma GCC unroll 4
     for (int i = 0; i < kSteps; ++i) {
@@ -244,8 +244,33 @@ struct WideDots {
 };
 
 #if defined(__AVX2__)
+/// Four bits times 16. A group of x holds its highs once more, for the products of four bits times
+/// eight.
+struct SplitNibbleDots : WideDots<true, 16> {
+  using Wide = WideDots<true, 16>;
+  static constexpr int kRowBytes = Wide::kRowBytes + NibbleDots::kRowBytes;
+
+  struct HighOnly : NibbleDots {
+    static constexpr int kRowBytes = SplitNibbleDots::kRowBytes;
+
+    template <int kPhase>
+    [[gnu::always_inline]] static void add(const Words (&words)[8], const int8_t* x, Sums& sums) {
+      NibbleDots::add<kPhase>(words, x + Wide::kRowBytes, sums);
+    }
+    static F32 to_float(Words sum, int32_t start) {
+      return plus(_mm256_slli_epi32(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)), 8), start);
+    }
+  };
+
+  static void store(int8_t* to, int i, F32 high, F32 low) {
+    Wide::store(to, i, high, low);
+    NibbleDots::store(to + Wide::kRowBytes, i, high, low);
+  }
+};
+
 template <bool kNibbles, int kBits>
-using Dots = std::conditional_t<kNibbles && kBits == 8, NibbleDots, WideDots<kNibbles, kBits> >;
+using Dots = std::conditional_t<!kNibbles, WideDots<kNibbles, kBits>,
+                                std::conditional_t<kBits == 8, NibbleDots, SplitNibbleDots> >;
 #else
 template <bool kNibbles, int kBits>
 using Dots = WideDots<kNibbles, kBits>;
