@@ -113,7 +113,8 @@ def quantize_activations(x: torch.Tensor, bits: int) -> torch.Tensor:
     """What packed linears compute on: groups of 32, scale absmax / 127, as float64.
 
     With 16 bits the rounding error is quantized once more, in units of 1/256 of the first; with 12
-    in groups whose absmax^2 is more than three times the row's mean.
+    in groups whose absmax^2 is more than three times the mean of the row's groups, those left out
+    that are more than three times the mean of all.
     """
     groups = x.float().unflatten(-1, (-1, 32))
     absmax = groups.abs().amax(-1, keepdim=True)
@@ -126,7 +127,9 @@ def quantize_activations(x: torch.Tensor, bits: int) -> torch.Tensor:
         rest = torch.round((scaled - quants) * 256).clamp(-127, 127)
         if bits == 12:
             squares = absmax.square()
-            rest = torch.where(squares > 3 * squares.mean(-2, keepdim=True), rest, 0.0)
+            usual = squares <= 3 * squares.mean(-2, keepdim=True)
+            mean = (squares * usual).sum(-2, keepdim=True) / usual.sum(-2, keepdim=True)
+            rest = torch.where(squares > 3 * mean, rest, 0.0)
         quants, unit = quants * 256 + rest, 127.0 * 256
     return (quants.double() * (absmax / unit).double()).flatten(-2)
 

@@ -286,7 +286,7 @@ def test_refuses_what_does_not_fit(client):
     x, weight = padded((2, 64), 0, torch.float16), padded((16, 64), 0, torch.float16)
     with pytest.raises(Refused, match=r"out: expected shape \[2, 16\], got \[2, 8\]"):
         linear(client, x, weight, out=blank((2, 8), 0, torch.float16))
-    with pytest.raises(Refused, match="weight: silu_mul wants two halves of a multiple of 16"):
+    with pytest.raises(Refused, match="weight: silu_mul wants an even number of strips"):
         linear(client, x, weight, out=blank((2, 8), 0, torch.float16), silu_mul=True)
     blocks, _ = quantized(16, 64, "q4_0", torch.Generator())
     weight = ops.pack_weight(blocks, "q4_0")

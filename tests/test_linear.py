@@ -53,7 +53,8 @@ def test_packed(isa, generator, dtype, format, shape, bits):
     x = torch.randn(tokens, columns + 7, generator=generator).to(dtype)[:, :columns]
     if tokens > 1:
         x[1] = 0
-        x[2:, columns // 2] *= 20  # 12 bits: groups of some rows get 16
+        x[2:, columns // 2] *= 20  # 12 bits: groups of some rows get 16 ...
+        x[2::3, 0] *= 100  # ... whatever stands out further
     bias = torch.randn(rows, generator=generator).to(dtype) if rows == 40 else None
     out = torch.full((tokens, rows), SENTINEL, dtype=dtype)
     ops.linear(x, weight, bias, activation_bits=bits, out=out)
@@ -149,6 +150,39 @@ def test_fused(isa, generator, dtype, format, tokens, norm, silu_mul, accumulate
     # 16-bit activations: 4e-5 of each group's largest; a normed BF16 row is rounded once more.
     floor = (2e-4 if dtype == torch.float32 else 8e-3) * float(expected.abs().max())
     assert_close(out, expected, plain, factor=4, floor=floor)
+
+
+@pytest.mark.parametrize("format", ["q4_1", torch.bfloat16])
+def test_gate_and_up(generator, format):
+    """Strips of 16 rows by turns; packed where they belong is the same."""
+    if isinstance(format, str):
+        parts = [quantized(32, 64, format, generator)[0] for _ in range(2)]
+        gate, up = (ops.pack_weight(blocks, format) for blocks in parts)
+        both = ops.gate_and_up(gate, up)
+        assert both.shape == (64, 64) and both.format == format
+        data = torch.empty_like(both.data)
+        for i, blocks in enumerate(parts):
+            ops.pack_weight(blocks, format, out=data.view(2, 2, -1)[:, i])
+        assert torch.equal(data, both.data)
+        rows = ops.embedding(torch.arange(64), both)
+        gate, up = (ops.embedding(torch.arange(32), part) for part in (gate, up))
+    else:
+        gate, up = (torch.randn(32, 64, generator=generator).to(format) for _ in range(2))
+        rows = ops.gate_and_up(gate, up)
+    assert torch.equal(rows, torch.cat([gate[:16], up[:16], gate[16:], up[16:]]))
+
+
+def test_gate_and_up_bad_arguments(generator):
+    with pytest.raises(ValueError, match=r"expected one shape .* got \(16, 4\) and \(32, 4\)"):
+        ops.gate_and_up(torch.zeros(16, 4), torch.zeros(32, 4))
+    with pytest.raises(ValueError, match="a multiple of 16 rows"):
+        ops.gate_and_up(torch.zeros(24, 4), torch.zeros(24, 4))
+    gate, up = (
+        ops.pack_weight(quantized(16, 64, format, generator)[0], format)
+        for format in ("q4_0", "q4_1")
+    )
+    with pytest.raises(ValueError, match="expected one format, got q4_0 and q4_1"):
+        ops.gate_and_up(gate, up)
 
 
 def test_fused_bad_arguments():

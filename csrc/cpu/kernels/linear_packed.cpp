@@ -19,7 +19,8 @@
 //
 // Measured on two cores of a shared AMD EPYC (Zen 4, 3.7 GHz: 473 int8 GOP/s a core, of which the
 // scales leave 343 for Q4_1; reads 28-34 GB/s), Q4_1, the layers of a 135M model:
-//   decode, GB/s on two threads: scales at the end of a strip 13-18, beside their quants 31-35
+//   decode, GB/s on two threads: scales at the end of a strip 13-18, beside their quants 31-35;
+//   gate and up by turns, in huge pages 39, one after the other 27
 //   prefill, GOP/s on one thread: 302; rows of a block side by side (one stream of x) 305; two
 //   strips at a time 227 (fewer loads, but sums that no longer fit the registers); one chain of
 //   dot products a row in place of two 230; 2048 tokens 270, by blocks of 256 300
@@ -29,8 +30,9 @@
 //   the same without SIMD but SSE2: 43, by plain loops 2
 //   two strips at a time word by word, results in memory: 323-333 where one strip makes 260-328 in
 //   a loop of its own, but 0.95 to 1.05 times as fast in whole ops
-//   8 to 256 rows of SmolLM2's activations with 12 bits: 1.07 to 1.16 times the time of 8 bits
-//   before q, k, v, gate, up and the LM head, 1.2 to 1.3 before the others; 16 bits 1.5 to 1.8
+//   8 to 256 rows of SmolLM2's activations with 12 bits: 1.07 to 1.18 times the time of 8 bits
+//   before q, k, v, gate, up and the LM head, 1.2 to 1.4 before the others; 16 bits 1.5 to 1.8; for
+//   AVX2 1.2 times, one row too
 #include "cpu/kernel_table.h"
 #include "cpu/linear_input.h"
 #include "cpu/linear_output.h"

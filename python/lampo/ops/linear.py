@@ -171,7 +171,8 @@ def linear(
             both as one stream.
         accumulate: the result is added to ``out`` in place of replacing it.
         activation_bits: how x is rounded. A packed weight meets integers of 8 or 16 bits, or (12)
-            of 16 in those groups of a row whose error would be felt and of 8 elsewhere (CUDA: 16).
+            of 16 in those groups of a row whose error would be felt and of 8 elsewhere (on CUDA as
+            16).
             A bfloat16 weight, on CPUs that multiply bfloat16, meets one bfloat16 (8 significant
             bits) or the sum of two (16). 16 makes 1/250 of the error for twice the multiplications,
             which costs little while memory is the limit. By default 8 for packed weights, else 16.
