@@ -11,6 +11,7 @@ import torch
 from checkpoints import make_checkpoint, make_gguf
 from lampo import LLM, SamplingParams
 from lampo.models.decoder import Decoder
+from lampo.models.projection import ActivationBits
 from lampo.models.registry import load_model
 from lampo.weights import Checkpoint
 
@@ -31,13 +32,15 @@ def path(request, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def bfloat16(monkeypatch) -> None:
-    """Activations as on a GPU, whatever the weights."""
+def as_on_a_gpu(monkeypatch) -> None:
+    """Activations in bfloat16, whatever the weights, and 16 bits of them where the CPU takes 12."""
 
     def load(checkpoint: Checkpoint, dtype: str, max_model_len: int, _: torch.device) -> Decoder:
         return load_model(checkpoint, dtype, max_model_len, torch.device("cuda"))
 
     monkeypatch.setattr("lampo.llm.load_model", load)
+    monkeypatch.setattr("lampo.models.llama.SENSITIVE", ActivationBits(packed=16))
+    monkeypatch.setattr("lampo.models.llama.GATE_UP", ActivationBits(packed=16, dense=8))
 
 
 def generate(path: Path, params: SamplingParams, device: str, run_ahead: bool = True, **options):
@@ -48,7 +51,7 @@ def generate(path: Path, params: SamplingParams, device: str, run_ahead: bool = 
 
 
 @pytest.mark.parametrize("kv_cache_dtype", ["bfloat16", "int8"])
-def test_generates_as_the_cpu_does(path, simulated_gpu, bfloat16, kv_cache_dtype):
+def test_generates_as_the_cpu_does(path, simulated_gpu, as_on_a_gpu, kv_cache_dtype):
     params = SamplingParams(
         temperature=0, max_tokens=6, ignore_eos=True, logprobs=4, prompt_logprobs=0
     )
@@ -73,7 +76,7 @@ def test_generates_as_the_cpu_does(path, simulated_gpu, bfloat16, kv_cache_dtype
             assert abs(table[token].logprob - other_table[token].logprob) < tolerance
 
 
-def test_draws_what_the_cpu_draws(path, simulated_gpu, bfloat16):
+def test_draws_what_the_cpu_draws(path, simulated_gpu, as_on_a_gpu):
     """Running ahead, in padded rows; the noise is a function of seed, position and token."""
     params = SamplingParams(temperature=1.0, top_p=0.9, seed=4, max_tokens=8, ignore_eos=True)
     expected = generate(path, params, "cpu")
