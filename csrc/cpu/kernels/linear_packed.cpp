@@ -20,7 +20,7 @@
 // Measured on two cores of a shared AMD EPYC (Zen 4, 3.7 GHz: 473 int8 GOP/s a core, of which the
 // scales leave 343 for Q4_1; reads 28-34 GB/s), Q4_1, the layers of a 135M model:
 //   decode, GB/s on two threads: scales at the end of a strip 13-18, beside their quants 31-35;
-//   gate and up by turns, in huge pages 39, one after the other 27
+//   gate and up by turns, in huge pages 39, one after the other, in pages of 4 KiB 27
 //   prefill, GOP/s on one thread: 302; rows of a block side by side (one stream of x) 305; two
 //   strips at a time 227 (fewer loads, but sums that no longer fit the registers); one chain of
 //   dot products a row in place of two 230; 2048 tokens 270, by blocks of 256 300
