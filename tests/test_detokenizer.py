@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lampo.detokenizer import StreamDecoder
@@ -76,6 +76,8 @@ def test_stream_equals_decode_on_any_ids(family: str, data: st.DataObject) -> No
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(deadline=None, max_examples=300)
 @given(data=st.binary(max_size=24))
+@example(data=b"\xed\xa0")  # the beginning of a surrogate
+@example(data=b"a\xed\xbf\x80\xed")
 def test_any_bytes_decode_as_python_decodes_them(family: str, data: bytes) -> None:
     ids = byte_ids(family, data)
     pieces = stream(family, ids, prompt_token_ids=byte_ids(family, b"x"))

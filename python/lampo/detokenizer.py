@@ -109,7 +109,12 @@ class StreamDecoder:
         if self._strip_space and data:
             self._strip_space = False
             data = data.removeprefix(b" ")
-        return self._utf8.decode(data)
+        text = self._utf8.decode(data)
+        # Python's decoder waits for the last byte of a surrogate, which UTF-8 does not have.
+        held = self._utf8.getstate()[0]
+        if held[:1] == b"\xed" and held[1:] >= b"\xa0":
+            text += self._utf8.decode(b"", final=True)
+        return text
 
     def flush(self) -> str:
         """What is left: U+FFFD for a character that never became complete, else nothing."""
