@@ -51,6 +51,19 @@ def run(folder) -> Iterator[Callable[..., Any]]:
     assert not [t for t in threading.enumerate() if t.name == "lampo-steps"]
 
 
+def slow_down(model: AsyncLLM, seconds: float) -> None:
+    """Makes steps so slow that what a test does next comes before the last of 200 tokens."""
+    runner: Any = model.llm.shared_engine().engine.runner
+    for name in ("run", "decode"):
+        original = getattr(runner, name)
+
+        def slow(work: Any, original: Any = original) -> Any:
+            time.sleep(seconds)
+            return original(work)
+
+        setattr(runner, name, slow)
+
+
 async def collect(stream: RequestStream) -> RequestOutput:
     pieces = [piece async for piece in stream]
     result = pieces[-1].request
@@ -95,6 +108,7 @@ def test_chat_and_what_a_stream_knows(run):
 @pytest.mark.parametrize("how", ["aclose", "cancel", "with", "abort"])
 def test_leaving_a_stream_frees_its_pages(run, how):
     async def test(model: AsyncLLM) -> None:
+        slow_down(model, 0.02)
         stream = await model.add_request("Hello", LONG)
         await stream.__anext__()
         assert model.stats().num_running == 1
@@ -136,18 +150,6 @@ def test_a_time_limit(run):
     assert 1 <= len(completion.token_ids) < 100
 
 
-def slow_down(model: AsyncLLM, seconds: float) -> None:
-    runner: Any = model.llm.shared_engine().engine.runner
-    for name in ("run", "decode"):
-        original = getattr(runner, name)
-
-        def slow(work: Any, original: Any = original) -> Any:
-            time.sleep(seconds)
-            return original(work)
-
-        setattr(runner, name, slow)
-
-
 def test_a_full_queue(run):
     async def test(model: AsyncLLM) -> None:
         slow_down(model, 0.01)
@@ -173,6 +175,7 @@ def test_a_full_queue(run):
 def test_a_planted_error_fails_its_step_alone(run):
     async def test(model: AsyncLLM) -> None:
         runner: Any = model.llm.shared_engine().engine.runner
+        slow_down(model, 0.02)
         stream = await model.add_request("Hello", LONG)
         await stream.__anext__()
         decode, runner.decode = runner.decode, lambda sequences: 1 / 0
@@ -190,6 +193,7 @@ def test_a_planted_error_fails_its_step_alone(run):
 def test_a_dead_loop_is_seen_and_ends_every_stream(run):
     async def test(model: AsyncLLM) -> None:
         engine: Any = model.llm.shared_engine().engine
+        slow_down(model, 0.02)
         stream = await model.add_request("Hello", LONG)
         await stream.__anext__()
         step, engine.step = engine.step, lambda: 1 / 0  # not what a runner can cause
