@@ -56,7 +56,7 @@ def assert_idle(server: Running) -> None:
         wait_until(lambda: not server.engine.running)
 
 
-def refused(server: Running, path: str, body: bytes, limit: float = 1.0) -> str:
+def refused(server: Running, path: str, body: bytes, limit: float = 2.0) -> str:
     """Sends a bad body; the answer is an error of the caller's, in its shape, and in time."""
     start = time.perf_counter()
     reply = server.post(path, body)
