@@ -172,7 +172,7 @@ struct LinearParams {
   DType bias_dtype;     // float32 or dtype
   DType norm_dtype;     // float32 or dtype
   WeightFormat format;  // of a packed weight
-  int activation_bits;  // how x is rounded: packed 8, 12 or 16, a bfloat16 weight 8 or 16
+  int activation_bits;  // how x is rounded: packed 8, 9 or 16, a bfloat16 weight 8 or 16
   bool packed;          // weight is strips of `format`
   bool silu_mul;        // rows of weight are gate and up, 16 in turn; out has half as many columns
   bool accumulate;      // out += instead of out =

@@ -33,7 +33,7 @@ def path(request, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch) -> None:
-    """Activations in bfloat16, whatever the weights, and 16 bits of them where the CPU takes 12."""
+    """Activations in bfloat16, whatever the weights, and 16 bits of them where the CPU takes 9."""
 
     def load(checkpoint: Checkpoint, dtype: str, max_model_len: int, _: torch.device) -> Decoder:
         return load_model(checkpoint, dtype, max_model_len, torch.device("cuda"))

@@ -44,7 +44,7 @@ def test_dense(isa, generator, dtype, weight_dtype, shape, with_bias, bits):
 @pytest.mark.parametrize(
     "shape", [(0, 16, 32), (1, 1, 32), (1, 16, 64), (3, 40, 96), (29, 100, 576)]
 )
-@pytest.mark.parametrize("bits", [8, 12, 16])
+@pytest.mark.parametrize("bits", [8, 9, 16])
 def test_packed(isa, generator, dtype, format, shape, bits):
     tokens, rows, columns = shape
     blocks, dense = quantized(rows, columns, format, generator)
@@ -53,8 +53,9 @@ def test_packed(isa, generator, dtype, format, shape, bits):
     x = torch.randn(tokens, columns + 7, generator=generator).to(dtype)[:, :columns]
     if tokens > 1:
         x[1] = 0
-        x[2:, columns // 2] *= 20  # 12 bits: groups of some rows get 16 ...
-        x[2::3, 0] *= 100  # ... whatever stands out further
+        x[2:, columns // 2] *= 20  # 9 bits: what stands out gets 16 ...
+        x[2::3, 0] *= 100
+        x[-1, :32] = torch.nn.functional.one_hot(torch.tensor(7), 32)  # ... of which 0 leaves all
     bias = torch.randn(rows, generator=generator).to(dtype) if rows == 40 else None
     out = torch.full((tokens, rows), SENTINEL, dtype=dtype)
     ops.linear(x, weight, bias, activation_bits=bits, out=out)
@@ -82,12 +83,26 @@ def test_integer_sums_do_not_overflow(isa, format):
     blocks = blocks.view(16, -1)
     dense = torch.from_numpy(quants.dequantize(blocks.numpy(), FORMATS[format]))
     x = torch.cat([torch.full((1, 128), 127.0), torch.full((1, 128), -127.0)])
-    for bits in (8, 12, 16):
+    for bits in (8, 9, 16):
         out = ops.linear(x, ops.pack_weight(blocks, format), activation_bits=bits)
         assert torch.equal(out, x @ dense.T)
 
 
-@pytest.mark.parametrize("bits", [8, 12, 16])
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("bits", [8, 9, 16])
+def test_what_is_not_finite_stays_so(isa, generator, format, bits):
+    """Wherever in a group it is, for its own token alone."""
+    blocks, _ = quantized(16, 64, format, generator)
+    weight = ops.pack_weight(blocks, format)
+    x = torch.randn(1, 64, generator=generator).repeat(34, 1)
+    x[range(32), range(32)] = torch.nan
+    x[32, 5], x[33, 40] = torch.inf, -torch.inf
+    out = ops.linear(torch.cat([x, x.nan_to_num(1, 1, 1)]), weight, activation_bits=bits)
+    assert not out[:34].isfinite().any()
+    assert out[34:].isfinite().all()
+
+
+@pytest.mark.parametrize("bits", [8, 9, 16])
 @pytest.mark.parametrize("format", FORMATS)
 def test_instruction_sets_agree(generator, format, bits):
     """Integer sums are exact and groups are added in one order: the same bits, given fused adds."""
@@ -201,7 +216,7 @@ def test_fused_bad_arguments():
 
 @pytest.mark.parametrize(
     ("format", "bits"),
-    [*product(FORMATS, (8, 12, 16)), *product((torch.float32, torch.bfloat16), (8, 16))],
+    [*product(FORMATS, (8, 9, 16)), *product((torch.float32, torch.bfloat16), (8, 16))],
 )
 def test_rows_do_not_depend_on_the_batch_or_the_threads(isa, generator, format, bits):
     packed = isinstance(format, str)
@@ -209,7 +224,7 @@ def test_rows_do_not_depend_on_the_batch_or_the_threads(isa, generator, format, 
     norm = torch.randn(160, generator=generator)
     weight = ops.pack_weight(blocks, format) if packed else dense.to(format)
     x = torch.randn(110, 160, generator=generator)
-    x[::5, 40] *= 30  # 12 bits: groups of some rows get 16
+    x[::5, 40] *= 30
     threads = _C.num_threads()
     try:
         results = []
@@ -262,10 +277,10 @@ def test_bad_arguments(generator):
         ValueError, match=r"weight: expected shape \[1, 640\], got \[1, 320\]|weight"
     ):
         ops.linear(torch.zeros(1, 96), weight)
-    with pytest.raises(ValueError, match="activation_bits: expected 8, 12 or 16, got 4"):
+    with pytest.raises(ValueError, match="activation_bits: expected 8, 9 or 16, got 4"):
         ops.linear(torch.zeros(1, 64), weight, activation_bits=4)
-    with pytest.raises(ValueError, match="activation_bits: expected 8 or 16, got 12"):
-        ops.linear(torch.zeros(1, 64), torch.zeros(3, 64), activation_bits=12)
+    with pytest.raises(ValueError, match="activation_bits: expected 8 or 16, got 9"):
+        ops.linear(torch.zeros(1, 64), torch.zeros(3, 64), activation_bits=9)
     with pytest.raises(
         TypeError, match=r"weight: expected float32 or bfloat16 or float16, got int8"
     ):

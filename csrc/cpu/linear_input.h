@@ -3,7 +3,9 @@
 #pragma once
 
 #include "common/dispatch.h"
+#include "cpu/vec/mask.h"
 #include "cpu/vec/row.h"
+#include "cpu/vec/strip.h"
 #include "params.h"
 
 namespace lampo::cpu::LAMPO_ISA {
@@ -32,31 +34,26 @@ static inline void with_input_row(const LinearParams& p, int64_t token, Fn&& fn)
 }
 
 /// Tokens that the integer products take together.
-inline constexpr int kRowBlock = 8;
-/// Vectors of a group.
-inline constexpr int kGroupVectors = kGroupSize / F32::kWidth;
-/// What 12 activation bits call large.
-inline constexpr float kFelt = 3.0f;
+inline constexpr int kRowBlock = 16;
 
-/// The rows of x as integers, in groups of 32 along the inputs. With 8 activation bits x ~ scale q,
-/// q an int8 and scale = max|x| / 127; with 16, q = 256 high + low, both int8, for about twice the
-/// work and 1/250 of the error. With 12 a group has a low only where its error would be felt
-/// (felt_above). Activations have a few large channels, so those are few groups, and mostly the
-/// same in all rows; without one that has it, its product is left out. A group's q lie as the dot
-/// products want them (vec/strip.h).
+/// The rows of x as integers, in groups of 32 along the inputs: x ~ scale q. With 8 activation bits
+/// q is an int8, and scale = max|x| / 127. With 16 it has 16 bits, for twice the work and 1/256 of
+/// the error. With 9, the mean, one word of four q has 16 bits, the one with max|x|, and scale is
+/// that of the others: activations have a few large channels, and a group's other 28 inputs should
+/// not be rounded on account of one of those. A group's q lie as the dot products want them
+/// (vec/strip.h).
 /// Rows come in blocks of kRowBlock, the last with fewer: a block of n rows is [groups, n, ...].
 struct QuantizedRows {
   int8_t* quants;  // quant_bytes each
   float* scale;
   float* sum;      // scale * sum of q
   int32_t* start;  // -offset * sum of q
-  bool* has_low;
   int64_t num_rows;
   int64_t groups;
   int64_t quant_bytes;
 
   static int64_t bytes(const LinearParams& p, int64_t quant_bytes) {
-    return p.num_tokens * (p.in_features / kGroupSize) * (quant_bytes + 13);
+    return p.num_tokens * (p.in_features / kGroupSize) * (quant_bytes + 12);
   }
 
   QuantizedRows(const LinearParams& p, int64_t bytes_of_group, void* memory)
@@ -66,7 +63,6 @@ struct QuantizedRows {
     scale = reinterpret_cast<float*>(quants + count * quant_bytes);
     sum = scale + count;
     start = reinterpret_cast<int32_t*>(sum + count);
-    has_low = reinterpret_cast<bool*>(start + count);
   }
 
   /// The same, with place 0 at `place`.
@@ -76,16 +72,7 @@ struct QuantizedRows {
     part.scale += place;
     part.sum += place;
     part.start += place;
-    part.has_low += place;
     return part;
-  }
-  /// Whether any of the first kRows places has a low.
-  template <int kRows>
-  bool any_low() const {
-    static_assert(kRows <= 8);
-    uint64_t flags = 0;
-    memcpy(&flags, has_low, kRows);
-    return flags != 0;
   }
   /// Rows of the block that begins at `row`, a multiple of kRowBlock.
   int64_t block_rows(int64_t row) const {
@@ -97,88 +84,112 @@ struct QuantizedRows {
   }
 };
 
-/// The nearest of -127 .. 127. An infinity or NaN gets some int8 too; the scale carries it on.
-static inline F32 round_to_int8(F32 x) {
-  return round_even(min(max(x, F32(-127.0f)), F32(127.0f)));
+/// What the integers of a group are made by: 127 stands for `unit`. `wide`: its word of 16 bits.
+struct GroupScale {
+  float unit;
+  int wide = 0;
+};
+
+/// read(i, n): elements [i, i + n) of the row.
+template <class Read>
+static inline F32 magnitude(int64_t group, int i, Read&& read) {
+  const F32 value = read(group * kGroupSize + i * F32::kWidth, F32::kWidth);
+  return max(value, -value);
 }
 
-/// A group of a row of x, and its largest |x|.
-struct InputGroup {
-  F32 value[kGroupVectors];
-  float absmax;
+template <class Read>
+static inline float absmax_of(int64_t group, Read&& read) {
+  F32 largest;
+  for (int i = 0; i < kGroupVectors; ++i) largest = max(largest, magnitude(group, i, read));
+  return reduce_max(largest);
+}
+
+/// Each word's largest |x|.
+struct WordMaxima {
+  float value[kGroupWords];
 
   template <class Read>
-  InputGroup(int64_t group, Read&& read) {
-    F32 largest;
+  void read_from(int64_t group, Read&& read) {
     for (int i = 0; i < kGroupVectors; ++i) {
-      value[i] = read(group * kGroupSize + i * F32::kWidth, F32::kWidth);
-      largest = max(largest, max(value[i], -value[i]));
+      store_quad_max(value + i * F32::kWidth / 4, magnitude(group, i, read));
     }
-    absmax = reduce_max(largest);
+  }
+
+  GroupScale scale() const {
+    constexpr int kCount = kGroupWords < F32::kWidth ? kGroupWords : F32::kWidth;
+    const auto reduce = [&](auto&& part) {
+      F32 largest;
+      for (int i = 0; i < kGroupWords; i += kCount) {
+        largest = max(largest, part(i, load_n(value + i, kCount)));
+      }
+      return reduce_max(largest);
+    };
+    const float absmax = reduce([](int, F32 v) { return v; });
+    uint32_t found = 0;
+    for (int i = 0; i < kGroupWords; i += kCount) {
+      found |= lane_bits(equal(load_n(value + i, kCount), F32(absmax))) << i;
+    }
+    // Of two words the same: then the others have that maximum too, and no word has highs.
+    found &= 0u - found;
+    const float others =
+        reduce([&](int i, F32 v) { return blend(mask_from_bits(found >> i), F32{}, v); });
+    const float unit = absmax / 256.0f;
+    return {others > unit ? others : unit, __builtin_ctz(found | 1u << (kGroupWords - 1))};
   }
 };
 
-/// What the max|x| squared of a group must exceed to be worth a low: kFelt times the mean over the
-/// row's groups, or rather over those groups that do not themselves exceed that. With all of them
-/// in the mean, the massive activations of a few tokens would hide every other group of their rows.
-/// `rows.scale` has the groups' max|x|.
-static inline float felt_above(const QuantizedRows& rows, int64_t first, int64_t step) {
-  const auto mean_below = [&](float limit) {
-    float squares = 0.0f, count = 0.0f;
-    for (int64_t g = 0; g < rows.groups; ++g) {
-      const float absmax = rows.scale[first + g * step];
-      const bool counts = absmax * absmax <= limit;
-      squares += counts ? absmax * absmax : 0.0f;
-      count += counts ? 1.0f : 0.0f;
-    }
-    return squares / count;
-  };
-  return kFelt * mean_below(kFelt * mean_below(__builtin_huge_valf()));
-}
-
 /// Quantizes a group into its place; Dots: of strip.h.
-template <class Dots, int kBits>
-static inline void quantize_group(const QuantizedRows& rows, int64_t at, int offset, float felt,
-                                  const InputGroup& group) {
-  const float absmax = group.absmax;
-  const bool has_low = kBits == 16 && absmax * absmax > felt;
-  const F32 inverse(absmax > 0.0f ? 127.0f / absmax : 0.0f);
-  int8_t* quants = rows.quants + at * Dots::kRowBytes;
-  F32 high_sum, low_sum;  // of small integers: exact
+template <class Dots, int kBits, class Read>
+static inline void quantize_group(const QuantizedRows& rows, int64_t at, int offset, int64_t group,
+                                  GroupScale scale, Read&& read) {
+  constexpr float kLargest = kBits == 8 ? 127.0f : 127.0f * 256.0f;
+  const F32 inverse(scale.unit > 0.0f ? 127.0f / scale.unit : 0.0f);
+  F32 quants[kGroupVectors], sum;  // of integers below 2^24: exact
   for (int i = 0; i < kGroupVectors; ++i) {
-    const F32 scaled = group.value[i] * inverse;
-    const F32 high = round_to_int8(scaled);
-    const F32 low = has_low ? round_to_int8((scaled - high) * F32(256.0f)) : F32{};
-    Dots::store(quants, i * F32::kWidth, high, low);
-    high_sum = high_sum + high;
-    low_sum = low_sum + low;
+    const F32 scaled = read(group * kGroupSize + i * F32::kWidth, F32::kWidth) * inverse;
+    // As the second operand a NaN stays one.
+    quants[i] = round_even(min(F32(kLargest), max(F32(-kLargest), scaled)));
+    sum = sum + quants[i];
   }
-  int32_t total = static_cast<int32_t>(reduce_add(high_sum));
-  if (kBits == 16) total = total * 256 + static_cast<int32_t>(reduce_add(low_sum));
-  rows.scale[at] = absmax / (kBits == 8 ? 127.0f : 127.0f * 256.0f);
-  rows.sum[at] = rows.scale[at] * static_cast<float>(total);
-  rows.start[at] = -offset * total;
-  rows.has_low[at] = has_low;
+  float total = reduce_add(sum);
+  rows.scale[at] = scale.unit / 127.0f;
+  if (__builtin_isnan(total)) {  // of a NaN or an infinity: the scale carries it on
+    rows.scale[at] = total;
+    total = 0.0f;
+    for (F32& quant : quants) quant = F32{};
+  }
+  Dots::store(rows.quants + at * Dots::kRowBytes, quants, scale.wide);
+  rows.sum[at] = rows.scale[at] * total;
+  rows.start[at] = -offset * static_cast<int32_t>(total);
 }
 
 /// `offset`: what the unsigned quants of the weight are too large by.
 template <class Dots, int kBits>
 static inline void quantize_rows(const LinearParams& p, const QuantizedRows& rows, int offset,
                                  Share tokens) {
+  // Short loops in place of one: so the CPU works on many groups at a time.
+  constexpr int64_t kTogether = 64;
+  WordMaxima words[kTogether];
+  GroupScale scales[kTogether];
   dispatch_dtype<float, BF16>(p.dtype, [&]<class T>() {
     for (int64_t token = tokens.begin; token < tokens.end; ++token) {
-      const int64_t first = rows.place(token);
+      const int64_t place = rows.place(token);
       const int64_t step = rows.block_rows(token / kRowBlock * kRowBlock);
       with_input_row<T>(p, token, [&](auto&& read) {
-        float felt = -1.0f;
-        if (p.activation_bits == 12) {
-          for (int64_t g = 0; g < rows.groups; ++g) {
-            rows.scale[first + g * step] = InputGroup(g, read).absmax;
+        for (int64_t first = 0; first < rows.groups; first += kTogether) {
+          const int64_t count = rows.groups - first < kTogether ? rows.groups - first : kTogether;
+          if (kBits == 9) {
+            for (int64_t i = 0; i < count; ++i) words[i].read_from(first + i, read);
+            for (int64_t i = 0; i < count; ++i) scales[i] = words[i].scale();
+          } else {
+            for (int64_t i = 0; i < count; ++i) {
+              scales[i] = {absmax_of(first + i, read) / (kBits == 8 ? 1.0f : 256.0f)};
+            }
           }
-          felt = felt_above(rows, first, step);
-        }
-        for (int64_t g = 0; g < rows.groups; ++g) {
-          quantize_group<Dots, kBits>(rows, first + g * step, offset, felt, InputGroup(g, read));
+          for (int64_t i = 0; i < count; ++i) {
+            const int64_t g = first + i;
+            quantize_group<Dots, kBits>(rows, place + g * step, offset, g, scales[i], read);
+          }
         }
       });
     }

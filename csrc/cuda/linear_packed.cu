@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // out = norm(x) w^T + bias on packed 4- and 8-bit weights (weight_format.h), and what may follow.
 // The twin of cpu/kernels/linear_packed.cpp: x is quantized in groups of 32 to int8, or with
-// activation_bits 12 or 16 to two planes of it, and a group of a weight row contributes
+// activation_bits 9 or 16 to two planes of it, and a group of a weight row contributes
 //   dw dx (sum qw qx - offset sum qx) + m dx sum qx,      offset 8 for Q4_0, m for Q4_1 only
 // with exact integer sums, added in f32 in two fused steps. Only the order of groups differs.
 //
@@ -54,9 +54,6 @@ struct alignas(8) GroupScale {
   float scale;
   std::conditional_t<kFormat == WeightFormat::kQ4_1, float, int> offset;  // scale * sum, or -8 sum
 };
-
-/// The nearest of -127 .. 127; of a NaN any: the scale carries it on.
-__device__ inline float round_to_int8(float x) { return rintf(fminf(fmaxf(x, -127.0f), 127.0f)); }
 
 __device__ inline uint32_t pack_int8(const float* from) {
   uint32_t word = 0;
@@ -133,18 +130,19 @@ struct PackedProduct {
     }
     largest = fold_quad(largest, [](uint32_t a, uint32_t b) { return max(a, b); });
     const float absmax = float_from_bits(largest);
-    const float inverse = absmax > 0.0f ? 127.0f / absmax : 0.0f;
+    const float unit = kPlanes == 1 ? absmax : absmax / 256.0f;  // what 127 stands for
+    const float inverse = unit > 0.0f ? 127.0f / unit : 0.0f;
+    constexpr float kLargest = kPlanes == 1 ? 127.0f : 127.0f * 256.0f;
     float quants[kPlanes][kPerRead];
     int sum = 0;
 #pragma unroll
     for (int i = 0; i < kPerRead; ++i) {
-      const float scaled = values.value[i] * inverse;
-      quants[0][i] = round_to_int8(scaled);
-      sum += static_cast<int>(quants[0][i]);
-      if constexpr (kPlanes == 2) {
-        quants[1][i] = round_to_int8((scaled - quants[0][i]) * 256.0f);
-        sum += 255 * static_cast<int>(quants[0][i]) + static_cast<int>(quants[1][i]);
-      }
+      // Of a NaN any integer: the scale carries it on.
+      const float scaled = fminf(fmaxf(values.value[i] * inverse, -kLargest), kLargest);
+      const float quant = rintf(scaled);
+      sum += static_cast<int>(quant);
+      quants[0][i] = kPlanes == 1 ? quant : rintf((quant + 0.25f) * (1.0f / 256.0f));
+      if constexpr (kPlanes == 2) quants[1][i] = quant - 256.0f * quants[0][i];
     }
     sum = fold_quad(sum, [](int a, int b) { return a + b; });
     if (!valid) return;
@@ -157,7 +155,7 @@ struct PackedProduct {
       }
     }
     if (quarter > 0) return;
-    const float scale = absmax / (kPlanes == 1 ? 127.0f : 127.0f * 256.0f);
+    const float scale = unit / 127.0f;
     if constexpr (kFormat == WeightFormat::kQ4_1) {
       *x_scale(chunk, token) = {scale, scale * static_cast<float>(sum)};
     } else {

@@ -106,8 +106,7 @@ int64_t packed_strip_bytes(WeightFormat format, int64_t in_features) {
 }
 
 int64_t linear_workspace_size(int64_t num_tokens, int64_t in_features) {
-  // A normed row in float32 or as two bfloat16; more than two planes of quants, their scales and
-  // two sums.
+  // A normed row in float32 or as two bfloat16; or quants of 16 bits, their scales and two sums.
   return num_tokens * ceil_div(in_features, kGroupSize) * kGroupSize * 4;
 }
 
@@ -172,8 +171,8 @@ void linear_packed(const TensorView& x, const TensorView& weight, WeightFormat f
   check_contiguous("weight", weight);
   check_device("weight", weight, x.device);
   const int bits = options.activation_bits;
-  check_that(bits == 8 || bits == 12 || bits == 16, "activation_bits",
-             "expected 8, 12 or 16, got " + std::to_string(bits));
+  check_that(bits == 8 || bits == 9 || bits == 16, "activation_bits",
+             "expected 8, 9 or 16, got " + std::to_string(bits));
   check_that(x.device.type == DeviceType::kCPU ||
                  reinterpret_cast<uintptr_t>(weight.data) % kPackedAlignment == 0,
              "weight", "expected data aligned to 16 bytes on CUDA");

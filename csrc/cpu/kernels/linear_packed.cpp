@@ -21,8 +21,8 @@
 // scales leave 343 for Q4_1; reads 28-34 GB/s), Q4_1, the layers of a 135M model:
 //   decode, GB/s on two threads: scales at the end of a strip 13-18, beside their quants 31-35;
 //   gate and up by turns, in huge pages 39, one after the other, in pages of 4 KiB 27
-//   prefill, GOP/s on one thread: 302; rows of a block side by side (one stream of x) 305; two
-//   strips at a time 227 (fewer loads, but sums that no longer fit the registers); one chain of
+//   prefill, GOP/s on one thread, 8 bits: 302; rows of a block side by side (one stream of x) 305;
+//   two strips at a time 227 (fewer loads, but sums that no longer fit the registers); one chain of
 //   dot products a row in place of two 230; 2048 tokens 270, by blocks of 256 300
 //   the same for AVX2: 213, 16-bit x 132, Q8_0 142; all words of a group unpacked at once 60 and
 //   49 (spilled for every row); all words of half a strip at a time 206 where this loop alone
@@ -30,9 +30,11 @@
 //   the same without SIMD but SSE2: 43, by plain loops 2
 //   two strips at a time word by word, results in memory: 323-333 where one strip makes 260-328 in
 //   a loop of its own, but 0.95 to 1.05 times as fast in whole ops
-//   8 to 256 rows of SmolLM2's activations with 12 bits: 1.07 to 1.18 times the time of 8 bits
-//   before q, k, v, gate, up and the LM head, 1.2 to 1.4 before the others; 16 bits 1.5 to 1.8; for
-//   AVX2 1.2 times, one row too
+//   blocks of 16 rows in place of 8, 9 bits in place of 12 (16 in the groups of large channels):
+//   model steps of 8 and 32 rows in 0.96 and 0.93 of the time, prefill 0.97
+//   9 bits: 1.14 to 1.20 times the time of 8 bits for 128 rows, 16 bits 1.7; for AVX2 1.3 to 1.4;
+//   for one row, bound by memory, none of them costs any
+//   the scales of a group loaded before its quants: one row of the LM head 1.2 times as long
 #include "cpu/kernel_table.h"
 #include "cpu/linear_input.h"
 #include "cpu/linear_output.h"
@@ -48,9 +50,6 @@ constexpr int64_t kStripsPerTile = 2;
 /// Sums of so many tokens stay in registers: AVX-512 has room for all, elsewhere the weights' words
 /// need it.
 constexpr int kUnrolledRows = F32::kWidth == 16 ? kRowBlock : 1;
-/// So many rows' products without their lows are worth a branch; with AVX-512 fewer wait for memory
-/// anyhow.
-constexpr int kRowsWorthSkipping = F32::kWidth == 16 ? 4 : 1;
 /// How far ahead of the dot products weights are asked for.
 constexpr int kPrefetchBytes = 4096;
 /// So few quantized rows each thread makes for itself: sooner done than a barrier is passed.
@@ -68,30 +67,37 @@ struct Quants {
                                                                   : Dots::kSignedBias;
 };
 
-/// A group of a strip times kRows rows of x, phase by phase; finish<Dots> gets row and sums.
+/// The words of a phase times kRows rows of x, then those of the phases after it; finish gets row
+/// and sums.
 template <class Dots, int kPhase, int kRows, class Finish>
-inline void add_phases(const uint8_t* group, const int8_t* x, Sums (&sums)[kRows],
-                       Finish&& finish) {
-  Words words[8];
-  Dots::template load<kPhase>(group, words);
+[[gnu::always_inline]] inline void add_phases(const uint8_t* group, const Words (&words)[8],
+                                              const int8_t* x, Sums (&sums)[kRows],
+                                              Finish&& finish) {
 #pragma GCC unroll kUnrolledRows
   for (int r = 0; r < kRows; ++r) {
     Sums sum = kPhase == 0 ? Sums{} : sums[r];
-    Dots::template add<kPhase>(words, x + r * Dots::kRowBytes, sum);
+    Dots::template add<kPhase>(group, words, x + r * Dots::kRowBytes, sum);
     if constexpr (kPhase + 1 == Dots::kPhases) {
-      finish.template operator()<Dots>(r, sum);
+      finish(r, sum);
     } else {
       sums[r] = sum;
     }
   }
   if constexpr (kPhase + 1 < Dots::kPhases) {
-    add_phases<Dots, kPhase + 1>(group, x, sums, finish);
+    Words next[8];
+    Dots::template load<kPhase + 1>(group, next);
+    add_phases<Dots, kPhase + 1>(group, next, x, sums, finish);
   }
 }
 
 /// acc + a group of a strip times the rows at `rows`.
 template <class Q, int kRows>
-inline void add_group(const uint8_t* group, const QuantizedRows& rows, F32 (&acc)[kRows][kParts]) {
+[[gnu::always_inline]] inline void add_group(const uint8_t* group, const QuantizedRows& rows,
+                                             F32 (&acc)[kRows][kParts]) {
+  Words words[8];
+  Q::Dots::template load<0>(group, words);
+  // Not before the words: the hardware follows loads in the order of their addresses.
+  asm volatile("" ::: "memory");
   F32 scale[kParts], minimum[kParts];
   for (int part = 0; part < kParts; ++part) {
     const F16* at = reinterpret_cast<const F16*>(group + Q::kLayout.scale_offset);
@@ -99,35 +105,34 @@ inline void add_group(const uint8_t* group, const QuantizedRows& rows, F32 (&acc
     if (Q::kLayout.has_min) minimum[part] = load(at + kStripRows + part * F32::kWidth);
   }
   Sums sums[kRows];
-  const auto finish = [&]<class Dots>(int r, const Sums& sum) {
+  add_phases<typename Q::Dots, 0>(group, words, rows.quants, sums, [&](int r, const Sums& sum) {
     const int32_t start = Q::kOffset == 0 ? 0 : rows.start[r];
     const F32 row_scale(rows.scale[r]), row_sum(rows.sum[r]);
 #pragma GCC unroll 4
     for (int i = 0; i < kParts; ++i) {
-      F32 total = fma(Dots::to_float(sum.part[i], start), scale[i] * row_scale, acc[r][i]);
+      F32 total = fma(Q::Dots::to_float(sum.part[i], start), scale[i] * row_scale, acc[r][i]);
       if (Q::kLayout.has_min) total = fma(minimum[i], row_sum, total);
       acc[r][i] = total;
     }
-  };
-  using HighOnly = typename Q::Dots::HighOnly;
-  if constexpr (!std::is_void_v<HighOnly> && kRows >= kRowsWorthSkipping) {
-    if (!rows.any_low<kRows>()) {
-      return add_phases<HighOnly, 0>(group, rows.quants, sums, finish);
-    }
-  }
-  add_phases<typename Q::Dots, 0>(group, rows.quants, sums, finish);
+  });
 }
 
 /// One strip times the rows [row, row + kRows) of a block.
 template <class Q, int kRows>
 inline void strip_dot(const uint8_t* strip, const QuantizedRows& rows, int64_t row,
-                      F32 (&acc)[kRows][kParts]) {
+                      F32 (&result)[kRows][kParts]) {
+  F32 acc[kRows][kParts];
   const int64_t step = rows.block_rows(row / kRowBlock * kRowBlock);
   const QuantizedRows first = rows.from(rows.place(row));
   for (int64_t g = 0; g < rows.groups; ++g) {
     const uint8_t* group = strip + g * Q::kLayout.group_bytes;
     for (int i = 0; i < Q::kLayout.group_bytes; i += 64) prefetch_l1(group + kPrefetchBytes + i);
     add_group<Q>(group, first.from(g * step), acc);
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kParts; ++i) result[r][i] = acc[r][i];
   }
 }
 
@@ -216,8 +221,7 @@ void run(const LinearParams& p, const Team& team) {
 }  // namespace
 
 void linear_packed(const LinearParams& p, const Team& team) {
-  // 12 bits are 16 of which some are 0.
-  dispatch_int<8, 16>(p.activation_bits == 8 ? 8 : 16, [&]<int kBits>() {
+  dispatch_int<8, 9, 16>(p.activation_bits, [&]<int kBits>() {
     switch (p.format) {
       case WeightFormat::kQ4_0:
         return run<WeightFormat::kQ4_0, kBits>(p, team);

@@ -2,16 +2,17 @@
 // Integer dot products of 16 rows side by side, as packed weights lie (common/weight_format.h): a
 // strip is kParts registers wide, lane r of part p belongs to its row p kWidth + r.
 //
-// Dots<kNibbles, kBits>   a group of 32 inputs of a strip of 4- or 8-bit quants, times rows of x of
-//                         kBits each. In kPhases phases, each with 8 registers full of words, which
-//                         serve many rows of x:
-//   kRowBytes, store(to, i, high, low)   how a group of x lies in memory; elements [i, i + kWidth)
-//                                        are high, or 256 high + low
-//   load<kPhase>(group, words)           the words of a phase
-//   add<kPhase>(words, x, sums)          adds their products with a group of x
-//   to_float(sum, start)                 sum + start
+// Dots<kNibbles, kBits>   a group of 32 inputs of a strip of 4- or 8-bit quants, times rows of x,
+// of
+//                         8 or 16 bits, or of 8 but for one word of 16 bits (kBits 9, their mean).
+//                         In kPhases phases, each with 8 registers full of words, which serve many
+//                         rows of x:
+//   kRowBytes, store(to, q, wide)   how the integers of a group of x lie in memory; wide: the word
+//                                   of 16 bits
+//   load<kPhase>(group, words)      the words of a phase
+//   add<kPhase>(group, words, x, sums)   adds their products with a group of x
+//   to_float(sum, start)            sum + start
 //   kSignedBias   8-bit quants are multiplied with so much added: the caller knows the sum of x
-//   HighOnly      the same of a group of x whose lows are all 0, for less work; void: there is none
 // Integer sums are exact, so every ISA gets the same ones.
 #pragma once
 
@@ -23,6 +24,54 @@
 namespace lampo::cpu::LAMPO_ISA {
 
 inline constexpr int kParts = kStripRows / F32::kWidth;
+/// Vectors of a group of x, and its words: four inputs, which are multiplied at a time.
+inline constexpr int kGroupVectors = kGroupSize / F32::kWidth;
+inline constexpr int kGroupWords = kGroupSize / 4;
+
+/// An integer of 16 bits, in -127 * 256 .. 127 * 256, is 256 high + low, with both of 8 bits.
+struct HighAndLow {
+  F32 high, low;
+  explicit HighAndLow(F32 q)
+      : high(round_even((q + F32(0.25f)) * F32(1.0f / 256.0f))), low(q - F32(256.0f) * high) {}
+};
+
+/// What follows the 32 low bytes of a group of x with one word of 16 bits: its 4 high bytes, where
+/// in the group of a strip the weights of that word are, and how far to shift them.
+struct WideWord {
+  static constexpr int kHigh = 32, kOffset = 36, kShift = 40, kMask = 44, kRowBytes = 48;
+
+  static int32_t get(const int8_t* x, int at) {
+    int32_t value;
+    memcpy(&value, x + at, sizeof(value));
+    return value;
+  }
+  static void put(int8_t* x, const int8_t* highs, int word, bool nibbles) {
+    const int32_t offset = (nibbles ? word % 4 : word) * kStripRows * 4;
+    const int32_t shift = nibbles && word >= 4 ? 4 : 8;
+    const int32_t mask = nibbles && word >= 4 ? static_cast<int32_t>(0xf0f0f0f0) : 0x0f0f0f0f;
+    memcpy(x + kHigh, highs + 4 * word, 4);
+    memcpy(x + kOffset, &offset, sizeof(offset));
+    memcpy(x + kShift, &shift, sizeof(shift));
+    memcpy(x + kMask, &mask, sizeof(mask));
+  }
+};
+
+/// x as its low bytes, and beside them with 16 bits all highs, with 9 those of one word.
+template <bool kNibbles, int kBits>
+struct BytesOfX {
+  static constexpr int kRowBytes = kBits == 8 ? 32 : kBits == 9 ? WideWord::kRowBytes : 64;
+
+  static void store(int8_t* to, const F32 (&q)[kGroupVectors], int wide) {
+    int8_t highs[kGroupSize];
+    for (int i = 0; i < kGroupVectors; ++i) {
+      const HighAndLow parts(q[i]);
+      lampo::cpu::LAMPO_ISA::store(to + i * F32::kWidth, kBits == 8 ? q[i] : parts.low);
+      if (kBits > 8) lampo::cpu::LAMPO_ISA::store(highs + i * F32::kWidth, parts.high);
+    }
+    if (kBits == 9) WideWord::put(to, highs, wide, kNibbles);
+    if (kBits == 16) memcpy(to + 32, highs, sizeof(highs));
+  }
+};
 
 #if defined(__AVX512F__)
 
@@ -33,18 +82,14 @@ struct Sums {
 
 static inline Words low_nibbles(Words w) { return _mm512_and_si512(w, _mm512_set1_epi8(15)); }
 
-/// 16 bits as two planes of 8: twice the products, or only those of the first.
-template <bool kNibbles, int kBits, bool kLow = kBits == 16>
-struct Dots {
-  using HighOnly = std::conditional_t<kLow, Dots<kNibbles, kBits, false>, void>;
-  static constexpr int kPhases = 1;
-  static constexpr int kRowBytes = 32 * (kBits / 8);
-  static constexpr int kSignedBias = 128;  // the instruction wants unsigned quants
+/// A number with its highest bit turned: what the instruction multiplies is unsigned.
+static inline Words plus_128(Words w) { return _mm512_xor_si512(w, _mm512_set1_epi8(-128)); }
 
-  static void store(int8_t* to, int i, F32 high, F32 low) {
-    lampo::cpu::LAMPO_ISA::store(to + i, high);
-    if (kBits == 16) lampo::cpu::LAMPO_ISA::store(to + 32 + i, low);
-  }
+template <bool kNibbles, int kBits>
+struct Dots : BytesOfX<kNibbles, kBits> {
+  static constexpr int kPhases = 1;
+  static constexpr int kSignedBias = 128;
+
   template <int kPhase>
   [[gnu::always_inline]] static void load(const uint8_t* group, Words (&words)[8]) {
     for (int i = 0; i < (kNibbles ? 4 : 8); ++i) {
@@ -53,15 +98,17 @@ struct Dots {
         words[i] = low_nibbles(w);
         words[i + 4] = low_nibbles(_mm512_srli_epi16(w, 4));
       } else {
-        words[i] = _mm512_xor_si512(w, _mm512_set1_epi8(-128));
+        words[i] = plus_128(w);
       }
     }
   }
   template <int kPhase>
-  [[gnu::always_inline]] static void add(const Words (&words)[8], const int8_t* x, Sums& sums) {
-    sums.part[0] = dot(words, x, sums.part[0]);
-    if (kBits == 16) sums.part[0] = _mm512_slli_epi32(sums.part[0], 8);
-    if (kLow) sums.part[0] = dot(words, x + 32, sums.part[0]);
+  [[gnu::always_inline]] static void add(const uint8_t* group, const Words (&words)[8],
+                                         const int8_t* x, Sums& sums) {
+    Words high = _mm512_setzero_si512();
+    if (kBits == 9) high = wide_dot(group, x);
+    if (kBits == 16) high = _mm512_slli_epi32(dot(words, x + 32, high), 8);
+    sums.part[0] = dot(words, x, high);
   }
   static F32 to_float(Words sum, int32_t start) {
     return F32(_mm512_cvtepi32_ps(_mm512_add_epi32(sum, _mm512_set1_epi32(start))));
@@ -78,7 +125,15 @@ struct Dots {
     }
     return _mm512_add_epi32(even, odd);
   }
-  static Words broadcast(const int8_t* x) { return _mm512_broadcastd_epi32(_mm_loadu_si32(x)); }
+  static Words wide_dot(const uint8_t* group, const int8_t* x) {
+    const Words w = _mm512_loadu_si512(group + WideWord::get(x, WideWord::kOffset));
+    const Words word = kNibbles ? _mm512_and_si512(w, broadcast(x + WideWord::kMask)) : plus_128(w);
+    const Words high =
+        _mm512_dpbusd_epi32(_mm512_setzero_si512(), word, broadcast(x + WideWord::kHigh));
+    return kNibbles ? _mm512_sllv_epi32(high, broadcast(x + WideWord::kShift))
+                    : _mm512_slli_epi32(high, 8);
+  }
+  static Words broadcast(const int8_t* x) { return _mm512_set1_epi32(WideWord::get(x, 0)); }
 };
 
 #else
@@ -125,15 +180,11 @@ static inline void store_pairs(int8_t* to, F32 x) {
 }
 
 /// Four bits times eight: a pair of products has 12 bits, so that all eight of a row fit 16.
-struct NibbleDots {
-  using HighOnly = void;
+template <int kBits>
+struct NibbleDots : BytesOfX<true, kBits> {
   static constexpr int kPhases = 2;
-  static constexpr int kRowBytes = 32;
   static constexpr int kSignedBias = 0;
 
-  static void store(int8_t* to, int i, F32 high, F32) {
-    lampo::cpu::LAMPO_ISA::store(to + i, high);
-  }
   template <int kPhase>
   [[gnu::always_inline]] static void load(const uint8_t* group, Words (&words)[8]) {
     for (int i = 0; i < 8; ++i) {
@@ -142,7 +193,8 @@ struct NibbleDots {
     }
   }
   template <int kPhase>
-  [[gnu::always_inline]] static void add(const Words (&words)[8], const int8_t* x, Sums& sums) {
+  [[gnu::always_inline]] static void add(const uint8_t* group, const Words (&words)[8],
+                                         const int8_t* x, Sums& sums) {
 #pragma GCC unroll 4
     for (int i = 0; i < kSteps; ++i) {
       const Words xi = broadcast(x + 4 * (kSteps * kPhase + i));
@@ -152,9 +204,26 @@ struct NibbleDots {
         sums.part[part] = in_order(_mm256_add_epi16(sums.part[part], pairs));
       }
     }
+    if (kPhase + 1 < kPhases) return;
+    for (int part = 0; part < kParts; ++part) {
+      sums.part[part] = add_neighbours(sums.part[part]);
+      if (kBits == 9) {
+        const Words high = add_neighbours(wide_pairs(group + part * 32, x));
+        sums.part[part] = _mm256_add_epi32(sums.part[part], _mm256_slli_epi32(high, 8));
+      }
+    }
   }
-  static F32 to_float(Words sum, int32_t start) {
-    return plus(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)), start);
+  static F32 to_float(Words sum, int32_t start) { return plus(sum, start); }
+
+ private:
+  static Words add_neighbours(Words pairs) {
+    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+  }
+  static Words wide_pairs(const uint8_t* group, const int8_t* x) {
+    const Words w = load_words(group + WideWord::get(x, WideWord::kOffset));
+    const __m128i shift = _mm_cvtsi32_si128(8 - WideWord::get(x, WideWord::kShift));
+    return _mm256_maddubs_epi16(low_nibbles(_mm256_srl_epi16(w, shift)),
+                                broadcast(x + WideWord::kHigh));
   }
 };
 
@@ -204,16 +273,16 @@ static inline void store_pairs(int8_t* to, F32 x) {
 
 #endif
 
-/// Pairs of 16-bit numbers: each word of four bytes as its even bytes and its odd ones.
-template <bool kNibbles, int kBits>
+/// Pairs of 16-bit numbers: each word of four bytes as its even bytes and its odd ones. So wide
+/// are all x; those of 9 bits too.
+template <bool kNibbles>
 struct WideDots {
-  using HighOnly = void;
   static constexpr int kPhases = 16 / kSteps;
   static constexpr int kRowBytes = 64;
   static constexpr int kSignedBias = 0;
 
-  static void store(int8_t* to, int i, F32 high, F32 low) {
-    store_pairs(to + 2 * i, kBits == 16 ? high * F32(256.0f) + low : high);
+  static void store(int8_t* to, const F32 (&q)[kGroupVectors], int) {
+    for (int i = 0; i < kGroupVectors; ++i) store_pairs(to + 2 * i * F32::kWidth, q[i]);
   }
   template <int kPhase>
   [[gnu::always_inline]] static void load(const uint8_t* group, Words (&words)[8]) {
@@ -227,7 +296,8 @@ struct WideDots {
     }
   }
   template <int kPhase>
-  [[gnu::always_inline]] static void add(const Words (&words)[8], const int8_t* x, Sums& sums) {
+  [[gnu::always_inline]] static void add(const uint8_t*, const Words (&words)[8], const int8_t* x,
+                                         Sums& sums) {
 #pragma GCC unroll 4
     for (int i = 0; i < kSteps; ++i) {
       const Words xi = broadcast(x + 4 * (kSteps * kPhase + i));
@@ -244,36 +314,11 @@ struct WideDots {
 };
 
 #if defined(__AVX2__)
-/// Four bits times 16. A group of x holds its highs once more, for the products of four bits times
-/// eight.
-struct SplitNibbleDots : WideDots<true, 16> {
-  using Wide = WideDots<true, 16>;
-  static constexpr int kRowBytes = Wide::kRowBytes + NibbleDots::kRowBytes;
-
-  struct HighOnly : NibbleDots {
-    static constexpr int kRowBytes = SplitNibbleDots::kRowBytes;
-
-    template <int kPhase>
-    [[gnu::always_inline]] static void add(const Words (&words)[8], const int8_t* x, Sums& sums) {
-      NibbleDots::add<kPhase>(words, x + Wide::kRowBytes, sums);
-    }
-    static F32 to_float(Words sum, int32_t start) {
-      return plus(_mm256_slli_epi32(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)), 8), start);
-    }
-  };
-
-  static void store(int8_t* to, int i, F32 high, F32 low) {
-    Wide::store(to, i, high, low);
-    NibbleDots::store(to + Wide::kRowBytes, i, high, low);
-  }
-};
-
 template <bool kNibbles, int kBits>
-using Dots = std::conditional_t<!kNibbles, WideDots<kNibbles, kBits>,
-                                std::conditional_t<kBits == 8, NibbleDots, SplitNibbleDots> >;
+using Dots = std::conditional_t < kNibbles&& kBits<16, NibbleDots<kBits>, WideDots<kNibbles> >;
 #else
 template <bool kNibbles, int kBits>
-using Dots = WideDots<kNibbles, kBits>;
+using Dots = WideDots<kNibbles>;
 #endif
 
 #endif

@@ -44,6 +44,12 @@ static inline float reduce_max(F32 a) {
   x = _mm_max_ps(x, _mm_movehl_ps(x, x));
   return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
+static inline void store_quad_max(float* to, F32 a) {
+  __m256 m = _mm256_max_ps(a.v, _mm256_permute_ps(a.v, 0xb1));
+  m = _mm256_max_ps(m, _mm256_permute_ps(m, 0x4e));
+  const __m128 both = _mm_unpacklo_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
+  _mm_storel_pi(reinterpret_cast<__m64*>(to), both);
+}
 static inline F32 exp2_int(F32 n) {
   const __m256i bits =
       _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127)), 23);

@@ -53,6 +53,11 @@ static inline F32 reduce_add(F32 a, F32 b, F32 c, F32 d) {
   return F32(_mm512_permutexvar_ps(firsts, sum));
 }
 static inline float reduce_max(F32 a) { return _mm512_reduce_max_ps(a.v); }
+static inline void store_quad_max(float* to, F32 a) {
+  __m512 m = _mm512_max_ps(a.v, _mm512_permute_ps(a.v, 0xb1));
+  m = _mm512_max_ps(m, _mm512_permute_ps(m, 0x4e));
+  _mm_storeu_ps(to, _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, m)));
+}
 static inline F32 exp2_int(F32 n) {
   const __m512i bits =
       _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23);

@@ -36,6 +36,7 @@ static inline float reduce_max(F32 a) {
   const float y = a.v[2] > a.v[3] ? a.v[2] : a.v[3];
   return x > y ? x : y;
 }
+static inline void store_quad_max(float* to, F32 a) { *to = reduce_max(a); }
 static inline F32 exp2_int(F32 n) {
   typedef int32_t Ints __attribute__((vector_size(16)));
   const Ints bits = (__builtin_convertvector(n.v, Ints) + 127) << 23;

@@ -170,11 +170,11 @@ def linear(
             and to up, as :func:`gate_and_up` arranges the rows of weight and bias: a CPU core reads
             both as one stream.
         accumulate: the result is added to ``out`` in place of replacing it.
-        activation_bits: how x is rounded. A packed weight meets integers of 8 or 16 bits, or (12)
-            of 16 in those groups of a row whose error would be felt and of 8 elsewhere (on CUDA as
-            16).
+        activation_bits: how x is rounded, in groups of 32 inputs. A packed weight meets integers of
+            8 or 16 bits, or (9, the mean) of 16 in the word of four inputs that has the largest and
+            of 8, on the others' scale, elsewhere (on CUDA as 16).
             A bfloat16 weight, on CPUs that multiply bfloat16, meets one bfloat16 (8 significant
-            bits) or the sum of two (16). 16 makes 1/250 of the error for twice the multiplications,
+            bits) or the sum of two (16). 16 makes 1/256 of the error for twice the multiplications,
             which costs little while memory is the limit. By default 8 for packed weights, else 16.
         out: [num_tokens, out_features] (half of that with ``silu_mul``) float32 or as ``x``,
             written; as ``x`` if absent.
