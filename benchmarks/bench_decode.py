@@ -7,9 +7,10 @@ take turns, so that a ratio compares neighbours in time.
 
 Prefill is prompt tokens over the time to first token (TTFT); decode is tokens of all sequences over
 the time after the first ones. A row is lampo in one format, beside llama.cpp on the same file and
-beside the fastest peer that keeps at least as many bits of a weight. "limit %" compares lampo with
-the machine: the least time by cost.py, at the read bandwidth and the rate of matrix products that
-were measured in the same round, over lampo's time.
+beside the fastest peer that keeps at least as many bits of a weight, whatever it keeps of its
+cache: OpenVINO 8 bits, llama.cpp 16 or 8, lampo 16 or, in rows of their own, 8. "limit %" compares
+lampo with the machine: the least time by cost.py, at the read bandwidth and the rate of matrix
+products that were measured in the same round, over lampo's time.
 
     LAMPO_PEERS=DIRECTORY python benchmarks/bench_decode.py --cases decode --json FILE
 """
@@ -19,7 +20,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from statistics import fmean
 from typing import Any
@@ -127,7 +128,7 @@ def check(workers: list[peers.Worker], threads: int, report: results.Report) -> 
         report.note("transformers is not installed: tokens not checked")
         return
     for worker in workers:
-        if worker.engine != OURS:
+        if worker.engine not in OURS:
             continue
         oracle = peers.Worker(ORACLE, worker.weight_format, threads)
         try:
@@ -185,6 +186,11 @@ class Limits:
         return step.nbytes / self.bandwidth.median > step.flops / self.rate.median
 
 
+def what(ours: peers.Worker) -> str:
+    kv_dtype = OURS[ours.engine]
+    return ours.weight_format + ("" if kv_dtype == "bf16" else f", {kv_dtype} cache")
+
+
 def compare(
     row: dict[str, Any], tokens: int, ours: peers.Worker, others: list[peers.Worker], seconds: Times
 ) -> None:
@@ -209,8 +215,11 @@ def run_case(
 ) -> None:
     kind = case.prompt_tokens, case.prefill
     workers = [worker for worker in workers if ENGINES[worker.engine].takes_part(*kind)]
-    ours = [worker for worker in workers if worker.engine == OURS]
-    shapes = [cost.model_shape_of_gguf(worker.model) for worker in ours]
+    ours = [worker for worker in workers if worker.engine in OURS]
+    shapes = [
+        replace(cost.model_shape_of_gguf(worker.model), kv_dtype=OURS[worker.engine])
+        for worker in ours
+    ]
     limits = [
         Limits(cost.step(shape, *case.step), worker.weight_format, threads)
         for shape, worker in zip(shapes, ours, strict=True)
@@ -234,14 +243,14 @@ def run_case(
         share = timing.pair_ratio(limit.seconds, seconds[worker.name]).median
         row: dict[str, Any] = {
             "case": case.name,
-            "lampo": worker.weight_format,
+            "lampo": what(worker),
             "ms": mine * 1e3,
             "tok/s": tokens / mine,
             "bound by": "memory" if limit.by_memory else "compute",
             "GB/s": limit.step.gb_per_s(mine) if limit.by_memory else None,
             "limit %": 100 * share,
         }
-        compare(row, tokens, worker, [w for w in workers if w.engine != OURS], seconds)
+        compare(row, tokens, worker, [w for w in workers if w not in ours], seconds)
         report.add(
             row,
             seconds={name: series.summary() for name, series in seconds.items()},
@@ -261,7 +270,7 @@ def main() -> None:
     report = results.Report("decode", COLUMNS, args)
     workers = peers.start_workers(args.engines, args.formats, args.threads, report)
     try:
-        if not any(worker.engine == OURS for worker in workers):
+        if not any(worker.engine in OURS for worker in workers):
             sys.exit("bench_decode: lampo is not among the engines, or reads none of the formats")
         check(workers, args.threads, report)
         for case in cases:

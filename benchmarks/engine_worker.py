@@ -27,13 +27,16 @@ TESTS = Path(__file__).resolve().parents[1] / "tests"  # model_harness lives the
 class Lampo:
     """The public API as a user calls it."""
 
-    def __init__(self, model: Path, threads: int) -> None:
+    def __init__(self, model: Path, threads: int, kv_cache_dtype: str = "bfloat16") -> None:
         os.environ["LAMPO_NUM_THREADS"] = str(threads)
+        import torch
+
         import lampo
         from lampo import LLM, SamplingParams
 
         self.model = model
-        self.llm = LLM(str(model))
+        self.llm = LLM(str(model), kv_cache_dtype=kv_cache_dtype)
+        self.kv_dtype = getattr(torch, kv_cache_dtype)
         self.params = SamplingParams
         self.version = lampo.__version__
 
@@ -50,15 +53,13 @@ class Lampo:
 
     def logits(self, prompt: list[int]) -> Any:
         """The model as LLM loads it, without LLM around it, as the tests run it."""
-        import torch
-
         from lampo.models.registry import load_model
         from lampo.weights import load_checkpoint
         from model_harness import Runner
 
         with load_checkpoint(self.model) as checkpoint:
             model = load_model(checkpoint, "auto")
-            runner = Runner(model, page_size=64, kv_dtype=torch.bfloat16)
+            runner = Runner(model, page_size=64, kv_dtype=self.kv_dtype)
             return runner.chunks(prompt, 512).float().numpy()
 
 
@@ -163,7 +164,9 @@ def start(engine: str, model: Path, threads: int) -> Any:
         return Transformers(model, threads, "bfloat16")
     if engine == "transformers f32":
         return Transformers(model, threads, "float32")
-    return {"lampo": Lampo, "OpenVINO": OpenVINO}[engine](model, threads)
+    if engine == "OpenVINO":
+        return OpenVINO(model, threads)
+    return Lampo(model, threads, "int8" if engine == "lampo int8 cache" else "bfloat16")
 
 
 def answer(engine: Any, request: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The llama.cpp side of the benchmarks: one long-lived process that answers JSON lines.
 //
-//   llama_cpp_worker FLASH_ATTENTION MODEL.gguf THREADS        (auto, on or off)
+//   llama_cpp_worker FLASH_ATTENTION CACHE MODEL.gguf THREADS  (auto, on or off; f16 or q8_0)
 //   -> {"ready": true, "engine": "llama.cpp", ...}
 //   <- {"prompts": [[1, 2, 3]], "max_tokens": 64}
 //   -> {"ttft_s": 0.1, "total_s": 0.5, "token_ids": [[...]]}
@@ -11,7 +11,7 @@
 // Greedy, end-of-text ignored; prompts of one request have one length and decode together. With
 // "reuse": true a request whose prompts are those of the request before starts from their cache, as
 // the time of a decode step at some depth does not depend on when that depth was reached. Otherwise
-// the library's defaults: f16 cache, batches of 2048 in pieces of 512, weights repacked where it
+// the library's defaults: batches of 2048 in pieces of 512, weights repacked where it
 // knows how. The clock starts when the request has been parsed; the first token's time ends when
 // the ids of all first tokens are known. install_peers builds this file.
 
@@ -52,9 +52,12 @@ const std::map<std::string, llama_flash_attn_type> kFlashAttention = {
     {"on", LLAMA_FLASH_ATTN_TYPE_ENABLED},
     {"off", LLAMA_FLASH_ATTN_TYPE_DISABLED}};
 
+const std::map<std::string, ggml_type> kCache = {{"f16", GGML_TYPE_F16}, {"q8_0", GGML_TYPE_Q8_0}};
+
 class Engine {
  public:
-  Engine(const char* path, int threads, const std::string& flash_attention) {
+  Engine(const char* path, int threads, const std::string& flash_attention,
+         const std::string& cache) {
     llama_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
     llama_backend_init();
     model_ = llama_model_load_from_file(path, llama_model_default_params());
@@ -64,6 +67,7 @@ class Engine {
     params_.n_threads = threads;
     params_.n_threads_batch = threads;
     params_.flash_attn_type = kFlashAttention.at(flash_attention);
+    params_.type_k = params_.type_v = kCache.at(cache);
     batch_ = llama_batch_init(static_cast<int32_t>(params_.n_batch), 0, 1);
   }
 
@@ -171,13 +175,13 @@ json answer(Engine& engine, const json& request) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 4 || kFlashAttention.count(argv[1]) == 0) {
-    std::fprintf(stderr, "usage: llama_cpp_worker auto|on|off MODEL.gguf THREADS\n");
+  if (argc != 5 || kFlashAttention.count(argv[1]) == 0 || kCache.count(argv[2]) == 0) {
+    std::fprintf(stderr, "usage: llama_cpp_worker auto|on|off f16|q8_0 MODEL.gguf THREADS\n");
     return 2;
   }
   try {
     const auto start = Clock::now();
-    Engine engine(argv[2], std::atoi(argv[3]), argv[1]);
+    Engine engine(argv[3], std::atoi(argv[4]), argv[1], argv[2]);
     std::cout << json{{"ready", true},
                       {"engine", "llama.cpp"},
                       {"version", LLAMA_CPP_VERSION},

@@ -48,12 +48,19 @@ class Engine:
         return fits and not (prefill and self.decode_only)
 
 
-OURS, ORACLE = "lampo", "transformers f32"
+OURS = {"lampo": "bf16", "lampo int8 cache": "int8"}  # and the dtypes of their caches
+ORACLE = "transformers f32"
 ENGINES = {
-    OURS: Engine((sys.executable, WORKER, "lampo")),
-    "llama.cpp": Engine((LLAMA_CPP_WORKER, "auto")),
+    "lampo": Engine((sys.executable, WORKER, "lampo")),
+    "lampo int8 cache": Engine(
+        (sys.executable, WORKER, "lampo int8 cache"), shortest=1024, decode_only=True
+    ),
+    "llama.cpp": Engine((LLAMA_CPP_WORKER, "auto", "f16")),
     # "auto" uses flash attention, which is slower than none when decoding far into a context.
-    "llama.cpp -fa off": Engine((LLAMA_CPP_WORKER, "off"), shortest=1024, decode_only=True),
+    "llama.cpp -fa off": Engine((LLAMA_CPP_WORKER, "off", "f16"), shortest=1024, decode_only=True),
+    "llama.cpp q8_0 cache": Engine(
+        (LLAMA_CPP_WORKER, "on", "q8_0"), shortest=1024, decode_only=True
+    ),
     "OpenVINO": Engine((OPENVINO_PYTHON, WORKER, "OpenVINO"), ("int4", "int8")),
     "transformers": Engine((sys.executable, WORKER, "transformers"), ("BF16",), longest=2048),
     ORACLE: Engine((sys.executable, WORKER, ORACLE)),
@@ -70,7 +77,7 @@ def hold_to(isa: str) -> None:
         program, *arguments = engine.command
         if name.startswith("llama.cpp"):
             ENGINES[name] = replace(engine, command=(f"{program}_{isa}", *arguments))
-        elif name not in (OURS, ORACLE):
+        elif name not in (*OURS, ORACLE):
             del ENGINES[name]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ import peers
 import readme_table
 import timing
 
+ON_GGUF = ["lampo", "lampo int8 cache", "transformers f32"]
+ON_GGUF += ["llama.cpp", "llama.cpp -fa off", "llama.cpp q8_0 cache"]
 PROMPTS = [[1, 17, 42, 9], [3, 100, 8, 250]]
 
 
@@ -124,6 +127,20 @@ def test_decode_row(rows):
     assert all(reuse for _, reuse in workers[2].requests)
 
 
+def test_row_of_an_8_bit_cache(rows):
+    case = bench_decode.Case("decode", 1, 4096, 64)
+    engines = ["lampo", "lampo int8 cache", "llama.cpp q8_0 cache"]
+    seconds = [4e-3, 3e-3, 12e-3]
+    workers = [Fake(e, "Q4_1", s) for e, s in zip(engines, seconds, strict=True)]
+    sixteen, eight = rows(case, workers)
+    assert (sixteen["lampo"], eight["lampo"]) == ("Q4_1", "Q4_1, int8 cache")
+    assert (sixteen["x llama.cpp"], eight["x llama.cpp"]) == (pytest.approx(3), pytest.approx(4))
+    shape = replace(cost.SMOLLM2_135M, kv_dtype="int8")
+    step = cost.decode_step(shape, 1, 4096 + 32 - 1)
+    assert eight["GB/s"] == pytest.approx(step.nbytes / 3e-3 / 1e9)
+    assert eight["best peer"] == "llama.cpp q8_0 cache Q4_1"
+
+
 def test_prefill_row(rows):
     case = bench_decode.Case("prefill", 1, 2048, 1)
     workers = [Fake("lampo", "Q4_1", 0), Fake("llama.cpp", "Q4_1", 0)]
@@ -151,10 +168,10 @@ def test_engines_held_to_an_instruction_set(monkeypatch):
     peers.hold_to("avx2")
     assert os.environ.pop("LAMPO_CPU_ISA") == "avx2"
     assert peers.ENGINES["llama.cpp"].command == (f"{native[0]}_avx2", *native[1:])
-    assert set(peers.ENGINES) == {"lampo", "llama.cpp", "llama.cpp -fa off", "transformers f32"}
+    assert set(peers.ENGINES) == set(ON_GGUF)
 
 
-@pytest.mark.parametrize("engine", ["lampo", "transformers f32", "llama.cpp", "llama.cpp -fa off"])
+@pytest.mark.parametrize("engine", ON_GGUF)
 def test_engine_process(engine, tiny, tmp_path):
     """Each engine in its process: the same logits, and tokens that are the best ones."""
     if not peers.installed(engine):
