@@ -27,9 +27,18 @@ def next_token(token_ids: list[int]) -> int:
 
 
 class FakePool:
+    """`idle_after`: pages in use so far, while the engine is idle."""
+
     def __init__(self, num_pages: int, page_size: int) -> None:
         self.num_pages, self.page_size, self.bytes_per_page = num_pages, page_size, 100
         self.slots = np.full((num_pages, page_size), -1, dtype=np.int64)
+        self.idle_after: int | None = None
+
+    def idle(self, num_used: int) -> None:
+        self.idle_after = num_used
+
+    def busy(self) -> None:
+        self.idle_after = None
 
     def copy_page(self, source: int, target: int) -> None:
         self.slots[target] = self.slots[source]

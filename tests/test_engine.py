@@ -298,6 +298,19 @@ def test_a_request_that_needs_nothing():
     assert engine.stats().num_steps == 0
 
 
+def test_the_pool_hears_when_nothing_is_to_be_done():
+    engine = make_engine(num_pages=8, page_size=4)
+    assert engine.pool.idle_after == 0
+    engine.add_request("a", make_sequences([1] * 5, max_tokens=5))
+    engine.add_request("b", make_sequences([2] * 3, max_tokens=2))
+    while engine.has_unfinished:
+        assert engine.pool.idle_after is None or engine.stats().num_steps == 0
+        engine.step()
+    assert engine.pool.idle_after == 4  # 3 for 9 tokens and 1 for 4
+    engine.step()
+    assert engine.pool.idle_after == 4
+
+
 def test_stats_count():
     engine = make_engine(64, 4)
     for name in "ab":

@@ -228,7 +228,7 @@ print((kilobytes("VmHWM") - before) * 1024 - llm.path.stat().st_size)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.usefixtures("smollm2")
 def test_smollm2_generates_within_little_more_than_its_size():
-    """Peak memory beyond Python and torch: the file, and 120 MB; measured: 56 MB."""
+    """Peak memory beyond Python and torch: the file, and 120 MB; measured: 94 MB."""
     command = [sys.executable, "-c", MEMORY]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(result.stdout) < 120_000_000

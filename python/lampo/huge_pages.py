@@ -8,14 +8,18 @@ and need 1.0 to 1.05 times as long, and 1.04 to 1.2 times between caches of 4096
 
 from __future__ import annotations
 
+import ctypes
 import math
 import mmap
+import threading
 from contextlib import suppress
 
 import torch
 
 _CHUNK_BYTES = 64 << 20
 _ALIGNMENT = 64
+_HUGE_PAGE = 2 << 20
+_MADV_POPULATE_WRITE = 23  # since Linux 5.14
 
 
 def reserve(nbytes: int) -> torch.Tensor:
@@ -28,6 +32,63 @@ def reserve(nbytes: int) -> torch.Tensor:
         with suppress(OSError):  # a kernel without them
             memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.uint8)
+
+
+def prefault(memory: torch.Tensor) -> bool:
+    """Has the system provide reserved memory now, not when it is first written.
+
+    What has been written stays. Other threads of Python go on meanwhile.
+
+    Returns:
+        whether this system can.
+    """
+    try:
+        madvise = ctypes.CDLL(None, use_errno=True).madvise
+    except (OSError, AttributeError, TypeError):
+        return False
+    start = memory.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+    nbytes = memory.data_ptr() + memory.nbytes - start
+    return bool(madvise(ctypes.c_void_p(start), ctypes.c_size_t(nbytes), _MADV_POPULATE_WRITE) == 0)
+
+
+class Prefaulter:
+    """Has the system provide reserved memory in idle moments, a little beyond what is in use.
+
+    Otherwise it does so, and clears it, in the midst of the work that first writes there. A huge
+    page takes 0.2 ms, and 4 ms where a virtual machine gets it from its host: then SmolLM2's prompt
+    of 128 tokens needs 1.1 to 1.3 times as long.
+
+    Args:
+        memory: from :func:`reserve`, used from its beginning on.
+        ahead: bytes to have ready beyond those in use.
+    """
+
+    def __init__(self, memory: torch.Tensor, ahead: int) -> None:
+        self._memory = memory
+        self._ahead = ahead
+        self._ready = 0  # bytes
+        self._idle = False
+        self._thread: threading.Thread | None = None
+
+    def idle(self, used: int) -> None:
+        """Starts that, in a thread, after the first `used` bytes."""
+        self._idle = True
+        self._ready = max(self._ready, used)
+        goal = min(used + self._ahead, self._memory.nbytes)
+        if self._ready < goal and (self._thread is None or not self._thread.is_alive()):
+            self._thread = threading.Thread(target=self._run, args=(goal,), daemon=True)
+            self._thread.start()
+
+    def busy(self) -> None:
+        """Stops that, within a huge page."""
+        self._idle = False
+
+    def _run(self, goal: int) -> None:
+        while self._idle and self._ready < goal:
+            end = min(self._ready + _HUGE_PAGE, goal)
+            if not prefault(self._memory[self._ready : end]):
+                end = self._memory.nbytes  # never again
+            self._ready = end
 
 
 class Arena:

@@ -8,12 +8,13 @@ import os
 
 import torch
 
-from lampo.huge_pages import reserve
+from lampo.huge_pages import Prefaulter, reserve
 from lampo.models.config import ModelConfig
 from lampo.models.decoder import KVCache
 from lampo.sampling_params import check_integer
 
 _DEFAULT_MEMORY = 4 << 30
+_READY_MEMORY = 32 << 20
 _CPU = torch.device("cpu")
 
 
@@ -21,7 +22,7 @@ class KVPool:
     """A fixed number of pages, each of `page_size` tokens in every layer.
 
     A page is one piece of memory with its keys and values of all layers, which costs memory on the
-    CPU once it has been written.
+    CPU once it has been written, or soon will be (:meth:`idle`).
 
     Attributes:
         cache: the tensors.
@@ -44,6 +45,7 @@ class KVPool:
             memory = reserve(nbytes)
         else:
             memory = torch.empty(nbytes, dtype=torch.uint8, device=device)
+        self._prefaulter = Prefaulter(memory, _READY_MEMORY) if device.type == "cpu" else None
         pages = memory.view(num_pages, self.bytes_per_page)
         # NumPy copies in this thread: torch's own would take the cores from ours.
         self._pages = pages.numpy() if device.type == "cpu" else pages
@@ -65,6 +67,15 @@ class KVPool:
         k, v = ([part[:, :, i] for part in vectors] for i in range(2))
         k_scale, v_scale = map(list, zip(*scales, strict=True))
         self.cache = KVCache(k, v, k_scale, v_scale)
+
+    def idle(self, num_used: int) -> None:
+        """Until :meth:`busy`, memory is made ready for some pages after the first `num_used`."""
+        if self._prefaulter is not None:
+            self._prefaulter.idle(num_used * self.bytes_per_page)
+
+    def busy(self) -> None:
+        if self._prefaulter is not None:
+            self._prefaulter.busy()
 
     def copy_page(self, source: int, target: int) -> None:
         self._pages[target] = self._pages[source]

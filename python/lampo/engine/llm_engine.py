@@ -126,6 +126,7 @@ class LLMEngine:
         self._num_steps = self._num_prompt_tokens = self._num_output_tokens = 0
         self._num_cached_prompt_tokens = 0
         self._finished: Counter[str] = Counter()
+        self._rest()
 
     @property
     def has_unfinished(self) -> bool:
@@ -194,6 +195,7 @@ class LLMEngine:
             the new pieces of all completions that have any. The last piece of a request has its
             whole result.
         """
+        self.pool.busy()
         if self._timed:
             self._end_what_is_late()
         try:
@@ -209,7 +211,10 @@ class LLMEngine:
                 raise
             logger.exception("a step failed, and with it %d sequences", len(at_work))
             self._fail(at_work or everybody, _internal_error(error), "error")
-        return self._hand_out()
+        pieces = self._hand_out()
+        if not self._requests:
+            self._rest()
+        return pieces
 
     def replay_decode(self, sequences: list[Sequence], repeats: int) -> list[list[OpTiming]]:
         """Replays the decode step of sequences of any length with a clock, for `lampo.profile`.
@@ -219,6 +224,7 @@ class LLMEngine:
         Raises:
             MemoryError: the pool has too few pages available.
         """
+        self.pool.busy()
         allocator = self.scheduler.allocator
         counts = [allocator.pages_for(len(s.token_ids)) for s in sequences]
         pages = allocator.allocate(sum(counts))
@@ -282,6 +288,9 @@ class LLMEngine:
                 for i, sequence in enumerate(request.sequences)
             ),
         )
+
+    def _rest(self) -> None:
+        self.pool.idle(self.scheduler.allocator.num_ever_used)
 
     def _advance(self) -> None:
         """Launches the next step, and reads what is in flight."""

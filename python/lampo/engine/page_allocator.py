@@ -55,6 +55,7 @@ class PageAllocator:
         self.page_size = page_size
         self.prefix_caching = prefix_caching
         self.ref_counts = [0] * num_pages
+        self.num_ever_used = 0  # the first so many pages have been in use
         # Last in, first out: a new sequence gets pages that are in memory already.
         self._free = list(range(num_pages - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()  # the least recently used first
@@ -90,6 +91,7 @@ class PageAllocator:
         pages = [self._free.pop() for _ in range(count)]
         for page in pages:
             self.ref_counts[page] = 1
+        self.num_ever_used = max(self.num_ever_used, 1 + max(pages, default=-1))
         return pages
 
     def share(self, pages: Iterable[int]) -> None:
