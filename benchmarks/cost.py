@@ -51,9 +51,6 @@ class Cost:
         return max(self.nbytes / bytes_per_s, self.flops / flops_per_s)
 
 
-ZERO = Cost(0, 0)
-
-
 def weight_bytes(weight_format: str, rows: int, columns: int) -> int:
     """Size of a weight matrix [rows, columns], plain or in blocks of 32 along the columns."""
     if weight_format in BLOCK_BYTES:
@@ -213,31 +210,40 @@ def step(
     """One forward pass over the last query_lens[i] tokens of each sequence, and one sample each.
 
     Activations between the ops count as nothing: a step may keep them in cache. What remains is the
-    weights, the cache that is read and written, the logits and the arithmetic.
+    weights, the cache that is read and written, the logits and the arithmetic. The last layer needs
+    every key and value, and behind them the last token of each sequence alone.
     """
-    m, tokens, rows = model, sum(query_lens), len(query_lens)
+    m, rows = model, len(query_lens)
     q_size, kv_size = m.num_qo_heads * m.head_dim, m.num_kv_heads * m.head_dim
-    shapes = [
-        (m.hidden_size, q_size + 2 * kv_size),  # q, k, v
-        (q_size, m.hidden_size),  # o
-        (m.hidden_size, 2 * m.intermediate_size),  # gate, up
-        (m.intermediate_size, m.hidden_size),  # down
-    ]
-    layer = ZERO
-    for in_features, out_features in shapes:
-        weights = weight_bytes(m.weight_format, out_features, in_features)
-        layer += Cost(weights, 2 * tokens * in_features * out_features)
     heads = (m.num_qo_heads, m.num_kv_heads, m.head_dim)
-    attention = paged_attention(query_lens, seq_lens, *heads, kv_dtype=m.kv_dtype)
-    q_and_out = 2 * tokens * q_size * ELEMENT_BYTES[dtype]  # activations again
-    layer += Cost(attention.nbytes - q_and_out, attention.flops)
-    layer += Cost(2 * tokens * kv_size * ELEMENT_BYTES[m.kv_dtype], 0)  # the new k and v
-    norms = Cost(2 * m.hidden_size * 4, 2 * tokens * m.hidden_size * 5)
+
+    def product(tokens: int, in_features: int, out_features: int) -> Cost:
+        weights = weight_bytes(m.weight_format, out_features, in_features)
+        return Cost(weights, 2 * tokens * in_features * out_features)
+
+    def layer(lens: list[int]) -> Cost:
+        """lens: of the queries."""
+        tokens, queries = sum(query_lens), sum(lens)
+        attention = paged_attention(lens, seq_lens, *heads, kv_dtype=m.kv_dtype)
+        q_and_out = 2 * queries * q_size * ELEMENT_BYTES[dtype]  # activations again
+        new_kv = 2 * tokens * kv_size * ELEMENT_BYTES[m.kv_dtype]
+        norms = Cost(2 * m.hidden_size * 4, (tokens + queries) * m.hidden_size * 5)
+        return (
+            product(queries, m.hidden_size, q_size)
+            + product(tokens, m.hidden_size, 2 * kv_size)
+            + Cost(attention.nbytes - q_and_out + new_kv, attention.flops)
+            + product(queries, q_size, m.hidden_size)
+            + product(queries, m.hidden_size, 2 * m.intermediate_size)
+            + product(queries, m.intermediate_size, m.hidden_size)
+            + norms
+        )
+
     head = Cost(
         weight_bytes(m.head_format, m.vocab_size, m.hidden_size),
         2 * rows * m.hidden_size * m.vocab_size,  # only the last token of each sequence
     )
-    return (layer + norms) * m.num_layers + head + sample(rows, m.vocab_size)
+    layers = layer(query_lens) * (m.num_layers - 1) + layer([1] * rows)
+    return layers + head + sample(rows, m.vocab_size)
 
 
 def decode_step(model: ModelShape, batch_size: int = 1, depth: int = 0) -> Cost:

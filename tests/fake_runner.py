@@ -69,10 +69,16 @@ class FakeRunner:
         self.num_computed += count
         return [found[: end + 1] for end in range(start, start + count)]
 
-    def run(self, work: list[tuple[Sequence, int]]) -> torch.Tensor:
-        prefixes = [prefix for s, count in work for prefix in self._compute(s, count)]
+    def run(
+        self, work: list[tuple[Sequence, int]], last_of: list[int] | None = None
+    ) -> torch.Tensor:
+        computed = [self._compute(s, count) for s, count in work]
         self._maybe_fail()
-        return torch.tensor([next_token(prefix) for prefix in prefixes])
+        if last_of is None:
+            prefixes = [prefix for all_of_one in computed for prefix in all_of_one]
+        else:
+            prefixes = [computed[i][-1] for i in last_of]
+        return torch.tensor([next_token(prefix) for prefix in prefixes], dtype=torch.int64)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.one_hot(hidden, VOCAB_SIZE).float() * 5

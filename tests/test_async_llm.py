@@ -57,9 +57,9 @@ def slow_down(model: AsyncLLM, seconds: float) -> None:
     for name in ("run", "decode"):
         original = getattr(runner, name)
 
-        def slow(work: Any, original: Any = original) -> Any:
+        def slow(*args: Any, original: Any = original, **options: Any) -> Any:
             time.sleep(seconds)
-            return original(work)
+            return original(*args, **options)
 
         setattr(runner, name, slow)
 

@@ -375,21 +375,24 @@ class LLMEngine:
         self._open.remove(plan)
 
     def _compute_prompts(self, plan: Plan, sequences: list[Sequence]) -> None:
-        starts = [s.num_computed for s in sequences]
-        hidden = self.runner.run(list(plan.work.items()))
-        self._commit(plan)
-        ready: list[Sequence] = []
-        rows: list[int] = []
-        end = 0
-        for sequence, start in zip(sequences, starts, strict=True):
-            begin, end = end, end + plan.work[sequence]
-            if sequence.prompt_logprobs is not None:
-                self._score_prompt(sequence, start, hidden[begin:end])
-            if sequence.num_pending == 0 and not sequence.finished:
-                ready.append(sequence)
-                rows.append(end - 1)
-        if ready:
-            logits = self.runner.logits(hidden[torch.tensor(rows, device=hidden.device)])
+        work, starts = list(plan.work.items()), [s.num_computed for s in sequences]
+        ends = list(itertools.accumulate(plan.work.values()))
+        complete = [
+            i for i, (s, count) in enumerate(work) if count == s.num_pending and not s.finished
+        ]
+        if all(s.prompt_logprobs is None for s in sequences):
+            hidden = self.runner.run(work, last_of=complete)
+            self._commit(plan)
+        else:
+            hidden = self.runner.run(work)
+            self._commit(plan)
+            for sequence, start, end in zip(sequences, starts, ends, strict=True):
+                if sequence.prompt_logprobs is not None:
+                    self._score_prompt(sequence, start, hidden[end - plan.work[sequence] : end])
+            rows = [ends[i] - 1 for i in complete]
+            hidden = hidden[torch.tensor(rows, dtype=torch.int64, device=hidden.device)]
+        if complete:
+            ready, logits = [sequences[i] for i in complete], self.runner.logits(hidden)
             self._sampler.sample(logits, ready)
             self._fork(ready, logits)
 

@@ -47,11 +47,19 @@ class Runner(Protocol):
                 they are what is computed, one position further.
         """
 
-    def run(self, work: list[tuple[Sequence, int]]) -> torch.Tensor:
+    def run(
+        self, work: list[tuple[Sequence, int]], last_of: list[int] | None = None
+    ) -> torch.Tensor:
         """Computes the next `count` tokens of each sequence.
 
+        Args:
+            work: sequences and counts.
+            last_of: places in `work`, ascending: of these sequences the last token's output is
+                wanted, and no other. None: that of all tokens.
+
         Returns:
-            [sum of counts, hidden_size], for :meth:`logits`, valid until the next step.
+            [sum of counts or len(last_of), hidden_size], for :meth:`logits`, valid until the next
+            step.
         """
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -115,11 +123,13 @@ class ModelRunner:
         step.run(sequences)
         return [step.program.profile() for _ in range(repeats)]
 
-    def run(self, work: list[tuple[Sequence, int]]) -> torch.Tensor:
+    def run(
+        self, work: list[tuple[Sequence, int]], last_of: list[int] | None = None
+    ) -> torch.Tensor:
         """As :meth:`Runner.run`."""
-        return self.model.forward(self._step(work), self.pool.cache)
+        return self.model.forward(self._step(work, last_of), self.pool.cache)
 
-    def _step(self, work: list[tuple[Sequence, int]]) -> Step:
+    def _step(self, work: list[tuple[Sequence, int]], last_of: list[int] | None) -> Step:
         page_size = self.pool.page_size
         batch_size, num_tokens = len(work), sum(count for _, count in work)
         token_ids = np.empty(num_tokens, dtype=np.int64)
@@ -150,6 +160,7 @@ class ModelRunner:
             cu_seqlens_q=self._tensor(cu_seqlens_q),
             seq_lens=self._tensor(seq_lens),
             page_table=self._tensor(page_table),
+            last_of=None if last_of is None else self._tensor(np.array(last_of, dtype=np.int64)),
         )
 
     def _tensor(self, array: NDArray[Any]) -> torch.Tensor:

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 
@@ -25,6 +26,8 @@ class Step:
         cu_seqlens_q: [batch_size + 1] int32, where each sequence's tokens begin and end.
         seq_lens: [batch_size] int32, lengths counting the new tokens.
         page_table: [batch_size, max_pages_per_seq] int32.
+        last_of: [num_wanted] int64, ascending: whose last new token's output is wanted, and nobody
+            else's. None: that of all tokens.
     """
 
     token_ids: torch.Tensor
@@ -33,6 +36,23 @@ class Step:
     cu_seqlens_q: torch.Tensor
     seq_lens: torch.Tensor
     page_table: torch.Tensor
+    last_of: torch.Tensor | None = None
+
+    def narrowed(self) -> tuple[Step, torch.Tensor]:
+        """A step of the wanted tokens alone, of those sequences, and which tokens these are."""
+        assert self.last_of is not None
+        tokens = self.cu_seqlens_q[self.last_of + 1].long() - 1
+        narrow = replace(
+            self,
+            token_ids=self.token_ids[tokens],
+            positions=self.positions[tokens],
+            slot_mapping=self.slot_mapping[tokens],
+            cu_seqlens_q=torch.arange(len(tokens) + 1, dtype=torch.int32, device=tokens.device),
+            seq_lens=self.seq_lens[self.last_of],
+            page_table=self.page_table[self.last_of],
+            last_of=None,
+        )
+        return narrow, tokens
 
 
 @dataclass(frozen=True)
@@ -50,10 +70,23 @@ class KVCache:
     k_scale: list[torch.Tensor | None]
     v_scale: list[torch.Tensor | None]
 
+    def layers(self) -> list[LayerCache]:
+        parts = zip(self.k, self.v, self.k_scale, self.v_scale, strict=True)
+        return [LayerCache(*part) for part in parts]
+
     def tensors(self) -> Iterator[torch.Tensor]:
         """All of them; the first dimension of each is the page."""
         for tensors in (self.k, self.v, self.k_scale, self.v_scale):
             yield from (tensor for tensor in tensors if tensor is not None)
+
+
+class LayerCache(NamedTuple):
+    """One layer of a :class:`KVCache`."""
+
+    k: torch.Tensor
+    v: torch.Tensor
+    k_scale: torch.Tensor | None
+    v_scale: torch.Tensor | None
 
 
 class Buffers:
@@ -135,43 +168,38 @@ class Block:
         parts = {field.name: getattr(self, field.name).to(device) for field in fields(self)}
         return Block(**parts)
 
-    def __call__(
-        self,
-        step: Step,
-        k_cache: torch.Tensor,
-        v_cache: torch.Tensor,
-        k_scale: torch.Tensor | None,
-        v_scale: torch.Tensor | None,
-        cos_sin: torch.Tensor,
-        config: ModelConfig,
-        b: Buffers,
+    def project(
+        self, step: Step, cache: LayerCache, cos_sin: torch.Tensor, config: ModelConfig, b: Buffers
     ) -> None:
-        """Updates b.x, the residual stream."""
+        """Queries to b.q; keys and values to the cache."""
         self.qkv(b.x, b.qkv, b.workspace, norm=self.input_norm)
         ops.append_kv(
             b.q,
             b.k,
             b.v,
-            k_cache,
-            v_cache,
+            cache.k,
+            cache.v,
             step.slot_mapping,
             positions=step.positions,
             cos_sin=cos_sin,
             interleaved=config.rope.interleaved,
-            k_scale=k_scale,
-            v_scale=v_scale,
+            k_scale=cache.k_scale,
+            v_scale=cache.v_scale,
         )
+
+    def attend(self, step: Step, cache: LayerCache, config: ModelConfig, b: Buffers) -> None:
+        """What follows: updates b.x, the residual stream."""
         ops.paged_attention(
             b.q,
-            k_cache,
-            v_cache,
+            cache.k,
+            cache.v,
             step.page_table,
             step.seq_lens,
             step.cu_seqlens_q,
-            k_scale=k_scale,
-            v_scale=v_scale,
+            k_scale=cache.k_scale,
+            v_scale=cache.v_scale,
             out=b.attended,
-            workspace=b.attention_workspace_for(config, step, k_cache.shape[2]),
+            workspace=b.attention_workspace_for(config, step, cache.k.shape[2]),
         )
         self.attention_out(b.attended_rows, b.x, b.workspace, accumulate=True)
 
@@ -221,14 +249,18 @@ class Decoder:
         """Runs the blocks and writes the new tokens' keys and values into the cache.
 
         Returns:
-            [num_tokens, hidden_size], the residual stream, for :meth:`logits`; valid until the next
-            step.
+            [num_tokens or num_wanted, hidden_size], the residual stream, for :meth:`logits`; valid
+            until the next step.
         """
         b = self._buffers(step.token_ids.shape[0])
         ops.embedding(step.token_ids, self.embed_tokens, out=b.x)
-        layers = zip(cache.k, cache.v, cache.k_scale, cache.v_scale, strict=True)
-        for block, layer in zip(self.blocks, layers, strict=True):
-            block(step, *layer, self.cos_sin, self.config, b)
+        for block, layer in zip(self.blocks, cache.layers(), strict=True):
+            block.project(step, layer, self.cos_sin, self.config, b)
+            if block is self.blocks[-1] and step.last_of is not None:
+                if len(step.last_of) == 0:
+                    return b.x[:0]
+                step, b = self._narrow(step, b)
+            block.attend(step, layer, self.config, b)
         return b.x
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -256,6 +288,15 @@ class Decoder:
             dtype=self.dtype,
             nbytes=self.nbytes,
         )
+
+    def _narrow(self, step: Step, b: Buffers) -> tuple[Step, Buffers]:
+        """What is left to do behind the last keys and values: the tokens that are wanted."""
+        step, tokens = step.narrowed()
+        x, q = b.x[tokens], b.q[tokens]
+        b = self._buffers(len(tokens))  # the same memory
+        b.x.copy_(x)
+        b.q.copy_(q)
+        return step, b
 
     def _first_rows(self, num_tokens: int) -> Buffers:
         """Steps come in many sizes and one after the other, so they share memory."""
