@@ -102,6 +102,7 @@ class Buffers:
         dtype: torch.dtype,
         device: torch.device,
         of: Buffers | None = None,
+        workspaces_of: Buffers | None = None,
     ) -> None:
         c = config
         q_size, kv_size = c.num_qo_heads * c.head_dim, c.num_kv_heads * c.head_dim
@@ -122,11 +123,13 @@ class Buffers:
         self.attended_rows = self.attended.flatten(1)
         self.activated = rows("activated", c.intermediate_size)
         widest = max(c.hidden_size, q_size, c.intermediate_size)
-        workspace = ops.linear_workspace_size(num_tokens, widest)
-        self.workspace: torch.Tensor = (
-            torch.empty(workspace, dtype=torch.uint8, device=device) if of is None else of.workspace
-        )
-        self.attention_workspace = torch.empty(0, dtype=torch.uint8, device=device)
+        if shared := of or workspaces_of:
+            self.workspace: torch.Tensor = shared.workspace
+            self.attention_workspace: torch.Tensor = shared.attention_workspace
+        else:
+            size = ops.linear_workspace_size(num_tokens, widest)
+            self.workspace = torch.empty(size, dtype=torch.uint8, device=device)
+            self.attention_workspace = torch.empty(0, dtype=torch.uint8, device=device)
 
     @property
     def nbytes(self) -> int:
@@ -292,11 +295,10 @@ class Decoder:
     def _narrow(self, step: Step, b: Buffers) -> tuple[Step, Buffers]:
         """What is left to do behind the last keys and values: the tokens that are wanted."""
         step, tokens = step.narrowed()
-        x, q = b.x[tokens], b.q[tokens]
-        b = self._buffers(len(tokens))  # the same memory
-        b.x.copy_(x)
-        b.q.copy_(q)
-        return step, b
+        few = Buffers(self.config, len(tokens), self.dtype, self.device, workspaces_of=b)
+        ops.embedding(tokens, b.x, out=few.x)  # the rows of these tokens
+        ops.embedding(tokens, b.qkv, out=few.qkv)
+        return step, few
 
     def _first_rows(self, num_tokens: int) -> Buffers:
         """Steps come in many sizes and one after the other, so they share memory."""
