@@ -119,13 +119,14 @@ def interleave(
     repeats: int = 20,
     warmup: int = 3,
     min_sample_s: float = 2e-4,
-    settle_s: float = 0.005,
+    settle_s: float = 0.02,
     device: str = "cpu",
 ) -> dict[str, Series]:
     """Times several functions taking turns: A B, B A, A B ...; sample i of each belongs together.
 
     Each turn begins with a rest of `settle_s`, in which the worker threads of the one before stop
-    spinning, and with one untimed call. Compare the results by `pair_ratio`.
+    spinning (torch's do for more than 5 ms), and with one untimed call. Compare the results by
+    `pair_ratio`.
     """
     inner = {}
     for name, fn in contestants.items():
