@@ -186,7 +186,8 @@ class Limits:
         return step.nbytes / self.bandwidth.median > step.flops / self.rate.median
 
 
-def what(ours: peers.Worker) -> str:
+def label(ours: peers.Worker) -> str:
+    """Its format, and its cache where that is not the usual one."""
     kv_dtype = OURS[ours.engine]
     return ours.weight_format + ("" if kv_dtype == "bf16" else f", {kv_dtype} cache")
 
@@ -243,7 +244,7 @@ def run_case(
         share = timing.pair_ratio(limit.seconds, seconds[worker.name]).median
         row: dict[str, Any] = {
             "case": case.name,
-            "lampo": what(worker),
+            "lampo": label(worker),
             "ms": mine * 1e3,
             "tok/s": tokens / mine,
             "bound by": "memory" if limit.by_memory else "compute",
