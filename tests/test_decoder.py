@@ -21,14 +21,14 @@ NEW = [5, 70, 1, 13]
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16", "Q4_1"])
 def model(request, tmp_path_factory) -> Decoder:
-    folder = tmp_path_factory.mktemp("model")
-    path = folder / "tiny.gguf" if request.param == "Q4_1" else folder
-    if request.param == "Q4_1":
+    path, dtype = tmp_path_factory.mktemp("model"), request.param
+    if dtype == "Q4_1":
+        path, dtype = path / "tiny.gguf", "auto"
         make_gguf(path, quantization="Q4_1")
     else:
         make_checkpoint(path)
     with load_checkpoint(path) as checkpoint:
-        return load_model(checkpoint, "auto" if request.param == "Q4_1" else request.param)
+        return load_model(checkpoint, dtype)
 
 
 def ragged_step(model: Decoder) -> Step:

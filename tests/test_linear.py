@@ -53,9 +53,9 @@ def test_packed(isa, generator, dtype, format, shape, bits):
     x = torch.randn(tokens, columns + 7, generator=generator).to(dtype)[:, :columns]
     if tokens > 1:
         x[1] = 0
-        x[2:, columns // 2] *= 20  # 9 bits: what stands out gets 16 ...
+        x[2:, columns // 2] *= 20  # 9 bits: the word with what stands out gets 16
         x[2::3, 0] *= 100
-        x[-1, :32] = torch.nn.functional.one_hot(torch.tensor(7), 32)  # ... of which 0 leaves all
+        x[-1, :32] = torch.nn.functional.one_hot(torch.tensor(7), 32)  # the others' largest is 0
     bias = torch.randn(rows, generator=generator).to(dtype) if rows == 40 else None
     out = torch.full((tokens, rows), SENTINEL, dtype=dtype)
     ops.linear(x, weight, bias, activation_bits=bits, out=out)

@@ -93,6 +93,10 @@ class Buffers:
     """The activations of a step of `num_tokens` tokens, all that a layer writes.
 
     Fixed memory: a step allocates nothing. Smaller steps use the first rows of a larger one's.
+
+    Args:
+        of: whose first rows and workspaces these are.
+        workspaces_of: whose workspaces alone.
     """
 
     def __init__(
