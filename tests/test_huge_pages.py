@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
+import threading
 
 import pytest
 import torch
@@ -88,6 +91,28 @@ def test_work_stops_it(monkeypatch):
     prefaulter.idle(0)
     wait(prefaulter)
     assert calls == [2 * MB]
+
+
+EXIT = """
+import torch
+from lampo import huge_pages
+
+huge_pages.prefault = lambda memory: True  # the thread is in torch nearly all the time
+huge_pages.Prefaulter(torch.empty(1 << 42, dtype=torch.uint8, device="meta"), 1 << 42).idle(0)
+"""
+
+
+def test_the_interpreter_may_end_meanwhile():
+    for _ in range(3):
+        subprocess.run([sys.executable, "-c", EXIT], check=True, timeout=60)
+
+
+def test_no_thread_to_be_had(monkeypatch):
+    def fail(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    Prefaulter(torch.empty(MB, dtype=torch.uint8), MB).idle(0)
 
 
 def test_a_system_that_cannot_is_asked_once(monkeypatch):

@@ -76,15 +76,19 @@ class Prefaulter:
         self._ready = max(self._ready, used)
         goal = min(used + self._ahead, self._memory.nbytes)
         if self._ready < goal and (self._thread is None or not self._thread.is_alive()):
-            self._thread = threading.Thread(target=self._run, args=(goal,), daemon=True)
-            self._thread.start()
+            # No daemon: the interpreter waits for its end. A daemon may be killed inside of torch,
+            # which aborts the process.
+            self._thread = threading.Thread(target=self._run, args=(goal,), daemon=False)
+            with suppress(RuntimeError):  # no more threads to be had, as at exit
+                self._thread.start()
 
     def busy(self) -> None:
         """Stops that, within a huge page."""
         self._idle = False
 
     def _run(self, goal: int) -> None:
-        while self._idle and self._ready < goal:
+        main = threading.main_thread()  # ends before the interpreter waits for the others
+        while self._idle and self._ready < goal and main.is_alive():
             end = min(self._ready + _HUGE_PAGE, goal)
             if not prefault(self._memory[self._ready : end]):
                 end = self._memory.nbytes  # never again
