@@ -27,7 +27,7 @@ import results
 import timing
 from lampo import _C
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/support"))
 from cases import MODEL_HEADS, Heads
 
 COLUMNS = [

@@ -91,7 +91,7 @@ def prefix_cache(report: results.Report, args: Any) -> None:
 
 def overhead(report: results.Report, args: Any, batch_size: int) -> None:
     from lampo import LLM, SamplingParams
-    from lampo.program import Program
+    from lampo.runtime.program import Program
 
     replays: list[float] = []
     replay = Program.replay

@@ -29,7 +29,7 @@ import lampo.ops
 import results
 import timing
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/support"))
 from cases import MODEL_HEADS
 
 COLUMNS = ["case", "page", "MB", "us", "GB/s", "% of copy", "TFLOP/s", "% of matmul"]

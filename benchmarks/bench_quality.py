@@ -21,8 +21,9 @@ import torch
 
 import peers
 import results
-from lampo.tokenizer import Tokenizer
-from lampo.weights import load_checkpoint, resolve_model
+from lampo.models.checkpoint import load_checkpoint
+from lampo.text.tokenizer import Tokenizer
+from lampo.weights import resolve_model
 from peers import FORMATS, GGUF, ORACLE, OURS
 
 COLUMNS = ["engine", "format", "1000 x KL to its weights", "1000 x KL to the model"]

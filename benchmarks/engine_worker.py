@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 Prompts = list[list[int]]
-TESTS = Path(__file__).resolve().parents[1] / "tests"  # model_harness lives there
+TESTS = Path(__file__).resolve().parents[1] / "tests/support"  # model_harness lives there
 
 
 class Lampo:
@@ -53,9 +53,10 @@ class Lampo:
 
     def logits(self, prompt: list[int]) -> Any:
         """The model as LLM loads it, without LLM around it, as the tests run it."""
-        from lampo.models.registry import load_model
-        from lampo.weights import load_checkpoint
         from model_harness import Runner
+
+        from lampo.models.checkpoint import load_checkpoint
+        from lampo.models.registry import load_model
 
         with load_checkpoint(self.model) as checkpoint:
             model = load_model(checkpoint, "auto")
@@ -74,9 +75,9 @@ class Transformers:
     def __init__(self, model: Path, threads: int, dtype: str) -> None:
         import torch
         import transformers
-
-        from lampo.weights import load_checkpoint
         from model_harness import transformers_twin
+
+        from lampo.models.checkpoint import load_checkpoint
 
         torch.set_num_threads(threads)
         self.torch, self.transformers = torch, transformers

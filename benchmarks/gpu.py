@@ -18,7 +18,7 @@ import torch
 import cost
 import results
 import timing
-from lampo.device import resolve_device
+from lampo.runtime.device import resolve_device
 
 T = TypeVar("T")
 Call = Callable[[], Any]

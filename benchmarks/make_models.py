@@ -26,7 +26,8 @@ from pathlib import Path
 import gguf
 
 import peers
-from lampo.weights import load_checkpoint, resolve_model
+from lampo.models.checkpoint import load_checkpoint
+from lampo.weights import resolve_model
 
 GGUF_FORMATS = {
     "Q4_0": gguf.GGMLQuantizationType.Q4_0,
@@ -67,9 +68,8 @@ def requantize(source: Path, target: Path, name: str) -> None:
 
 
 def export_hf(source: Path, target: Path) -> None:
-    sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+    sys.path.append(str(Path(__file__).resolve().parents[1] / "tests/support"))
     import transformers
-
     from model_harness import transformers_twin
 
     with load_checkpoint(source) as checkpoint:

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from lampo.models.checkpoint import expected_shapes, gguf_name
 from lampo.models.config import ModelConfig
-from lampo.weights.checkpoint import expected_shapes, gguf_name
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests/support"))
 from checkpoints import write_gguf, write_tokenizer
 
 LLAMA3_ROPE = {

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-# The CPU backend. Every file in csrc/cpu/kernels/ is compiled once per instruction set, inside
-# namespace lampo::cpu::<isa>; csrc/cpu/*.cpp is compiled once, for the baseline, and picks a table.
+# The CPU backend. Kernels, and the table that lists them, are compiled once per instruction set,
+# inside namespace lampo::cpu::<isa>; backend.cpp, which picks a table, and the runtime once, for the
+# baseline.
 
-file(GLOB LAMPO_CPU_SOURCES CONFIGURE_DEPENDS csrc/cpu/*.cpp)
-file(GLOB LAMPO_KERNEL_SOURCES CONFIGURE_DEPENDS csrc/cpu/kernels/*.cpp)
+file(GLOB LAMPO_CPU_SOURCES CONFIGURE_DEPENDS csrc/cpu/backend.cpp csrc/cpu/runtime/*.cpp)
+file(GLOB LAMPO_KERNEL_SOURCES CONFIGURE_DEPENDS csrc/cpu/kernel_table.cpp
+     csrc/cpu/attention/*.cpp csrc/cpu/linear/*.cpp csrc/cpu/sampling/*.cpp
+     csrc/cpu/elementwise/*.cpp)
 set(LAMPO_CPU_OBJECTS)
 set(LAMPO_ISAS)
 

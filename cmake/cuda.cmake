@@ -125,7 +125,7 @@ if(LAMPO_CUDA_ENABLED)
     list(APPEND LAMPO_CUDA_FLAGS --Werror=all-warnings)
   endif()
 
-  file(GLOB LAMPO_CUDA_SOURCES CONFIGURE_DEPENDS csrc/cuda/*.cu csrc/cuda/*.cpp)
+  file(GLOB LAMPO_CUDA_SOURCES CONFIGURE_DEPENDS csrc/cuda/*/*.cu csrc/cuda/*/*.cpp)
   add_library(lampo_cuda OBJECT ${LAMPO_CUDA_SOURCES})
   target_include_directories(lampo_cuda PRIVATE csrc ${PROJECT_BINARY_DIR}/generated
                                                 ${CUDAToolkit_INCLUDE_DIRS})

@@ -10,7 +10,7 @@ import torch
 
 from cuda_on_cpu.fixtures import client, clients, cuda_kernels, simulated_gpu  # noqa: F401
 from lampo import _C
-from lampo.device import cuda_info
+from lampo.runtime.device import cuda_info
 
 torch.set_num_threads(2)
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "cpu/program.h"
+#include "cpu/runtime/program.h"
 
 #include <pybind11/pybind11.h>
 
@@ -11,7 +11,8 @@ namespace lampo {
 
 void bind_program(py::module_& m) {
   using cpu::Program;
-  py::class_<Program>(m, "Program", "A recorded list of CPU ops: use lampo.program.Program.")
+  py::class_<Program>(m, "Program",
+                      "A recorded list of CPU ops: use lampo.runtime.program.Program.")
       .def(py::init<>())
       .def("begin", &Program::begin)
       .def("end", &Program::end)

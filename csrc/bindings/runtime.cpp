@@ -2,12 +2,12 @@
 #include <pybind11/stl.h>
 
 #include "bindings/bind.h"
-#include "cpu/thread_pool.h"
-#include "cpu/topology.h"
-#include "cuda/device_info.h"
-#include "cuda/linear_tile.h"
-#include "cuda/row_layout.h"
-#include "cuda/sample_plan.h"
+#include "cpu/runtime/thread_pool.h"
+#include "cpu/runtime/topology.h"
+#include "cuda/linear/linear_tile.h"
+#include "cuda/runtime/device_info.h"
+#include "cuda/runtime/row_layout.h"
+#include "cuda/sampling/sample_plan.h"
 #include "ops.h"
 
 namespace py = pybind11;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Elementary functions that give the same bits everywhere: scalar code, every SIMD width and CUDA.
 // They use only correctly rounded operations in a written order, never a fused multiply-add, whose
-// presence differs between machines. Errors are measured in tests/test_sampling_math.py.
+// presence differs between machines. Errors are measured in tests/ops/test_sampling_math.py.
 //
 // The functions are templates over a "lane" type: float here, a SIMD vector in cpu/vec/mask.h,
 // which provides the same named operations.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Philox4x32-10, the counter-based generator of Salmon, Moraes, Dror and Shaw, "Parallel random
 // numbers: as easy as 1, 2, 3" (SC 2011): four 32-bit words as a function of a counter and a key.
-// tests/test_sampling_math.py holds its published answers.
+// tests/ops/test_sampling_math.py holds its published answers.
 #pragma once
 
 #include "common/numeric.h"

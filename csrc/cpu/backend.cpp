@@ -6,12 +6,12 @@
 #include <string_view>
 
 #include "common/check.h"
-#include "cpu/attention_plan.h"
+#include "cpu/attention/attention_plan.h"
 #include "cpu/kernel_table.h"
-#include "cpu/program.h"
-#include "cpu/sample_workspace.h"
-#include "cpu/thread_pool.h"
-#include "cpu/topology.h"
+#include "cpu/runtime/program.h"
+#include "cpu/runtime/thread_pool.h"
+#include "cpu/runtime/topology.h"
+#include "cpu/sampling/sample_workspace.h"
 #include "ops.h"
 
 namespace lampo::cpu {

@@ -3,7 +3,7 @@
 // throws, and allocates nothing.
 #pragma once
 
-#include "cpu/team.h"
+#include "cpu/runtime/team.h"
 #include "params.h"
 
 namespace lampo::cpu {

@@ -4,5 +4,5 @@
 
 #include "common/check.h"
 #include "cpu/backend.h"
-#include "cpu/program.h"
+#include "cpu/runtime/program.h"
 #include "cuda/backend.h"

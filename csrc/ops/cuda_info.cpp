@@ -2,7 +2,7 @@
 #include <cstdlib>
 
 #include "build_info.h"
-#include "cuda/device_info.h"
+#include "cuda/runtime/device_info.h"
 
 namespace lampo {
 namespace {

@@ -2,7 +2,7 @@
 """The native extension. lampo.ops documents its ops and is what other code calls.
 
 Ops take their arguments by position, write into the tensors they are given, and return nothing.
-tests/test_stub.py compares this file with the extension.
+tests/ops/test_stub.py compares this file with the extension.
 """
 
 from collections.abc import Sequence
@@ -144,7 +144,7 @@ def set_cpu_isa(isa: str) -> None: ...
 def compiled_isas() -> list[str]: ...
 def runnable_isas() -> list[str]: ...
 def cuda_info(measure_free: bool = False) -> dict[str, Any]:
-    """Raw form of lampo.device.cuda_info(). Measuring free memory costs a context per device."""
+    """Raw form of runtime.device.cuda_info(). Measuring free memory costs a context per device."""
 
 def cuda_kernel_image_for(architectures: Sequence[str], major: int, minor: int) -> str: ...
 def cuda_row_layout(hidden_size: int, element_size: int) -> tuple[int, int, int]:
@@ -166,7 +166,7 @@ def cuda_linear_tile(
     num_sms: int,
     shared_bytes: int,
 ) -> dict[str, Any]:
-    """csrc/cuda/linear_tile.h."""
+    """csrc/cuda/linear/linear_tile.h."""
 
 def call_cost(
     t0: Tensor, t1: Tensor, t2: Tensor, t3: Tensor, t4: Tensor, t5: Tensor, /

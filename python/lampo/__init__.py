@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lampo.outputs import CompletionOutput, Logprob, RequestOutput, StreamOutput
     from lampo.profiling import profile
     from lampo.sampling_params import SamplingParams
-    from lampo.structured_outputs import StructuredOutputs
+    from lampo.text.structured_outputs import StructuredOutputs
 
 __all__ = [
     "LLM",
@@ -40,7 +40,7 @@ _LAZY = {
     "RequestOutput": "lampo.outputs",
     "SamplingParams": "lampo.sampling_params",
     "StreamOutput": "lampo.outputs",
-    "StructuredOutputs": "lampo.structured_outputs",
+    "StructuredOutputs": "lampo.text.structured_outputs",
     "profile": "lampo.profiling",
 }
 

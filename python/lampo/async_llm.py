@@ -13,12 +13,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lampo.checks import check_integer, check_number
 from lampo.engine.llm_engine import EngineStats
 from lampo.engine.sequence import Sequence
 from lampo.llm import LLM
 from lampo.outputs import StreamOutput
 from lampo.prompts import Messages, Prompt
-from lampo.sampling_params import SamplingParams, check_integer, check_number
+from lampo.sampling_params import SamplingParams
 
 logger = logging.getLogger("lampo")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from lampo.device import resolve_device
+from lampo.checks import check_integer
 from lampo.engine.kv_pool import KVPool, page_bytes, plan_num_pages
 from lampo.engine.llm_engine import LLMEngine
 from lampo.engine.memory_plan import plan_memory
@@ -22,14 +22,16 @@ from lampo.engine.runner import ModelRunner
 from lampo.engine.sampling_rules import SamplingRules
 from lampo.engine.sequence import Sequence
 from lampo.engine.shared_engine import SharedEngine
+from lampo.models.checkpoint import Checkpoint, load_checkpoint
 from lampo.models.registry import DTYPES, load_model
 from lampo.outputs import RequestOutput, StreamOutput
-from lampo.program import OpTiming
 from lampo.progress import track_tokens
 from lampo.prompts import Messages, Prompt, params_list, prompt_list
-from lampo.sampling_params import SamplingParams, check_integer, default_fields
-from lampo.tokenizer import Tokenizer
-from lampo.weights import Checkpoint, load_checkpoint, resolve_model
+from lampo.runtime.device import resolve_device
+from lampo.runtime.program import OpTiming
+from lampo.sampling_params import SamplingParams, default_fields
+from lampo.text.tokenizer import Tokenizer
+from lampo.weights import resolve_model
 
 logger = logging.getLogger("lampo")
 

@@ -12,7 +12,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from lampo import _C
-from lampo.sampling_params import check_integer
+from lampo.checks import check_integer
 
 if TYPE_CHECKING:
     from lampo.llm import LLM

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lampo.structured_outputs import StructuredOutputs
+from lampo.checks import check_integer, check_number
+from lampo.text.structured_outputs import StructuredOutputs
 
 MAX_N = 128
 MAX_STOP_STRINGS = 64
@@ -185,24 +185,6 @@ def default_fields(generation_config: Mapping[str, Any]) -> dict[str, Any]:
     if "max_new_tokens" in generation_config:
         fields["max_tokens"] = generation_config["max_new_tokens"]
     return fields
-
-
-def check_integer(name: str, value: object, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
-    if not low <= value <= high:
-        raise ValueError(f"{name}: expected a value in [{low}, {high}], got {value}")
-    return value
-
-
-def check_number(name: str, value: object, low: float, high: float, open_low: bool) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    above = value > low if open_low else value >= low
-    if not math.isfinite(value) or not above or value > high:
-        bracket = "(" if open_low else "["
-        raise ValueError(f"{name}: expected a value in {bracket}{low:g}, {high:g}], got {value}")
-    return float(value)
 
 
 def _check_strings(name: str, value: object, most: int, longest: int) -> tuple[str, ...]:

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "common/check.h"
-#include "cpu/program.h"
-#include "cpu/thread_pool.h"
+#include "cpu/runtime/program.h"
+#include "cpu/runtime/thread_pool.h"
 #include "ops.h"
 
 namespace {

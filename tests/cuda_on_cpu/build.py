@@ -17,13 +17,13 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 
 # What is compiled with a sanitizer: the kernels, and what lies between them and the program.
-KERNELS = [*sorted((ROOT / "csrc/cuda").glob("*.cu")), HERE / "kernels/self_test.cu"]
+KERNELS = [*sorted((ROOT / "csrc/cuda").glob("*/*.cu")), HERE / "kernels/self_test.cu"]
 EXECUTOR = [HERE / "simt" / name for name in ("fiber.cpp", "executor.cpp", "runtime.cpp")]
 # The host's side of the ops. What asks the driver of a real device is left out.
 ABSENT = {"cuda_info.cpp", "device_info.cpp", "error.cpp"}
 OPS = [
     path
-    for path in sorted([*(ROOT / "csrc/ops").glob("*.cpp"), *(ROOT / "csrc/cuda").glob("*.cpp")])
+    for path in sorted([*(ROOT / "csrc/ops").glob("*.cpp"), *(ROOT / "csrc/cuda").glob("*/*.cpp")])
     if path.name not in ABSENT
 ]
 PROGRAM = [HERE / "program.cpp", *sorted((HERE / "calls").glob("*.cpp")), *OPS]

@@ -12,8 +12,8 @@ from types import ModuleType
 
 import pytest
 import torch
-
 from compare import SENTINEL
+
 from cuda_on_cpu.build import build, compiler
 from cuda_on_cpu.client import Client
 from cuda_on_cpu.device import GPU, cuda_on_cpu

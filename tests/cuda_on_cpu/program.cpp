@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs ops on the kernels of csrc/cuda/ on the CPU for tests/test_cuda_on_cpu.py: reads calls from
-// stdin, answers on stdout. A call and its answer:
+// Runs ops on the kernels of csrc/cuda/ on the CPU for tests/cuda/test_cuda_on_cpu.py: reads calls
+// from stdin, answers on stdout. A call and its answer:
 //
 //   op <name> <numbers> <tensors> <order: 0 forward, 1 backward>
 //   <name> <value>                                              for every number

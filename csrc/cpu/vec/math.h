@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Elementary functions on F32, from range reduction and polynomials; errors are measured in
-// tests/test_activation.py.
+// tests/ops/test_activation.py.
 #pragma once
 
 #include "cpu/vec/vec.h"

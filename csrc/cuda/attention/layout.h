@@ -7,7 +7,7 @@
 #include <cstdint>
 
 #include "cuda/attention/tiles.h"
-#include "cuda/device_limits.h"
+#include "cuda/runtime/device_limits.h"
 
 namespace lampo::cuda {
 

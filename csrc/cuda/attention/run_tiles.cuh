@@ -9,8 +9,8 @@
 #include "common/dispatch.h"
 #include "cuda/attention/kernel.cuh"
 #include "cuda/attention/run.h"
-#include "cuda/launch.h"
-#include "cuda/row_layout.h"
+#include "cuda/runtime/launch.h"
+#include "cuda/runtime/row_layout.h"
 
 namespace lampo::cuda {
 

@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lampo.sampling_params import check_integer
+from lampo.checks import check_integer
 
 MAX_LENGTH = 1 << 20
 _WORDS = """

@@ -12,7 +12,7 @@ from lampo.cli import bench_serve
 from lampo.cli.chat import chat
 from lampo.cli.doctor import doctor
 from lampo.cli.generate import generate
-from lampo.cli.main import Job
+from lampo.cli.job import Job
 from lampo.cli.profile import profile
 from lampo.cli.pull import pull
 from lampo.cli.serve import serve

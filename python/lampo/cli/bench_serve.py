@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lampo.cli import options as o
-from lampo.cli.main import EXIT_INTERNAL, Job
+from lampo.cli.job import EXIT_INTERNAL, Job
 from lampo.cli.options import ModelOptions
 from lampo.cli.terminal import console, note, show_logging
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from lampo.cli import options as o
-from lampo.cli.main import EXIT_INTERRUPTED, EXIT_USER, Job
+from lampo.cli.job import EXIT_INTERRUPTED, EXIT_USER, Job
 from lampo.cli.report import plural, statistics_line
 from lampo.cli.session import Answer, open_llm, stream_answer
 from lampo.cli.terminal import TextWriter, note, one_line, show_logging

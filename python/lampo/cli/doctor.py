@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lampo.cli.main import Job
+from lampo.cli.job import Job
 from lampo.cli.report import bytes_text
 
 Row = tuple[str, str]

@@ -13,7 +13,7 @@ import typer
 
 from lampo.cli import options as o
 from lampo.cli.candidates import Candidates
-from lampo.cli.main import EXIT_INTERNAL, EXIT_INTERRUPTED, Job
+from lampo.cli.job import EXIT_INTERNAL, EXIT_INTERRUPTED, Job
 from lampo.cli.report import metrics_json, statistics_line
 from lampo.cli.session import Answer, open_llm, stream_answer
 from lampo.cli.terminal import TextWriter, console, note, read_stdin, show_logging

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The entry point: typer parses the command line into a job, which runs here under one roof.
-
-Exit codes: 0; 1 for what should not happen; 2 for what the user can mend; 130 after Ctrl-C; 141
-when the reader of our output has gone (128 + the signal's number, as shells count).
-"""
+"""The entry point: typer parses the command line into a job, which runs here under one roof."""
 
 from __future__ import annotations
 
@@ -11,15 +7,10 @@ import contextlib
 import gc
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
-Job = Callable[[], int]
-
-EXIT_INTERNAL = 1
-EXIT_USER = 2
-EXIT_INTERRUPTED = 130
-EXIT_CLOSED_PIPE = 141
+from lampo.cli.job import EXIT_CLOSED_PIPE, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USER
 
 # What the library raises for bad arguments, files and environments; its messages are one line.
 _USER_ERRORS = (ValueError, TypeError, MemoryError, OSError)

@@ -113,7 +113,7 @@ def threads() -> dict[str, Any]:
 
 
 def cuda() -> dict[str, Any]:
-    from lampo.device import cuda_info
+    from lampo.runtime.device import cuda_info
 
     info = cuda_info(measure_free=True)
     return dataclasses.asdict(info) | {"usable": info.usable}

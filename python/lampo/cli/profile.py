@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lampo.cli import options
-from lampo.cli.main import Job
+from lampo.cli.job import Job
 from lampo.cli.options import ModelOptions
 
 if TYPE_CHECKING:

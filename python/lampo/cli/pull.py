@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lampo.cli.main import Job
+from lampo.cli.job import Job
 from lampo.cli.terminal import console, note
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from lampo.cli import options as o
-from lampo.cli.main import Job
+from lampo.cli.job import Job
 from lampo.cli.options import ModelOptions
 from lampo.cli.terminal import note, show_logging
 

@@ -23,7 +23,7 @@ def open_llm(options: ModelOptions, quiet: bool, max_num_seqs: int = 8) -> LLM:
     from lampo.weights.read_ahead import read_ahead
 
     if options.device != "cpu":  # before anything is fetched
-        from lampo.device import resolve_device
+        from lampo.runtime.device import resolve_device
 
         resolve_device(options.device)
     path = fetch(options.model, FetchBar(quiet))

@@ -17,7 +17,7 @@ from lampo.engine.kv_pool import KVPool
 from lampo.engine.sequence import Sequence
 from lampo.engine.step_inputs import StepInputs
 from lampo.models.decoder import Decoder
-from lampo.program import Program
+from lampo.runtime.program import Program
 
 
 @dataclass(slots=True)

@@ -8,10 +8,10 @@ import os
 
 import torch
 
-from lampo.huge_pages import Prefaulter, reserve
+from lampo.checks import check_integer
 from lampo.models.config import ModelConfig
 from lampo.models.decoder import KVCache
-from lampo.sampling_params import check_integer
+from lampo.runtime.huge_pages import Prefaulter, reserve
 
 _DEFAULT_MEMORY = 4 << 30
 _READY_MEMORY = 32 << 20

@@ -22,7 +22,7 @@ from lampo.engine.scheduler import Plan, Scheduler
 from lampo.engine.sequence import Sequence
 from lampo.engine.snapshot import SequenceSnapshot, Snapshot
 from lampo.outputs import StreamOutput
-from lampo.program import OpTiming
+from lampo.runtime.program import OpTiming
 
 logger = logging.getLogger("lampo")
 

@@ -16,7 +16,7 @@ from lampo.engine.decode_step import DecodeStep
 from lampo.engine.kv_pool import KVPool
 from lampo.engine.sequence import Sequence
 from lampo.models.decoder import Decoder, Step
-from lampo.program import OpTiming
+from lampo.runtime.program import OpTiming
 
 
 class DecodeResult(Protocol):

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from lampo.engine.stop_strings import StopStrings
 from lampo.sampling_params import SamplingParams
-from lampo.structured_outputs import compile_grammar
+from lampo.text.structured_outputs import compile_grammar
 
 if TYPE_CHECKING:
-    from lampo.tokenizer import Tokenizer
+    from lampo.text.tokenizer import Tokenizer
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]

@@ -6,15 +6,15 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from lampo.detokenizer import StreamDecoder
 from lampo.engine.sampling_rules import PenaltyCounts, SamplingRules
 from lampo.outputs import CompletionOutput, LogprobTable, RequestMetrics, StreamOutput
 from lampo.sampling_params import SamplingParams
+from lampo.text.detokenizer import StreamDecoder
 
 if TYPE_CHECKING:
     from lampo.engine.page_allocator import PrefixChain
     from lampo.engine.request import Request
-    from lampo.tokenizer import Tokenizer
+    from lampo.text.tokenizer import Tokenizer
 
 
 class Sequence:

@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lampo.models.config_fields import Fields, shown
-from lampo.models.rope_config import MAX_POSITIONS, RopeConfig, rope_from_gguf, rope_from_hf
+from lampo.models.rope import MAX_POSITIONS, RopeConfig, rope_from_gguf, rope_from_hf
+from lampo.weights.fields import Fields, shown
 
 __all__ = ["ModelConfig", "RopeConfig", "generation_config_from_hf"]
 

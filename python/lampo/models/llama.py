@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import torch
 
+from lampo.models.checkpoint import Checkpoint
 from lampo.models.decoder import Block, Decoder
 from lampo.models.projection import ActivationBits, Norm, Projection, WeightLoader
-from lampo.weights import Checkpoint
 
 # Packed weights: the mean divergence of SmolLM2 (Q4_1) from the exact model is 1.3e-3. With 8 bits
 # everywhere it was 3.8e-3: the LM head made 1.4e-3, q, k and v 1.0e-3, gate and up 0.9e-3. With 16

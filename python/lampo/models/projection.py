@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from lampo import ops
-from lampo.huge_pages import Arena
-from lampo.weights import Checkpoint, QuantizedTensor
+from lampo.models.checkpoint import Checkpoint
+from lampo.runtime.huge_pages import Arena
+from lampo.weights.formats import QuantizedTensor
 
 _STRIP_ROWS = 16
 

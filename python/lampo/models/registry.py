@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import torch
 
+from lampo.models.checkpoint import Checkpoint
 from lampo.models.decoder import Decoder
 from lampo.models.llama import load_llama
-from lampo.weights import Checkpoint
 
 Loader = Callable[[Checkpoint, str, torch.dtype, int], Decoder]
 

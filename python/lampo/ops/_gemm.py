@@ -8,7 +8,7 @@ import torch
 from lampo.ops.norm import rms_norm
 
 STRIP_ROWS = 16
-# csrc/cuda/linear.cu reads the weight once per so many rows.
+# csrc/cuda/linear/linear.cu reads the weight once per so many rows.
 KERNEL_ROWS = 16
 # A packed weight that is dequantized is written and read in 16 bits: by the bytes, 4.5 bits for
 # every 16 rows are less up to about 8 times as many rows. To be measured on a GPU.

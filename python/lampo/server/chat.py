@@ -26,8 +26,8 @@ from lampo.server.replies import (
 from lampo.server.routes import STREAM, new_router
 from lampo.server.service import Service
 from lampo.server.sse import EventStream
-from lampo.structured_outputs import StructuredOutputs
-from lampo.tokenizer import Tokenizer
+from lampo.text.structured_outputs import StructuredOutputs
+from lampo.text.tokenizer import Tokenizer
 
 
 def router(service: Service) -> APIRouter:

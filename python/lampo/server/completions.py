@@ -16,7 +16,7 @@ from lampo.server.replies import Completion, CompletionChoice, LegacyLogprobs
 from lampo.server.routes import STREAM, new_router
 from lampo.server.service import Service
 from lampo.server.sse import EventStream
-from lampo.tokenizer import Tokenizer
+from lampo.text.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 

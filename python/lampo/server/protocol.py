@@ -18,7 +18,7 @@ from lampo.sampling_params import (
     MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
 )
-from lampo.structured_limits import MAX_CHOICES
+from lampo.text.structured_limits import MAX_CHOICES
 
 T = TypeVar("T")
 MAX_TOKENS_LISTED = 1 << 22  # more than a body holds

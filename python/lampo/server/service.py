@@ -15,8 +15,8 @@ from lampo.server.errors import APIError, bad_value
 from lampo.server.metrics import Metrics
 from lampo.server.protocol import Body, SamplingBody
 from lampo.server.settings import Settings
-from lampo.structured_outputs import StructuredOutputs
-from lampo.tokenizer import Tokenizer
+from lampo.text.structured_outputs import StructuredOutputs
+from lampo.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
 LONG_TEXT = 4096  # characters that are tokenized in a millisecond or so, which the loop can spare

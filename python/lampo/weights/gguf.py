@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from lampo.weights.formats import PACKED_FORMATS, GGMLType, QuantizedTensor, dequantize_blocks
 from lampo.weights.gguf_header import parse_header
-from lampo.weights.quantize import PACKED_FORMATS, GGMLType, QuantizedTensor, dequantize_blocks
 
 logger = logging.getLogger("lampo")
 

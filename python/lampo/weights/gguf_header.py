@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from lampo.models.config_fields import shown
-from lampo.weights.quantize import GGML_TYPES, GGMLType
+from lampo.weights.fields import shown
+from lampo.weights.formats import GGML_TYPES, GGMLType
 
 _MAX_KEY_BYTES = 65535
 _MAX_NAME_BYTES = 256

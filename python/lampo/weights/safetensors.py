@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from lampo.models.config_fields import read_json_object, shown
+from lampo.weights.fields import read_json_object, shown
 
 _DTYPES = ("F32", "F16", "BF16")
 _MAX_INDEX_BYTES = 64 << 20

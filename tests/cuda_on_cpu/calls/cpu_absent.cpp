@@ -2,7 +2,7 @@
 // csrc/ops/ wants a CPU backend, which no call reaches: every tensor is on the device.
 #include "common/check.h"
 #include "cpu/backend.h"
-#include "cpu/program.h"
+#include "cpu/runtime/program.h"
 
 namespace lampo::cpu {
 

@@ -4,7 +4,7 @@
 #include "cuda/device/ptx/async_copy.cuh"
 #include "cuda/device/ptx/cluster.cuh"
 #include "cuda/device/ptx/matrix.cuh"
-#include "cuda/launch.h"
+#include "cuda/runtime/launch.h"
 #include "kernels/self_test.h"
 
 namespace lampo::cuda::self_test {

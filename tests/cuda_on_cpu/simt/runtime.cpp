@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The functions of the CUDA runtime, and of cuda/error.h, that launches need.
+// The functions of the CUDA runtime, and of cuda/runtime/error.h, that launches need.
 #include <map>
 
 #include "common/check.h"
-#include "cuda/error.h"
+#include "cuda/runtime/error.h"
 #include "cuda_runtime.h"
 
 namespace simt {

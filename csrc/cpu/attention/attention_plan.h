@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+// How paged_attention is cut into work, as pure functions of lengths. Two kinds of numbers:
+//
+// Part of the result's definition: a row (one query head of one token) takes its keys in tiles of
+// kKeyTile and splits of kSplit, both at absolute positions, each split from a fresh state; the
+// states of the splits are folded in order. Neither the batch, nor the threads, nor whether it is
+// prefill or decode, shows in it.
+//
+// Scheduling only: a query tile is up to kMaxRows rows of one sequence and one KV head, which read
+// their keys together. Threads own runs of (query tile, split) of about equal cost. A tile that
+// straddles two threads has the states of its splits stored in the workspace; after a barrier its
+// rows are folded and written.
+//
+// Example: decode, 8 KV heads of 4 query heads, 500 tokens, 3 threads: 8 query tiles of 4 rows with
+// 2 splits each, 5 1/3 splits a thread; the third and the sixth straddle.
+#pragma once
+
+#include "cpu/runtime/team.h"
+#include "params.h"
+
+namespace lampo::cpu {
+
+inline constexpr int kKeyTile = 64;
+inline constexpr int kSplit = 256;
+inline constexpr int kMaxRows = 96;
+/// Larger tiles stay with one thread, whose states fit its cache, while those stored would not.
+inline constexpr int kMaxStraddlingRows = 16;
+/// What a key tile costs beside its rows: its bytes and its transposition, in rows.
+inline constexpr int kKeyTileCost = 8;
+/// Query tiles that each thread should get at least, before tiles are made smaller.
+inline constexpr int kTilesPerThread = 4;
+
+static inline int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+/// Scratch rows of head_dim floats are padded, with zeros, to what 64 bytes of an 8-bit cache hold.
+static inline int64_t padded_head_dim(int64_t head_dim) { return round_up(head_dim, 64); }
+
+/// Floats that one thread works in: see Scratch in key_tile.h.
+static inline int64_t scratch_floats(int64_t head_dim) {
+  const int64_t width = padded_head_dim(head_dim);
+  return width * (2 * kKeyTile + 3 * kMaxRows) + kMaxRows * (kKeyTile + 16 + 7);
+}
+
+/// A stored state: the accumulator, the maximum, the sum.
+static inline int64_t partial_floats(int64_t head_dim) { return padded_head_dim(head_dim) + 16; }
+
+static inline int64_t straddling_rows(int64_t group_size) {
+  const int64_t rows = group_size > kMaxStraddlingRows ? group_size : kMaxStraddlingRows;
+  return rows < kMaxRows ? rows : kMaxRows;
+}
+
+/// At most num_threads - 1 tiles straddle, each with all the splits of the longest sequence.
+static inline int64_t attention_workspace_bytes(int num_threads, int64_t group_size,
+                                                int64_t head_dim, int64_t max_seq_len) {
+  const int64_t num_splits = round_up(max_seq_len, kSplit) / kSplit;
+  const int64_t partials =
+      num_splits * straddling_rows(group_size) * partial_floats(head_dim) * (num_threads - 1);
+  return (scratch_floats(head_dim) * num_threads + partials) * 4;
+}
+
+struct KeyRange {
+  int64_t begin, end;
+};
+
+/// What a sum of products goes over.
+struct Depth {
+  int begin, end;
+};
+
+/// The keys that the token at `position` sees; empty where begin >= end.
+static inline KeyRange visible_keys(const PagedAttentionParams& p, int64_t position,
+                                    int64_t seq_len) {
+  if (position < 0 || seq_len <= 0) return {0, 0};
+  const int64_t begin = p.sliding_window > 0 ? position - p.sliding_window + 1 : 0;
+  return {begin > 0 ? begin : 0, p.causal ? position + 1 : seq_len};
+}
+
+/// Rows [row_begin, row_end) of a sequence, row = token * group_size + head in its group.
+struct QueryTile {
+  int64_t seq;
+  int64_t kv_head;
+  int64_t row_begin, row_end;
+  int64_t first_token;     // of the sequence, in q
+  int64_t first_position;  // of that token
+  int64_t seq_len;
+  KeyRange keys;  // that any of the rows sees
+  int64_t num_rows() const { return row_end - row_begin; }
+  int64_t first_split() const { return keys.begin / kSplit; }
+  int64_t num_splits() const {
+    return keys.begin < keys.end ? (keys.end + kSplit - 1) / kSplit - first_split() : 0;
+  }
+  KeyRange keys_of_split(int64_t split) const {
+    const int64_t begin = split * kSplit, end = begin + kSplit;
+    return {begin > keys.begin ? begin : keys.begin, end < keys.end ? end : keys.end};
+  }
+};
+
+/// Cost of the part of a tile's keys that lies in [begin, end).
+static inline int64_t cost_of_keys(const QueryTile& tile, int64_t begin, int64_t end) {
+  if (begin < tile.keys.begin) begin = tile.keys.begin;
+  if (end > tile.keys.end) end = tile.keys.end;
+  if (begin >= end) return 0;
+  const int64_t key_tiles = (end + kKeyTile - 1) / kKeyTile - begin / kKeyTile;
+  return key_tiles * (kKeyTileCost + tile.num_rows());
+}
+
+static inline int64_t cost_of(const QueryTile& tile) {
+  return 1 + cost_of_keys(tile, tile.keys.begin, tile.keys.end);
+}
+
+/// Calls fn(tile) for the query tiles of one sequence and its first KV head, in order.
+template <class Fn>
+static inline void for_each_query_tile(const PagedAttentionParams& p, int64_t seq,
+                                       int64_t tile_rows, Fn&& fn) {
+  const int64_t group_size = p.num_qo_heads / p.num_kv_heads;
+  const int64_t first_token = p.cu_seqlens_q[seq];
+  const int64_t num_tokens = p.cu_seqlens_q[seq + 1] - first_token;
+  const int64_t seq_len = p.seq_lens[seq];
+  const int64_t num_rows = num_tokens * group_size;
+  QueryTile tile{.seq = seq,
+                 .kv_head = 0,
+                 .row_begin = 0,
+                 .row_end = 0,
+                 .first_token = first_token,
+                 .first_position = seq_len - num_tokens,
+                 .seq_len = seq_len,
+                 .keys = {}};
+  for (int64_t row = 0; row < num_rows; row += tile_rows) {
+    tile.row_begin = row;
+    tile.row_end = row + tile_rows < num_rows ? row + tile_rows : num_rows;
+    const int64_t last_token = (tile.row_end - 1) / group_size;
+    // Positions grow along the rows, and a negative one sees nothing.
+    const int64_t last = tile.first_position + last_token;
+    int64_t first = tile.first_position + row / group_size;
+    if (first < 0) first = last < 0 ? last : 0;
+    tile.keys = {visible_keys(p, first, seq_len).begin, visible_keys(p, last, seq_len).end};
+    fn(tile);
+  }
+}
+
+/// kMaxRows, or fewer where that would leave threads without work.
+static inline int64_t choose_tile_rows(const PagedAttentionParams& p, int num_threads) {
+  const int64_t group_size = p.num_qo_heads / p.num_kv_heads;
+  int64_t rows = kMaxRows;
+  for (; rows > kMaxStraddlingRows; rows /= 2) {
+    int64_t tiles = 0;
+    for (int64_t seq = 0; seq < p.batch_size; ++seq) {
+      const int64_t num_tokens = p.cu_seqlens_q[seq + 1] - p.cu_seqlens_q[seq];
+      tiles += (num_tokens * group_size + rows - 1) / rows * p.num_kv_heads;
+    }
+    if (tiles >= kTilesPerThread * num_threads) break;
+  }
+  // One token's rows together: its cache is then read once.
+  return rows < straddling_rows(group_size) ? straddling_rows(group_size) : rows;
+}
+
+}  // namespace lampo::cpu

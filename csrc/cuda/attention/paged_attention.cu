@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// out = softmax(softmax_scale * q k^T + mask) v over a paged cache, ragged prefill and decode.
+// The twin of cpu/attention/paged_attention.cpp, for bfloat16 and float16 queries.
+//
+// q, out [num_tokens, num_qo_heads, head_dim]; k_cache, v_cache [num_pages, num_kv_heads,
+// page_size, head_dim] of q's type, int8 or fp8; other float types are rounded to q's type, slowly.
+//
+// Three launches: the plan (paged_attention_plan.cu, attention/plan.h) shares out all tiles of all
+// sequences, by equal cost, to the blocks that are resident at once; the tiles
+// (attention/kernel.cuh); the merge of tiles that blocks share (paged_attention_merge.cu). Grids
+// depend on shapes alone, lengths stay on the device: a captured call may be replayed with others.
+//
+// A tile's rows are pairs of a token and a query head of a group, so K and V are read once for the
+// group. Scores and P V are mma.sync m16n8k16 with f32 sums, the softmax is online, in base 2. K
+// and V come by cp.async, separately, into a ring; page ids are read a key tile ahead. Two kinds
+// (attention/layout.h):
+//   split keys: 16 rows; each warp has its own 16 keys of every key tile, no barrier in the loop.
+//               For calls whose sequences all have the same few rows: decode.
+//   split rows: 128 rows (64 of head_dim 256), each warp 32 (16) of them. For all other calls; a
+//               decoding sequence among prompts leaves three warps idle and is read once all the
+//               same.
+// Masks are applied only to key tiles that an end of some row's keys crosses.
+//
+// Per key and KV head, bfloat16: 4 head_dim bytes, 4 group_size head_dim FLOPs a token. Expected on
+// an H200 (4.3 TB/s copy, 780 TFLOP/s bf16 dense), 32/8 heads of 128:
+//   decode, 32 sequences of 4096       537 MB               125 us    bound by bytes
+//   decode, 1 of 1024                  4.2 MB                 1 us    three launches, latency
+//   prefill, 16384 causal              2.2 TFLOP            2.8 ms    bound by mma.sync, about 2/3
+//                                                                     of that rate: 4.2 ms
+// Shared memory of a block, and how many of them a multiprocessor of an H200 holds, by head_dim:
+//                   64            128            256      128, 8 bits
+//   split keys   66 KB, 3       68 KB, 3       72 KB, 3       70 KB, 3
+//   split rows   35 KB, 2       96 KB, 2       99 KB, 2       67 KB, 2
+//
+// Registers: split keys 102 to 168, head_dim 256 241; split rows 180 to 255.
+//
+// deterministic: attention/plan.h. Off by default: then the balance of the plan, and with it where
+// a row's keys are cut, depends on the batch; bits are the same whenever the call is. On, split
+// rows serve decode too, and cuts are every 2048 keys: what that costs is not measured yet.
+//
+// What lengths, offsets and pages on the device say is clamped into range (attention/tiles.h,
+// attention/kv_copier.cuh): wrong ones give undefined results, never an illegal access. V of keys
+// that a row does not see, but another of its tile does, is multiplied by 0: NaN there spreads.
+//
+// Limits: head_dim 32 to 256 in eights; others than 64, 128 and 256 are computed as the next of
+// these. Not run on a GPU yet: compiled for sm_80 to sm_120 without spills, and run on the CPU
+// (tests/cuda_on_cpu/). Not tried: programmatic dependent launch of the three; a tile's first keys
+// during the last one's epilogue; wgmma and TMA.
+#include <string>
+
+#include "common/check.h"
+#include "cuda/attention/run.h"
+#include "cuda/backend.h"
+
+namespace lampo::cuda {
+
+void paged_attention(const PagedAttentionParams& p, int device, Stream stream) {
+  if (p.num_tokens == 0) return;
+  const int64_t group_size = p.num_qo_heads / p.num_kv_heads;
+  check_that(p.num_tokens * group_size <= INT32_MAX, "q",
+             "expected at most 2^31 - 1 rows of a KV head, got " + std::to_string(p.num_tokens) +
+                 " tokens of " + std::to_string(group_size));
+  const TileKind kind = choose_tile_kind(p.num_tokens, p.batch_size, group_size, p.deterministic);
+  const Plan plan = kind == TileKind::kWarpsSplitKeys ? run_split_keys(p, device, stream)
+                                                      : run_split_rows(p, device, stream);
+  run_merge(p, plan, device, stream);
+}
+
+int64_t paged_attention_workspace_size(const AttentionShape& shape, int device) {
+  const int head_dim = padded_head_dim(shape.head_dim);
+  const TileKind kind =
+      choose_tile_kind(shape.num_tokens, shape.batch_size, shape.group_size, shape.deterministic);
+  const TileLayout layout = tile_layout(kind, head_dim, 2);
+  const int num_blocks = layout.max_blocks * device_limits("paged_attention", device).num_sms;
+  return workspace_layout(shape.batch_size, num_blocks, layout.shape.rows, head_dim).bytes;
+}
+
+}  // namespace lampo::cuda

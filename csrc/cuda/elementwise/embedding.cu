@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+// out[t] = table[token_ids[t]], from a dense table or from one row of a strip of a packed one
+// (common/weight_format.h). The twin of cpu/elementwise/embedding.cpp, bit for bit. A token id
+// outside [0, vocab_size) gives a row of zeros.
+//
+// Dense: a thread takes 16 bytes of a row of out. Packed: a thread takes one 4-byte word of a row,
+// which lies 64 bytes from the next: 4 outputs of Q8_0, 2 times 4 of Q4_0 and Q4_1. A block takes
+// up to 256 neighbouring vectors, or words, of one row (row_layout.h). Rows of out (or of a dense
+// table) that are not aligned to 16 bytes go element by element.
+//
+// Bytes: a row of the table, and of out, per token: always a small part of a step, and for one
+// token latency. A word of a strip costs a sector of 32 bytes: 8 times the row, 18 KB of Q4_0 at
+// hidden_size 4096.
+//
+// Limits: none on shapes. Not run on a GPU yet: compiled for sm_80 to sm_120 without spills, and
+// run on the CPU (tests/cuda_on_cpu/).
+#include "common/dispatch.h"
+#include "cuda/backend.h"
+#include "cuda/device/row_part.cuh"
+#include "cuda/runtime/launch.h"
+#include "cuda/runtime/row_layout.h"
+
+namespace lampo::cuda {
+namespace {
+
+/// The token's row of the table; -1: none.
+__device__ inline int64_t row_of(const EmbeddingParams& p, int64_t token) {
+  const int64_t id = p.id_dtype == DType::kI64 ? static_cast<const int64_t*>(p.token_ids)[token]
+                                               : static_cast<const int32_t*>(p.token_ids)[token];
+  return id >= 0 && id < p.vocab_size ? id : -1;
+}
+
+/// Blocks of one row after the other; they stride over what the grid cannot hold.
+template <class Out, class T, bool kAligned>
+__global__ void __launch_bounds__(256)
+    embedding_kernel(const __grid_constant__ EmbeddingParams p, int64_t blocks_per_row) {
+  constexpr int N = kPerVector<Out>;
+  for (int64_t block = blockIdx.x; block < p.num_tokens * blocks_per_row; block += gridDim.x) {
+    const int64_t token = block / blocks_per_row;
+    const int64_t column = ((block - token * blocks_per_row) * blockDim.x + threadIdx.x) * N;
+    const int64_t row = row_of(p, token);
+    Vector<T, N> part = {};
+    if (row >= 0) {
+      const T* from = static_cast<const T*>(p.table) + row * p.stride_table_row;  // [hidden_size]
+      part = load_part<kAligned, N>(from, column, p.hidden_size);
+    }
+    Out* out = static_cast<Out*>(p.out) + token * p.stride_out_token;  // [hidden_size]
+    if constexpr (std::is_same_v<Out, T>) {
+      store_part<kAligned>(out, column, p.hidden_size, part);
+    } else {
+      store_part<kAligned>(out, column, p.hidden_size, from_floats<Out>(to_floats(part)));
+    }
+  }
+}
+
+template <class Out>
+__device__ inline void store_four(Out* to, const Vector<float, 4>& values, bool aligned) {
+  const auto rounded = from_floats<Out>(values);
+  if (aligned) {
+    store_vector(to, rounded);
+  } else {
+    store_elements(to, rounded, 4);
+  }
+}
+
+/// As embedding_kernel, by words.
+template <class Out>
+__global__ void __launch_bounds__(256)
+    embedding_packed_kernel(const __grid_constant__ EmbeddingParams p, StripLayout layout,
+                            int64_t blocks_per_row, bool aligned) {
+  for (int64_t block = blockIdx.x; block < p.num_tokens * blocks_per_row; block += gridDim.x) {
+    const int64_t token = block / blocks_per_row;
+    const int64_t word = (block - token * blocks_per_row) * blockDim.x + threadIdx.x;
+    const int64_t group = word / layout.words;
+    const int within = static_cast<int>(word - group * layout.words);
+    if (group >= layout.groups) continue;
+    const int64_t row = row_of(p, token);
+    Vector<float, 4> low = {}, high = {};
+    if (row >= 0) {
+      const uint8_t* packed = static_cast<const uint8_t*>(p.table) +
+                              row / kStripRows * layout.strip_bytes + group * layout.group_bytes;
+      const int64_t lane = row % kStripRows;
+      const auto half_at = [&](int offset) {
+        return to_float(reinterpret_cast<const F16*>(packed + offset)[lane]);
+      };
+      const float scale = half_at(layout.scale_offset);
+      const float minimum = layout.has_min ? half_at(layout.min_offset) : 0.0f;
+      const int offset = p.format == WeightFormat::kQ4_0 ? 8 : 0;
+      const uint32_t bytes = reinterpret_cast<const uint32_t*>(packed)[within * kStripRows + lane];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int byte = static_cast<int>(bytes >> (8 * i) & 0xff);
+        if (layout.words == 8) {
+          low.value[i] = scale * static_cast<float>(static_cast<int8_t>(byte));
+        } else {
+          low.value[i] = scale * static_cast<float>((byte & 15) - offset) + minimum;
+          high.value[i] = scale * static_cast<float>((byte >> 4) - offset) + minimum;
+        }
+      }
+    }
+    Out* out = static_cast<Out*>(p.out) + token * p.stride_out_token + group * kGroupSize;
+    store_four(out + 4 * within, low, aligned);
+    if (layout.words == 4) store_four(out + 16 + 4 * within, high, aligned);
+  }
+}
+
+Launch launch_of(const EmbeddingParams& p, const ElementLayout& layout, int device, Stream stream) {
+  const int64_t blocks = p.num_tokens * layout.blocks_per_row;
+  return {
+      .op = "embedding",
+      .device = device,
+      .stream = stream,
+      .grid = dim3(static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks)),
+      .block = dim3(layout.threads),
+  };
+}
+
+template <class Out>
+void run_packed(const EmbeddingParams& p, int device, Stream stream) {
+  const StripLayout strip = strip_layout(p.format, p.hidden_size);
+  const ElementLayout layout = choose_element_layout(strip.groups * strip.words * 4, 4);
+  launch(launch_of(p, layout, device, stream), embedding_packed_kernel<Out>, p, strip,
+         layout.blocks_per_row, rows_aligned(p.out, p.stride_out_token, sizeof(Out)));
+}
+
+template <class Out, class T>
+void run(const EmbeddingParams& p, int device, Stream stream) {
+  const ElementLayout layout = choose_element_layout(p.hidden_size, sizeof(Out));
+  const Launch at = launch_of(p, layout, device, stream);
+  const bool aligned = p.hidden_size % kPerVector<Out> == 0 &&
+                       rows_aligned(p.table, p.stride_table_row, sizeof(T)) &&
+                       rows_aligned(p.out, p.stride_out_token, sizeof(Out));
+  if (aligned) {
+    launch(at, embedding_kernel<Out, T, true>, p, layout.blocks_per_row);
+  } else {
+    launch(at, embedding_kernel<Out, T, false>, p, layout.blocks_per_row);
+  }
+}
+
+}  // namespace
+
+void embedding(const EmbeddingParams& p, int device, Stream stream) {
+  if (p.num_tokens == 0 || p.hidden_size == 0) return;
+  dispatch_dtype<float, BF16>(p.dtype, [&]<class Out>() {
+    if (p.packed) return run_packed<Out>(p, device, stream);
+    dispatch_dtype<float, BF16, F16>(p.table_dtype,
+                                     [&]<class T>() { run<Out, T>(p, device, stream); });
+  });
+}
+
+}  // namespace lampo::cuda

@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+// out = norm(x) w^T + bias on dense weights (f32, bf16, f16), row-major as stored, and what may
+// follow: silu_mul, addition to out. For few tokens: the weight is read once per 16 of them.
+// The twin of cpu/linear/linear.cpp.
+//
+// A block keeps x, normed and rounded, in shared memory and multiplies strips of 16 weight rows by
+// up to 16 tokens with mma.sync, one strip or two at a time (linear_tile.h); its 16 warps share a
+// strip along the inputs and their sums meet in shared memory, in order. mma.sync is used for a
+// single token too: it costs no more than memory leaves, and a token's bits depend neither on the
+// batch nor on the number of multiprocessors. No workspace, no atomics.
+//
+// mma.sync does not care in which order the inputs come, so a lane's fragments of two products are
+// 16 neighbouring bytes of two rows: straight from global memory to registers, past L1, 8 loads of
+// a lane on their way at a time, which the next group's follow without a gap. That is 64 KB of a
+// multiprocessor (an H200 needs 25 to 40 KB). x lies in shared memory in the same order.
+//
+// x and the weight are multiplied as what they are where both are bfloat16 or both float16. Beside
+// bfloat16 weights another x is rounded to the sum of two bfloat16, or with activation_bits 8 and
+// float32 to one, as on the CPU. Otherwise both are split into sums of bfloat16 (a float is three,
+// a float16 two), whose products are added down to 2^-27 of the largest: as exact as float32, for 5
+// or 6 times the multiplications. An infinity that is split becomes NaN. Weights whose rows are not
+// aligned to 16 bytes go element by element.
+//
+// Bytes: the weight once, x and out once per block, from L2. FLOPs: 2 tokens per weight. On an H200
+// (4.3 TB/s copy, about 780 TFLOP/s), bfloat16, Llama-3.1-8B's gate and up [28672, 4096]:
+//   1 token    235 MB  55 us;  0.2 GFLOP  0.3 us
+//   16 tokens  235 MB  55 us;  3.8 GFLOP  4.8 us
+// and o [4096, 4096]: 34 MB, 7.8 us.
+//
+// Limits: none on shapes; more tokens are launches of 16 each. Not run on a GPU yet: compiled for
+// sm_80 to sm_120 without spills, and run on the CPU (tests/cuda_on_cpu/).
+// Not tried: asking for the first weights' cache lines before x is normed; programmatic dependent
+// launch; x from a cluster's shared memory in place of slabs.
+#include "common/dispatch.h"
+#include "cuda/backend.h"
+#include "cuda/device/ptx/global_memory.cuh"
+#include "cuda/device/ptx/matrix.cuh"
+#include "cuda/linear/linear_block.cuh"
+#include "cuda/linear/linear_launch.h"
+
+namespace lampo::cuda {
+namespace {
+
+/// Two floats as sums of kPlanes bfloat16 each: 3 hold a float (below 3.39e38), 2 a float16.
+template <int kPlanes>
+__device__ inline void split_pair(float low, float high, uint32_t (&plane)[kPlanes]) {
+#pragma unroll
+  for (int i = 0; i < kPlanes; ++i) {
+    plane[i] = pack_bf16(low, high);
+    low -= float_from_bits(plane[i] << 16);
+    high -= float_from_bits(plane[i] & 0xffff0000u);
+  }
+}
+
+/// A chunk of a strip: of its rows 2 g and 2 g + 1 the inputs 8 t to 8 t + 7, as they are stored.
+template <class W>
+struct DensePiece {
+  uint32_t row[2][sizeof(W) / 2][4];
+};
+
+template <class W, bool kAligned>
+__device__ inline void load_part(uint32_t (&to)[sizeof(W) / 2][4], const W* row, int64_t begin,
+                                 int64_t size) {
+  if constexpr (kAligned) {  // whole parts: size is a multiple of 8
+#pragma unroll
+    for (int i = 0; i < static_cast<int>(sizeof(W)) / 2; ++i) {
+      if (begin < size) {
+        load_once(to[i], row + begin + i * 4);
+      } else {
+        to[i][0] = to[i][1] = to[i][2] = to[i][3] = 0;
+      }
+    }
+  } else {
+    const int count = begin < size ? static_cast<int>(min(size - begin, int64_t{kPerRead})) : 0;
+    const auto part = load_elements<W, kPerRead>(row + begin, count);
+    memcpy(to, &part, sizeof(part));
+  }
+}
+
+/// Planes of weights: 16-bit elements whose sums they are.
+template <class T, class W>
+inline constexpr int kWeightPlanes = std::is_same_v<T, W>     ? 1
+                                     : std::is_same_v<W, F16> ? 2
+                                                              : 3;
+
+/// Pair `i` (0..3) of a part, in planes of T.
+template <class T, class W>
+__device__ inline void weight_planes(const uint32_t (&part)[sizeof(W) / 2][4], int i,
+                                     uint32_t (&plane)[kWeightPlanes<T, W>]) {
+  if constexpr (std::is_same_v<T, W>) {
+    plane[0] = part[0][i];
+  } else if constexpr (std::is_same_v<W, F16>) {
+    split_pair(widen_f16(part[0][i]), widen_f16(part[0][i] >> 16), plane);
+  } else {
+    split_pair(float_from_bits(part[i / 2][i % 2 * 2]), float_from_bits(part[i / 2][i % 2 * 2 + 1]),
+               plane);
+  }
+}
+
+/// Products of T, with weights of W and kPlanes planes of x.
+template <class T, class W, int kPlanes, int kStrips, bool kAligned>
+struct DenseProduct {
+  using Piece = DensePiece<W>;
+  static constexpr int kInFlight = dense_in_flight(sizeof(W));
+  static constexpr int kNormedTogether = 4;
+
+  const LinearParams& p;
+  const LinearInput& x;
+  const LinearMemory& memory;
+  const LinearLane at = {};
+
+  /// A chunk of x: [planes][2][tokens][4] fragments, the inputs 8 t + 4 half ... 8 t + 4 half + 3.
+  __device__ FragmentB* x_part(int chunk, int plane, int half, int token, int t) const {
+    const int num_tokens = static_cast<int>(p.num_tokens);
+    return reinterpret_cast<FragmentB*>(memory.x) +
+           (((chunk * kPlanes + plane) * 2 + half) * num_tokens + token) * 4 + t;
+  }
+
+  __device__ Piece load(int64_t first_row, int chunk) const {
+    Piece piece;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int64_t row = min(first_row + 2 * at.g + i, p.out_features - 1);
+      load_part<W, kAligned>(piece.row[i],
+                             static_cast<const W*>(p.weight) + row * p.stride_weight_row,
+                             int64_t{chunk} * kLinearChunk + kPerRead * at.t, p.in_features);
+    }
+    return piece;
+  }
+
+  __device__ void stage(int chunk, int num_chunks) const {
+    constexpr int kTogether = kPlanes == 1 ? 2 : 1;  // parts whose loads do not wait
+    const int parts = num_chunks * 4, num_tokens = static_cast<int>(p.num_tokens);
+    for (int first = static_cast<int>(threadIdx.x); first < num_tokens * parts;
+         first += kTogether * kLinearThreads) {
+      Vector<float, kPerRead> values[kTogether];
+#pragma unroll
+      for (int k = 0; k < kTogether; ++k) {
+        const int i = first + k * kLinearThreads, token = i / parts;
+        if (token >= num_tokens) break;
+        values[k] = x.read(token, (int64_t{chunk} * 4 + i - token * parts) * kPerRead);
+      }
+#pragma unroll
+      for (int k = 0; k < kTogether; ++k) {
+        const int i = first + k * kLinearThreads, token = i / parts;
+        if (token >= num_tokens) break;
+        store_part(values[k], i - token * parts, token);
+      }
+    }
+  }
+
+  __device__ void store_part(const Vector<float, kPerRead>& values, int part, int token) const {
+    uint32_t pairs[4][kPlanes];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      float low = values.value[2 * j], high = values.value[2 * j + 1];
+      if (p.norm_weight != nullptr) {  // as rms_norm would have stored them
+        low = rounded(low, p.dtype), high = rounded(high, p.dtype);
+      }
+      if constexpr (std::is_same_v<T, F16>) {
+        pairs[j][0] = pack_f16(low, high);
+      } else {
+        split_pair(low, high, pairs[j]);
+      }
+    }
+#pragma unroll
+    for (int plane = 0; plane < kPlanes; ++plane) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        *x_part(part / 4, plane, half, token,
+                part % 4) = {{pairs[2 * half][plane], pairs[2 * half + 1][plane]}};
+      }
+    }
+  }
+
+  /// In mma.sync's order of inputs, its columns 2 t, 2 t + 1 and 2 t + 8, 2 t + 9 are our 8 t ...
+  /// 8 t + 3, then in a second product 8 t + 4 ... 8 t + 7; its rows g and g + 8 our 2 g, 2 g + 1.
+  __device__ void multiply(const Piece (&pieces)[kStrips], int place,
+                           FragmentC<float> (&sum)[kStrips][kTokenTiles]) const {
+    constexpr int kW = kWeightPlanes<T, W>;
+    const int num_tokens = static_cast<int>(p.num_tokens);
+#pragma unroll
+    for (int r = 0; r < kStrips; ++r) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        uint32_t left[4][kW];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          weight_planes<T, W>(pieces[r].row[i % 2], half * 2 + i / 2, left[i]);
+        }
+#pragma unroll
+        for (int tile = 0; tile < kTokenTiles; ++tile) {
+          if (tile > 0 && num_tokens <= tile * 8) break;
+          const int token = min(tile * 8 + at.g, num_tokens - 1);  // columns past that are ignored
+#pragma unroll
+          for (int j = 0; j < kPlanes; ++j) {
+            const FragmentB b = *x_part(place, j, half, token, at.t);
+#pragma unroll
+            for (int i = 0; i < kW && i + j <= 2; ++i) {
+              const FragmentA a = {{left[0][i], left[1][i], left[2][i], left[3][i]}};
+              multiply_add<T>(sum[r][tile], a, b);
+            }
+          }
+        }
+      }
+    }
+  }
+};
+
+template <class T, class W, int kPlanes, int kStrips, bool kAligned>
+__global__ void __launch_bounds__(kLinearThreads)
+    linear_kernel(const __grid_constant__ LinearParams p, const __grid_constant__ LinearTile tile,
+                  bool x_aligned) {
+  const LinearMemory memory(tile, p.num_tokens);
+  const LinearInput x{p, memory.scale, x_aligned};
+  const DenseProduct<T, W, kPlanes, kStrips, kAligned> product{p, x, memory};
+  multiply_groups<kStrips>(p, tile, memory, product);
+}
+
+/// With kPlanes planes of x, W as stored or as planes of T.
+template <class T, class W, int kPlanes, bool kAligned>
+void run(const LinearParams& p, int device, Stream stream) {
+  launch_linear(p, kPlanes * kLinearChunk * 2, dense_in_flight(sizeof(W)),
+                linear_kernel<T, W, kPlanes, 1, kAligned>,
+                linear_kernel<T, W, kPlanes, 2, kAligned>, device, stream);
+}
+
+}  // namespace
+
+void linear(const LinearParams& p, int device, Stream stream) {
+  if (p.num_tokens == 0 || p.out_features == 0) return;
+  if (p.packed) return linear_packed(p, device, stream);
+  dispatch_dtype<float, BF16, F16>(p.weight_dtype, [&]<class W>() {
+    constexpr int64_t kPerVector = kVectorBytes / sizeof(W);
+    constexpr int kPlanes = std::is_same_v<W, BF16> ? 2 : 3;
+    if (p.in_features % kPerRead != 0 || p.stride_weight_row % kPerVector != 0 ||
+        reinterpret_cast<uintptr_t>(p.weight) % kVectorBytes != 0) {
+      return run<BF16, W, kPlanes, false>(p, device, stream);
+    }
+    if constexpr (!std::is_same_v<W, float>) {
+      const bool one_plane =
+          p.dtype == kDTypeOf<W> ||
+          (std::is_same_v<W, BF16> && p.dtype == DType::kF32 && p.activation_bits == 8);
+      if (one_plane) return run<W, W, 1, true>(p, device, stream);
+    }
+    run<BF16, W, kPlanes, true>(p, device, stream);
+  });
+}
+
+}  // namespace lampo::cuda

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+// What linear.cu and linear_packed.cu have in common: how the warps of a block walk through their
+// strips (linear_tile.h), the norm of x before and what follows the sums (params.h).
+#pragma once
+
+#include "cuda/device/block.cuh"
+#include "cuda/device/convert.cuh"
+#include "cuda/device/fragment.cuh"
+#include "cuda/device/math.cuh"
+#include "cuda/linear/linear_tile.h"
+#include "params.h"
+
+namespace lampo::cuda {
+
+inline constexpr int kLinearThreads = kLinearWarps * kWarpSize;
+/// mma.sync takes 8 tokens at a time.
+inline constexpr int kTokenTiles = kLinearTokens / 8;
+/// Elements of x that a thread reads at a time.
+inline constexpr int kPerRead = 8;
+
+/// What a block keeps in shared memory, in this order; all parts begin at multiples of 16 bytes.
+struct LinearMemory {
+  float* scale;      // [tokens][kLinearWarps], of the norm and on the way to it
+  unsigned char* x;  // a slab
+  float* sums;       // [kLinearWarps][strips][tokens][kLinearSumStride]; in the place of x where
+                     // slabs of it come and go
+
+  __device__ LinearMemory(const LinearTile& tile, int64_t num_tokens) {
+    scale = &shared_storage<float>();
+    x = reinterpret_cast<unsigned char*>(scale + num_tokens * kLinearWarps);
+    sums = reinterpret_cast<float*>(tile.one_slab ? x + tile.x_bytes : x);
+  }
+};
+
+/// This thread's place: its warp, and lane 4 g + t of the warp's fragments.
+struct LinearLane {
+  int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  int g = static_cast<int>(threadIdx.x) % kWarpSize / 4;
+  int t = static_cast<int>(threadIdx.x) % 4;
+};
+
+/// The first of the 16 rows of weight that are strip `r` of a group. It may lie past the end.
+template <int kStrips>
+__device__ inline int64_t strip_row(int64_t group, int r) {
+  return (group * kStrips + r) * kStripRows;
+}
+
+__device__ inline float read_float(const void* from, DType dtype, int64_t i) {
+  if (dtype == DType::kF32) return static_cast<const float*>(from)[i];
+  if (dtype == DType::kF16) return widen_f16(static_cast<const F16*>(from)[i].bits);
+  return to_float(static_cast<const BF16*>(from)[i]);
+}
+
+/// `value` as a `dtype` holds it.
+__device__ inline float rounded(float value, DType dtype) {
+  if (dtype == DType::kF32) return value;
+  if (dtype == DType::kF16) return widen_f16(pack_f16(value, 0.0f));
+  return to_float(BF16{static_cast<uint16_t>(pack_bf16(value, 0.0f))});
+}
+
+/// Elements [begin, begin + 8) of a row, zeros past its end.
+__device__ inline Vector<float, kPerRead> read_floats(const void* row, DType dtype, int64_t begin,
+                                                      int64_t size, bool aligned) {
+  Vector<float, kPerRead> result = {};
+  if (!aligned) {
+#pragma unroll
+    for (int i = 0; i < kPerRead; ++i) {
+      if (begin + i < size) result.value[i] = read_float(row, dtype, begin + i);
+    }
+  } else if (begin < size) {
+    if (dtype == DType::kF32) {
+      return load_vector<float, kPerRead>(static_cast<const float*>(row) + begin);
+    }
+    const auto bits = load_vector<uint16_t, kPerRead>(static_cast<const uint16_t*>(row) + begin);
+#pragma unroll
+    for (int i = 0; i < kPerRead; ++i) {
+      result.value[i] =
+          dtype == DType::kF16 ? widen_f16(bits.value[i]) : to_float(BF16{bits.value[i]});
+    }
+  }
+  return result;
+}
+
+/// x as the product takes it, before it is rounded. `aligned`: rows of 16 bytes, the norm's too.
+struct LinearInput {
+  const LinearParams& p;
+  const float* scale;  // of the norm
+  bool aligned;
+
+  __device__ const void* row(int64_t token) const {
+    const int64_t size = p.dtype == DType::kF32 ? 4 : 2;
+    return static_cast<const char*>(p.x) + token * p.stride_x_token * size;
+  }
+
+  /// 1 / rms of each token's row into to[token * kLinearWarps]; all threads. The order of additions
+  /// depends on in_features alone. The loads of kTogether tokens do not wait for one another.
+  template <int kTogether>
+  __device__ void norm_rows(float* to) const {
+    if (p.norm_weight == nullptr) return;
+    const int thread = static_cast<int>(threadIdx.x);
+    for (int64_t first = 0; first < p.num_tokens; first += kTogether) {
+      float sum[kTogether] = {};
+      for (int64_t i = thread * kPerRead; i < p.in_features; i += kLinearThreads * kPerRead) {
+        Vector<float, kPerRead> part[kTogether];
+#pragma unroll
+        for (int k = 0; k < kTogether; ++k) {
+          const int64_t token = min(first + k, p.num_tokens - 1);
+          part[k] = read_floats(row(token), p.dtype, i, p.in_features, aligned);
+        }
+#pragma unroll
+        for (int k = 0; k < kTogether; ++k) {
+#pragma unroll
+          for (int j = 0; j < kPerRead; ++j) {
+            sum[k] = fmaf(part[k].value[j], part[k].value[j], sum[k]);
+          }
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < kTogether; ++k) {
+        const float of_warp = warp_sum(sum[k]);
+        if (thread % kWarpSize == 0 && first + k < p.num_tokens) {
+          to[(first + k) * kLinearWarps + thread / kWarpSize] = of_warp;
+        }
+      }
+    }
+    sync_block();
+    if (thread < p.num_tokens) {
+      float* of_token = to + thread * kLinearWarps;
+      float sum = 0.0f;
+      for (int warp = 0; warp < kLinearWarps; ++warp) sum += of_token[warp];
+      of_token[0] = 1.0f / sqrtf(sum / static_cast<float>(p.in_features) + p.norm_eps);
+    }
+    sync_block();
+  }
+
+  /// Elements [begin, begin + 8) of a token's row after the norm.
+  __device__ Vector<float, kPerRead> read(int64_t token, int64_t begin) const {
+    auto part = read_floats(row(token), p.dtype, begin, p.in_features, aligned);
+    if (p.norm_weight == nullptr) return part;
+    const auto weight = read_floats(p.norm_weight, p.norm_dtype, begin, p.in_features, aligned);
+#pragma unroll
+    for (int i = 0; i < kPerRead; ++i) {
+      part.value[i] = part.value[i] * scale[token * kLinearWarps] * weight.value[i];
+    }
+    return part;
+  }
+};
+
+/// Adds up what the warps have of a group and writes its part of out.
+template <int kStrips>
+__device__ inline void finish_group(const LinearParams& p, int64_t group, const LinearLane& at,
+                                    const FragmentC<float> (&sum)[kStrips][kTokenTiles],
+                                    float* sums) {
+  const int num_tokens = static_cast<int>(p.num_tokens);
+  const auto place = [&](int warp, int r, int token) {
+    return sums + ((warp * kStrips + r) * num_tokens + token) * kLinearSumStride;
+  };
+  sync_block();  // all have read what is overwritten now: the last group's sums, or x
+#pragma unroll
+  for (int r = 0; r < kStrips; ++r) {
+#pragma unroll
+    for (int tile = 0; tile < kTokenTiles; ++tile) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int token = tile * 8 + 2 * at.t + i;
+        if (token >= num_tokens) continue;
+        const auto& value = sum[r][tile].value;
+        store_vector(place(at.warp, r, token) + 2 * at.g, Vector<float, 2>{value[i], value[2 + i]});
+      }
+    }
+  }
+  sync_block();
+
+  const auto output = [&](int r, int token, int row) {
+    float total = 0.0f;
+#pragma unroll
+    for (int warp = 0; warp < kLinearWarps; ++warp) total += place(warp, r, token)[row];
+    if (p.bias == nullptr) return total;
+    return total + read_float(p.bias, p.bias_dtype, strip_row<kStrips>(group, r) + row);
+  };
+  const int rows = p.silu_mul ? kStripRows : kStrips * kStripRows;
+  const int64_t columns = p.silu_mul ? p.out_features / 2 : p.out_features;
+  for (int i = static_cast<int>(threadIdx.x); i < num_tokens * rows; i += kLinearThreads) {
+    const int token = i / rows, r = i % rows / kStripRows, row = i % kStripRows;
+    const int64_t column = group * rows + i % rows;
+    if (column >= columns) continue;
+    float value = output(r, token, row);
+    if (kStrips == 2 && p.silu_mul) value = value * sigmoid(value) * output(1, token, row);
+    const int64_t to = token * p.stride_out_token + column;
+    if (p.accumulate) value += read_float(p.out, p.out_dtype, to);
+    if (p.out_dtype == DType::kF32) {
+      static_cast<float*>(p.out)[to] = value;
+    } else {
+      const uint32_t bits =
+          p.out_dtype == DType::kF16 ? pack_f16(value, 0.0f) : pack_bf16(value, 0.0f);
+      static_cast<uint16_t*>(p.out)[to] = static_cast<uint16_t>(bits);
+    }
+  }
+}
+
+/// All groups of a block. Product has
+///   x, kNormedTogether                   the LinearInput, and how its norm_rows is called
+///   Piece, kInFlight                     a warp's chunk of a strip, and how many are on their way
+///   load(row, chunk) -> Piece            asks for a chunk of the strip whose rows begin there
+///   stage(chunk, num_chunks)             x of these chunks to shared memory, by all threads
+///   multiply(pieces, place, sum)         adds the products of strips' pieces, [kStrips], with the
+///                                        chunk of x at `place` of the slab
+/// A piece's registers are asked for again as soon as it is multiplied, so loads go on over all
+/// barriers, and from one group to the next.
+template <int kStrips, class Product>
+__device__ inline void multiply_groups(const LinearParams& p, const LinearTile& tile,
+                                       const LinearMemory& memory, const Product& product) {
+  constexpr int kRounds = Product::kInFlight / kStrips;  // of a turn
+  const LinearLane at;
+  const int num_chunks = static_cast<int>((p.in_features + kLinearChunk - 1) / kLinearChunk);
+  const int slab_rounds = static_cast<int>(tile.slab_rounds);
+  typename Product::Piece pieces[kRounds][kStrips];
+  const auto load = [&](int i, int64_t group, int round) {
+    const int chunk = round * kLinearWarps + at.warp;
+    if (group >= tile.num_groups || chunk >= num_chunks) return;
+#pragma unroll
+    for (int r = 0; r < kStrips; ++r) {
+      pieces[i][r] = product.load(strip_row<kStrips>(group, r), chunk);
+    }
+  };
+  const auto stage = [&](int round) {
+    const int chunk = round * kLinearWarps;
+    product.stage(chunk, min(num_chunks - chunk, slab_rounds * kLinearWarps));
+    sync_block();
+  };
+
+#pragma unroll
+  for (int i = 0; i < kRounds; ++i) load(i, blockIdx.x, i);
+  product.x.template norm_rows<Product::kNormedTogether>(memory.scale);
+  if (tile.one_slab) stage(0);
+  for (int64_t group = blockIdx.x; group < tile.num_groups; group += gridDim.x) {
+    FragmentC<float> sum[kStrips][kTokenTiles] = {};
+    for (int round = 0; round * kLinearWarps < num_chunks; round += kRounds) {
+      if (!tile.one_slab && round % slab_rounds == 0) {
+        sync_block();  // all have read the last slab, and the last group's sums
+        stage(round);
+      }
+      int next_round = round + kRounds;
+      int64_t next_group = group;
+      if (next_round * kLinearWarps >= num_chunks) next_round = 0, next_group += gridDim.x;
+      const int place = (tile.one_slab ? round : round % slab_rounds) * kLinearWarps;
+#pragma unroll
+      for (int i = 0; i < kRounds; ++i) {
+        if ((round + i) * kLinearWarps + at.warp < num_chunks) {
+          product.multiply(pieces[i], place + i * kLinearWarps + at.warp, sum);
+        }
+        load(i, next_group, next_round + i);
+      }
+    }
+    finish_group<kStrips>(p, group, at, sum, memory.sums);
+  }
+}
+
+}  // namespace lampo::cuda

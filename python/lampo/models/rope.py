@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rotary position embedding: its parameters, validated, and the table of cosines and sines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lampo.weights.fields import Fields, shown
+
+ROPE_SCALINGS = ("default", "linear", "dynamic", "llama3", "yarn")
+MAX_POSITIONS = 1 << 24
+_MAX_FACTOR = 1e4
+_TABLE_CHUNK = 4096
+_HF_KEYS = {"type", "rope_type", "rope_theta", "partial_rotary_factor", "finetuned", "factor"}
+_HF_KEYS |= {"original_max_position_embeddings", "low_freq_factor", "high_freq_factor"}
+_HF_KEYS |= {"beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor", "truncate"}
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary embedding of the first `rotary_dim` channels of each head.
+
+    Channel pair i turns by `position * f_i`, where `f_i = theta ** (-2 i / rotary_dim)` is then
+    changed by `scaling`, and divided by `freq_factors[i]` where a GGUF file has them.
+
+    Attributes:
+        theta: base of the frequencies.
+        rotary_dim: channels that turn, even.
+        interleaved: pairs are channels (2 i, 2 i + 1); otherwise (i, i + rotary_dim / 2).
+        scaling: "default", "linear", "dynamic", "llama3" or "yarn".
+        factor: how far the context is stretched, all scalings but "default".
+        original_max_position_embeddings: the length before stretching: dynamic, llama3, yarn.
+        low_freq_factor, high_freq_factor: llama3.
+        beta_fast, beta_slow, truncate: yarn, the ramp between the two kinds of frequency.
+        attention_factor: yarn, multiplies cosines and sines; 1.0 otherwise.
+        freq_factors: `rotary_dim / 2` divisors of the frequencies, or None.
+    """
+
+    theta: float
+    rotary_dim: int
+    interleaved: bool = False
+    scaling: str = "default"
+    factor: float = 1.0
+    original_max_position_embeddings: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float = 1.0
+    freq_factors: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.theta) and self.theta > 1):
+            raise ValueError(f"rope theta: expected a finite number above 1, got {self.theta}")
+        if self.rotary_dim < 2 or self.rotary_dim % 2:
+            raise ValueError(f"rotary_dim: expected a positive even number, got {self.rotary_dim}")
+        if self.scaling not in ROPE_SCALINGS:
+            raise ValueError(f"rope scaling: expected one of {ROPE_SCALINGS}, got {self.scaling!r}")
+        if self.scaling in ("dynamic", "llama3", "yarn"):
+            length = self.original_max_position_embeddings
+            if not 1 <= length <= MAX_POSITIONS:
+                raise ValueError(f"original_max_position_embeddings: {length} is out of range")
+        if self.scaling == "dynamic" and self.rotary_dim < 4:
+            raise ValueError(f"rotary_dim: dynamic scaling needs 4 or more, got {self.rotary_dim}")
+        if self.freq_factors is not None:
+            count = self.rotary_dim // 2
+            if len(self.freq_factors) != count:
+                raise ValueError(
+                    f"rope freq_factors: expected {count} numbers, got {len(self.freq_factors)}"
+                )
+            if not all(math.isfinite(f) and f > 0 for f in self.freq_factors):
+                raise ValueError("rope freq_factors: expected finite numbers above 0")
+
+    def inverse_frequencies(self, seq_len: int | None = None) -> torch.Tensor:
+        """Angle per position of each channel pair: [rotary_dim / 2] f64.
+
+        Args:
+            seq_len: the longest sequence in use; only "dynamic" scaling depends on it.
+        """
+        dim = self.rotary_dim
+        theta = self.theta
+        if self.scaling == "dynamic":
+            # The base grows with the part of the sequence that lies past the trained length.
+            trained = self.original_max_position_embeddings
+            stretch = self.factor * max(seq_len or 0, trained) / trained - (self.factor - 1)
+            theta = theta * stretch ** (dim / (dim - 2))
+        exponents = torch.arange(0, dim, 2, dtype=torch.float64) / dim
+        frequencies = torch.pow(torch.tensor(theta, dtype=torch.float64), -exponents)
+        if self.scaling == "linear":
+            frequencies = frequencies / self.factor
+        elif self.scaling == "llama3":
+            frequencies = self._llama3(frequencies)
+        elif self.scaling == "yarn":
+            frequencies = self._yarn(frequencies)
+        if self.freq_factors is not None:
+            frequencies = frequencies / torch.tensor(self.freq_factors, dtype=torch.float64)
+        return frequencies
+
+    def cos_sin_table(self, max_positions: int) -> torch.Tensor:
+        """Cosines, then sines, of every position: [max_positions, rotary_dim] f32.
+
+        Computed in f64 and rounded once. With "dynamic" scaling the base is that of a sequence of
+        `max_positions` tokens, the same for all positions.
+        """
+        if not 1 <= max_positions <= MAX_POSITIONS:
+            raise ValueError(f"max_positions: expected 1 to {MAX_POSITIONS}, got {max_positions}")
+        frequencies = self.inverse_frequencies(max_positions)
+        half = self.rotary_dim // 2
+        table = torch.empty(max_positions, self.rotary_dim, dtype=torch.float32)
+        for start in range(0, max_positions, _TABLE_CHUNK):  # bounds the f64 temporaries
+            rows = table[start : start + _TABLE_CHUNK]
+            positions = torch.arange(start, start + rows.shape[0], dtype=torch.float64)
+            angles = torch.outer(positions, frequencies)
+            rows[:, :half] = angles.cos() * self.attention_factor
+            rows[:, half:] = angles.sin() * self.attention_factor
+        return table
+
+    def _llama3(self, frequencies: torch.Tensor) -> torch.Tensor:
+        """Keeps short waves, slows long ones by `factor`, blends in between (Llama 3.1)."""
+        turns = self.original_max_position_embeddings * frequencies / (2 * math.pi)
+        width = self.high_freq_factor - self.low_freq_factor
+        keep = ((turns - self.low_freq_factor) / width).clamp(0, 1)
+        return keep * frequencies + (1 - keep) * frequencies / self.factor
+
+    def _yarn(self, frequencies: torch.Tensor) -> torch.Tensor:
+        """Blends kept and slowed frequencies along a ramp over the channels (arXiv:2309.00071)."""
+
+        def pair_with(turns: float) -> float:  # the pair that turns so often in the trained length
+            wave = self.original_max_position_embeddings / (turns * 2 * math.pi)
+            return self.rotary_dim * math.log(wave) / (2 * math.log(self.theta))
+
+        low, high = pair_with(self.beta_fast), pair_with(self.beta_slow)
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, self.rotary_dim - 1)
+        if low == high:
+            high += 0.001
+        pairs = torch.arange(frequencies.shape[0], dtype=torch.float64)
+        slowed = ((pairs - low) / (high - low)).clamp(0, 1)
+        return slowed * frequencies / self.factor + (1 - slowed) * frequencies
+
+
+def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
+    """Attention factor that YaRN recommends for a context stretched by `factor`."""
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def rope_from_hf(fields: Fields, head_dim: int, max_position_embeddings: int) -> RopeConfig:
+    """Reads `rope_parameters`, or the older `rope_scaling` and `rope_theta`, of a config.json."""
+    name = "rope_scaling" if fields.mapping("rope_scaling") else "rope_parameters"
+    values: dict[str, Any] = dict(fields.mapping(name))
+    unknown = sorted(set(values) - _HF_KEYS)
+    if unknown:
+        raise ValueError(
+            f"{fields.source}: {name}: {shown(unknown[0])} = {shown(values[unknown[0]])} is not "
+            f"supported; known are {', '.join(sorted(_HF_KEYS))}"
+        )
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if values.get(key) is None and fields.has(key):
+            values[key] = fields.values[key]
+    if values.get("rope_type") is None and values.get("type") is not None:
+        values["rope_type"] = values["type"]
+    rope = Fields(f"{fields.source}: {name}", values)
+
+    scaling = rope.choice("rope_type", ROPE_SCALINGS, "default")
+    rotary_dim = int(head_dim * rope.number("partial_rotary_factor", 0, 1, 1.0, open_low=True))
+    if rotary_dim < 2 or rotary_dim % 2:
+        raise rope.error("partial_rotary_factor", f"an even share of head_dim {head_dim}")
+    arguments: dict[str, Any] = {
+        "theta": rope.number("rope_theta", 1, 1e12, 10000.0, open_low=True),
+        "rotary_dim": rotary_dim,
+        "scaling": scaling,
+    }
+    if scaling in ("linear", "dynamic", "llama3"):
+        arguments["factor"] = rope.number("factor", 1, _MAX_FACTOR)
+    if scaling == "dynamic":
+        arguments["original_max_position_embeddings"] = max_position_embeddings
+    if scaling in ("llama3", "yarn"):
+        if fields.has("original_max_position_embeddings"):  # beside rope_scaling: it goes first
+            rope = Fields(rope.source, {**values, **_original_length(fields)})
+        arguments["original_max_position_embeddings"] = rope.integer(
+            "original_max_position_embeddings", 1, MAX_POSITIONS, max_position_embeddings
+        )
+    if scaling == "llama3":
+        low = rope.number("low_freq_factor", 0, _MAX_FACTOR, open_low=True)
+        arguments["low_freq_factor"] = low
+        arguments["high_freq_factor"] = rope.number(
+            "high_freq_factor", low, _MAX_FACTOR, open_low=True
+        )
+    if scaling == "yarn":
+        arguments |= _yarn_arguments(rope, max_position_embeddings, arguments)
+    return RopeConfig(**arguments)
+
+
+def _original_length(fields: Fields) -> Mapping[str, int]:
+    key = "original_max_position_embeddings"
+    return {key: fields.integer(key, 1, MAX_POSITIONS)}
+
+
+def _yarn_arguments(
+    rope: Fields, max_position_embeddings: int, known: Mapping[str, Any]
+) -> dict[str, Any]:
+    implied = max_position_embeddings / known["original_max_position_embeddings"]
+    factor = rope.number("factor", 1, _MAX_FACTOR, max(implied, 1.0))
+    beta_slow = rope.number("beta_slow", 0, _MAX_FACTOR, 1.0, open_low=True)
+    mscale = rope.number("mscale", 0, 100, 0.0)
+    mscale_all_dim = rope.number("mscale_all_dim", 0, 100, 0.0)
+    recommended = yarn_mscale(factor)
+    if mscale and mscale_all_dim:
+        recommended = yarn_mscale(factor, mscale) / yarn_mscale(factor, mscale_all_dim)
+    return {
+        "factor": factor,
+        "beta_slow": beta_slow,
+        "beta_fast": rope.number("beta_fast", beta_slow, _MAX_FACTOR, 32.0, open_low=True),
+        "truncate": rope.boolean("truncate", True),
+        "attention_factor": rope.number("attention_factor", 0, 100, recommended, open_low=True),
+    }
+
+
+def rope_from_gguf(
+    fields: Fields, prefix: str, head_dim: int, context: int, freq_factors: tuple[float, ...] | None
+) -> RopeConfig:
+    """Reads `<prefix>.rope.*`. Q and k rows of GGUF files are stored for interleaved pairs."""
+    rope = f"{prefix}.rope"
+    rotary_dim = fields.integer(f"{rope}.dimension_count", 2, head_dim, head_dim)
+    if rotary_dim % 2:
+        raise fields.error(f"{rope}.dimension_count", "an even number")
+    scaling = fields.choice(
+        f"{rope}.scaling.type",
+        ("none", "linear", "yarn"),
+        "linear" if fields.has(f"{rope}.scale_linear") else "none",
+    )
+    arguments: dict[str, Any] = {
+        "theta": fields.number(f"{rope}.freq_base", 1, 1e12, 10000.0, open_low=True),
+        "rotary_dim": rotary_dim,
+        "interleaved": True,
+        "freq_factors": freq_factors,
+    }
+    key = f"{rope}.scaling.factor"
+    if not fields.has(key) and fields.has(f"{rope}.scale_linear"):
+        key = f"{rope}.scale_linear"
+    factor = fields.number(key, 0, _MAX_FACTOR, 1.0) or 1.0  # 0 stands for "no scaling"
+    if factor < 1:
+        raise fields.error(key, "0, or a finite number from 1")
+    if scaling == "none" or factor == 1.0:
+        return RopeConfig(**arguments)
+    arguments |= {"scaling": scaling, "factor": factor}
+    if scaling == "yarn":
+        for name, neutral in (("yarn_ext_factor", 1.0), ("yarn_log_multiplier", 0.0)):
+            if fields.number(f"{rope}.scaling.{name}", -1, 100, neutral) not in (neutral, -1.0):
+                raise fields.error(f"{rope}.scaling.{name}", f"{neutral}, all that is supported")
+        slow = fields.number(f"{rope}.scaling.yarn_beta_slow", 0, _MAX_FACTOR, 1.0, open_low=True)
+        extra = fields.number(f"{rope}.scaling.yarn_attn_factor", 0, 100, 1.0, open_low=True)
+        extra *= fields.number(f"{rope}.scaling.attn_factor", 0, 100, 1.0, open_low=True)
+        arguments |= {
+            "original_max_position_embeddings": fields.integer(
+                f"{rope}.scaling.original_context_length", 1, MAX_POSITIONS, context
+            ),
+            "beta_slow": slow,
+            "beta_fast": fields.number(
+                f"{rope}.scaling.yarn_beta_fast", slow, _MAX_FACTOR, 32.0, open_low=True
+            ),
+            "attention_factor": extra * yarn_mscale(factor),
+        }
+    return RopeConfig(**arguments)

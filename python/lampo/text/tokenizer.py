@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tokenizer: text to token ids and back, and chats to token ids."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lampo.text.chat_messages import (
+    SpecialTokenMask,
+    check_arguments,
+    check_messages,
+    check_tools,
+    checked_text,
+    map_strings,
+    strings_in,
+)
+from lampo.text.token_bytes import TokenBytes
+from lampo.text.tokenizer_gguf import read_gguf
+from lampo.text.tokenizer_source import TokenizerSource, read_directory
+
+if TYPE_CHECKING:
+    from lampo.text.chat_template import ChatTemplate
+
+_LONG_TEXT = 4096  # characters
+
+
+class Tokenizer:
+    """Encodes text and chats, decodes tokens. Immutable, so threads may share it.
+
+        tokenizer = Tokenizer.from_directory(Path("SmolLM2-135M-Instruct"))
+        ids = tokenizer.encode_chat([{"role": "user", "content": "Why is the sky blue?"}])
+        tokenizer.decode(ids)
+
+    vocab_size: one more than the largest token id.
+    bos_token_id: None if the model has none; whether `encode` adds it is the model's choice
+        (`add_bos`).
+    eos_token_ids: the tokens that end an answer, as far as the tokenizer's files say.
+    special_token_ids: control tokens; text never encodes to them unless asked to (`parse_special`).
+    chat_template: the source of the model's default template, None if it has none.
+    """
+
+    def __init__(self, source: TokenizerSource) -> None:
+        self._source = source
+        self._backend = source.backend
+        self._bytes = TokenBytes(source)
+        longest_first = sorted(source.special_tokens, key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._templates: dict[str, tuple[ChatTemplate, SpecialTokenMask]] = {}
+        self.vocab_size = source.vocab_size
+        self.add_bos = source.add_bos and source.bos_token_id is not None
+        self.bos_token_id = source.bos_token_id
+        self.eos_token_ids = source.eos_token_ids
+        self.special_token_ids = frozenset(source.special_tokens.values())
+        self._unspellable = self.special_token_ids - {source.unk_token_id}
+        self.strip_leading_space = source.strip_leading_space
+        self.chat_template = source.chat_templates.get("default")
+
+    @classmethod
+    def from_directory(cls, path: Path) -> Tokenizer:
+        """Reads a model directory in Hugging Face's layout. Raises: ValueError naming the file."""
+        return cls(read_directory(Path(path)))
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
+        """Builds it from a GGUF file's metadata. Raises: ValueError naming the key."""
+        return cls(read_gguf(metadata))
+
+    def encode(self, text: str, *, add_bos: bool = True, parse_special: bool = False) -> list[int]:
+        """The token ids of a text.
+
+        add_bos: put BOS in front, if the model wants it and it is not there already.
+        parse_special: read special tokens in the text as such; by default they are ordinary text.
+        Raises: TypeError if it is no string, ValueError if it has a lone surrogate.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"text: expected a string, got {type(text).__name__}")
+        checked_text(text, "text")
+        ids = self._encode(self._mark(text) if parse_special else text)
+        return self._with_bos(ids) if add_bos else ids
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of token ids. Ill-formed UTF-8 becomes U+FFFD; ids past the vocabulary, nothing."""
+        skipped = self.special_token_ids if skip_special_tokens else frozenset()
+        data = b"".join(
+            [self._bytes[token_id] for token_id in token_ids if token_id not in skipped]
+        )
+        if self.strip_leading_space:
+            data = data.removeprefix(b" ")
+        return data.decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that the token stands for, special tokens their text."""
+        return self._bytes[token_id]
+
+    def token_to_text(self, token_id: int) -> str:
+        """One token as text, for tables: with its space, and half a character as U+FFFD."""
+        return self._bytes[token_id].decode("utf-8", "replace")
+
+    def id_to_token(self, token_id: int) -> str:
+        """The token as the vocabulary spells it; empty for ids past the vocabulary."""
+        if token_id < 0:
+            raise ValueError(f"token_id: {token_id} is negative")
+        return self._source.id_to_token(token_id) or ""
+
+    def token_to_id(self, token: str) -> int | None:
+        """The id of a token by its spelling in the vocabulary."""
+        token_id = self._source.special_tokens.get(token)
+        return self._backend.token_to_id(token) if token_id is None else token_id
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
+        """The token ids of a chat, by the model's template; BOS exactly once if the model wants it.
+
+        messages: [{"role": "user", "content": "..."}, ...]; content may be a list of {"type":
+            "text", "text": "..."}.
+        add_generation_prompt: end with the beginning of the assistant's answer.
+        template_kwargs: what else the template may see, see chat_messages.TEMPLATE_ARGUMENTS.
+        tools: JSON schemas of functions.
+        Special tokens come from the template only; in what callers pass they are ordinary text.
+        Raises: ValueError naming the message and field, or with what the template says.
+        """
+        text, unmask = self._render(messages, add_generation_prompt, template_kwargs, tools)
+        return self._with_bos(self._encode(self._mark(text).translate(unmask)))
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """The chat as text, to look at. Only `encode_chat` knows whose special tokens are whose."""
+        text, unmask = self._render(messages, add_generation_prompt, template_kwargs, tools)
+        return text.translate(unmask)
+
+    def _render(
+        self,
+        messages: object,
+        add_generation_prompt: bool,
+        template_kwargs: Mapping[str, Any] | None,
+        tools: object,
+    ) -> tuple[str, dict[int, str]]:
+        """The rendered chat with special tokens of users masked, and how to take the masks off."""
+        inputs = {
+            "messages": check_messages(messages),
+            "tools": check_tools(tools),
+            "documents": None,
+            **check_arguments(template_kwargs),
+        }
+        template, mask = self._template("tool_use" if inputs["tools"] else "default")
+        strings = list(strings_in(inputs))
+        input_chars = sum(map(len, strings))
+        fixed = {
+            **self._source.template_variables,
+            "add_generation_prompt": bool(add_generation_prompt),
+        }
+        if not mask.needed(strings):
+            return template.render({**inputs, **fixed}, input_chars), {}
+
+        marks = mask.choose([*strings, *template.literals])
+        unmask = {ord(mark): char for char, mark in marks.items()}
+        masked = map_strings(inputs, lambda text: mask.mask(text, marks))
+        text = template.render({**masked, **fixed}, input_chars)
+        masked = map_strings(masked, lambda text: mask.mask_all(text, marks))
+        strict = template.render({**masked, **fixed}, input_chars)
+        if self._special.findall(text) != self._special.findall(strict):
+            text = strict
+        return text, unmask
+
+    def _template(self, name: str) -> tuple[ChatTemplate, SpecialTokenMask]:
+        sources = self._source.chat_templates
+        source = sources.get(name) or sources.get("default")
+        if source is None:
+            raise ValueError("messages: this model has no chat template; give it a prompt instead")
+        if source not in self._templates:
+            from lampo.text.chat_template import ChatTemplate
+
+            template = ChatTemplate(source)
+            literals = (*template.literals, *self._source.template_variables.values())
+            self._templates[source] = (
+                template,
+                SpecialTokenMask(self._source.special_tokens, literals),
+            )
+        return self._templates[source]
+
+    def _mark(self, text: str) -> str:
+        """The text with sentinels, by which the backend knows them, for special tokens."""
+        sentinels = self._source.sentinels
+        return self._special.sub(lambda match: sentinels[match[0]], text)
+
+    def _encode(self, text: str) -> list[int]:
+        ids = self._encode_text(text)
+        renamed = self._source.sentinel_ids
+        if not renamed:
+            return ids
+        if not self._unspellable.isdisjoint(ids):  # the vocabulary spells a special token: cut it
+            cuts = [0, *(match.start() + 1 for match in self._special.finditer(text)), len(text)]
+            ids = []
+            for start, end in pairwise(cuts):
+                ids += self._encode_text(text[start:end])
+        return [renamed.get(token_id, token_id) for token_id in ids]
+
+    def _encode_text(self, text: str) -> list[int]:
+        if len(text) > _LONG_TEXT:  # this one lets other threads run meanwhile, and is faster
+            batch = self._backend.encode_batch_fast([text], add_special_tokens=False)
+            ids: list[int] = batch[0].ids
+        else:
+            ids = self._backend.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _with_bos(self, ids: list[int]) -> list[int]:
+        if self.add_bos and self.bos_token_id is not None and ids[:1] != [self.bos_token_id]:
+            return [self.bos_token_id, *ids]
+        return ids

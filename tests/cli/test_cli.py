@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The other commands: help, doctor, pull; how many tokens the table of candidates calls kept."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lampo
+from lampo.cli import probes
+from lampo.cli.doctor import rows
+from lampo.cli.main import main
+from lampo.cli.nucleus import num_kept
+from lampo.cli.report import bytes_text
+from lampo.cli.terminal import show_logging
+from lampo.runtime.device import CudaDevice, CudaInfo
+from lampo.sampling_params import SamplingParams
+from lampo.weights import ModelNotFoundError
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    alone = capsys.readouterr().out
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out.split() == alone.split()
+    for command in ("generate", "chat", "serve", "bench", "doctor", "profile", "pull"):
+        assert command in alone
+        assert main([command, "-h"]) == 0
+        assert "Examples:" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"lampo {lampo.__version__}\n"
+
+
+def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["genrate"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("lampo: error: No such command 'genrate'.")
+    assert error.count("\n") == 1
+
+
+def test_help_and_mistakes_do_not_load_torch() -> None:
+    script = """if True:
+        import sys
+        from lampo.cli.main import main
+        codes = [main(["generate", "--help"]), main(["generate", "-t", "nan", "Hi"])]
+        codes.append(main(["generate", "-m", "no such model", "Hi"]))
+        print(*codes, "torch" in sys.modules)
+    """
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "0 2 2 False"
+    assert result.stderr.count("lampo: error: ") == 2
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == {
+        *("versions", "platform", "memory", "isa", "threads", "cuda", "torch", "ops", "cache")
+    }
+    assert not [name for name, values in found.items() if "error" in values]
+    assert found["versions"]["lampo"] == lampo.__version__
+    assert found["isa"]["chosen"] in found["isa"]["runnable"]
+    assert found["threads"]["chosen"] >= 1
+    assert found["cuda"]["usable"] or found["cuda"]["why"]
+    assert found["ops"]["rms_norm"]["variant"] == f"cpu {found['isa']['chosen']}"
+    assert main(["doctor"]) == 0
+    table = capsys.readouterr().out
+    assert found["platform"]["cpu"] in table
+    assert "rms_norm" in table
+
+
+def test_doctor_shows_devices() -> None:
+    good = CudaDevice(0, "H200", (9, 0), 132, 150_000_000_000, 149_000_000_000, "sm_90a", "")
+    old = CudaDevice(1, "P4", (6, 1), 20, 8_000_000_000, None, "", "no kernels for 6.1")
+    info = CudaInfo(True, "nvcc 13.0", "", ("90a-real",), "13.0", "13.1", (good, old))
+    sections = ("versions", "platform", "memory", "isa", "threads", "torch", "ops", "cache")
+    found: dict[str, Any] = {name: {"error": "not asked"} for name in sections}
+    found["cuda"] = dataclasses.asdict(info) | {"usable": info.usable}
+    assert [row for row in rows(found) if "uda" in row[0].lower()] == [
+        ("CUDA", "yes: runtime 13.0, driver 13.1"),
+        ("CUDA build", "compiled: nvcc 13.0"),
+        ("cuda:0", "H200, 9.0, 132 SMs, 149.0 GB of 150.0 GB free; kernels: sm_90a"),
+        ("cuda:1", "P4, 6.1, 20 SMs, 8.0 GB; no kernels for 6.1"),
+    ]
+
+
+def test_doctor_survives_everything(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A probe that fails becomes a line with the reason."""
+
+    def fail() -> dict[str, object]:
+        raise RuntimeError("no\nluck [bold]")
+
+    for name in ("versions", "machine", "memory", "isa", "threads", "cuda", "ops", "cache"):
+        monkeypatch.setattr(probes, name, fail)
+    monkeypatch.setattr(probes, "torch_build", fail)
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert all(values == {"error": "RuntimeError: no luck [bold]"} for values in found.values())
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr().out.count("unknown: RuntimeError: no luck [bold]") == 9
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "section"),
+    [("LAMPO_CPU_ISA", "avx9", "CPU kernels"), ("LAMPO_NUM_THREADS", "many", "threads")],
+)
+def test_doctor_names_bad_settings(variable: str, value: str, section: str) -> None:
+    """The kernels read their settings once, so this is a process of its own."""
+    script = "from lampo.cli.probes import *; from lampo.cli.doctor import _isa, _threads\n"
+    script += "rows = [*_isa(isa()), *_threads(threads())]; print(rows)"
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, variable: value},
+    )
+    (line,) = (text for name, text in ast.literal_eval(result.stdout) if name == section)
+    assert line.startswith(f"none: {variable}")
+    assert value in line
+
+
+def test_pull(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "m.gguf"
+    file.touch()
+    assert main(["pull", str(file)]) == 0
+    assert capsys.readouterr() == (f"{file}\n", "lampo: already on this machine\n")
+
+    def fetch(model: str | None, progress: Callable[[int, int | None], None]) -> Path:
+        assert model == "org/name"
+        for done in (0, 50, 100):
+            progress(done, 100)
+        return file
+
+    monkeypatch.setattr("lampo.weights.pull", fetch)
+    assert main(["pull", "org/name"]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{file}\n"
+    assert "fetching" in said.err
+    assert "already" not in said.err
+    assert main(["pull", "org/name", "--quiet"]) == 0
+    assert capsys.readouterr() == (f"{file}\n", "")
+
+    def fail(*unused: object) -> Path:
+        raise ModelNotFoundError("model: 'org/name': it is not cached, and the hub is far")
+
+    monkeypatch.setattr("lampo.weights.pull", fail)
+    assert main(["pull", "org/name"]) == 2
+    assert capsys.readouterr().err.startswith("lampo: error: model: 'org/name': it is not cached")
+
+
+def test_logging(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("lampo")
+    before = logger.level, list(logger.handlers)
+    try:
+        for quiet in (False, True):
+            show_logging(quiet)
+            logger.info("defaults: %s", "[top_p=0.9]")
+            logger.warning("odd\nthing")
+            expected = [] if quiet else ["lampo: defaults: [top_p=0.9]"]
+            lines = capsys.readouterr().err.splitlines()
+            assert lines == [*expected, "lampo: warning: odd thing"]
+    finally:
+        logger.setLevel(before[0])
+        logger.handlers[:] = before[1]
+
+
+def test_bytes_text() -> None:
+    assert [bytes_text(n) for n in (0, 999, 1000, 2_764_800, 5e12)] == [
+        *("0 bytes", "999 bytes", "1.0 kB", "2.8 MB", "5000.0 GB")
+    ]
+
+
+def brute_kept(p: np.ndarray, params: SamplingParams) -> int:
+    """Sorts everything, as the definition of the cuts says."""
+    weights = np.sort(p ** (1.0 / (params.temperature or 1.0)))[::-1]
+    if params.top_k:
+        weights = weights[: params.top_k]
+    weights = weights / weights.sum()
+    count = len(weights)
+    if params.top_p != 1.0:
+        count = int(np.searchsorted(np.cumsum(weights), params.top_p)) + 1
+    return min(count, int((weights >= (params.min_p or 0.0) * weights[0]).sum()), len(weights))
+
+
+def test_num_kept_brackets_the_truth() -> None:
+    rng = np.random.default_rng(0)
+    certain = 0
+    for _ in range(300):
+        logits = rng.normal(size=1000) * rng.choice([1.0, 3.0, 6.0])
+        p = np.exp(logits - logits.max())
+        p /= p.sum()
+        params = SamplingParams(
+            temperature=float(rng.choice([0.3, 0.7, 1.0, 1.5])),
+            top_p=float(rng.choice([0.5, 0.9, 0.99, 1.0])),
+            top_k=int(rng.choice([0, 20, 300])),
+            min_p=float(rng.choice([0.0, 0.05])),
+            repetition_penalty=1.0,
+        )
+        best = np.log(np.sort(p)[::-1][:64])
+        kept = num_kept(list(best), params, 1000)
+        assert kept is not None
+        low, high = kept
+        truth = brute_kept(p, params)
+        assert low <= truth <= high
+        certain += low == high
+    assert certain > 150
+
+
+def test_num_kept_special_cases() -> None:
+    def kept(**fields: object) -> tuple[int, int] | None:
+        params = SamplingParams(**fields).resolved({})  # type: ignore[arg-type]
+        return num_kept([np.log(0.6), np.log(0.3)], params, 3)
+
+    assert kept(temperature=0) == (1, 1)
+    assert kept() == (3, 3)
+    assert kept(top_k=2) == (2, 2)
+    assert kept(top_p=0.9 - 1e-6) == (2, 2)
+    assert kept(top_p=0.95) == (3, 3)
+    for penalty in ({"repetition_penalty": 1.1}, {"presence_penalty": 1}, {"logit_bias": {0: 1}}):
+        assert kept(**penalty) is None

@@ -1,0 +1,391 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configurations: allowed fields and ranges, refusals, and rotary tables against transformers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import ROPES, SHAPE, make_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lampo.models.config import ModelConfig, RopeConfig, generation_config_from_hf
+from lampo.weights.fields import read_json_object
+
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": [2, 3, 2],
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "some_field_of_tomorrow": {"x": 1},
+}
+GGUF: dict[str, Any] = {
+    "general.architecture": "llama",
+    "llama.block_count": 2,
+    "llama.context_length": 256,
+    "llama.embedding_length": 64,
+    "llama.feed_forward_length": 96,
+    "llama.attention.head_count": 4,
+    "llama.attention.head_count_kv": 2,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+    "tokenizer.ggml.eos_token_id": 2,
+    "tokenizer.ggml.eot_token_id": 5,
+    "tokenizer.ggml.padding_token_id": 2,
+}
+GGUF_TENSORS = {"token_embd.weight": (320, 64)}
+
+
+def test_from_hf_reads_fields() -> None:
+    c = ModelConfig.from_hf(LLAMA)
+    assert (c.architecture, c.head_dim, c.num_qo_heads, c.num_kv_heads) == ("llama", 16, 4, 2)
+    assert c.eos_token_ids == (2, 3)
+    assert c.pad_token_id is None
+    assert not c.tie_word_embeddings
+    assert c.rope == RopeConfig(theta=10000.0, rotary_dim=16)
+
+
+def test_from_hf_mistral_without_window() -> None:
+    mistral = {**LLAMA, "model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+    assert ModelConfig.from_hf({**mistral, "sliding_window": None}).sliding_window is None
+    assert ModelConfig.from_hf({**mistral, "sliding_window": 256}).sliding_window is None
+    assert ModelConfig.from_hf(mistral).architecture == "mistral"  # 4096 exceeds the context
+    with pytest.raises(ValueError, match=r"sliding_window = 128 .*active.*256"):
+        ModelConfig.from_hf({**mistral, "sliding_window": 128})
+    with pytest.raises(ValueError, match=r"sliding_window = 4096 .*default"):
+        ModelConfig.from_hf({**mistral, "max_position_embeddings": 32768})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model_type", "gpt2"),
+        ("model_type", None),
+        ("architectures", ["LlamaForSequenceClassification"]),
+        ("architectures", "LlamaForCausalLM"),
+        ("vocab_size", 0),
+        ("vocab_size", 1 << 40),
+        ("vocab_size", True),
+        ("vocab_size", 320.0),
+        ("hidden_size", -64),
+        ("hidden_size", 63),
+        ("hidden_size", None),
+        ("intermediate_size", "96"),
+        ("num_hidden_layers", 10**9),
+        ("num_attention_heads", 0),
+        ("num_key_value_heads", 3),
+        ("num_key_value_heads", 8),
+        ("head_dim", 15),
+        ("head_dim", 4096),
+        ("max_position_embeddings", 0),
+        ("rms_norm_eps", 0.0),
+        ("rms_norm_eps", math.nan),
+        ("rms_norm_eps", math.inf),
+        ("hidden_act", "gelu"),
+        ("tie_word_embeddings", 1),
+        ("attention_bias", "yes"),
+        ("bos_token_id", 320),
+        ("eos_token_id", -1),
+        ("eos_token_id", [2, 320]),
+        ("eos_token_id", list(range(100))),
+        ("pad_token_id", "x"),
+        ("rope_theta", 1.0),
+        ("rope_scaling", "linear"),
+        ("layer_types", ["sliding_attention"]),
+        ("auto_map", {"AutoModel": "evil.Model"}),
+        ("custom_pipelines", {"x": "y"}),
+        ("trust_remote_code", True),
+        ("quantization_config", {"quant_method": "gptq"}),
+        ("num_local_experts", 8),
+    ],
+)
+def test_from_hf_refuses(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"^config.json: (rope_parameters: )?{field}") as info:
+        ModelConfig.from_hf({**LLAMA, field: value})
+    assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("rope_type", "longrope"),
+        ("factor", 0.5),
+        ("factor", None),
+        ("factor", math.nan),
+        ("factor", "8"),
+        ("low_freq_factor", 0),
+        ("low_freq_factor", None),
+        ("high_freq_factor", 1.0),
+        ("original_max_position_embeddings", 0),
+        ("original_max_position_embeddings", 1 << 30),
+        ("partial_rotary_factor", 1.5),
+        ("partial_rotary_factor", 0.2),
+        ("rope_theta", -1),
+        ("full_attention", {"rope_type": "default"}),
+        ("short_factor", [1.0]),
+    ],
+)
+def test_from_hf_refuses_rope(field: str, value: object) -> None:
+    rope = {**ROPES["llama3"], field: value}
+    with pytest.raises(ValueError, match=f"^config.json: rope_parameters: '?{field}"):
+        ModelConfig.from_hf({**LLAMA, "rope_parameters": rope})
+
+
+def test_from_hf_old_rope_fields() -> None:
+    scaling = {"type": "linear", "factor": 2.0}
+    rope = ModelConfig.from_hf({**LLAMA, "rope_theta": 1e6, "rope_scaling": scaling}).rope
+    assert (rope.theta, rope.scaling, rope.factor) == (1e6, "linear", 2.0)
+    rope = ModelConfig.from_hf({**LLAMA, "rope_scaling": None, "rope_theta": 5e5}).rope
+    assert (rope.theta, rope.scaling) == (5e5, "default")
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda v: st.lists(v, max_size=4) | st.dictionaries(st.text(max_size=20), v, max_size=4),
+    max_leaves=8,
+)
+
+
+@given(
+    changes=st.dictionaries(st.sampled_from(sorted({*LLAMA, "rope_scaling"})), JSON_VALUES),
+    rope=st.dictionaries(st.sampled_from(sorted(ROPES["llama3"])), JSON_VALUES),
+    base=st.sampled_from(sorted(ROPES)),
+)
+@settings(max_examples=300, deadline=None, database=None)
+def test_fuzz_from_hf(changes: dict[str, Any], rope: dict[str, Any], base: str) -> None:
+    d = {**LLAMA, "rope_parameters": {**ROPES[base], **rope}, **changes}
+    with contextlib.suppress(ValueError):
+        config = ModelConfig.from_hf(d)
+        assert config.rope.inverse_frequencies().isfinite().all()
+
+
+@given(changes=st.dictionaries(st.sampled_from(sorted(GGUF)), JSON_VALUES))
+@settings(max_examples=200, deadline=None, database=None)
+def test_fuzz_from_gguf(changes: dict[str, Any]) -> None:
+    with contextlib.suppress(ValueError):
+        ModelConfig.from_gguf({**GGUF, **changes}, GGUF_TENSORS)
+
+
+def test_pad_token_outside_the_vocabulary_means_none() -> None:
+    for value in (-1, 320, 32000):
+        assert ModelConfig.from_hf({**LLAMA, "pad_token_id": value}).pad_token_id is None
+
+
+@pytest.mark.parametrize("name", ROPES)
+def test_rope_against_transformers(name: str) -> None:
+    model = make_model(rope=name)
+    config = ModelConfig.from_hf(model.config.to_dict())
+    assert config.rope.scaling == ROPES[name]["rope_type"]
+    embedding = model.model.rotary_emb
+    frequencies = config.rope.inverse_frequencies()
+    assert frequencies.dtype == torch.float64
+    torch.testing.assert_close(frequencies.float(), embedding.inv_freq, rtol=2e-6, atol=0)
+
+    length = SHAPE["max_position_embeddings"]
+    table = config.rope.cos_sin_table(length)
+    assert table.shape == (length, config.rope.rotary_dim)
+    assert table.dtype == torch.float32
+    cos, sin = embedding(torch.zeros(1), torch.arange(length)[None])
+    half = config.rope.rotary_dim // 2
+    # transformers computes angles in f32: off by their rounding, up to 256 * 2^-23.
+    torch.testing.assert_close(table[:, :half], cos[0, :, :half], rtol=0, atol=6e-5)
+    torch.testing.assert_close(table[:, half:], sin[0, :, :half], rtol=0, atol=6e-5)
+
+
+def test_dynamic_rope_beyond_the_trained_length() -> None:
+    model = make_model(rope="dynamic")
+    rope = ModelConfig.from_hf(model.config.to_dict()).rope
+    cos, _ = model.model.rotary_emb(torch.zeros(1), torch.arange(1000)[None])
+    table = rope.cos_sin_table(1000)
+    torch.testing.assert_close(table[:, : rope.rotary_dim // 2], cos[0, :, :16], rtol=0, atol=3e-4)
+
+
+def test_rope_table_is_exact_far_out() -> None:
+    rope = RopeConfig(theta=10000.0, rotary_dim=8)
+    table = rope.cos_sin_table(100_001)
+    frequencies = [10000.0 ** (-i / 8) for i in range(0, 8, 2)]
+    expected = [math.cos(100_000 * f) for f in frequencies]
+    expected += [math.sin(100_000 * f) for f in frequencies]
+    torch.testing.assert_close(table[100_000], torch.tensor(expected), rtol=0, atol=1e-7)
+
+
+def test_partial_rotary() -> None:
+    rope = {"rope_type": "default", "partial_rotary_factor": 0.5}
+    assert ModelConfig.from_hf({**LLAMA, "rope_parameters": rope}).rope.rotary_dim == 8
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"theta": 1.0},
+        {"theta": math.nan},
+        {"rotary_dim": 7},
+        {"scaling": "longrope"},
+        {"original_max_position_embeddings": 0, "scaling": "yarn"},
+        {"freq_factors": (1.0,)},
+        {"freq_factors": (1.0, 1.0, 0.0, 1.0)},
+        {"freq_factors": (1.0, 1.0, math.nan, 1.0)},
+    ],
+)
+def test_rope_config_refuses(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        RopeConfig(**{"theta": 10000.0, "rotary_dim": 8, **arguments})
+
+
+@pytest.mark.parametrize("max_positions", [0, -1, 1 << 40])
+def test_cos_sin_table_refuses(max_positions: int) -> None:
+    with pytest.raises(ValueError, match="max_positions"):
+        RopeConfig(theta=10000.0, rotary_dim=8).cos_sin_table(max_positions)
+
+
+def test_from_gguf_reads_fields() -> None:
+    c = ModelConfig.from_gguf(GGUF, GGUF_TENSORS)
+    assert (c.vocab_size, c.head_dim, c.num_layers, c.eos_token_ids) == (320, 16, 2, (2, 5))
+    assert c.tie_word_embeddings
+    assert c.rope.interleaved
+    untied = ModelConfig.from_gguf(GGUF, {**GGUF_TENSORS, "output.weight": (320, 64)})
+    assert not untied.tie_word_embeddings
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("general.architecture", "qwen2"),
+        ("general.architecture", None),
+        ("llama.block_count", 0),
+        ("llama.context_length", None),
+        ("llama.context_length", 1 << 60),
+        ("llama.embedding_length", 63),
+        ("llama.attention.head_count", [4, 4]),
+        ("llama.attention.head_count_kv", 3),
+        ("llama.attention.key_length", 17),
+        ("llama.attention.value_length", 8),
+        ("llama.attention.sliding_window", 128),
+        ("llama.attention.layer_norm_rms_epsilon", math.nan),
+        ("llama.expert_count", 8),
+        ("llama.vocab_size", 321),
+        ("llama.rope.dimension_count", 17),
+        ("llama.rope.dimension_count", 7),
+        ("llama.rope.freq_base", math.inf),
+        ("llama.rope.scaling.type", "longrope"),
+        ("llama.rope.scaling.factor", 0.5),
+        ("tokenizer.ggml.tokens", ["x"] * 321),
+        ("tokenizer.ggml.tokens", "x"),
+        ("tokenizer.ggml.eos_token_id", 320),
+    ],
+)
+def test_from_gguf_refuses(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"^GGUF: {field}") as info:
+        ModelConfig.from_gguf({**GGUF, field: value}, GGUF_TENSORS)
+    assert len(str(info.value)) < 400
+
+
+def test_from_gguf_needs_the_embedding() -> None:
+    for tensors in ({}, {"token_embd.weight": (320,)}):
+        with pytest.raises(ValueError, match=r"token_embd\.weight"):
+            ModelConfig.from_gguf(GGUF, tensors)
+
+
+def test_from_gguf_scalings() -> None:
+    linear = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
+    rope = ModelConfig.from_gguf({**GGUF, **linear}, GGUF_TENSORS).rope
+    assert (rope.scaling, rope.factor) == ("linear", 4.0)
+    rope = ModelConfig.from_gguf({**GGUF, "llama.rope.scale_linear": 2.0}, GGUF_TENSORS).rope
+    assert (rope.scaling, rope.factor) == ("linear", 2.0)
+    yarn = {
+        "llama.rope.scaling.type": "yarn",
+        "llama.rope.scaling.factor": 4.0,
+        "llama.rope.scaling.original_context_length": 64,
+    }
+    rope = ModelConfig.from_gguf({**GGUF, **yarn}, GGUF_TENSORS).rope
+    hf = ModelConfig.from_hf({**LLAMA, "rope_parameters": ROPES["yarn"]}).rope
+    assert torch.equal(rope.cos_sin_table(256), hf.cos_sin_table(256))
+    bad = {**GGUF, **yarn, "llama.rope.scaling.yarn_ext_factor": 0.5}
+    with pytest.raises(ValueError, match="yarn_ext_factor"):
+        ModelConfig.from_gguf(bad, GGUF_TENSORS)
+
+
+def test_generation_config() -> None:
+    values = {
+        "temperature": 0.6,
+        "top_p": 0.9,
+        "top_k": 50,
+        "eos_token_id": [2, 5],
+        "_from_model_config": True,
+        "transformers_version": "4.40.0",
+    }
+    assert generation_config_from_hf(values, 320) == {
+        "temperature": 0.6,
+        "top_p": 0.9,
+        "top_k": 50,
+        "eos_token_ids": (2, 5),
+    }
+    assert generation_config_from_hf({}, 320) == {}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", -1),
+        ("temperature", math.nan),
+        ("top_p", 0.0),
+        ("top_p", 1.5),
+        ("top_k", -1),
+        ("top_k", 1.5),
+        ("min_p", 2),
+        ("repetition_penalty", 0),
+        ("max_new_tokens", 0),
+        ("eos_token_id", [320]),
+        ("do_sample", "yes"),
+    ],
+)
+def test_generation_config_refuses(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"^generation_config.json: {field}"):
+        generation_config_from_hf({field: value}, 320)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"\xff\xfe{}", "not JSON"),
+        (b"\xff{}", "not JSON"),
+        (b"[]", "expected a JSON object"),
+        (b'{"a": NaN}', "NaN"),
+        (b'{"a": 1, "a": 2}', "twice"),
+        (b'{"a": ' + b"[" * 500_000 + b"]" * 500_000 + b"}", "not JSON"),
+        (b'{"a": ' + b"9" * 10_000 + b"}", "not JSON"),
+        (b'{"a": "' + b"x" * (2 << 20) + b'"}', "larger than"),
+    ],
+)
+def test_read_json_object_refuses(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=reason) as info:
+        read_json_object(path, 1 << 20)
+    assert str(info.value).startswith(str(path))
+    assert "\n" not in str(info.value)
+
+
+def test_read_json_object(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    with pytest.raises(ValueError, match="no such file"):
+        read_json_object(path, 1 << 20)
+    path.write_text(json.dumps(LLAMA))
+    assert read_json_object(path, 1 << 20) == LLAMA

@@ -1,0 +1,429 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GGUF files: every lie in a header is one clear error, and tensors come out as they went in."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import random
+import resource
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import QUANTIZATIONS, interleave_rows, make_gguf, quantized
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lampo.models.checkpoint import gguf_name, load_checkpoint
+from lampo.weights.formats import QuantizedTensor
+from lampo.weights.gguf import GGUFFile
+
+
+def string(text: str | bytes) -> bytes:
+    data = text.encode() if isinstance(text, str) else text
+    return struct.pack("<Q", len(data)) + data
+
+
+def key_value(key: str | bytes, kind: int, value: bytes) -> bytes:
+    return string(key) + struct.pack("<I", kind) + value
+
+
+def tensor_info(
+    name: str, dims: Sequence[int], kind: int = 0, offset: int = 0, num_dims: int | None = None
+) -> bytes:
+    count = len(dims) if num_dims is None else num_dims
+    return string(name) + struct.pack(f"<I{len(dims)}QIQ", count, *dims, kind, offset)
+
+
+def gguf_bytes(
+    keys: Sequence[bytes] = (),
+    tensors: Sequence[bytes] = (),
+    *,
+    data: int = 256,
+    magic: bytes = b"GGUF",
+    version: int = 3,
+    num_tensors: int | None = None,
+    num_keys: int | None = None,
+) -> bytes:
+    counts = (
+        len(tensors) if num_tensors is None else num_tensors,
+        len(keys) if num_keys is None else num_keys,
+    )
+    head = magic + struct.pack("<IQQ", version, *counts) + b"".join(keys) + b"".join(tensors)
+    return head + b"\0" * (-len(head) % 32 + data)
+
+
+def write(tmp_path: Path, content: bytes) -> Path:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(content)
+    return path
+
+
+U32 = struct.Struct("<I").pack
+ARRAY = struct.Struct("<IQ").pack
+HUGE = (1 << 64) - 1
+
+
+def test_header_values(tmp_path: Path) -> None:
+    keys = [
+        key_value("u8", 0, b"\xff"),
+        key_value("i8", 1, b"\xff"),
+        key_value("u16", 2, b"\xff\xff"),
+        key_value("i16", 3, b"\xff\xff"),
+        key_value("u32", 4, b"\xff" * 4),
+        key_value("i32", 5, b"\xff" * 4),
+        key_value("f32", 6, struct.pack("<f", 1.5)),
+        key_value("bool", 7, b"\1"),
+        key_value("string", 8, string("gr\u00fc\u00df")),
+        key_value("strings", 9, ARRAY(8, 3) + string("a") + string("") + string("\U0001f600")),
+        key_value("u64", 10, b"\xff" * 8),
+        key_value("i64", 11, b"\xff" * 8),
+        key_value("f64", 12, struct.pack("<d", 2.5)),
+        key_value("bools", 9, ARRAY(7, 2) + b"\0\1"),
+        key_value("floats", 9, ARRAY(6, 2) + struct.pack("<2f", 1, 2)),
+        key_value("none", 9, ARRAY(5, 0)),
+    ]
+    tensors = [tensor_info("a", [3, 2]), tensor_info("b", [32], 8, 32)]
+    for version in (2, 3):
+        file = GGUFFile(write(tmp_path, gguf_bytes(keys, tensors, version=version)))
+        assert dict(file.metadata) == {
+            "u8": 255,
+            "i8": -1,
+            "u16": 65535,
+            "i16": -1,
+            "u32": (1 << 32) - 1,
+            "i32": -1,
+            "f32": 1.5,
+            "bool": True,
+            "string": "gr\u00fc\u00df",
+            "strings": ["a", "", "\U0001f600"],
+            "u64": HUGE,
+            "i64": -1,
+            "f64": 2.5,
+            "bools": [False, True],
+            "floats": [1.0, 2.0],
+            "none": [],
+        }
+        assert file.shapes() == {"a": (2, 3), "b": (32,)}
+
+
+LIES: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "only 0 bytes"),
+    "short": (b"GGUF" + U32(3), "only 8 bytes"),
+    "magic": (gguf_bytes(magic=b"GGML"), "starts with b'GGML'"),
+    "version 1": (gguf_bytes(version=1), "version 1 is not supported"),
+    "version 99": (gguf_bytes(version=99), "version 99"),
+    "big-endian": (gguf_bytes(version=3 << 24), "big-endian"),
+    "key count": (gguf_bytes(num_keys=HUGE), "number of keys = 18446744073709551615"),
+    "key count one more": (gguf_bytes(num_keys=1, data=0), "number of keys = 1"),
+    "tensor count": (gguf_bytes(num_tensors=1 << 60), "number of tensors"),
+    "key length": (gguf_bytes([struct.pack("<Q", HUGE)]), "key 0: a string of 1844"),
+    "key not UTF-8": (gguf_bytes([key_value(b"\xff", 0, b"\1")]), "not UTF-8"),
+    "key twice": (gguf_bytes([key_value("k", 0, b"\1")] * 2), "'k' stands twice"),
+    "value type": (gguf_bytes([key_value("k", 13, b"\1")]), "'k': unknown value type 13"),
+    "value cut": (gguf_bytes([key_value("key", 4, b"")], data=0)[:42], "'key'.*past the end"),
+    "bool": (gguf_bytes([key_value("k", 7, b"\2")]), "'k': a boolean is 2"),
+    "string length": (gguf_bytes([key_value("k", 8, b"\xff" * 8)]), "'k': a string of 1844"),
+    "string past the end": (
+        gguf_bytes([key_value("k", 8, struct.pack("<Q", 300))]),
+        "'k': 300 bytes .* past the end",
+    ),
+    "string not UTF-8": (gguf_bytes([key_value("k", 8, string(b"\xc3("))]), "'k': not UTF-8"),
+    "array length": (gguf_bytes([key_value("k", 9, ARRAY(4, HUGE))]), "'k': length = 1844"),
+    "array past the end": (gguf_bytes([key_value("k", 9, ARRAY(10, 200))]), "'k': 1600 bytes"),
+    "array type": (gguf_bytes([key_value("k", 9, ARRAY(77, 1))]), "'k': unknown value type 77"),
+    "array of arrays": (gguf_bytes([key_value("k", 9, ARRAY(9, 1))]), "arrays of arrays"),
+    "array of bools": (gguf_bytes([key_value("k", 9, ARRAY(7, 2) + b"\1\7")]), "boolean is 7"),
+    "strings length": (gguf_bytes([key_value("k", 9, ARRAY(8, 100))]), "'k': length = 100"),
+    "strings past the end": (
+        gguf_bytes([key_value("k", 9, ARRAY(8, 2) + string("a") + b"\xff" * 8)]),
+        "'k': string 1 runs past the end",
+    ),
+    "strings not UTF-8": (
+        gguf_bytes([key_value("k", 9, ARRAY(8, 2) + string("a") + string(b"\xff"))]),
+        "is not UTF-8",
+    ),
+    "alignment 0": (gguf_bytes([key_value("general.alignment", 4, U32(0))]), "alignment = 0"),
+    "alignment 48": (gguf_bytes([key_value("general.alignment", 4, U32(48))]), "power of two"),
+    "alignment huge": (gguf_bytes([key_value("general.alignment", 4, U32(1 << 31))]), "alignment"),
+    "alignment text": (gguf_bytes([key_value("general.alignment", 8, string("x"))]), "alignment"),
+    "tensor name": (gguf_bytes((), [tensor_info("n" * 257, [1])]), "a string of 257 bytes"),
+    "tensor twice": (
+        gguf_bytes((), [tensor_info("t", [1]), tensor_info("t", [1], 0, 32)]),
+        "'t' stands twice",
+    ),
+    "dims 0": (gguf_bytes((), [tensor_info("t", [1], num_dims=0)]), "0 dimensions"),
+    "dims 5": (gguf_bytes((), [tensor_info("t", [1] * 5)]), "5 dimensions"),
+    "dims huge": (gguf_bytes((), [tensor_info("t", [1], num_dims=1 << 31)]), "2147483648 dim"),
+    "dim of 0": (gguf_bytes((), [tensor_info("t", [0, 4])]), r"dimensions \[0, 4\]"),
+    "dims overflow": (gguf_bytes((), [tensor_info("t", [1 << 33, 1 << 33])]), "do not fit"),
+    "dims wrap to 0": (gguf_bytes((), [tensor_info("t", [1 << 32, 1 << 32])]), "do not fit"),
+    "type": (gguf_bytes((), [tensor_info("t", [32], 10)]), "'t': type 10 is not supported"),
+    "type huge": (gguf_bytes((), [tensor_info("t", [32], 1 << 31)]), "type 2147483648"),
+    "block size": (gguf_bytes((), [tensor_info("t", [33], 2)]), "rows of 33 .*q4_0"),
+    "offset unaligned": (gguf_bytes((), [tensor_info("t", [1], 0, 4)]), "offset 4 is no multiple"),
+    "offset past the end": (gguf_bytes((), [tensor_info("t", [1], 0, 256)]), "past the end"),
+    "offset huge": (gguf_bytes((), [tensor_info("t", [1], 0, HUGE - 31)]), "past the end"),
+    "data cut": (gguf_bytes((), [tensor_info("t", [65])]), "260 bytes .* past the end"),
+    "overlap": (
+        gguf_bytes((), [tensor_info("a", [16]), tensor_info("b", [8], 0, 32)]),
+        "'b' at 128 overlaps tensor 'a'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_lie_is_refused(name: str, tmp_path: Path) -> None:
+    content, reason = LIES[name]
+    path = write(tmp_path, content)
+    with pytest.raises(ValueError, match=reason) as info:
+        GGUFFile(path)
+    message = str(info.value)
+    assert message.startswith(str(path))
+    assert "\n" not in message
+    assert len(message) < 400
+
+
+def _survives(path: Path) -> None:
+    """Loads every tensor of a damaged file, or gets the one error that is allowed."""
+    try:
+        checkpoint = load_checkpoint(path)
+    except ValueError:
+        return
+    with checkpoint:
+        for name in checkpoint.names():
+            tensor = checkpoint.load(name)
+            if isinstance(tensor, QuantizedTensor):
+                tensor = tensor.dequantize()
+            assert tensor.numel() * 4 <= 64 * checkpoint.nbytes
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, int]:
+    """A path to write to, a whole file, and where its tensors start."""
+    path = tmp_path_factory.mktemp("gguf") / "m.gguf"
+    make_gguf(path, quantization="Q4_0", num_hidden_layers=1, tied=False, rope="llama3")
+    header_bytes = min(t.offset for t in GGUFFile(path).header.tensors.values())
+    return path, path.read_bytes(), header_bytes
+
+
+def test_fuzz_truncated(tiny: tuple[Path, bytes, int]) -> None:
+    path, content, header_bytes = tiny
+    lengths = {*range(0, header_bytes, 97), *range(header_bytes, len(content), 4001)}
+    for length in sorted(lengths | {len(content) - 1}):
+        path.write_bytes(content[:length])
+        if length < len(content) - 32:
+            with pytest.raises(ValueError, match="GGUF"):
+                load_checkpoint(path)
+        else:
+            _survives(path)
+
+
+def test_fuzz_flipped_bytes(tiny: tuple[Path, bytes, int]) -> None:
+    path, content, header_bytes = tiny
+    rng = random.Random(0)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(1000):
+        damaged = bytearray(content)
+        for _ in range(rng.choice((1, 1, 2, 8))):
+            damaged[rng.randrange(header_bytes)] = rng.choice((0, 1, 127, 128, 255))
+        path.write_bytes(damaged)
+        _survives(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 200_000  # KiB
+
+
+def test_fuzz_lying_integers(tiny: tuple[Path, bytes, int]) -> None:
+    """Whole 8-byte fields at once: counts, lengths, dimensions, offsets."""
+    path, content, header_bytes = tiny
+    rng = random.Random(1)
+    values = (0, 1, 33, 1 << 16, 1 << 31, 1 << 32, 1 << 40, 1 << 61, 1 << 63, HUGE - 31, HUGE)
+    tensor_section = content.rindex(b"rope_freqs.weight") - 8
+    for i in range(1000):
+        start = rng.randrange(tensor_section if i % 2 else 0, header_bytes - 8)
+        damaged = bytearray(content)
+        damaged[start : start + 8] = struct.pack("<Q", rng.choice(values))
+        path.write_bytes(damaged)
+        _survives(path)
+
+
+@given(body=st.binary(max_size=400))
+@settings(
+    max_examples=200,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_fuzz_arbitrary_bytes(body: bytes, tmp_path: Path) -> None:
+    _survives(write(tmp_path, b"GGUF" + U32(3) + struct.pack("<QQ", 1, 2) + body))
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_quantization(quantization: str, tied: bool, tmp_path: Path) -> None:
+    import gguf
+
+    path = tmp_path / "m.gguf"
+    model = make_gguf(path, quantization=quantization, tied=tied, num_hidden_layers=1)
+    state = model.state_dict()
+    with load_checkpoint(path) as checkpoint:
+        names = checkpoint.names()
+        assert ("lm_head.weight" in names) is not tied
+        assert set(state) - set(names) == ({"lm_head.weight"} if tied else set())
+        packed = quantization in ("Q4_0", "Q4_1", "Q8_0")
+        kind = gguf.GGMLQuantizationType[quantization]
+        raw = {t.name: t for t in gguf.GGUFReader(str(path)).tensors}
+        for name in names:
+            tensor = checkpoint.load(name)
+            original = state[name]
+            if original.dim() == 1:
+                assert torch.equal(tensor, original)
+                continue
+            assert isinstance(tensor, QuantizedTensor) == packed
+            data = np.array(raw[gguf_name(name)].data)
+            expected = torch.from_numpy(gguf.quants.dequantize(data, kind))
+            expected = expected.view(original.shape)
+            if isinstance(tensor, QuantizedTensor):
+                assert tensor.format == quantization.lower()
+                assert tensor.shape == tuple(original.shape)
+                assert bytes(tensor.blocks.numpy().tobytes()) == data.tobytes()
+                tensor = tensor.dequantize()
+            assert torch.equal(tensor.float(), expected)
+            if quantization in ("F16", "BF16"):
+                assert tensor.dtype == {"F16": torch.float16, "BF16": torch.bfloat16}[quantization]
+
+
+def test_tensors_are_views_of_the_mapping(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    make_gguf(path, quantization="Q8_0")
+    checkpoint = load_checkpoint(path)
+    name = "model.layers.0.mlp.up_proj.weight"
+    first, second = checkpoint.load(name), checkpoint.load(name)
+    assert isinstance(first, QuantizedTensor)
+    assert isinstance(second, QuantizedTensor)
+    assert first.blocks.data_ptr() == second.blocks.data_ptr()
+    before = first.dequantize()
+    checkpoint.release(name)
+    assert torch.equal(first.dequantize(), before)
+    checkpoint.close()
+    checkpoint.close()
+    gc.collect()
+    assert torch.equal(first.dequantize(), before)  # views keep the mapping alive
+    with pytest.raises(ValueError, match="closed"):
+        checkpoint.load(name)
+
+
+def test_writes_to_a_view_never_reach_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    make_gguf(path, quantization="F32")
+    content = path.read_bytes()
+    with load_checkpoint(path) as checkpoint:
+        tensor = checkpoint.load("model.norm.weight")
+        assert isinstance(tensor, torch.Tensor)
+        tensor.zero_()
+    assert path.read_bytes() == content
+
+
+def test_q_and_k_rows_stay_as_stored(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    model = make_gguf(path, quantization="F32")
+    with load_checkpoint(path) as checkpoint:
+        assert checkpoint.config.rope.interleaved
+        for part, heads in (("q", 4), ("k", 2)):
+            name = f"model.layers.1.self_attn.{part}_proj.weight"
+            expected = interleave_rows(model.state_dict()[name].numpy(), heads)
+            loaded = checkpoint.load(name)
+            assert isinstance(loaded, torch.Tensor)
+            assert np.array_equal(loaded.numpy(), expected)
+
+
+def test_rope_freqs_give_llama3_frequencies(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    model = make_gguf(path, rope="llama3")
+    with load_checkpoint(path) as checkpoint:
+        got = checkpoint.config.rope.inverse_frequencies().float()
+    torch.testing.assert_close(got, model.model.rotary_emb.inv_freq, rtol=2e-6, atol=0)
+
+
+def test_biases(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    model = make_gguf(path, attention_bias=True, mlp_bias=True)
+    with load_checkpoint(path) as checkpoint:
+        assert checkpoint.config.attention_bias
+        assert checkpoint.config.mlp_bias
+        name = "model.layers.1.mlp.down_proj.bias"
+        assert torch.equal(checkpoint.load(name), model.state_dict()[name])  # type: ignore[arg-type]
+
+
+def test_dequantizing_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "m.gguf"
+    make_gguf(path, quantization="Q5_0")
+    with caplog.at_level(logging.WARNING, "lampo"), load_checkpoint(path) as checkpoint:
+        for name in checkpoint.names():
+            checkpoint.load(name)
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("Q5_0: 15 tensors are dequantized to f32 at load: ")
+
+
+def _without(name: str) -> Callable[[Any], None]:
+    def change(model: Any) -> None:
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, None)
+
+    return change
+
+
+def test_missing_and_wrong_tensors(tmp_path: Path) -> None:
+    from checkpoints import make_model
+
+    path = tmp_path / "m.gguf"
+    model = make_model()
+    _without("model.layers.1.mlp.up_proj.weight")(model)
+    make_gguf(path, model=model)
+    with pytest.raises(ValueError, match=r"tensor blk\.1\.ffn_up\.weight is missing"):
+        load_checkpoint(path)
+    make_gguf(path, metadata={"llama.feed_forward_length": 97})
+    with pytest.raises(ValueError, match=r"blk\.0\.ffn_gate\.weight: expected shape \(97, 64\)"):
+        load_checkpoint(path)
+    make_gguf(path, metadata={"llama.block_count": 1})
+    with pytest.raises(ValueError, match=r"'blk\.1\.[a-z_]+\.weight' has no place"):
+        load_checkpoint(path)
+    make_gguf(path, metadata={"split.count": 2})
+    with pytest.raises(ValueError, match=r"split\.count = 2"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("quantization", ["Q4_0", "Q4_1", "Q8_0"])
+def test_dequantize_random_blocks(quantization: str) -> None:
+    """Any bytes, NaN scales too, as the `gguf` package reads them."""
+    import gguf
+
+    kind = gguf.GGMLQuantizationType[quantization]
+    _, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    rng = np.random.default_rng(0)
+    data = rng.integers(0, 256, (300, 32 * block_bytes), dtype=np.uint8)
+    tensor = QuantizedTensor(torch.from_numpy(data), quantization.lower(), (300, 1024))
+    with np.errstate(all="ignore"):
+        expected = torch.from_numpy(gguf.quants.dequantize(data, kind))
+    torch.testing.assert_close(tensor.dequantize(), expected, rtol=1e-6, atol=0, equal_nan=True)
+    weight = rng.standard_normal((8, 64)).astype(np.float32)
+    exact = torch.from_numpy(quantized(weight, quantization))
+    tensor = QuantizedTensor(exact, quantization.lower(), (8, 64))
+    assert (tensor.dequantize() - torch.from_numpy(weight)).abs().max() < 0.5
+
+
+def test_quantized_tensor_checks_its_arguments() -> None:
+    blocks = torch.zeros(4, 36, dtype=torch.uint8)
+    assert QuantizedTensor(blocks, "q4_0", (4, 64)).nbytes == 144
+    for arguments in (
+        (blocks, "q5_0", (4, 64)),
+        (blocks, "q4_0", (4, 65)),
+        (blocks, "q4_0", (4, 32)),
+        (blocks.float(), "q4_0", (4, 64)),
+    ):
+        with pytest.raises(ValueError, match="expected"):
+            QuantizedTensor(*arguments)

@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Seeded makers of tiny random checkpoints: folders by transformers, GGUF files by `gguf`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+# Every rope scaling, as `rope_parameters` of a config whose max_position_embeddings is 256.
+ROPES: dict[str, dict[str, Any]] = {
+    "default": {"rope_type": "default", "rope_theta": 10000.0},
+    "theta": {"rope_type": "default", "rope_theta": 500000.0},
+    "linear": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "yarn": {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "yarn_mscale": {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 16.0,
+        "original_max_position_embeddings": 16,
+        "beta_fast": 24.0,
+        "beta_slow": 2.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 0.5,
+        "truncate": False,
+    },
+}
+SHAPE: dict[str, Any] = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 256,
+}
+# K-quants come in blocks of 256 columns.
+SHAPE_256 = {**SHAPE, "hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 8}
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+QUANTIZATIONS = (
+    "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q4_K Q5_K Q6_K".split()  # noqa: SIM905
+)
+
+
+def make_model(
+    *,
+    architecture: str = "llama",
+    tied: bool = True,
+    rope: str = "default",
+    attention_bias: bool = False,
+    mlp_bias: bool = False,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    **shape: Any,
+) -> Any:
+    """A random Llama or Mistral of transformers, in eval mode, its logits far from flat."""
+    import transformers
+
+    torch.manual_seed(seed)
+    options: dict[str, Any] = {
+        **SHAPE,
+        "rope_parameters": dict(ROPES[rope]),
+        "tie_word_embeddings": tied,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+        "initializer_range": 0.2,
+        **shape,
+    }
+    if architecture == "mistral":
+        config: Any = transformers.MistralConfig(**options, sliding_window=None)
+        model: Any = transformers.MistralForCausalLM(config)
+    else:
+        biases = {"attention_bias": attention_bias, "mlp_bias": mlp_bias}
+        config = transformers.LlamaConfig(**options, **biases)
+        model = transformers.LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.2)
+            elif parameter.dim() == 1:  # norms: not all the same
+                parameter.uniform_(0.5, 1.5)
+    return model.to(dtype).eval()
+
+
+def make_checkpoint(
+    folder: Path,
+    *,
+    sharded: bool = False,
+    tokenizer: bool = True,
+    generation: dict[str, Any] | None = None,
+    **model_options: Any,
+) -> Any:
+    """Writes a folder with config.json, safetensors and a tokenizer; returns the model."""
+    model = make_model(**model_options)
+    model.save_pretrained(folder, max_shard_size="60KB" if sharded else "5GB")
+    (folder / "generation_config.json").write_text(json.dumps(generation or {}))
+    if tokenizer:
+        write_tokenizer(folder, model.config.vocab_size)
+    return model
+
+
+def vocabulary(size: int) -> list[str]:
+    """Special tokens, GPT-2's letters for the 256 bytes, one merge, and fillers up to `size`."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    tokens = [*SPECIAL_TOKENS, *sorted(ByteLevel.alphabet()), "ab"]
+    return tokens + [f"<|filler_{i}|>" for i in range(len(tokens), size)]
+
+
+def write_tokenizer(folder: Path, vocab_size: int) -> None:
+    """A byte-level tokenizer.json with one merge, and a ChatML template."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
+    tokens = vocabulary(vocab_size)
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[("a", "b")])
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": SPECIAL_TOKENS[1], "eos_token": SPECIAL_TOKENS[2]}
+    config["chat_template"] = CHAT_TEMPLATE
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def interleave_rows(weight: np.ndarray, num_heads: int) -> np.ndarray:
+    """Rows of q or k in GGUF's order: channel i of the first half, then i of the second."""
+    by_half = weight.reshape(num_heads, 2, -1, *weight.shape[1:])
+    return by_half.swapaxes(1, 2).reshape(weight.shape)
+
+
+def quantized(weight: np.ndarray, quantization: str, seed: int = 0) -> np.ndarray:
+    """Rows in a GGUF type: bytes, or plain floats.
+
+    The `gguf` package cannot quantize to K-quants: random blocks with small scales stand in.
+    """
+    import gguf
+
+    kind = gguf.GGMLQuantizationType[quantization]
+    if quantization == "BF16":
+        return gguf.quants.quantize(weight, kind).view(np.uint8)
+    if not quantization.endswith("_K"):
+        return gguf.quants.quantize(weight, kind)
+    block_size, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    rng = np.random.default_rng(seed)
+    num_blocks = weight.size // block_size
+    blocks = rng.integers(0, 256, (num_blocks, block_bytes), dtype=np.uint8)
+    start, count = (208, 1) if quantization == "Q6_K" else (0, 2)
+    scales = rng.uniform(1e-4, 3e-4, (num_blocks, count)).astype(np.float16)
+    blocks[:, start : start + 2 * count] = scales.view(np.uint8)
+    return blocks.reshape(weight.shape[0], -1)
+
+
+def make_gguf(
+    path: Path,
+    *,
+    quantization: str = "Q4_0",
+    model: Any = None,
+    tokens: bool = True,
+    metadata: dict[str, Any] | None = None,
+    **model_options: Any,
+) -> Any:
+    """Writes a llama GGUF file and returns the transformers model it was made from.
+
+    Matrices get the quantization, norms and biases F32, q and k rows GGUF's order. `metadata`
+    replaces or adds keys; None as value leaves one out.
+    """
+    import gguf
+
+    from lampo.models.checkpoint import gguf_name
+
+    if model is None:
+        shape = SHAPE_256 if quantization.endswith("_K") else {}
+        model = make_model(**{**shape, **model_options})
+    c = model.config
+
+    def tensors() -> Iterator[tuple[str, np.ndarray, Any]]:
+        for index, (name, tensor) in enumerate(model.state_dict().items()):
+            if name == "lm_head.weight" and c.tie_word_embeddings:
+                continue
+            data = tensor.float().numpy()
+            for part, num_heads in (("q", c.num_attention_heads), ("k", c.num_key_value_heads)):
+                if f".{part}_proj." in name:
+                    data = np.ascontiguousarray(interleave_rows(data, num_heads))
+            raw_dtype = None
+            if data.ndim == 2:
+                data = quantized(data, quantization, seed=index)
+                raw_dtype = gguf.GGMLQuantizationType[quantization]
+            yield gguf_name(name), data, raw_dtype
+
+    write_gguf(path, c, tensors(), tokens=tokens, metadata=metadata)
+    return model
+
+
+def write_gguf(
+    path: Path,
+    c: Any,
+    tensors: Iterable[tuple[str, np.ndarray, Any]],
+    *,
+    tokens: bool = True,
+    metadata: dict[str, Any] | None = None,
+) -> None:
+    """A llama GGUF file of a config with transformers' names and of tensors with GGUF's.
+
+    tensors: name, data, and the GGML type where the data are bytes. "llama3" rope becomes
+    rope_freqs.weight, as llama.cpp's converter does.
+    """
+    import gguf
+
+    rope = c.rope_parameters
+    values: dict[str, Any] = {
+        "llama.block_count": c.num_hidden_layers,
+        "llama.context_length": c.max_position_embeddings,
+        "llama.embedding_length": c.hidden_size,
+        "llama.feed_forward_length": c.intermediate_size,
+        "llama.attention.head_count": c.num_attention_heads,
+        "llama.attention.head_count_kv": c.num_key_value_heads,
+        "llama.attention.key_length": c.head_dim,
+        "llama.attention.value_length": c.head_dim,
+        "llama.attention.layer_norm_rms_epsilon": float(c.rms_norm_eps),
+        "llama.rope.dimension_count": c.head_dim,
+        "llama.rope.freq_base": float(rope["rope_theta"]),
+        "llama.vocab_size": c.vocab_size,
+    }
+    if rope["rope_type"] in ("linear", "yarn"):
+        values["llama.rope.scaling.type"] = rope["rope_type"]
+        values["llama.rope.scaling.factor"] = float(rope["factor"])
+    if rope["rope_type"] == "yarn":
+        length = rope["original_max_position_embeddings"]
+        values["llama.rope.scaling.original_context_length"] = length
+    if tokens:
+        names = vocabulary(c.vocab_size)
+        values |= {
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": "smollm",
+            "tokenizer.ggml.tokens": names,
+            "tokenizer.ggml.token_type": [3 if n.startswith("<|") else 1 for n in names],
+            "tokenizer.ggml.merges": ["a b"],
+            "tokenizer.ggml.bos_token_id": 1,
+            "tokenizer.ggml.eos_token_id": 2,
+            "tokenizer.ggml.padding_token_id": 2,
+            "tokenizer.ggml.add_bos_token": False,
+            "tokenizer.chat_template": CHAT_TEMPLATE,
+        }
+    values |= metadata or {}
+
+    writer = gguf.GGUFWriter(str(path), "llama")
+    for key, value in values.items():
+        _add_value(writer, key, value)
+    if rope["rope_type"] == "llama3":
+        factors = _llama3_factors(rope, c.head_dim)
+        writer.add_tensor("rope_freqs.weight", factors)
+    for name, data, raw_dtype in tensors:
+        writer.add_tensor(name, data, raw_dtype=raw_dtype)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _add_value(writer: Any, key: str, value: Any) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    elif value is not None:
+        writer.add_array(key, value)
+
+
+def _llama3_factors(rope: dict[str, Any], head_dim: int) -> np.ndarray:
+    """What Llama 3's scaling divides each frequency by."""
+    length, low, high = (
+        rope["original_max_position_embeddings"],
+        rope["low_freq_factor"],
+        rope["high_freq_factor"],
+    )
+    factors = []
+    for i in range(0, head_dim, 2):
+        wave = 2 * np.pi * rope["rope_theta"] ** (i / head_dim)
+        smooth = np.clip((length / wave - low) / (high - low), 0, 1)
+        factors.append(1 / ((1 - smooth) / rope["factor"] + smooth))
+    return np.array(factors, dtype=np.float32)
