@@ -95,7 +95,7 @@ def test_work_stops_it(monkeypatch):
 
 EXIT = """
 import torch
-from lampo import huge_pages
+from lampo.runtime import huge_pages
 
 huge_pages.prefault = lambda memory: True  # the thread is in torch nearly all the time
 huge_pages.Prefaulter(torch.empty(1 << 42, dtype=torch.uint8, device="meta"), 1 << 42).idle(0)
