@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_tokenizers import BOS, EOS, SPECIALS, TEMPLATES, gguf_metadata, make_backend, save
 
-from lampo.text import chat_limits
 from lampo.models.checkpoint import load_checkpoint
+from lampo.text import chat_limits
 from lampo.text.chat_messages import SpecialTokenMask
 from lampo.text.chat_template import ChatTemplate
 from lampo.text.tokenizer import Tokenizer
