@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from lampo.models.checkpoint import expected_shapes, gguf_name
-from lampo.models.config import ModelConfig
+from lampo.models.architecture import Tensors
+from lampo.models.registry import config_from_hf
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests/support"))
 from checkpoints import write_gguf, write_tokenizer
@@ -98,6 +98,11 @@ def random_blocks(name: str, rows: int, columns: int, seed: int = 0) -> torch.Te
     return blocks.repeat(-(-count // len(blocks)), 1)[:count].reshape(rows, -1)
 
 
+def tensors_of(config: dict[str, Any]) -> Tensors:
+    architecture, known = config_from_hf(config)
+    return architecture.tensors(known)
+
+
 def write_packed_model(name: str, folder: Path, weight_format: str) -> int:
     """model.gguf; returns the bytes of the weights."""
     import gguf
@@ -108,8 +113,8 @@ def write_packed_model(name: str, folder: Path, weight_format: str) -> int:
 
     def tensors() -> Iterator[tuple[str, np.ndarray, Any]]:
         nonlocal total
-        shapes = expected_shapes(ModelConfig.from_hf(config))
-        for seed, (tensor, size) in enumerate(shapes.items()):
+        for seed, (tensor, stored) in enumerate(tensors_of(config).items()):
+            size = stored.shape
             if len(size) == 1:
                 data, kind = np.ones(size, dtype=np.float32), None
             else:
@@ -118,7 +123,7 @@ def write_packed_model(name: str, folder: Path, weight_format: str) -> int:
                 data = random_blocks(form, size[0], size[1], seed).numpy()
                 kind = gguf.GGMLQuantizationType[form.upper()]
             total += data.nbytes
-            yield gguf_name(tensor), data, kind
+            yield stored.gguf, data, kind
 
     write_gguf(folder / "model.gguf", SimpleNamespace(**config), tensors())
     return total
@@ -128,7 +133,7 @@ def write_model(name: str, folder: Path) -> int:
     """config.json, model.safetensors and a tokenizer; returns the bytes of the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     config = SHAPES[name]
-    tensors = expected_shapes(ModelConfig.from_hf(config))
+    tensors = {name: stored.shape for name, stored in tensors_of(config).items()}
     (folder / "config.json").write_text(json.dumps(config))
     write_tokenizer(folder, config["vocab_size"])
     generator = torch.Generator().manual_seed(0)

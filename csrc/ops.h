@@ -124,9 +124,11 @@ void linear_packed(const TensorView& x, const TensorView& weight, WeightFormat f
 void embedding(const TensorView& token_ids,  // [num_tokens] int32 or int64
                const TensorView& table,      // [vocab_size, hidden_size] float32, bfloat16, float16
                const TensorView& out,        // [num_tokens, hidden_size] float32 or bfloat16
+               bool accumulate,              // out += rows
                Stream stream = {});
 void embedding_packed(const TensorView& token_ids, const TensorView& table, WeightFormat format,
-                      int64_t vocab_size, const TensorView& out, Stream stream = {});
+                      int64_t vocab_size, const TensorView& out, bool accumulate,
+                      Stream stream = {});
 
 /// From logits to tokens. What a null argument means is written in params.h (SampleParams).
 struct SampleArguments {

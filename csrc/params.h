@@ -209,6 +209,7 @@ struct EmbeddingParams {
   DType id_dtype;
   DType table_dtype;  // of a dense table
   bool packed;        // the table is strips of `format`
+  bool accumulate;    // out += rows
   WeightFormat format;
   int64_t num_tokens;
   int64_t hidden_size;

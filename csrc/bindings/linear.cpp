@@ -48,20 +48,21 @@ void bind_linear(py::module_& m) {
   m.def("linear_workspace_size", &linear_workspace_size, py::arg("num_tokens"),
         py::arg("in_features"));
 
-  m.def("embedding", [](py::handle token_ids, py::handle table, py::handle out) {
+  m.def("embedding", [](py::handle token_ids, py::handle table, py::handle out, bool accumulate) {
     const TensorArg ids_("token_ids", token_ids), table_("table", table);
     const OutArg out_("out", out);
     const Stream stream = table_.stream();
-    without_gil([&] { embedding(ids_, table_, out_, stream); });
+    without_gil([&] { embedding(ids_, table_, out_, accumulate, stream); });
   });
 
   m.def("embedding_packed", [](py::handle token_ids, py::handle table, const std::string& format,
-                               int64_t vocab_size, py::handle out) {
+                               int64_t vocab_size, py::handle out, bool accumulate) {
     const TensorArg ids_("token_ids", token_ids), table_("table", table);
     const OutArg out_("out", out);
     const Stream stream = table_.stream();
     without_gil([&] {
-      embedding_packed(ids_, table_, parse_weight_format(format), vocab_size, out_, stream);
+      embedding_packed(ids_, table_, parse_weight_format(format), vocab_size, out_, accumulate,
+                       stream);
     });
   });
 }

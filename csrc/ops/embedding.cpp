@@ -38,12 +38,13 @@ void check_out(const TensorView& token_ids, const TensorView& table, const Tenso
 }
 
 EmbeddingParams fill(const TensorView& token_ids, const TensorView& table, int64_t vocab_size,
-                     const TensorView& out) {
+                     const TensorView& out, bool accumulate) {
   return {
       .dtype = out.dtype,
       .id_dtype = token_ids.dtype,
       .table_dtype = table.dtype,
       .packed = false,
+      .accumulate = accumulate,
       .format = {},
       .num_tokens = out.shape[0],
       .hidden_size = out.shape[1],
@@ -59,19 +60,19 @@ EmbeddingParams fill(const TensorView& token_ids, const TensorView& table, int64
 }  // namespace
 
 void embedding(const TensorView& token_ids, const TensorView& table, const TensorView& out,
-               Stream stream) {
+               bool accumulate, Stream stream) {
   check_shape("table", table, {kAny, kAny});
   check_dtype("table", table, {DType::kF32, DType::kBF16, DType::kF16});
   check_inner_contiguous("table", table);
   check_ids(token_ids, table.shape[0], stream);
   check_out(token_ids, table, out, table.shape[1]);
-  const EmbeddingParams params = fill(token_ids, table, table.shape[0], out);
+  const EmbeddingParams params = fill(token_ids, table, table.shape[0], out, accumulate);
   if (out.device.type == DeviceType::kCPU) return cpu::embedding(params);
   cuda::embedding(params, out.device.index, stream);
 }
 
 void embedding_packed(const TensorView& token_ids, const TensorView& table, WeightFormat format,
-                      int64_t vocab_size, const TensorView& out, Stream stream) {
+                      int64_t vocab_size, const TensorView& out, bool accumulate, Stream stream) {
   check_ids(token_ids, vocab_size, stream);
   check_shape("out", out, {kAny, kAny});
   check_out(token_ids, table, out, out.shape[1]);
@@ -80,7 +81,7 @@ void embedding_packed(const TensorView& token_ids, const TensorView& table, Weig
       {(vocab_size + kStripRows - 1) / kStripRows, packed_strip_bytes(format, out.shape[1])});
   check_dtype("table", table, {DType::kU8});
   check_contiguous("table", table);
-  EmbeddingParams params = fill(token_ids, table, vocab_size, out);
+  EmbeddingParams params = fill(token_ids, table, vocab_size, out, accumulate);
   params.packed = true;
   params.format = format;
   if (out.device.type == DeviceType::kCPU) return cpu::embedding(params);

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from lampo.checks import check_integer
-from lampo.engine.kv_pool import KVPool, page_bytes, plan_num_pages
+from lampo.engine.kv_pool import KVPool, page_bytes, pages_per_sequence, plan_num_pages, window_of
 from lampo.engine.llm_engine import LLMEngine
 from lampo.engine.memory_plan import plan_memory
 from lampo.engine.runner import ModelRunner
@@ -23,7 +23,7 @@ from lampo.engine.sampling_rules import SamplingRules
 from lampo.engine.sequence import Sequence
 from lampo.engine.shared_engine import SharedEngine
 from lampo.models.checkpoint import Checkpoint, load_checkpoint
-from lampo.models.registry import DTYPES, load_model
+from lampo.models.loader import DTYPES, load_model
 from lampo.outputs import RequestOutput, StreamOutput
 from lampo.progress import track_tokens
 from lampo.prompts import Messages, Prompt, params_list, prompt_list
@@ -117,8 +117,11 @@ class LLM:
         self.max_num_seqs = max_num_seqs
         kv_dtype = torch.float32 if dtype == "float32" else torch.bfloat16
         kv_dtype = _KV_DTYPES.get(kv_cache_dtype, kv_dtype)
-        pages_per_seq = -(-self.max_model_len // page_size)
-        page_nbytes = page_bytes(self.config, page_size, kv_dtype)
+        keeps = decoder.keeps
+        pages_per_seq = pages_per_sequence(
+            self.max_model_len, page_size, window_of(keeps), max_num_batched_tokens
+        )
+        page_nbytes = page_bytes(keeps, page_size, kv_dtype)
         if where.type == "cpu":
             num_pages = plan_num_pages(
                 page_nbytes,
@@ -128,10 +131,8 @@ class LLM:
             )
         else:
             plan = plan_memory(
-                self.config,
-                decoder.dtype,
+                decoder,
                 free=torch.cuda.mem_get_info(where)[0],
-                weights=decoder.nbytes,
                 page_bytes=page_nbytes,
                 page_size=page_size,
                 pages_per_seq=pages_per_seq,
@@ -142,12 +143,12 @@ class LLM:
             logger.info(plan.describe())
             num_pages = plan.num_pages
         decoder = decoder.to(where)
-        pool = KVPool(self.config, num_pages, page_size, kv_dtype, where)
+        pool = KVPool(keeps, num_pages, page_size, kv_dtype, where, num_slots=max_num_seqs)
         runner = ModelRunner(
             decoder,
             pool,
             max_num_seqs=max_num_seqs,
-            max_pages_per_seq=pages_per_seq,
+            max_pages_per_seq=-(-self.max_model_len // page_size),
         )
         engine = LLMEngine(
             runner,

@@ -114,28 +114,33 @@ IDS = [0, 22, 7, 7, -1, 23, 16, 15, -(2**31), 2**31 - 1]  # of a vocabulary of 2
     "table", [torch.float32, torch.bfloat16, torch.float16, "q4_0", "q4_1", "q8_0"], ids=str
 )
 @pytest.mark.parametrize(("hidden_size", "pad"), [(32, 0), (64, 3), (2112, 8), (7, 0), (1003, 1)])
-def test_embedding(client, dtype, table, hidden_size, pad):
-    """The bits of the CPU op; zeros for ids out of range."""
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_embedding(client, dtype, table, hidden_size, pad, accumulate):
+    """The bits of the CPU op; zeros for ids out of range, or nothing added."""
     if isinstance(table, str) and hidden_size % 32:
         return
     token_ids = torch.tensor(IDS, dtype=torch.int64 if pad else torch.int32)
     inside = (token_ids >= 0) & (token_ids < 23)
     out = blank((len(IDS), hidden_size), pad, dtype)
+    before = padded((len(IDS), hidden_size), 0, dtype)
+    if accumulate:
+        out.copy_(before)
+    given = {"accumulate": True, "out": before[inside]} if accumulate else {"dtype": dtype}
     if isinstance(table, str):
         packed = packed_table(23, hidden_size, table)
-        expected = ops.embedding(token_ids[inside], packed, dtype=dtype)
+        expected = ops.embedding(token_ids[inside], packed, **given)
         number = ["q4_0", "q4_1", "q8_0"].index(table)
         client.call(
             "embedding_packed", token_ids=token_ids, table=packed.data, out=out, format=number,
-            vocab_size=23,
+            vocab_size=23, accumulate=accumulate,
         )  # fmt: skip
     else:
         dense = padded((23, hidden_size), pad, table)
-        expected = ops.embedding(token_ids[inside], dense, dtype=dtype)
-        client.call("embedding", token_ids=token_ids, table=dense, out=out)
+        expected = ops.embedding(token_ids[inside], dense, **given)
+        client.call("embedding", token_ids=token_ids, table=dense, out=out, accumulate=accumulate)
     assert_gaps_untouched(out)
     assert torch.equal(out[inside], expected)
-    assert not out[~inside].any()
+    assert torch.equal(out[~inside], before[~inside] * accumulate)
 
 
 @pytest.mark.parametrize(

@@ -193,14 +193,14 @@ def test_a_step_with_rows_to_spare(llm):
     for sequence in sequences:
         sequence.num_computed = len(sequence.token_ids) - 1
     exact = runner.decode_step(3).run(sequences)
-    untouched = [t[page].clone() for t in pool.cache.tensors()]
+    untouched = [t[page].clone() for t in pool.cache.paged_tensors()]
     logits = torch.empty(4, llm.config.vocab_size)
     wide = DecodeStep(runner.model, pool, logits, 40)
     for rows in (sequences, sequences[:1], sequences):
         found = wide.run(rows)
         assert found.token_ids == exact.token_ids[: len(rows)]
         assert torch.equal(found.logits, exact.logits[: len(rows)])
-    assert all(map(torch.equal, untouched, (t[page] for t in pool.cache.tensors())))
+    assert all(map(torch.equal, untouched, (t[page] for t in pool.cache.paged_tensors())))
 
 
 def test_buckets():
@@ -215,9 +215,9 @@ def test_profile(llm):
     assert calls["paged_attention"] == calls["append_kv"] == NUM_LAYERS
     assert calls["embedding"] == calls["sample"] == 1
     assert sum(n for name, n in calls.items() if name.startswith("linear")) == 4 * NUM_LAYERS + 1
-    config = llm.config
-    kv = 2 * 41 * config.num_kv_heads * config.head_dim * 2
-    q = 2 * config.num_qo_heads * config.head_dim * 4
+    attention = llm.config.layers[0].attention
+    kv = 2 * 41 * attention.kv_size * 2
+    q = 2 * attention.q_size * 4
     (attention,) = [op for op in found.ops if op.name == "paged_attention"]
     assert attention.nbytes == NUM_LAYERS * 2 * (kv + q)
     assert found.ops == sorted(found.ops, key=lambda op: -op.seconds)

@@ -32,6 +32,8 @@ class Engine(RuleBasedStateMachine):
     """The cache holds tokens, which `FakeRunner` compares with what it should hold."""
 
     run_ahead = False
+    window: int | None = None
+    num_slots = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,6 +43,8 @@ class Engine(RuleBasedStateMachine):
             max_num_seqs=5,
             max_num_batched_tokens=7,
             run_ahead=self.run_ahead,
+            window=self.window,
+            num_slots=self.num_slots,
         )
         self.running: dict[str, dict[str, Any]] = {}
         self.pieces: dict[str, dict[int, list[int]]] = {}
@@ -158,7 +162,7 @@ class Engine(RuleBasedStateMachine):
         for completion in result.outputs:
             expected: list[int] = []
             while len(expected) < len(completion.token_ids):
-                expected.append(next_token(request["prompt"] + expected))
+                expected.append(next_token(request["prompt"] + expected, self.window))
             if request["greedy"]:
                 assert completion.token_ids == expected
             stops = [token in request["stop"] for token in completion.token_ids]
@@ -201,6 +205,42 @@ class EngineRunningAhead(Engine):
 
 TestEngineRunningAhead = EngineRunningAhead.TestCase
 TestEngineRunningAhead.settings = TestEngine.settings
+
+
+class EngineWithWindow(Engine):
+    """A model whose layers all have windows: pages that fell out of them are given back."""
+
+    window = 6
+
+
+TestEngineWithWindow = EngineWithWindow.TestCase
+TestEngineWithWindow.settings = TestEngine.settings
+
+
+class EngineWithWindowRunningAhead(EngineWithWindow):
+    run_ahead = True
+
+
+TestEngineWithWindowRunningAhead = EngineWithWindowRunningAhead.TestCase
+TestEngineWithWindowRunningAhead.settings = TestEngine.settings
+
+
+class EngineWithStates(Engine):
+    """A model that keeps a state beside its cache: forks copy it, what is lost is computed anew."""
+
+    num_slots = 5
+
+
+TestEngineWithStates = EngineWithStates.TestCase
+TestEngineWithStates.settings = TestEngine.settings
+
+
+class EngineWithStatesRunningAhead(EngineWithStates):
+    run_ahead = True
+
+
+TestEngineWithStatesRunningAhead = EngineWithStatesRunningAhead.TestCase
+TestEngineWithStatesRunningAhead.settings = TestEngine.settings
 
 
 @pytest.mark.slow

@@ -115,7 +115,7 @@ def test_too_little_cache_for_all_at_once(folder):
     with LLM(folder[0], dtype="float32") as llm:
         expected = ids_of(llm.generate(TEXTS * 2, GREEDY))
     config = llm.config
-    token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 4
+    token = 2 * config.num_layers * config.layers[0].attention.kv_size * 4
     with LLM(folder[0], dtype="float32", page_size=16, kv_cache_memory=256 * token) as llm:
         assert llm.shared_engine().engine.pool.num_pages == 16
         assert ids_of(llm.generate(TEXTS * 2, GREEDY)) == expected
@@ -129,10 +129,13 @@ def test_memory_of_the_cache_by_its_type(folder, name, bytes_per_element, bytes_
     """Eight bits halve it; the scale of each key and value comes on top. And it generates."""
     with LLM(folder[0], page_size=16, kv_cache_dtype=name) as llm:
         config, pool = llm.config, llm.shared_engine().engine.pool
-        vectors = 2 * config.num_layers * config.num_kv_heads * 16
-        expected = vectors * (config.head_dim * bytes_per_element + bytes_per_vector)
+        attention = config.layers[0].attention
+        vectors = 2 * config.num_layers * attention.num_kv_heads * 16
+        expected = vectors * (attention.head_dim * bytes_per_element + bytes_per_vector)
         assert pool.bytes_per_page == expected
-        assert sum(tensor.nbytes for tensor in pool.cache.tensors()) == pool.num_pages * expected
+        assert (
+            sum(tensor.nbytes for tensor in pool.cache.paged_tensors()) == pool.num_pages * expected
+        )
         assert len(llm.generate("Hello", GREEDY)[0].outputs[0].token_ids) == 20
 
 

@@ -12,31 +12,43 @@ from checkpoints import make_checkpoint
 from lampo.engine.kv_pool import page_bytes
 from lampo.engine.memory_plan import MemoryPlan, plan_memory, workspace_bytes
 from lampo.models.checkpoint import load_checkpoint
-from lampo.models.config import ModelConfig
+from lampo.models.decoder import Decoder
+from lampo.models.loader import load_model
 
 GB = 10**9
 
 
+class Weighty(Decoder):
+    """A small model that says it has 3 GB of weights."""
+
+    nbytes = 3 * GB
+
+    @classmethod
+    def of(cls, model: Decoder) -> Decoder:
+        model.__class__ = cls
+        return model
+
+
 @pytest.fixture(scope="module")
-def config(tmp_path_factory) -> ModelConfig:
+def model(tmp_path_factory) -> Decoder:
+    """As for a GPU, and as if its weights took 3 GB."""
     folder = tmp_path_factory.mktemp("model")
     make_checkpoint(folder)
     with load_checkpoint(folder) as checkpoint:
-        return checkpoint.config
+        return Weighty.of(load_model(checkpoint, "bfloat16"))
 
 
-def plan(config: ModelConfig, **changes: Any) -> MemoryPlan:
-    page = page_bytes(config, 16, torch.bfloat16)
+def plan(model: Decoder, **changes: Any) -> MemoryPlan:
+    page = page_bytes(model.keeps, 16, torch.bfloat16)
     arguments: dict[str, Any] = {
         "free": 8 * GB,
-        "weights": 3 * GB,
         "page_bytes": page,
         "page_size": 16,
         "pages_per_seq": 100,
         "max_num_seqs": 1 << 20,
         "max_num_batched_tokens": 512,
     }
-    return plan_memory(config, torch.bfloat16, **(arguments | {"max_num_seqs": 64} | changes))
+    return plan_memory(model, **(arguments | {"max_num_seqs": 64} | changes))
 
 
 def total(found: MemoryPlan) -> int:
@@ -44,8 +56,8 @@ def total(found: MemoryPlan) -> int:
     return found.weights + found.workspace + found.reserve + cache
 
 
-def test_the_cache_gets_what_is_left(config):
-    found = plan(config, pages_per_seq=1 << 16)
+def test_the_cache_gets_what_is_left(model):
+    found = plan(model, pages_per_seq=1 << 16)
     assert 8 * GB - found.page_bytes < total(found) <= 8 * GB
     assert found.describe().startswith("GPU memory: weights 3.00 GB, workspace 0.0")
     assert f"({found.num_pages} pages of 16 tokens), reserve 0.81 GB; 8.00 GB were free" in (
@@ -53,29 +65,28 @@ def test_the_cache_gets_what_is_left(config):
     )
 
 
-def test_no_more_pages_than_are_ever_used(config):
-    assert plan(config).num_pages == 100 * 64
-    page = page_bytes(config, 16, torch.bfloat16)
-    assert plan(config, kv_cache_memory=200 * page).num_pages == 200
+def test_no_more_pages_than_are_ever_used(model):
+    assert plan(model).num_pages == 100 * 64
+    page = page_bytes(model.keeps, 16, torch.bfloat16)
+    assert plan(model, kv_cache_memory=200 * page).num_pages == 200
 
 
-def test_the_workspace_grows_with_the_step(config):
+def test_the_workspace_grows_with_the_step(model):
     def size(num_tokens: int, max_num_seqs: int) -> int:
-        return workspace_bytes(
-            config, torch.bfloat16, num_tokens=num_tokens, max_num_seqs=max_num_seqs
-        )
+        return workspace_bytes(model, num_tokens=num_tokens, max_num_seqs=max_num_seqs)
 
-    widths = config.hidden_size + config.intermediate_size
+    config = model.config
+    widths = config.hidden_size + config.layers[0].feed_forward.size
     assert size(1000, 1) > 2 * 1000 * widths * 2
     assert size(1000, 64) - size(1000, 1) == 63 * 2 * config.vocab_size * 4
 
 
-def test_what_does_not_fit(config):
+def test_what_does_not_fit(model):
     with pytest.raises(ValueError, match=r"free memory of 2.00 GB: weights 3.00 GB, .* 8-bit kv_"):
-        plan(config, free=2 * GB)
+        plan(model, free=2 * GB)
     with pytest.raises(ValueError, match=r"GB of KV cache for one sequence of max_model_len"):
-        plan(config, pages_per_seq=1 << 30)
+        plan(model, pages_per_seq=1 << 30)
     with pytest.raises(ValueError, match=r"kv_cache_memory: 6.00 GB do not fit .* at most 4.1"):
-        plan(config, kv_cache_memory=6 * GB)
+        plan(model, kv_cache_memory=6 * GB)
     with pytest.raises(ValueError, match=r"kv_cache_memory: 10 bytes hold 0 pages"):
-        plan(config, kv_cache_memory=10)
+        plan(model, kv_cache_memory=10)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from lampo.engine import page_allocator
-from lampo.engine.page_allocator import PageAllocator, PrefixChain
+from lampo.engine.page_allocator import FREED, PageAllocator, PrefixChain
 
 
 def chain_of(token_ids: list[int], salt: bytes = b"", page_size: int = 4) -> PrefixChain:
@@ -126,3 +126,35 @@ def test_drop_cache():
     filled(allocator, list(range(8)))
     allocator.drop_cache()
     assert allocator.num_free == 4 and allocator.match(chain_of(list(range(8))), 2) == []
+
+
+@pytest.mark.parametrize(
+    ("known", "window", "expected"),
+    [
+        # Pages of 4 tokens; a window of 6 needs the last two, a token after n pages sees 5 more.
+        ([0, 1, 2, 3, 4], None, [0, 1, 2, 3, 4]),
+        ([0, 1, 3, 4], None, [0, 1]),
+        ([1, 2, 3, 4], None, []),
+        ([0, 1, 2, 3, 4], 6, [FREED, FREED, FREED, 3, 4]),
+        ([3, 4], 6, [FREED, FREED, FREED, 3, 4]),
+        ([0, 2, 4], 6, [0]),
+        ([1, 2, 4], 6, [FREED, 1, 2]),
+        ([4], 6, []),
+        ([4], 5, [FREED, FREED, FREED, FREED, 4]),
+        ([], 1, [FREED] * 5),
+        ([0, 1], 100, [0, 1]),
+    ],
+)
+def test_prefixes_behind_a_window(known, window, expected):
+    """A beginning counts as found if all is there that the token after it sees."""
+    allocator = PageAllocator(8, 4, window=window)
+    chain = chain_of(list(range(20)))
+    pages = allocator.allocate(5)
+    for i in known:
+        allocator.register(pages[i], chain, i)
+    allocator.release(pages)
+    found = allocator.match(chain_of(list(range(20))), 5)
+    assert found == [FREED if i == FREED else pages[i] for i in expected]
+    assert sum(allocator.ref_counts) == sum(page != FREED for page in found)
+    allocator.release(found)
+    assert allocator.num_available == 8

@@ -15,7 +15,9 @@ from checkpoints import ROPES, SHAPE, make_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lampo.models.config import ModelConfig, RopeConfig, generation_config_from_hf
+from lampo.models.config import HEAD_DIMS, ModelConfig, generation_config_from_hf
+from lampo.models.registry import config_from_gguf, config_from_hf
+from lampo.models.rope import RopeConfig
 from lampo.weights.fields import read_json_object
 
 LLAMA: dict[str, Any] = {
@@ -25,8 +27,8 @@ LLAMA: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
     "max_position_embeddings": 256,
     "rms_norm_eps": 1e-5,
     "bos_token_id": 1,
@@ -41,8 +43,8 @@ GGUF: dict[str, Any] = {
     "llama.context_length": 256,
     "llama.embedding_length": 64,
     "llama.feed_forward_length": 96,
-    "llama.attention.head_count": 4,
-    "llama.attention.head_count_kv": 2,
+    "llama.attention.head_count": 2,
+    "llama.attention.head_count_kv": 1,
     "llama.attention.layer_norm_rms_epsilon": 1e-5,
     "tokenizer.ggml.eos_token_id": 2,
     "tokenizer.ggml.eot_token_id": 5,
@@ -51,30 +53,121 @@ GGUF: dict[str, Any] = {
 GGUF_TENSORS = {"token_embd.weight": (320, 64)}
 
 
+def from_hf(values: dict[str, Any]) -> ModelConfig:
+    return config_from_hf(values)[1]
+
+
+def from_gguf(values: dict[str, Any], tensors: dict[str, tuple[int, ...]]) -> ModelConfig:
+    return config_from_gguf(values, tensors)[1]
+
+
+def rope_of(config: ModelConfig) -> RopeConfig:
+    rope = config.layers[0].attention.rope
+    assert rope is not None
+    return rope
+
+
 def test_from_hf_reads_fields() -> None:
-    c = ModelConfig.from_hf(LLAMA)
-    assert (c.architecture, c.head_dim, c.num_qo_heads, c.num_kv_heads) == ("llama", 16, 4, 2)
+    c = from_hf(LLAMA)
+    a = c.layers[1].attention
+    assert (c.architecture, c.num_layers, c.hidden_size) == ("llama", 2, 64)
+    assert (a.head_dim, a.num_qo_heads, a.num_kv_heads, a.scale) == (32, 2, 1, 32**-0.5)
+    assert c.layers[0].feed_forward.size == 96
     assert c.eos_token_ids == (2, 3)
     assert c.pad_token_id is None
     assert not c.tie_word_embeddings
-    assert c.rope == RopeConfig(theta=10000.0, rotary_dim=16)
+    assert rope_of(c) == RopeConfig(theta=10000.0, rotary_dim=32)
 
 
-def test_from_hf_mistral_without_window() -> None:
+def windows(config: ModelConfig) -> list[int | None]:
+    return [layer.attention.window for layer in config.layers]
+
+
+def test_mistral_window() -> None:
     mistral = {**LLAMA, "model_type": "mistral", "architectures": ["MistralForCausalLM"]}
-    assert ModelConfig.from_hf({**mistral, "sliding_window": None}).sliding_window is None
-    assert ModelConfig.from_hf({**mistral, "sliding_window": 256}).sliding_window is None
-    assert ModelConfig.from_hf(mistral).architecture == "mistral"  # 4096 exceeds the context
-    with pytest.raises(ValueError, match=r"sliding_window = 128 .*active.*256"):
-        ModelConfig.from_hf({**mistral, "sliding_window": 128})
-    with pytest.raises(ValueError, match=r"sliding_window = 4096 .*default"):
-        ModelConfig.from_hf({**mistral, "max_position_embeddings": 32768})
+    assert windows(from_hf({**mistral, "sliding_window": None})) == [None, None]
+    assert windows(from_hf({**mistral, "sliding_window": 256})) == [None, None]
+    assert windows(from_hf(mistral)) == [None, None], "the default, 4096, exceeds the context"
+    assert windows(from_hf({**mistral, "sliding_window": 128})) == [128, 128]
+    assert windows(from_hf({**mistral, "max_position_embeddings": 32768})) == [4096, 4096]
+    types = ["full_attention", "sliding_attention"]
+    with pytest.raises(ValueError, match=r"^config.json: layer_types = .* is not supported"):
+        from_hf({**mistral, "sliding_window": 64, "layer_types": types})
+
+
+def test_qwen_windows() -> None:
+    """On the upper layers, and only where use_sliding_window is set."""
+    qwen = {**LLAMA, "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
+    assert windows(from_hf({**qwen, "sliding_window": 64})) == [None, None]
+    used = {"sliding_window": 64, "use_sliding_window": True}
+    assert windows(from_hf({**qwen, **used, "max_window_layers": 1})) == [None, 64]
+    types = ["sliding_attention", "full_attention"]
+    assert windows(from_hf({**qwen, **used, "layer_types": types})) == [64, None]
+    for bad in (types[:1], ["x", "y"], 7):
+        with pytest.raises(ValueError, match=r"^config.json: layer_types: expected a list of 2"):
+            from_hf({**qwen, **used, "layer_types": bad})
+    with pytest.raises(
+        ValueError, match=r"^config.json: layer_types: expected a list of 2, each f"
+    ):
+        from_hf({**qwen, "sliding_window": 64, "layer_types": types})
+
+
+@pytest.mark.parametrize(
+    ("model_type", "field", "value"),
+    [
+        ("llama", "sliding_window", 128),
+        ("llama", "final_logit_softcapping", 30.0),
+        ("llama", "query_pre_attn_scalar", 256),
+        ("llama", "residual_multiplier", 0.22),
+        ("llama", "no_rope_layers", [1, 0]),
+        ("mistral", "attention_bias", True),
+        ("mistral", "num_experts", 8),
+        ("qwen3", "partial_rotary_factor", 0.25),
+        ("gpt2", "scale_attn_by_inverse_layer_idx", True),
+        ("gpt2", "scale_attn_weights", False),
+        ("gpt2", "activation_function", "relu"),
+        ("gpt2", "n_inner", 0),
+        ("gpt2", "n_embd", 65),
+    ],
+)
+def test_fields_that_change_results_are_not_ignored(model_type, field, value) -> None:
+    config = {**make_model(architecture=model_type, num_hidden_layers=1).config.to_dict()}
+    config_from_hf(config)
+    if field == "partial_rotary_factor":
+        assert rope_of(from_hf({**config, field: value})).rotary_dim == 8, "this one is understood"
+        return
+    with pytest.raises(ValueError, match=f"^config.json: {field}") as info:
+        from_hf({**config, field: value})
+    assert "\n" not in str(info.value)
+
+
+def test_head_dims_are_those_of_the_kernels() -> None:
+    """Each is taken by paged_attention, and their neighbours are not."""
+    from lampo import ops
+
+    def attend(head_dim: int) -> None:
+        cache = torch.zeros(1, 1, 16, head_dim)
+        one = torch.tensor([1], dtype=torch.int32)
+        starts = torch.tensor([0, 1], dtype=torch.int32)
+        table = torch.zeros(1, 1, dtype=torch.int32)
+        ops.paged_attention(torch.zeros(1, 1, head_dim), cache, cache, table, one, starts)
+
+    for head_dim in (*HEAD_DIMS, 24, 36, 100, 264):
+        config = {**LLAMA, "head_dim": head_dim}
+        if head_dim in HEAD_DIMS:
+            attend(head_dim)
+            assert from_hf(config).layers[0].attention.head_dim == head_dim
+        else:
+            with pytest.raises(ValueError, match="head_dim"):
+                attend(head_dim)
+            with pytest.raises(ValueError, match=r"^config.json: head_dim: expected .*32 to 256"):
+                from_hf(config)
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("model_type", "gpt2"),
+        ("model_type", "gpt_neox"),
         ("model_type", None),
         ("architectures", ["LlamaForSequenceClassification"]),
         ("architectures", "LlamaForCausalLM"),
@@ -116,7 +209,7 @@ def test_from_hf_mistral_without_window() -> None:
 )
 def test_from_hf_refuses(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"^config.json: (rope_parameters: )?{field}") as info:
-        ModelConfig.from_hf({**LLAMA, field: value})
+        from_hf({**LLAMA, field: value})
     assert "\n" not in str(info.value)
 
 
@@ -134,7 +227,7 @@ def test_from_hf_refuses(field: str, value: object) -> None:
         ("original_max_position_embeddings", 0),
         ("original_max_position_embeddings", 1 << 30),
         ("partial_rotary_factor", 1.5),
-        ("partial_rotary_factor", 0.2),
+        ("partial_rotary_factor", 0.1),
         ("rope_theta", -1),
         ("full_attention", {"rope_type": "default"}),
         ("short_factor", [1.0]),
@@ -143,14 +236,14 @@ def test_from_hf_refuses(field: str, value: object) -> None:
 def test_from_hf_refuses_rope(field: str, value: object) -> None:
     rope = {**ROPES["llama3"], field: value}
     with pytest.raises(ValueError, match=f"^config.json: rope_parameters: '?{field}"):
-        ModelConfig.from_hf({**LLAMA, "rope_parameters": rope})
+        from_hf({**LLAMA, "rope_parameters": rope})
 
 
 def test_from_hf_old_rope_fields() -> None:
     scaling = {"type": "linear", "factor": 2.0}
-    rope = ModelConfig.from_hf({**LLAMA, "rope_theta": 1e6, "rope_scaling": scaling}).rope
+    rope = rope_of(from_hf({**LLAMA, "rope_theta": 1e6, "rope_scaling": scaling}))
     assert (rope.theta, rope.scaling, rope.factor) == (1e6, "linear", 2.0)
-    rope = ModelConfig.from_hf({**LLAMA, "rope_scaling": None, "rope_theta": 5e5}).rope
+    rope = rope_of(from_hf({**LLAMA, "rope_scaling": None, "rope_theta": 5e5}))
     assert (rope.theta, rope.scaling) == (5e5, "default")
 
 
@@ -170,38 +263,38 @@ JSON_VALUES = st.recursive(
 def test_fuzz_from_hf(changes: dict[str, Any], rope: dict[str, Any], base: str) -> None:
     d = {**LLAMA, "rope_parameters": {**ROPES[base], **rope}, **changes}
     with contextlib.suppress(ValueError):
-        config = ModelConfig.from_hf(d)
-        assert config.rope.inverse_frequencies().isfinite().all()
+        config = from_hf(d)
+        assert rope_of(config).inverse_frequencies().isfinite().all()
 
 
 @given(changes=st.dictionaries(st.sampled_from(sorted(GGUF)), JSON_VALUES))
 @settings(max_examples=200, deadline=None, database=None)
 def test_fuzz_from_gguf(changes: dict[str, Any]) -> None:
     with contextlib.suppress(ValueError):
-        ModelConfig.from_gguf({**GGUF, **changes}, GGUF_TENSORS)
+        from_gguf({**GGUF, **changes}, GGUF_TENSORS)
 
 
 def test_pad_token_outside_the_vocabulary_means_none() -> None:
     for value in (-1, 320, 32000):
-        assert ModelConfig.from_hf({**LLAMA, "pad_token_id": value}).pad_token_id is None
+        assert from_hf({**LLAMA, "pad_token_id": value}).pad_token_id is None
 
 
 @pytest.mark.parametrize("name", ROPES)
 def test_rope_against_transformers(name: str) -> None:
     model = make_model(rope=name)
-    config = ModelConfig.from_hf(model.config.to_dict())
-    assert config.rope.scaling == ROPES[name]["rope_type"]
+    config = from_hf(model.config.to_dict())
+    assert rope_of(config).scaling == ROPES[name]["rope_type"]
     embedding = model.model.rotary_emb
-    frequencies = config.rope.inverse_frequencies()
+    frequencies = rope_of(config).inverse_frequencies()
     assert frequencies.dtype == torch.float64
     torch.testing.assert_close(frequencies.float(), embedding.inv_freq, rtol=2e-6, atol=0)
 
     length = SHAPE["max_position_embeddings"]
-    table = config.rope.cos_sin_table(length)
-    assert table.shape == (length, config.rope.rotary_dim)
+    table = rope_of(config).cos_sin_table(length)
+    assert table.shape == (length, rope_of(config).rotary_dim)
     assert table.dtype == torch.float32
     cos, sin = embedding(torch.zeros(1), torch.arange(length)[None])
-    half = config.rope.rotary_dim // 2
+    half = rope_of(config).rotary_dim // 2
     # transformers computes angles in f32: off by their rounding, up to 256 * 2^-23.
     torch.testing.assert_close(table[:, :half], cos[0, :, :half], rtol=0, atol=6e-5)
     torch.testing.assert_close(table[:, half:], sin[0, :, :half], rtol=0, atol=6e-5)
@@ -209,7 +302,7 @@ def test_rope_against_transformers(name: str) -> None:
 
 def test_dynamic_rope_beyond_the_trained_length() -> None:
     model = make_model(rope="dynamic")
-    rope = ModelConfig.from_hf(model.config.to_dict()).rope
+    rope = rope_of(from_hf(model.config.to_dict()))
     cos, _ = model.model.rotary_emb(torch.zeros(1), torch.arange(1000)[None])
     table = rope.cos_sin_table(1000)
     torch.testing.assert_close(table[:, : rope.rotary_dim // 2], cos[0, :, :16], rtol=0, atol=3e-4)
@@ -225,8 +318,8 @@ def test_rope_table_is_exact_far_out() -> None:
 
 
 def test_partial_rotary() -> None:
-    rope = {"rope_type": "default", "partial_rotary_factor": 0.5}
-    assert ModelConfig.from_hf({**LLAMA, "rope_parameters": rope}).rope.rotary_dim == 8
+    rope = {"rope_type": "default", "partial_rotary_factor": 0.25}
+    assert rope_of(from_hf({**LLAMA, "rope_parameters": rope})).rotary_dim == 8
 
 
 @pytest.mark.parametrize(
@@ -254,18 +347,18 @@ def test_cos_sin_table_refuses(max_positions: int) -> None:
 
 
 def test_from_gguf_reads_fields() -> None:
-    c = ModelConfig.from_gguf(GGUF, GGUF_TENSORS)
-    assert (c.vocab_size, c.head_dim, c.num_layers, c.eos_token_ids) == (320, 16, 2, (2, 5))
+    c = from_gguf(GGUF, GGUF_TENSORS)
+    assert (c.vocab_size, c.num_layers, c.eos_token_ids) == (320, 2, (2, 5))
     assert c.tie_word_embeddings
-    assert c.rope.interleaved
-    untied = ModelConfig.from_gguf(GGUF, {**GGUF_TENSORS, "output.weight": (320, 64)})
+    assert rope_of(c).interleaved
+    untied = from_gguf(GGUF, {**GGUF_TENSORS, "output.weight": (320, 64)})
     assert not untied.tie_word_embeddings
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("general.architecture", "qwen2"),
+        ("general.architecture", "gptneox"),
         ("general.architecture", None),
         ("llama.block_count", 0),
         ("llama.context_length", None),
@@ -275,7 +368,9 @@ def test_from_gguf_reads_fields() -> None:
         ("llama.attention.head_count_kv", 3),
         ("llama.attention.key_length", 17),
         ("llama.attention.value_length", 8),
-        ("llama.attention.sliding_window", 128),
+        ("llama.attn_logit_softcapping", 50.0),
+        ("llama.attention.scale", 0.1),
+        ("llama.logit_scale", 2.0),
         ("llama.attention.layer_norm_rms_epsilon", math.nan),
         ("llama.expert_count", 8),
         ("llama.vocab_size", 321),
@@ -291,33 +386,33 @@ def test_from_gguf_reads_fields() -> None:
 )
 def test_from_gguf_refuses(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"^GGUF: {field}") as info:
-        ModelConfig.from_gguf({**GGUF, field: value}, GGUF_TENSORS)
+        from_gguf({**GGUF, field: value}, GGUF_TENSORS)
     assert len(str(info.value)) < 400
 
 
 def test_from_gguf_needs_the_embedding() -> None:
     for tensors in ({}, {"token_embd.weight": (320,)}):
         with pytest.raises(ValueError, match=r"token_embd\.weight"):
-            ModelConfig.from_gguf(GGUF, tensors)
+            from_gguf(GGUF, tensors)
 
 
 def test_from_gguf_scalings() -> None:
     linear = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
-    rope = ModelConfig.from_gguf({**GGUF, **linear}, GGUF_TENSORS).rope
+    rope = rope_of(from_gguf({**GGUF, **linear}, GGUF_TENSORS))
     assert (rope.scaling, rope.factor) == ("linear", 4.0)
-    rope = ModelConfig.from_gguf({**GGUF, "llama.rope.scale_linear": 2.0}, GGUF_TENSORS).rope
+    rope = rope_of(from_gguf({**GGUF, "llama.rope.scale_linear": 2.0}, GGUF_TENSORS))
     assert (rope.scaling, rope.factor) == ("linear", 2.0)
     yarn = {
         "llama.rope.scaling.type": "yarn",
         "llama.rope.scaling.factor": 4.0,
         "llama.rope.scaling.original_context_length": 64,
     }
-    rope = ModelConfig.from_gguf({**GGUF, **yarn}, GGUF_TENSORS).rope
-    hf = ModelConfig.from_hf({**LLAMA, "rope_parameters": ROPES["yarn"]}).rope
+    rope = rope_of(from_gguf({**GGUF, **yarn}, GGUF_TENSORS))
+    hf = rope_of(from_hf({**LLAMA, "rope_parameters": ROPES["yarn"]}))
     assert torch.equal(rope.cos_sin_table(256), hf.cos_sin_table(256))
     bad = {**GGUF, **yarn, "llama.rope.scaling.yarn_ext_factor": 0.5}
     with pytest.raises(ValueError, match="yarn_ext_factor"):
-        ModelConfig.from_gguf(bad, GGUF_TENSORS)
+        from_gguf(bad, GGUF_TENSORS)
 
 
 def test_generation_config() -> None:

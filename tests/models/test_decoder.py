@@ -11,8 +11,9 @@ from checkpoints import make_checkpoint, make_gguf
 
 from lampo.engine.kv_pool import KVPool
 from lampo.models.checkpoint import load_checkpoint
-from lampo.models.decoder import Decoder, KVCache, Step
-from lampo.models.registry import load_model
+from lampo.models.decoder import Decoder
+from lampo.models.loader import load_model
+from lampo.models.step import Cache, Step
 
 PAGE_SIZE = 16
 LENGTHS = [5, 70, 1, 33]  # of which the last sequence has 20 in the cache already
@@ -50,10 +51,10 @@ def ragged_step(model: Decoder) -> Step:
     )
 
 
-def run(model: Decoder, step: Step, kv_dtype: torch.dtype) -> tuple[torch.Tensor, KVCache]:
-    cache = KVPool(model.config, 24, PAGE_SIZE, kv_dtype).cache
+def run(model: Decoder, step: Step, kv_dtype: torch.dtype) -> tuple[torch.Tensor, Cache]:
+    cache = KVPool(model.keeps, 24, PAGE_SIZE, kv_dtype).cache
     generator = torch.Generator().manual_seed(4)
-    for tensor in cache.tensors():
+    for tensor in cache.paged_tensors():
         tensor.copy_(torch.randn(tensor.shape, generator=generator) * 3)
     return model.forward(step, cache).clone(), cache
 
@@ -68,5 +69,5 @@ def test_the_last_layer_computes_what_is_wanted(model, kv_dtype, last_of):
     ends = step.cu_seqlens_q[1:].long() - 1
     assert hidden.shape == (len(last_of), model.config.hidden_size)
     assert torch.equal(hidden, expected[ends[wanted.last_of]])
-    for tensor, like in zip(cache.tensors(), expected_cache.tensors(), strict=True):
+    for tensor, like in zip(cache.paged_tensors(), expected_cache.paged_tensors(), strict=True):
         assert torch.equal(tensor, like)

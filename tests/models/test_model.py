@@ -16,7 +16,7 @@ from model_harness import Runner, prompts, transformers_twin, twin_logits
 
 from lampo import LLM, SamplingParams
 from lampo.models.checkpoint import load_checkpoint
-from lampo.models.registry import load_model
+from lampo.models.loader import load_model
 from lampo.text.tokenizer import Tokenizer
 from lampo.weights import ModelNotFoundError, resolve_model
 
@@ -175,7 +175,8 @@ def test_smollm2_bfloat16_weights_lose_little(smollm2):
     model = load_model(checkpoint, "float32", 4096)
     projections = [model.lm_head]
     for block in model.blocks:
-        projections += [block.qkv, block.attention_out, block.gate_up.gate_up, block.down]
+        attention, feed_forward = block.mixer, block.feed_forward
+        projections += [attention.qkv, attention.out, feed_forward.gate_up, feed_forward.down]
 
     def use(dtype: torch.dtype) -> None:
         for projection in projections:

@@ -32,8 +32,10 @@ def test_configuration(path: Path) -> None:
     with load_checkpoint(path) as checkpoint:
         c = checkpoint.config
         assert (c.num_layers, c.hidden_size, c.vocab_size) == (30, 576, 49152)
-        assert (c.num_qo_heads, c.num_kv_heads, c.head_dim) == (9, 3, 64)
-        assert (c.rope.theta, c.max_position_embeddings) == (100000.0, 8192)
+        attention = c.layers[29].attention
+        assert (attention.num_qo_heads, attention.num_kv_heads, attention.head_dim) == (9, 3, 64)
+        assert attention.rope is not None and attention.rope.theta == 100000.0
+        assert c.max_position_embeddings == 8192
         assert c.tie_word_embeddings
         assert checkpoint.eos_token_ids == (2,)
         assert checkpoint.nbytes == path.stat().st_size

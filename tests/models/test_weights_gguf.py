@@ -19,7 +19,7 @@ from checkpoints import QUANTIZATIONS, interleave_rows, make_gguf, quantized
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lampo.models.checkpoint import gguf_name, load_checkpoint
+from lampo.models.checkpoint import load_checkpoint
 from lampo.weights.formats import QuantizedTensor
 from lampo.weights.gguf import GGUFFile
 
@@ -284,7 +284,8 @@ def test_every_quantization(quantization: str, tied: bool, tmp_path: Path) -> No
                 assert torch.equal(tensor, original)
                 continue
             assert isinstance(tensor, QuantizedTensor) == packed
-            data = np.array(raw[gguf_name(name)].data)
+            stored = checkpoint.architecture.tensors(checkpoint.config)[name]
+            data = np.array(raw[stored.gguf].data)
             expected = torch.from_numpy(gguf.quants.dequantize(data, kind))
             expected = expected.view(original.shape)
             if isinstance(tensor, QuantizedTensor):
@@ -332,7 +333,7 @@ def test_q_and_k_rows_stay_as_stored(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     model = make_gguf(path, quantization="F32")
     with load_checkpoint(path) as checkpoint:
-        assert checkpoint.config.rope.interleaved
+        assert checkpoint.config.layers[0].attention.rope.interleaved
         for part, heads in (("q", 4), ("k", 2)):
             name = f"model.layers.1.self_attn.{part}_proj.weight"
             expected = interleave_rows(model.state_dict()[name].numpy(), heads)
@@ -345,7 +346,7 @@ def test_rope_freqs_give_llama3_frequencies(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     model = make_gguf(path, rope="llama3")
     with load_checkpoint(path) as checkpoint:
-        got = checkpoint.config.rope.inverse_frequencies().float()
+        got = checkpoint.config.layers[0].attention.rope.inverse_frequencies().float()
     torch.testing.assert_close(got, model.model.rotary_emb.inv_freq, rtol=2e-6, atol=0)
 
 
@@ -353,8 +354,8 @@ def test_biases(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     model = make_gguf(path, attention_bias=True, mlp_bias=True)
     with load_checkpoint(path) as checkpoint:
-        assert checkpoint.config.attention_bias
-        assert checkpoint.config.mlp_bias
+        assert checkpoint.config.layers[0].attention.qkv_bias
+        assert checkpoint.config.layers[0].feed_forward.bias
         name = "model.layers.1.mlp.down_proj.bias"
         assert torch.equal(checkpoint.load(name), model.state_dict()[name])  # type: ignore[arg-type]
 

@@ -255,6 +255,10 @@ def test_embedding(isa, generator, dtype, id_dtype, table):
     ids = torch.tensor([0, 49, 15, 16, 17, 0, 31], dtype=id_dtype)
     out = ops.embedding(ids, weight, dtype=dtype)
     assert torch.equal(out, dense[ids.long()].to(dtype))
+    added_to = torch.randn(len(ids), columns, generator=generator).to(dtype)
+    expected = (added_to.float() + dense[ids.long()]).to(dtype)
+    ops.embedding(ids, weight, accumulate=True, out=added_to)
+    assert torch.equal(added_to, expected)
     assert ops.embedding(ids[:0], weight).shape == (0, columns)
 
 

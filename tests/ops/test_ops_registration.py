@@ -84,9 +84,12 @@ CASES: dict[str, list[Callable[[], Arguments]]] = {
             torch.zeros(2, ops.packed_strip_bytes("q8_0", 64), dtype=torch.uint8),
         )
     ],
-    "embedding": [lambda: (torch.tensor([4, 0]), torch.randn(5, 8), torch.zeros(2, 8))],
+    "embedding": [
+        lambda a=a: (torch.tensor([4, 0]), torch.randn(5, 8), torch.zeros(2, 8), a)
+        for a in (False, True)
+    ],
     "embedding_packed": [
-        lambda: (torch.tensor([4, 0]), _packed(20, 64), "q8_0", 20, torch.zeros(2, 64))
+        lambda: (torch.tensor([4, 0]), _packed(20, 64), "q8_0", 20, torch.zeros(2, 64), True)
     ],
 }
 

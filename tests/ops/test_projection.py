@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the matrices of a checkpoint become weights, and what the two of a gated layer compute."""
+"""How the matrices of a checkpoint become weights, and what a gated feed-forward computes."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import reference
@@ -11,8 +11,10 @@ import torch
 from quantized_weights import quantized
 
 from lampo import ops
-from lampo.models.checkpoint import Checkpoint
-from lampo.models.projection import Norm, WeightLoader
+from lampo.models.config import FeedForwardConfig
+from lampo.models.projection import RMSNorm
+from lampo.models.step import Buffers
+from lampo.models.weight_loader import WeightLoader
 from lampo.runtime.huge_pages import Arena
 from lampo.weights.formats import QuantizedTensor
 
@@ -31,7 +33,7 @@ class Stored:
         self.released.append(name)
 
     def loader(self, dtype: torch.dtype | None = None) -> WeightLoader:
-        return WeightLoader(cast(Checkpoint, self), dtype)
+        return WeightLoader(self, dtype)
 
 
 def stored(rows: int, format: Any, generator: torch.Generator) -> Any:
@@ -54,28 +56,34 @@ def stored(rows: int, format: Any, generator: torch.Generator) -> Any:
         (24, torch.float32, torch.float32, 2),
     ],
 )
-def test_gated_projection(generator, rows, gate, up, count, with_bias):
+def test_gated_feed_forward(generator, rows, gate, up, count, with_bias):
     """One weight by turns where that is possible, else two: the same function."""
     weights = [stored(rows, format, generator) for format in (gate, up)]
     biases = [torch.randn(rows, generator=generator) for _ in range(2)]
     source = Stored(
         gate_weight=weights[0], up_weight=weights[1], gate_bias=biases[0], up_bias=biases[1]
     )
-    projection = source.loader().gated_projection("gate", "up", bias=with_bias)
-    assert len(projection.gate_up.weights) == count
-    assert source.released == ["gate.weight", "up.weight"]
+    down = torch.randn(64, rows, generator=generator)
+    down_bias = torch.randn(64, generator=generator)
+    source.tensors |= {"down_weight": down, "down_bias": down_bias}
+    config = FeedForwardConfig(rows, with_bias)
+    feed_forward = source.loader().gated_feed_forward(config, "gate", "up", "down")
+    assert len(feed_forward.gate_up.weights) == count
+    assert source.released == ["gate.weight", "up.weight", "down.weight"]
     x = torch.randn(3, 64, generator=generator)
-    norm = Norm(torch.randn(64, generator=generator), 1e-5)
-    out = torch.empty(3, rows)
-    workspace = torch.empty(ops.linear_workspace_size(3, 64), dtype=torch.uint8)
-    projection(x, out, workspace, norm=norm)
+    norm = RMSNorm(torch.randn(64, generator=generator), 1e-5)
+    cpu = torch.device("cpu")
+    buffers = Buffers(feed_forward.widths, 3, torch.float32, cpu, linear_width=64)
+    out = x.clone()
+    feed_forward(out, norm, buffers.rows(3))
     normed = reference.rms_norm(x, norm.weight, 1e-5)
     g, u = (
         reference.linear(normed, w.dequantize() if isinstance(w, QuantizedTensor) else w, bias)
         for w, bias in zip(weights, biases if with_bias else [None, None], strict=True)
     )
-    expected = reference.silu(g) * u
-    assert (out - expected).abs().max() <= 0.02 * expected.abs().max()
+    bias = down_bias if with_bias else None
+    expected = reference.linear(reference.silu(g) * u, down, bias)
+    assert (out - x - expected).abs().max() <= 0.02 * expected.abs().max()
 
 
 @pytest.mark.parametrize("format", [torch.bfloat16, "q4_0"])

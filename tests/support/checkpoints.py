@@ -72,7 +72,10 @@ def make_model(
     seed: int = 0,
     **shape: Any,
 ) -> Any:
-    """A random Llama or Mistral of transformers, in eval mode, its logits far from flat."""
+    """A random model of transformers, in eval mode, its logits far from flat.
+
+    `architecture` is a model_type; `shape` are fields of its configuration, by Llama's names.
+    """
     import transformers
 
     torch.manual_seed(seed)
@@ -87,12 +90,13 @@ def make_model(
         **shape,
     }
     if architecture == "mistral":
-        config: Any = transformers.MistralConfig(**options, sliding_window=None)
-        model: Any = transformers.MistralForCausalLM(config)
-    else:
-        biases = {"attention_bias": attention_bias, "mlp_bias": mlp_bias}
-        config = transformers.LlamaConfig(**options, **biases)
-        model = transformers.LlamaForCausalLM(config)
+        options.setdefault("sliding_window", None)
+    elif architecture == "llama":
+        options |= {"attention_bias": attention_bias, "mlp_bias": mlp_bias}
+    elif architecture == "gpt2":
+        options = _gpt2_options(options)
+    config = transformers.AutoConfig.for_model(architecture, **options)
+    model: Any = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
@@ -100,6 +104,21 @@ def make_model(
             elif parameter.dim() == 1:  # norms: not all the same
                 parameter.uniform_(0.5, 1.5)
     return model.to(dtype).eval()
+
+
+def _gpt2_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The same sizes by GPT-2's names, and no dropout."""
+    names = {
+        "hidden_size": "n_embd",
+        "intermediate_size": "n_inner",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "max_position_embeddings": "n_positions",
+    }
+    left_out = ("num_key_value_heads", "head_dim", "rope_parameters")
+    found = {names.get(key, key): value for key, value in options.items() if key not in left_out}
+    found["n_head"] = found["n_embd"] // 32
+    return found | {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 
 def make_checkpoint(
@@ -188,35 +207,38 @@ def make_gguf(
     metadata: dict[str, Any] | None = None,
     **model_options: Any,
 ) -> Any:
-    """Writes a llama GGUF file and returns the transformers model it was made from.
+    """Writes a GGUF file and returns the transformers model it was made from.
 
     Matrices get the quantization, norms and biases F32, q and k rows GGUF's order. `metadata`
     replaces or adds keys; None as value leaves one out.
     """
     import gguf
 
-    from lampo.models.checkpoint import gguf_name
+    from lampo.models.registry import config_from_hf
 
     if model is None:
         shape = SHAPE_256 if quantization.endswith("_K") else {}
         model = make_model(**{**shape, **model_options})
     c = model.config
+    architecture, config = config_from_hf(c.to_dict())
+    gguf_name = architecture.gguf_name or "llama"  # Mistral is "llama" there
+    state = model.state_dict()
 
     def tensors() -> Iterator[tuple[str, np.ndarray, Any]]:
-        for index, (name, tensor) in enumerate(model.state_dict().items()):
-            if name == "lm_head.weight" and c.tie_word_embeddings:
-                continue
-            data = tensor.float().numpy()
-            for part, num_heads in (("q", c.num_attention_heads), ("k", c.num_key_value_heads)):
-                if f".{part}_proj." in name:
-                    data = np.ascontiguousarray(interleave_rows(data, num_heads))
-            raw_dtype = None
+        for index, (name, stored) in enumerate(architecture.tensors(config).items()):
+            data = (state[name].t() if stored.transposed else state[name]).float().numpy()
+            attention = config.layers[0].attention
+            heads = (("q", attention.num_qo_heads), ("k", attention.num_kv_heads))
+            for part, num_heads in heads:
+                if gguf_name == "llama" and f".{part}_proj." in name:
+                    data = interleave_rows(data, num_heads)
+            data, raw_dtype = np.ascontiguousarray(data), None
             if data.ndim == 2:
                 data = quantized(data, quantization, seed=index)
                 raw_dtype = gguf.GGMLQuantizationType[quantization]
-            yield gguf_name(name), data, raw_dtype
+            yield stored.gguf, data, raw_dtype
 
-    write_gguf(path, c, tensors(), tokens=tokens, metadata=metadata)
+    write_gguf(path, c, tensors(), architecture=gguf_name, tokens=tokens, metadata=metadata)
     return model
 
 
@@ -225,37 +247,48 @@ def write_gguf(
     c: Any,
     tensors: Iterable[tuple[str, np.ndarray, Any]],
     *,
+    architecture: str = "llama",
     tokens: bool = True,
     metadata: dict[str, Any] | None = None,
 ) -> None:
-    """A llama GGUF file of a config with transformers' names and of tensors with GGUF's.
+    """A GGUF file of a config with transformers' names and of tensors with GGUF's.
 
     tensors: name, data, and the GGML type where the data are bytes. "llama3" rope becomes
     rope_freqs.weight, as llama.cpp's converter does.
     """
     import gguf
 
-    rope = c.rope_parameters
+    a = architecture
     values: dict[str, Any] = {
-        "llama.block_count": c.num_hidden_layers,
-        "llama.context_length": c.max_position_embeddings,
-        "llama.embedding_length": c.hidden_size,
-        "llama.feed_forward_length": c.intermediate_size,
-        "llama.attention.head_count": c.num_attention_heads,
-        "llama.attention.head_count_kv": c.num_key_value_heads,
-        "llama.attention.key_length": c.head_dim,
-        "llama.attention.value_length": c.head_dim,
-        "llama.attention.layer_norm_rms_epsilon": float(c.rms_norm_eps),
-        "llama.rope.dimension_count": c.head_dim,
-        "llama.rope.freq_base": float(rope["rope_theta"]),
-        "llama.vocab_size": c.vocab_size,
+        f"{a}.block_count": c.num_hidden_layers,
+        f"{a}.context_length": c.max_position_embeddings,
+        f"{a}.embedding_length": c.hidden_size,
+        f"{a}.attention.head_count": c.num_attention_heads,
+        f"{a}.vocab_size": c.vocab_size,
     }
-    if rope["rope_type"] in ("linear", "yarn"):
-        values["llama.rope.scaling.type"] = rope["rope_type"]
-        values["llama.rope.scaling.factor"] = float(rope["factor"])
-    if rope["rope_type"] == "yarn":
+    rope = getattr(c, "rope_parameters", None)
+    if a == "gpt2":
+        values[f"{a}.feed_forward_length"] = c.n_inner
+        values[f"{a}.attention.layer_norm_epsilon"] = float(c.layer_norm_epsilon)
+    else:
+        values[f"{a}.feed_forward_length"] = c.intermediate_size
+        values[f"{a}.attention.layer_norm_rms_epsilon"] = float(c.rms_norm_eps)
+        values[f"{a}.attention.head_count_kv"] = c.num_key_value_heads
+        head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+        values |= {
+            f"{a}.attention.key_length": head_dim,
+            f"{a}.attention.value_length": head_dim,
+            f"{a}.rope.dimension_count": head_dim,
+            f"{a}.rope.freq_base": float(rope["rope_theta"]),
+        }
+        if getattr(c, "sliding_window", None):
+            values[f"{a}.attention.sliding_window"] = c.sliding_window
+    if rope and rope["rope_type"] in ("linear", "yarn"):
+        values[f"{a}.rope.scaling.type"] = rope["rope_type"]
+        values[f"{a}.rope.scaling.factor"] = float(rope["factor"])
+    if rope and rope["rope_type"] == "yarn":
         length = rope["original_max_position_embeddings"]
-        values["llama.rope.scaling.original_context_length"] = length
+        values[f"{a}.rope.scaling.original_context_length"] = length
     if tokens:
         names = vocabulary(c.vocab_size)
         values |= {
@@ -272,10 +305,10 @@ def write_gguf(
         }
     values |= metadata or {}
 
-    writer = gguf.GGUFWriter(str(path), "llama")
+    writer = gguf.GGUFWriter(str(path), architecture)
     for key, value in values.items():
         _add_value(writer, key, value)
-    if rope["rope_type"] == "llama3":
+    if rope and rope["rope_type"] == "llama3":
         factors = _llama3_factors(rope, c.head_dim)
         writer.add_tensor("rope_freqs.weight", factors)
     for name, data, raw_dtype in tensors:

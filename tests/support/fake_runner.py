@@ -14,24 +14,32 @@ import torch
 
 from lampo import SamplingParams, ops
 from lampo.engine.llm_engine import LLMEngine
+from lampo.engine.page_allocator import FREED
 from lampo.engine.sampling_rules import SamplingRules
 from lampo.engine.sequence import Sequence
 
 VOCAB_SIZE = 64
 
 
-def next_token(token_ids: list[int]) -> int:
-    """Depends on every token and its position."""
-    total = sum((i + 1) * (token + 3) for i, token in enumerate(token_ids))
+def next_token(token_ids: list[int], window: int | None = None) -> int:
+    """Depends on every token, of the last `window`, and its position."""
+    first = 0 if window is None else max(len(token_ids) - window, 0)
+    total = sum((i + 1) * (token_ids[i] + 3) for i in range(first, len(token_ids)))
     return (total + total // 7) % VOCAB_SIZE
 
 
 class FakePool:
-    """`idle_after`: pages in use so far, while the engine is idle."""
+    """`idle_after`: pages in use so far, while the engine is idle. `states`: the tokens that each
+    slot's sequence has had computed.
+    """
 
-    def __init__(self, num_pages: int, page_size: int) -> None:
+    def __init__(
+        self, num_pages: int, page_size: int, window: int | None = None, num_slots: int = 0
+    ) -> None:
         self.num_pages, self.page_size, self.bytes_per_page = num_pages, page_size, 100
+        self.window, self.num_slots = window, num_slots
         self.slots = np.full((num_pages, page_size), -1, dtype=np.int64)
+        self.states: list[list[int]] = [[] for _ in range(num_slots)]
         self.idle_after: int | None = None
 
     def idle(self, num_used: int) -> None:
@@ -43,9 +51,13 @@ class FakePool:
     def copy_page(self, source: int, target: int) -> None:
         self.slots[target] = self.slots[source]
 
+    def copy_state(self, source: int, target: int) -> None:
+        assert source != target
+        self.states[target] = list(self.states[source])
+
 
 class FakeRunner:
-    """Writes the new tokens into the pages, and reads all of them back.
+    """Writes the new tokens into the pages and states, and reads all of them back.
 
     Attributes:
         fail_with: raised by the next step, once, after it has written its tokens.
@@ -63,11 +75,33 @@ class FakeRunner:
         assert 1 <= count <= sequence.num_pending
         assert len(sequence.pages) == -(-(start + count) // size)
         for at in range(start, start + count):
-            self.pool.slots[sequence.pages[at // size], at % size] = sequence.token_ids[at]
-        found = self.pool.slots[sequence.pages].ravel()[: start + count].tolist()
-        assert found == sequence.token_ids[: start + count]
+            self._write(sequence, at, sequence.token_ids[at])
+        found = self._read(sequence, start, start + count, sequence.token_ids)
         self.num_computed += count
         return [found[: end + 1] for end in range(start, start + count)]
+
+    def _write(self, sequence: Sequence, at: int, token_id: int) -> None:
+        page = sequence.pages[at // self.pool.page_size]
+        assert page >= 0
+        self.pool.slots[page, at % self.pool.page_size] = token_id
+        if self.pool.num_slots:
+            assert sequence.state_slot is not None
+            state = self.pool.states[sequence.state_slot]
+            if at == 0:
+                state.clear()
+            assert state == sequence.token_ids[:at], "a state holds for one length alone"
+            state.append(token_id)
+
+    def _read(self, sequence: Sequence, start: int, end: int, expected: list[int]) -> list[int]:
+        """All tokens up to `end`, those behind the window of the one at `start` unread."""
+        size, window = self.pool.page_size, self.pool.window
+        first = 0 if window is None else max(start - window + 1, 0)
+        assert all(page == FREED for page in sequence.pages[: first // size])
+        pages = sequence.pages[first // size :]
+        assert all(page >= 0 for page in pages)
+        found = self.pool.slots[pages].ravel()[first % size :][: end - first].tolist()
+        assert found == expected[first:end]
+        return [-1000] * first + found
 
     def run(
         self, work: list[tuple[Sequence, int]], last_of: list[int] | None = None
@@ -78,7 +112,8 @@ class FakeRunner:
             prefixes = [prefix for all_of_one in computed for prefix in all_of_one]
         else:
             prefixes = [computed[i][-1] for i in last_of]
-        return torch.tensor([next_token(prefix) for prefix in prefixes], dtype=torch.int64)
+        window = self.pool.window
+        return torch.tensor([next_token(p, window) for p in prefixes], dtype=torch.int64)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.one_hot(hidden, VOCAB_SIZE).float() * 5
@@ -106,10 +141,15 @@ class FakeRunner:
         for sequence, token_id in zip(sequences, after.token_ids, strict=True):
             at = sequence.num_computed + 1
             assert at == len(sequence.token_ids) and len(sequence.pages) == at // size + 1
-            self.pool.slots[sequence.pages[-1], at % size] = token_id
-            prefix = self.pool.slots[sequence.pages].ravel()[: at + 1].tolist()
-            assert prefix == [*sequence.token_ids, token_id]
-            found.append(next_token(prefix))
+            self._write(sequence, at, token_id)
+            # The pages are given back when the step before is committed: later than this.
+            prefix = [*sequence.token_ids, token_id]
+            first = (sequence.num_computed - (self.pool.window or at + 1) + 1) if at else 0
+            pages = sequence.pages[max(first, 0) // size :]
+            read = self.pool.slots[pages].ravel().tolist()
+            begin = max(first, 0) // size * size
+            assert read[max(first, 0) - begin : at + 1 - begin] == prefix[max(first, 0) :]
+            found.append(next_token(prefix, self.pool.window))
         self.num_computed += len(sequences)
         self._maybe_fail()
         return torch.tensor(found)
@@ -133,8 +173,15 @@ class FakeTokenizer:
         return chr(48 + token_id)
 
 
-def make_engine(num_pages: int, page_size: int, **options: Any) -> LLMEngine:
-    pool = FakePool(num_pages, page_size)
+def make_engine(
+    num_pages: int,
+    page_size: int,
+    *,
+    window: int | None = None,
+    num_slots: int = 0,
+    **options: Any,
+) -> LLMEngine:
+    pool = FakePool(num_pages, page_size, window, num_slots)
     options = {"max_num_seqs": 4, "max_num_batched_tokens": 16} | options
     return LLMEngine(FakeRunner(pool), pool, FakeTokenizer().token_to_text, **options)
 

@@ -10,7 +10,8 @@ import torch
 
 from lampo.engine.kv_pool import KVPool
 from lampo.models.checkpoint import Checkpoint
-from lampo.models.decoder import Decoder, Step
+from lampo.models.decoder import Decoder
+from lampo.models.step import Step
 from lampo.weights.formats import QuantizedTensor
 
 
@@ -23,8 +24,8 @@ class Runner:
         config = model.config
         num_pages = -(-config.max_position_embeddings // page_size) + 3
         self.model = model
-        self.pool = KVPool(config, num_pages, page_size, kv_dtype)
-        for tensor in self.pool.cache.tensors():
+        self.pool = KVPool(model.keeps, num_pages, page_size, kv_dtype)
+        for tensor in self.pool.cache.paged_tensors():
             tensor.fill_(float("nan") if tensor.is_floating_point() else 127)
         generator = torch.Generator().manual_seed(7)
         self.pages = torch.randperm(num_pages, generator=generator).to(torch.int32)[None]
@@ -76,18 +77,20 @@ def transformers_twin(checkpoint: Checkpoint) -> Any:
     import transformers
 
     c = checkpoint.config
-    assert c.rope.scaling == "default"
+    attention, feed_forward = c.layers[0].attention, c.layers[0].feed_forward
+    rope = attention.rope
+    assert rope is not None and rope.scaling == "default"
     config = transformers.LlamaConfig(
         vocab_size=c.vocab_size,
         hidden_size=c.hidden_size,
-        intermediate_size=c.intermediate_size,
+        intermediate_size=feed_forward.size,
         num_hidden_layers=c.num_layers,
-        num_attention_heads=c.num_qo_heads,
-        num_key_value_heads=c.num_kv_heads,
-        head_dim=c.head_dim,
-        rms_norm_eps=c.rms_norm_eps,
+        num_attention_heads=attention.num_qo_heads,
+        num_key_value_heads=attention.num_kv_heads,
+        head_dim=attention.head_dim,
+        rms_norm_eps=c.norm_eps,
         max_position_embeddings=c.max_position_embeddings,
-        rope_parameters={"rope_type": "default", "rope_theta": c.rope.theta},
+        rope_parameters={"rope_type": "default", "rope_theta": rope.theta},
         tie_word_embeddings=c.tie_word_embeddings,
     )
     with torch.device("meta"):
@@ -96,14 +99,15 @@ def transformers_twin(checkpoint: Checkpoint) -> Any:
     for name in checkpoint.names():
         weight = checkpoint.load(name)
         weight = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight.float()
-        if c.rope.interleaved and name.endswith(("q_proj.weight", "k_proj.weight")):
+        if rope.interleaved and name.endswith(("q_proj.weight", "k_proj.weight")):
             # GGUF has the rows of a head as pairs, transformers as halves.
-            weight = weight.unflatten(0, (-1, c.head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
+            pairs = weight.unflatten(0, (-1, attention.head_dim // 2, 2))
+            weight = pairs.transpose(1, 2).flatten(0, 2)
         state[name] = weight.contiguous().clone()
     if c.tie_word_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     model.load_state_dict(state, assign=True)
-    model.model.rotary_emb = ExactRotary(c.head_dim, c.rope.theta)
+    model.model.rotary_emb = ExactRotary(attention.head_dim, rope.theta)
     return model.eval()
 
 

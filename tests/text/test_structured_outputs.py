@@ -187,7 +187,7 @@ def test_a_completion_that_is_computed_anew_stays_where_it_was(llm):
     prompts = [f"prompt {i}" for i in range(len(requests))]
     expected = [r.outputs for r in llm.generate(prompts, requests)]
     config = llm.config
-    token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 4
+    token = 2 * config.num_layers * config.layers[0].attention.kv_size * 4
     with LLM(llm.path, dtype="float32", page_size=16, kv_cache_memory=256 * token) as small:
         assert [r.outputs for r in small.generate(prompts, requests)] == expected
         assert small.shared_engine().engine.stats().num_preemptions > 0

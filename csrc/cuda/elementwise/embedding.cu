@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// out[t] = table[token_ids[t]], from a dense table or from one row of a strip of a packed one
+// out[t] = table[token_ids[t]], or out[t] += where `accumulate`, from a dense table or from one row of a strip of a packed one
 // (common/weight_format.h). The twin of cpu/elementwise/embedding.cpp, bit for bit. A token id
 // outside [0, vocab_size) gives a row of zeros.
 //
@@ -45,7 +45,13 @@ __global__ void __launch_bounds__(256)
       part = load_part<kAligned, N>(from, column, p.hidden_size);
     }
     Out* out = static_cast<Out*>(p.out) + token * p.stride_out_token;  // [hidden_size]
-    if constexpr (std::is_same_v<Out, T>) {
+    if (p.accumulate) {
+      const auto value = to_floats(part);
+      auto sum = to_floats(load_part<kAligned, N>(out, column, p.hidden_size));
+#pragma unroll
+      for (int i = 0; i < N; ++i) sum.value[i] += value.value[i];
+      store_part<kAligned>(out, column, p.hidden_size, from_floats<Out>(sum));
+    } else if constexpr (std::is_same_v<Out, T>) {
       store_part<kAligned>(out, column, p.hidden_size, part);
     } else {
       store_part<kAligned>(out, column, p.hidden_size, from_floats<Out>(to_floats(part)));
@@ -54,7 +60,11 @@ __global__ void __launch_bounds__(256)
 }
 
 template <class Out>
-__device__ inline void store_four(Out* to, const Vector<float, 4>& values, bool aligned) {
+__device__ inline void store_four(Out* to, Vector<float, 4> values, bool aligned, bool accumulate) {
+  if (accumulate) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) values.value[i] += to_float(to[i]);
+  }
   const auto rounded = from_floats<Out>(values);
   if (aligned) {
     store_vector(to, rounded);
@@ -99,8 +109,8 @@ __global__ void __launch_bounds__(256)
       }
     }
     Out* out = static_cast<Out*>(p.out) + token * p.stride_out_token + group * kGroupSize;
-    store_four(out + 4 * within, low, aligned);
-    if (layout.words == 4) store_four(out + 16 + 4 * within, high, aligned);
+    store_four(out + 4 * within, low, aligned, p.accumulate);
+    if (layout.words == 4) store_four(out + 16 + 4 * within, high, aligned, p.accumulate);
   }
 }
 

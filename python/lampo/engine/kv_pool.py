@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The memory of the KV cache, in pages."""
+"""The memory of what models keep of sequences: keys and values in pages, states in slots."""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 
 import torch
 
 from lampo.checks import check_integer
-from lampo.models.config import ModelConfig
-from lampo.models.decoder import KVCache
+from lampo.models.step import Cache, Kept, PagedCache, PagedKV, State, StateCache
 from lampo.runtime.huge_pages import Prefaulter, reserve
 
 _DEFAULT_MEMORY = 4 << 30
@@ -19,27 +19,39 @@ _CPU = torch.device("cpu")
 
 
 class KVPool:
-    """A fixed number of pages, each of `page_size` tokens in every layer.
+    """A fixed number of pages, each of `page_size` tokens in every layer, and of slots for states.
 
     A page is one piece of memory with its keys and values of all layers, which costs memory on the
     CPU once it has been written, or soon will be (:meth:`idle`).
 
+    Args:
+        keeps: what each layer keeps of a sequence.
+        num_pages, page_size: pages, and tokens of each.
+        dtype: of keys and values.
+        device: where they are.
+        num_slots: sequences that have a state at the same time; none are made for a model without.
+
     Attributes:
         cache: the tensors.
         bytes_per_page: over all layers, keys and values.
+        window: positions that any layer sees, the current one included; None: all.
+        num_slots: 0 if no layer keeps a state.
     """
 
     def __init__(
         self,
-        config: ModelConfig,
+        keeps: Sequence[Kept],
         num_pages: int,
         page_size: int,
         dtype: torch.dtype,
         device: torch.device = _CPU,
+        num_slots: int = 1,
     ) -> None:
         self.num_pages = num_pages
         self.page_size = page_size
-        self.bytes_per_page = page_bytes(config, page_size, dtype)
+        self.bytes_per_page = page_bytes(keeps, page_size, dtype)
+        self.window = window_of(keeps)
+        self.num_slots = num_slots if any(isinstance(kept, State) for kept in keeps) else 0
         nbytes = num_pages * self.bytes_per_page
         if device.type == "cpu":
             memory = reserve(nbytes)
@@ -57,16 +69,33 @@ class KVPool:
             part: torch.Tensor = pages[:, start:taken].view(dtype).unflatten(1, shape)
             return part
 
-        heads, layers = config.num_kv_heads, range(config.num_layers)
+        def take_scales(kept: PagedKV) -> torch.Tensor | None:
+            if not has_scales(dtype):
+                return None
+            return take(torch.float32, kept.num_kv_heads, page_size)
+
         # A head's keys and its values are neighbours, as attention reads them: one stream.
-        vectors = [take(dtype, heads, 2, page_size, config.head_dim) for _ in layers]
-        scales: list[list[torch.Tensor | None]] = [
-            [take(torch.float32, heads, page_size) if has_scales(dtype) else None for _ in "kv"]
-            for _ in layers
-        ]
-        k, v = ([part[:, :, i] for part in vectors] for i in range(2))
-        k_scale, v_scale = map(list, zip(*scales, strict=True))
-        self.cache = KVCache(k, v, k_scale, v_scale)
+        paged = [kept for kept in keeps if isinstance(kept, PagedKV)]
+        vectors = [take(dtype, kv.num_kv_heads, 2, page_size, kv.head_dim) for kv in paged]
+        scales = [(take_scales(kv), take_scales(kv)) for kv in paged]
+        caches = iter(
+            PagedCache(both[:, :, 0], both[:, :, 1], *scale)
+            for both, scale in zip(vectors, scales, strict=True)
+        )
+        self.cache = Cache(
+            tuple(
+                next(caches) if isinstance(kept, PagedKV) else self._states(kept, device)
+                for kept in keeps
+            )
+        )
+
+    def _states(self, kept: State, device: torch.device) -> StateCache:
+        return StateCache(
+            tuple(
+                torch.zeros(self.num_slots, *shape, dtype=kept.dtype, device=device)
+                for shape in kept.shapes
+            )
+        )
 
     def idle(self, num_used: int) -> None:
         """Until :meth:`busy`, memory is made ready for some pages after the first `num_used`."""
@@ -80,9 +109,14 @@ class KVPool:
     def copy_page(self, source: int, target: int) -> None:
         self._pages[target] = self._pages[source]
 
+    def copy_state(self, source: int, target: int) -> None:
+        """Makes one slot's states another's."""
+        for tensor in self.cache.state_tensors():
+            tensor[target] = tensor[source]
+
     def fill_randomly(self, pages: list[int]) -> None:
         """Gives pages keys and values that mean nothing, for measurements."""
-        for tensor in self.cache.tensors():
+        for tensor in self.cache.paged_tensors():
             for page in pages:
                 tensor[page] = torch.randn(tensor.shape[1:]).to(tensor.dtype)
 
@@ -96,11 +130,41 @@ def has_scales(dtype: torch.dtype) -> bool:
     return dtype.itemsize == 1
 
 
-def page_bytes(config: ModelConfig, page_size: int, dtype: torch.dtype) -> int:
+def page_bytes(keeps: Sequence[Kept], page_size: int, dtype: torch.dtype) -> int:
     """Bytes of one page: keys and values of all layers and KV heads, with their scales."""
-    per_vector = config.head_dim * dtype.itemsize + (4 if has_scales(dtype) else 0)
-    size = 2 * config.num_layers * config.num_kv_heads * page_size * per_vector
-    return -(-size // 64) * 64  # every page begins with a cache line
+    per_scale = 4 if has_scales(dtype) else 0
+    vectors = sum(
+        2 * kept.num_kv_heads * (kept.head_dim * int(dtype.itemsize) + per_scale)
+        for kept in keeps
+        if isinstance(kept, PagedKV)
+    )
+    return -(-vectors * page_size // 64) * 64  # every page begins with a cache line
+
+
+def state_bytes(keeps: Sequence[Kept]) -> int:
+    """Bytes of the states of one sequence, all layers."""
+    return sum(kept.nbytes for kept in keeps if isinstance(kept, State))
+
+
+def window_of(keeps: Sequence[Kept]) -> int | None:
+    """Positions that any layer sees, the current one included; None: some layer sees all."""
+    windows = [kept.window for kept in keeps if isinstance(kept, PagedKV)]
+    known = [window for window in windows if window is not None]
+    return max(known) if known and len(known) == len(windows) else None
+
+
+def pages_per_sequence(
+    max_model_len: int, page_size: int, window: int | None, max_num_batched_tokens: int
+) -> int:
+    """Pages that the longest sequence holds at most.
+
+    With a window, pages that fell out of it are given back after every step: what is left is the
+    window before a step, and the tokens of the step.
+    """
+    pages = -(-max_model_len // page_size)
+    if window is None:
+        return pages
+    return min(pages, -(-(window + max_num_batched_tokens) // page_size) + 1)
 
 
 def plan_num_pages(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from lampo.engine.kv_pool import KVPool
-from lampo.engine.page_allocator import PageAllocator, PrefixChain
+from lampo.engine.page_allocator import FREED, PageAllocator, PrefixChain
 from lampo.engine.request import Request
 from lampo.engine.runner import DecodeResult, Runner
 from lampo.engine.sampler import Sampler, take_rows
@@ -111,9 +111,16 @@ class LLMEngine:
         self.pool = pool
         self.runner = runner
         self.scheduler = Scheduler(
-            PageAllocator(pool.num_pages, pool.page_size, prefix_caching=prefix_caching),
+            PageAllocator(
+                pool.num_pages,
+                pool.page_size,
+                # A page's keys and values alone do not tell the state that goes with them.
+                prefix_caching=prefix_caching and not pool.num_slots,
+                window=pool.window,
+            ),
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
+            num_slots=pool.num_slots,
         )
         self._sampler = Sampler(token_text)
         self._requests: dict[str, Request] = {}
@@ -226,13 +233,17 @@ class LLMEngine:
         """
         self.pool.busy()
         allocator = self.scheduler.allocator
-        counts = [allocator.pages_for(len(s.token_ids)) for s in sequences]
+        unseen = [allocator.first_seen(len(s.token_ids) - 1) for s in sequences]
+        counts = [
+            allocator.pages_for(len(s.token_ids)) - first
+            for s, first in zip(sequences, unseen, strict=True)
+        ]
         pages = allocator.allocate(sum(counts))
         try:
             self.pool.fill_randomly(pages)
             first = 0
-            for sequence, count in zip(sequences, counts, strict=True):
-                sequence.pages = pages[first : first + count]
+            for sequence, freed, count in zip(sequences, unseen, counts, strict=True):
+                sequence.pages = [FREED] * freed + pages[first : first + count]
                 sequence.num_computed = len(sequence.token_ids) - 1
                 first += count
             return self.runner.profile(sequences, repeats)
@@ -273,6 +284,8 @@ class LLMEngine:
             known=known,
             ref_counts=ref_counts,
             max_num_seqs=self.scheduler.max_num_seqs,
+            window=self.pool.window,
+            has_states=self.pool.num_slots > 0,
             sequences=tuple(
                 SequenceSnapshot(
                     request_id=request.request_id,
@@ -283,6 +296,7 @@ class LLMEngine:
                     num_computed=sequence.num_computed,
                     num_in_flight=sum(sequence in plan.work for plan in self._open),
                     pages=tuple(sequence.pages),
+                    state_slot=sequence.state_slot,
                 )
                 for request in self._requests.values()
                 for i, sequence in enumerate(request.sequences)
@@ -408,7 +422,7 @@ class LLMEngine:
             self._num_prompt_tokens += sequence.num_prompt_tokens
             self._num_cached_prompt_tokens += request.num_cached_tokens
             for child in request.sequences[1:]:
-                if not child.done and self.scheduler.fork(sequence, child):
+                if not child.done and self.scheduler.fork(sequence, child, self.pool.copy_state):
                     parents.append(row)
                     children.append(child)
         if children:

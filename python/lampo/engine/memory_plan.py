@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from lampo.engine.kv_pool import pages_within
-from lampo.models.config import ModelConfig
-from lampo.models.decoder import Buffers
+from lampo.engine.kv_pool import pages_within, state_bytes
+from lampo.models.decoder import Decoder
 
 _META = torch.device("meta")
 # CUDA's own (kernels, cuBLAS, graphs), what the allocator cannot use of its blocks, and workspaces
@@ -48,27 +47,25 @@ class MemoryPlan:
         )
 
 
-def workspace_bytes(
-    config: ModelConfig, dtype: torch.dtype, *, num_tokens: int, max_num_seqs: int
-) -> int:
+def workspace_bytes(model: Decoder, *, num_tokens: int, max_num_seqs: int) -> int:
     """Bytes that a step of `num_tokens` tokens takes beside weights and cache.
 
     The logits are counted twice, for steps that do not decode have their own; and once more the
     activations, for what lies between a product and its fused rest where cuBLAS makes it, and the
     largest matrix of a layer, which it wants dequantized.
     """
-    activations = 2 * Buffers(config, num_tokens, dtype, _META).nbytes
-    logits = 2 * max_num_seqs * config.vocab_size * torch.float32.itemsize
-    matrix = 2 * config.intermediate_size * config.hidden_size * dtype.itemsize
+    config = model.config
+    activations = 2 * model.new_buffers(num_tokens, _META).nbytes
+    logits = 2 * max_num_seqs * config.vocab_size * 4
+    widest = max(layer.feed_forward.size for layer in config.layers)
+    matrix = 2 * widest * config.hidden_size * int(model.dtype.itemsize)
     return activations + logits + matrix
 
 
 def plan_memory(
-    config: ModelConfig,
-    dtype: torch.dtype,
+    model: Decoder,
     *,
     free: int,
-    weights: int,
     page_bytes: int,
     page_size: int,
     pages_per_seq: int,
@@ -79,9 +76,8 @@ def plan_memory(
     """Fits a model into the free memory of a GPU.
 
     Args:
-        config, dtype: of the model and its activations.
+        model: whose weights are not on the GPU yet.
         free: bytes that are free now.
-        weights: bytes of the model's weights, which are not on the GPU yet.
         page_bytes, page_size: bytes and tokens of a page of the KV cache.
         pages_per_seq: of the longest sequence.
         max_num_seqs: sequences that decode together.
@@ -91,12 +87,13 @@ def plan_memory(
     Raises:
         ValueError: it does not fit, with every part's size and what would help.
     """
+    weights = model.nbytes
     workspace = workspace_bytes(
-        config,
-        dtype,
+        model,
         num_tokens=max_num_batched_tokens + max_num_seqs,
         max_num_seqs=max_num_seqs,
     )
+    workspace += max_num_seqs * state_bytes(model.keeps)
     left = free - weights - workspace - _RESERVE
     if left < pages_per_seq * page_bytes:
         raise ValueError(

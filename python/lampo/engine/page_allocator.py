@@ -14,6 +14,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+# Stands in a sequence's list of pages for one that fell out of all layers' windows.
+FREED = -1
+
 
 class PrefixChain:
     """The keys of the full pages of one token sequence, each made of the key before and its tokens.
@@ -44,13 +47,24 @@ class PrefixChain:
 class PageAllocator:
     """`num_pages` pages: each is free, cached (known by its tokens, held by nobody) or in use.
 
+    Lists of pages may contain FREED, which nobody holds.
+
     Args:
         num_pages: of the pool.
         page_size: tokens per page.
         prefix_caching: whether filled pages are remembered.
+        window: positions that a model's layers see, the current one included; None: all.
     """
 
-    def __init__(self, num_pages: int, page_size: int, *, prefix_caching: bool = True) -> None:
+    def __init__(
+        self,
+        num_pages: int,
+        page_size: int,
+        *,
+        prefix_caching: bool = True,
+        window: int | None = None,
+    ) -> None:
+        self.window = window
         self.num_pages = num_pages
         self.page_size = page_size
         self.prefix_caching = prefix_caching
@@ -97,6 +111,8 @@ class PageAllocator:
     def share(self, pages: Iterable[int]) -> None:
         """One more holder for each page."""
         for page in pages:
+            if page == FREED:
+                continue
             if self.ref_counts[page] == 0:
                 del self._cached[page]
             self.ref_counts[page] += 1
@@ -104,6 +120,8 @@ class PageAllocator:
     def release(self, pages: Sequence[int]) -> None:
         """One holder less. The first pages of a sequence are the last to be evicted."""
         for page in reversed(pages):
+            if page == FREED:
+                continue
             self.ref_counts[page] -= 1
             if self.ref_counts[page] == 0:
                 if page in self._known:
@@ -112,19 +130,39 @@ class PageAllocator:
                     self._free.append(page)
 
     def match(self, chain: PrefixChain, num_pages: int) -> list[int]:
-        """The longest run of known pages, out of the first `num_pages` of the chain.
+        """The longest beginning of the chain that need not be computed, of `num_pages` at most.
 
-        The caller becomes a holder of each. Tokens are compared, keys alone are not trusted.
+        All pages that the token after it sees are known. The caller becomes a holder of each; those
+        before the window are FREED. Tokens are compared, keys alone are not trusted.
         """
-        found: list[int] = []
-        for i in range(num_pages):
-            wanted = chain.page(i)
-            page = self._page_of.get(wanted[0])
-            if page is None or self._known[page] != wanted:
-                break
-            found.append(page)
+        pages = [self._find(chain.page(i)) for i in range(num_pages)]
+        if self.window is None:
+            end = next((i for i, page in enumerate(pages) if page is None), num_pages)
+        else:
+            end = self._longest_seen(pages)
+        first = self.first_seen(end * self.page_size)
+        found = [FREED] * first + [page for page in pages[first:end] if page is not None]
         self.share(found)
         return found
+
+    def first_seen(self, position: int) -> int:
+        """The first page that a token at `position` sees."""
+        if self.window is None:
+            return 0
+        return max(position - self.window + 1, 0) // self.page_size
+
+    def _longest_seen(self, pages: list[int | None]) -> int:
+        """The most pages after which a token sees none that is unknown."""
+        longest = run = 0
+        for end, page in enumerate(pages, start=1):
+            run = 0 if page is None else run + 1
+            if run >= end - self.first_seen(end * self.page_size):
+                longest = end
+        return longest
+
+    def _find(self, wanted: tuple[bytes, bytes, bytes]) -> int | None:
+        page = self._page_of.get(wanted[0])
+        return page if page is not None and self._known[page] == wanted else None
 
     def register(self, page: int, chain: PrefixChain, index: int) -> None:
         """Makes a page in use known as the chain's page `index`: it is full and stays as it is."""
@@ -143,7 +181,8 @@ class PageAllocator:
         self.ref_counts = [0] * self.num_pages
         for pages in holders:
             for page in pages:
-                self.ref_counts[page] += 1
+                if page != FREED:
+                    self.ref_counts[page] += 1
         # A page may be known to one of the two tables only.
         self._known = {p: k for p, k in self._known.items() if self._page_of.get(k[0]) == p}
         self._page_of = {known[0]: page for page, known in self._known.items()}

@@ -15,7 +15,8 @@ from lampo.engine.cuda_decode_step import CudaDecodeStep
 from lampo.engine.decode_step import DecodeStep
 from lampo.engine.kv_pool import KVPool
 from lampo.engine.sequence import Sequence
-from lampo.models.decoder import Decoder, Step
+from lampo.models.decoder import Decoder
+from lampo.models.step import Step
 from lampo.runtime.program import OpTiming
 
 
@@ -139,6 +140,7 @@ class ModelRunner:
         seq_lens = np.empty(batch_size, dtype=np.int32)
         max_pages = max(len(s.pages) for s, _ in work)
         page_table = np.zeros((batch_size, max_pages), dtype=np.int32)
+        state_slots = np.empty(batch_size, dtype=np.int64)
         at = 0
         for i, (sequence, count) in enumerate(work):
             start, end = sequence.num_computed, sequence.num_computed + count
@@ -153,6 +155,7 @@ class ModelRunner:
             cu_seqlens_q[i + 1] = at
             seq_lens[i] = end
             page_table[i, : len(pages)] = pages
+            state_slots[i] = sequence.state_slot or 0
         return Step(
             token_ids=self._tensor(token_ids),
             positions=self._tensor(positions),
@@ -160,6 +163,7 @@ class ModelRunner:
             cu_seqlens_q=self._tensor(cu_seqlens_q),
             seq_lens=self._tensor(seq_lens),
             page_table=self._tensor(page_table),
+            state_slots=self._tensor(state_slots),
             last_of=None if last_of is None else self._tensor(np.array(last_of, dtype=np.int64)),
         )
 

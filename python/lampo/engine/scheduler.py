@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from operator import attrgetter
 
-from lampo.engine.page_allocator import PageAllocator
+from lampo.engine.page_allocator import FREED, PageAllocator
 from lampo.engine.sequence import Sequence
 
 _order = attrgetter("order")
@@ -41,12 +41,22 @@ class Scheduler:
         allocator: of the pool's pages.
         max_num_seqs: sequences that hold pages at the same time.
         max_num_batched_tokens: prompt tokens of a step.
+        num_slots: places for states, at least max_num_seqs; 0: the model keeps none. A state holds
+            for one length of its sequence alone, so a step that fails, like a loss of pages, has
+            its sequences computed anew.
     """
 
     def __init__(
-        self, allocator: PageAllocator, *, max_num_seqs: int, max_num_batched_tokens: int
+        self,
+        allocator: PageAllocator,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        num_slots: int = 0,
     ) -> None:
         self.allocator = allocator
+        self._num_slots = num_slots
+        self._free_slots = list(range(num_slots - 1, -1, -1))
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.waiting: list[Sequence] = []  # by order
@@ -64,8 +74,14 @@ class Scheduler:
             self.waiting.remove(sequence)
         self._take_pages(sequence)
 
-    def fork(self, parent: Sequence, child: Sequence) -> bool:
+    def fork(
+        self, parent: Sequence, child: Sequence, copy_state: Callable[[int, int], None]
+    ) -> bool:
         """Lets `child`, of the same prompt, go on from where `parent` is, in the same pages.
+
+        Args:
+            parent, child: completions of one request.
+            copy_state: of one slot to another, where there are states.
 
         Returns:
             whether there was room; if not, the child waits, and computes its prompt itself.
@@ -76,7 +92,9 @@ class Scheduler:
         self.allocator.share(parent.pages)
         child.pages = list(parent.pages)
         child.num_computed = parent.num_computed
-        self.running[child] = None
+        if parent.state_slot is not None:
+            copy_state(parent.state_slot, self._free_slots[-1])
+        self._start(child)
         return True
 
     def plan(self) -> Plan:
@@ -98,7 +116,7 @@ class Scheduler:
             and self._admit(self.waiting[0])
         ):
             sequence = self.waiting.pop(0)
-            self.running[sequence] = None
+            self._start(sequence)
             budget -= self._schedule(plan, sequence, min(budget, sequence.num_pending))
         return plan
 
@@ -142,8 +160,9 @@ class Scheduler:
                 sequence.chain.extend(sequence.token_ids, last)
                 for i in range(first, last):
                     self.allocator.register(sequence.pages[i], sequence.chain, i)
+            self._free_unseen(sequence)
 
-    def roll_back(self, plan: Plan, everybody: Iterable[Sequence]) -> None:
+    def roll_back(self, plan: Plan, everybody: Collection[Sequence]) -> None:
         """The step failed, at any point: pages reserved for it are given back.
 
         Args:
@@ -151,9 +170,16 @@ class Scheduler:
             everybody: all sequences that may hold pages, for a new count.
         """
         for sequence, pages in plan.before.items():
-            if not sequence.done:
-                sequence.pages = pages
+            if sequence in self.running:
+                freed = self.allocator.first_seen(sequence.num_computed)
+                sequence.pages = [FREED] * freed + pages[freed:]
         plan.before.clear()
+        if self._num_slots:
+            for sequence in plan.work:
+                if sequence in self.running:
+                    self._start_anew(sequence)
+            held = {sequence.state_slot for sequence in everybody}
+            self._free_slots = [i for i in range(self._num_slots) if i not in held]
         self.allocator.recount(sequence.pages for sequence in everybody)
 
     def _schedule(self, plan: Plan, sequence: Sequence, count: int) -> int:
@@ -206,20 +232,46 @@ class Scheduler:
         return True
 
     def _pages_missing(self, sequence: Sequence) -> int:
-        return self.allocator.pages_for(len(sequence.token_ids)) - len(sequence.pages)
+        """Pages that the sequence still needs for its tokens, at most at one time."""
+        allocator = self.allocator
+        missing = allocator.pages_for(len(sequence.token_ids)) - len(sequence.pages)
+        if allocator.window is None:
+            return missing
+        most = allocator.pages_for(allocator.window + self.max_num_batched_tokens) + 1
+        held = len(sequence.pages) - allocator.first_seen(sequence.num_computed)
+        return max(min(missing, most - held), 0)
+
+    def _free_unseen(self, sequence: Sequence) -> None:
+        """Gives back the pages that no later token of the sequence sees."""
+        first = self.allocator.first_seen(sequence.num_computed)
+        if first > 0 and sequence.pages[first - 1] != FREED:
+            self.allocator.release(sequence.pages[:first])
+            sequence.pages = [FREED] * first + sequence.pages[first:]
+
+    def _start(self, sequence: Sequence) -> None:
+        if self._num_slots:
+            sequence.state_slot = self._free_slots.pop()
+        self.running[sequence] = None
+
+    def _start_anew(self, sequence: Sequence) -> None:
+        """Takes all from a running sequence that it needs to be computed, and lets it wait."""
+        del self.running[sequence]
+        self._take_pages(sequence)
+        sequence.num_computed = 0
+        self.add(sequence)
 
     def _preempt(self, plan: Plan, victim: Sequence) -> None:
         self.num_preemptions += 1
-        del self.running[victim]
         plan.work.pop(victim, None)
         if victim in plan.before:
             copied = [page for page in plan.before.pop(victim) if page not in victim.pages]
             plan.copies = [pair for pair in plan.copies if pair[1] not in victim.pages]
             self.allocator.release(copied)
-        self._take_pages(victim)
-        victim.num_computed = 0
-        self.add(victim)
+        self._start_anew(victim)
 
     def _take_pages(self, sequence: Sequence) -> None:
         self.allocator.release(sequence.pages)
         sequence.pages = []
+        if sequence.state_slot is not None:
+            self._free_slots.append(sequence.state_slot)
+            sequence.state_slot = None

@@ -23,7 +23,9 @@ class Sequence:
     Attributes:
         token_ids: prompt and output.
         num_computed: tokens whose keys and values are in the cache.
-        pages: pages held, in order of position; replaced, never edited.
+        pages: pages held, in order of position, FREED for those behind all windows; replaced,
+            never edited.
+        state_slot: its place among the states; None: it has none.
         chain: the keys of its pages, for the prefix cache.
         request: to which it belongs.
         order: who comes first, among sequences of all requests.
@@ -56,6 +58,7 @@ class Sequence:
         self.num_prompt_tokens = len(prompt_token_ids)
         self.num_computed = 0
         self.pages: list[int] = []
+        self.state_slot: int | None = None
         self.chain: PrefixChain
         self.request: Request
         self.order: tuple[float, int, int]

@@ -18,7 +18,8 @@ class SequenceSnapshot:
         num_tokens: prompt and output.
         num_computed: tokens in the cache.
         num_in_flight: tokens of steps that have been launched and not been read.
-        pages: held, in order of position.
+        pages: held, in order of position; -1 for those that fell out of all windows.
+        state_slot: its place among the states; None: it has none.
     """
 
     request_id: str
@@ -29,6 +30,7 @@ class SequenceSnapshot:
     num_computed: int
     num_in_flight: int
     pages: tuple[int, ...]
+    state_slot: int | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Snapshot:
         known: pages that a prefix can be found in, held or not.
         ref_counts: holders of each page.
         max_num_seqs: sequences that may run.
+        window: positions that a model's layers see; None: all.
+        has_states: whether every running sequence has a state.
         sequences: of all unfinished requests.
     """
 
@@ -52,6 +56,8 @@ class Snapshot:
     ref_counts: tuple[int, ...]
     max_num_seqs: int
     sequences: tuple[SequenceSnapshot, ...]
+    window: int | None = None
+    has_states: bool = False
 
 
 def violations(snapshot: Snapshot) -> list[str]:
@@ -69,12 +75,25 @@ def violations(snapshot: Snapshot) -> list[str]:
         found.append("known pages are not the cached ones and some of those in use")
 
     holders: Counter[int] = Counter()
+    slots: Counter[int] = Counter()
     for sequence in snapshot.sequences:
         name = f"{sequence.request_id}[{sequence.index}], {sequence.state}"
         pages = sequence.pages
-        holders.update(pages)
-        if len(set(pages)) != len(pages):
+        held = [page for page in pages if page >= 0]
+        holders.update(held)
+        if len(set(held)) != len(held):
             found.append(f"{name}: holds a page twice: {pages}")
+        unseen = 0
+        if snapshot.window is not None:
+            unseen = max(sequence.num_computed - snapshot.window + 1, 0) // snapshot.page_size
+        if any((page < 0) != (i < unseen) for i, page in enumerate(pages)):
+            found.append(f"{name}: the first {unseen} pages are unseen, and no others: {pages}")
+        if sequence.state_slot is not None:
+            slots[sequence.state_slot] += 1
+        if (sequence.state_slot is not None) != (
+            snapshot.has_states and sequence.state == "running" and not sequence.done
+        ):
+            found.append(f"{name}: has slot {sequence.state_slot}")
         if sequence.done:
             found += [f"{name}: has ended and is queued"] * (sequence.state != "unborn")
             found += [f"{name}: has ended and holds pages"] * bool(pages)
@@ -89,6 +108,7 @@ def violations(snapshot: Snapshot) -> list[str]:
     for page, count in enumerate(snapshot.ref_counts):
         if holders[page] != count:
             found.append(f"page {page}: {holders[page]} sequences hold it, counted {count}")
+    found += [f"slot {slot} has {count} sequences" for slot, count in slots.items() if count > 1]
     if sum(s.state == "running" for s in snapshot.sequences) > snapshot.max_num_seqs:
         found.append(f"more than max_num_seqs = {snapshot.max_num_seqs} sequences run")
     return found

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from lampo.engine.sequence import Sequence
-from lampo.models.decoder import Step
+from lampo.models.step import Step
 
 
 def _layout(
@@ -31,6 +31,7 @@ def _layout(
         "top_p": (f32, rows),
         "min_p": (f32, rows),
         "page_table": (i32, (batch_size, max_pages_per_seq)),
+        "state_slots": (i64, rows),
     }
 
 
@@ -75,7 +76,7 @@ class StepInputs:
                 name: self.tensors[name]
                 for name in (
                     *("token_ids", "positions", "slot_mapping"),
-                    *("cu_seqlens_q", "seq_lens", "page_table"),
+                    *("cu_seqlens_q", "seq_lens", "page_table", "state_slots"),
                 )
             }
         )
@@ -107,6 +108,7 @@ class _HostRows:
         self._cu_seqlens_q = arrays["cu_seqlens_q"]
         self._drawn_positions = arrays["drawn_positions"]
         self._page_table = arrays["page_table"]
+        self._state_slots = arrays["state_slots"]
         self._seeds = arrays["seeds"]
         self._temperature = arrays["temperature"]
         self._top_k = arrays["top_k"]
@@ -128,6 +130,7 @@ class _HostRows:
             if copied is not pages or count != len(pages):
                 self._page_table[i, : len(pages)] = pages
                 self._copied[i] = (pages, len(pages))
+            self._state_slots[i] = sequence.state_slot or 0
             if self._members[i] is not sequence:
                 self._members[i] = sequence
                 self._take_parameters(i, sequence)

@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 import torch
 
+from lampo.models.architecture import Architecture
 from lampo.models.config import ModelConfig, generation_config_from_hf
+from lampo.models.registry import config_from_gguf, config_from_hf
 from lampo.weights.fields import read_json_object, shown
 from lampo.weights.formats import QuantizedTensor
 from lampo.weights.gguf import GGUFFile
@@ -19,21 +21,6 @@ from lampo.weights.safetensors import SafetensorsFolder
 
 _MAX_CONFIG_BYTES = 4 << 20
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-# What stands in files and that nobody needs: tables that are computed, and copies of tied weights.
-_UNUSED = re.compile(r"rope_freqs\.weight|.*attn_rot_embd\.weight|.*rotary_emb\.inv_freq")
-
-# Hugging Face's name of a layer's part -> GGUF's.
-_LAYER_PARTS = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
 
 
 class TensorSource(Protocol):
@@ -45,53 +32,20 @@ class TensorSource(Protocol):
     def release(self, name: str) -> None: ...
 
 
-def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor that a model of this configuration has, in the order of their use."""
-    c = config
-    q_rows, kv_rows = c.num_qo_heads * c.head_dim, c.num_kv_heads * c.head_dim
-    matrices = {
-        "self_attn.q_proj": (q_rows, c.hidden_size, c.attention_bias),
-        "self_attn.k_proj": (kv_rows, c.hidden_size, c.attention_bias),
-        "self_attn.v_proj": (kv_rows, c.hidden_size, c.attention_bias),
-        "self_attn.o_proj": (c.hidden_size, q_rows, c.attention_bias),
-        "mlp.gate_proj": (c.intermediate_size, c.hidden_size, c.mlp_bias),
-        "mlp.up_proj": (c.intermediate_size, c.hidden_size, c.mlp_bias),
-        "mlp.down_proj": (c.hidden_size, c.intermediate_size, c.mlp_bias),
-    }
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (c.vocab_size, c.hidden_size)
-    }
-    for layer in range(c.num_layers):
-        for part in _LAYER_PARTS:
-            name = f"model.layers.{layer}.{part}"
-            if part not in matrices:
-                shapes[f"{name}.weight"] = (c.hidden_size,)
-                continue
-            rows, columns, has_bias = matrices[part]
-            shapes[f"{name}.weight"] = (rows, columns)
-            if has_bias:
-                shapes[f"{name}.bias"] = (rows,)
-    shapes["model.norm.weight"] = (c.hidden_size,)
-    if not c.tie_word_embeddings:
-        shapes["lm_head.weight"] = (c.vocab_size, c.hidden_size)
-    return shapes
+@dataclass(frozen=True)
+class _Place:
+    """A tensor's name in its file, and whether it stands there the other way round."""
 
-
-def gguf_name(name: str) -> str:
-    """GGUF's name of a tensor: model.layers.3.mlp.up_proj.weight -> blk.3.ffn_up.weight."""
-    stem, _, kind = name.rpartition(".")
-    top = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-    if stem in top:
-        return f"{top[stem]}.{kind}"
-    _, _, layer, part = stem.split(".", 3)
-    return f"blk.{layer}.{_LAYER_PARTS[part]}.{kind}"
+    name: str
+    transposed: bool = False
 
 
 class Checkpoint:
     """The weights and the configuration of one model; a context manager.
 
     Attributes:
-        config: shape and constants of the model.
+        config: sizes and constants of the model.
+        architecture: how its parts are put together.
         path: the file or folder.
         generation_config: checked sampling defaults, {} where the model has none.
         gguf_metadata: the key-value section of a GGUF file, None for safetensors.
@@ -101,19 +55,21 @@ class Checkpoint:
     def __init__(
         self,
         config: ModelConfig,
+        architecture: Architecture,
         path: Path,
         source: TensorSource,
-        source_names: Mapping[str, str],
+        tensors: Mapping[str, _Place],
         generation_config: dict[str, Any],
         gguf_metadata: Mapping[str, Any] | None,
     ) -> None:
         self.config = config
+        self.architecture = architecture
         self.path = path
         self.generation_config = generation_config
         self.gguf_metadata = gguf_metadata
         self.nbytes = source.nbytes
         self._source: TensorSource | None = source
-        self._source_names = source_names
+        self._tensors = tensors
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -122,28 +78,32 @@ class Checkpoint:
         return ids or self.config.eos_token_ids
 
     def names(self) -> list[str]:
-        """Hugging Face names of all tensors; tied weights have one, model.embed_tokens.weight."""
-        return list(self._source_names)
+        """Hugging Face names of all tensors; tied weights have one, the embedding's."""
+        return list(self._tensors)
 
     def load(self, name: str) -> torch.Tensor | QuantizedTensor:
         """The tensor: a view of the mapped file, to be read only.
 
         Q4_0, Q4_1 and Q8_0 matrices stay packed; other quantized types become f32.
         """
-        source, source_name = self._find(name)
-        return source.load(source_name)
+        source, place = self._find(name)
+        tensor = source.load(place.name)
+        if place.transposed:
+            assert isinstance(tensor, torch.Tensor)
+            return tensor.t().contiguous()
+        return tensor
 
     def release(self, name: str) -> None:
         """Drops the tensor's pages from memory; a view stays valid and reads the file again."""
-        source, source_name = self._find(name)
-        source.release(source_name)
+        source, place = self._find(name)
+        source.release(place.name)
 
-    def _find(self, name: str) -> tuple[TensorSource, str]:
+    def _find(self, name: str) -> tuple[TensorSource, _Place]:
         if self._source is None:
             raise ValueError(f"{self.path}: the checkpoint is closed")
-        if name not in self._source_names:
+        if name not in self._tensors:
             raise ValueError(f"{self.path}: no tensor {shown(name)}")
-        return self._source, self._source_names[name]
+        return self._source, self._tensors[name]
 
     def close(self) -> None:
         """Lets go of the files; a mapping ends with the last tensor that views it."""
@@ -210,7 +170,9 @@ def _load_folder(folder: Path) -> Checkpoint:
 
 def _load_safetensors(folder: Path) -> Checkpoint:
     config_path = folder / "config.json"
-    config = ModelConfig.from_hf(read_json_object(config_path, _MAX_CONFIG_BYTES), str(config_path))
+    architecture, config = config_from_hf(
+        read_json_object(config_path, _MAX_CONFIG_BYTES), str(config_path)
+    )
     generation_path = folder / "generation_config.json"
     generation_config: dict[str, Any] = {}
     if generation_path.exists():
@@ -220,10 +182,19 @@ def _load_safetensors(folder: Path) -> Checkpoint:
             str(generation_path),
         )
     source = SafetensorsFolder(folder)
-    wanted = {name: name for name in expected_shapes(config)}
-    present = {name: source.shape(name) for name in source.names() if not _UNUSED.fullmatch(name)}
-    _check_shapes(folder, config, wanted, present)
-    return Checkpoint(config, folder, source, wanted, generation_config, None)
+    names = {name for name in source.names() if not architecture.unused.fullmatch(name)}
+    prefix = architecture.optional_prefix
+    if prefix and not any(name.startswith(prefix) for name in names):
+        prefix = ""
+    places = {
+        name: _Place(
+            name if prefix else name.removeprefix(architecture.optional_prefix), stored.transposed
+        )
+        for name, stored in architecture.tensors(config).items()
+    }
+    present = {name: source.shape(name) for name in names}
+    _check_shapes(folder, architecture, config, places, present)
+    return Checkpoint(config, architecture, folder, source, places, generation_config, None)
 
 
 def _load_gguf(path: Path) -> Checkpoint:
@@ -231,32 +202,34 @@ def _load_gguf(path: Path) -> Checkpoint:
     metadata, shapes = source.metadata, source.shapes()
     if metadata.get("split.count", 0) not in (0, 1):
         raise ValueError(f"{path}: split.count = {shown(metadata['split.count'])}: merge it first")
-    config = ModelConfig.from_gguf(metadata, shapes, source.freq_factors(), str(path))
-    wanted = {name: gguf_name(name) for name in expected_shapes(config)}
-    present = {name: shape for name, shape in shapes.items() if not _UNUSED.fullmatch(name)}
-    _check_shapes(path, config, wanted, present)
-    return Checkpoint(config, path, source, wanted, {}, metadata)
+    architecture, config = config_from_gguf(metadata, shapes, source.freq_factors(), str(path))
+    places = {name: _Place(stored.gguf) for name, stored in architecture.tensors(config).items()}
+    present = {n: shape for n, shape in shapes.items() if not architecture.unused.fullmatch(n)}
+    _check_shapes(path, architecture, config, places, present)
+    return Checkpoint(config, architecture, path, source, places, {}, metadata)
 
 
 def _check_shapes(
     path: Path,
+    architecture: Architecture,
     config: ModelConfig,
-    wanted: Mapping[str, str],
+    places: Mapping[str, _Place],
     present: Mapping[str, tuple[int, ...]],
 ) -> None:
     """Every expected tensor is there in its shape, and none that would go unused."""
-    shapes = expected_shapes(config)
-    for name, source_name in wanted.items():
-        if source_name not in present:
-            raise ValueError(f"{path}: tensor {source_name} is missing")
-        if present[source_name] != shapes[name]:
+    expected = architecture.tensors(config)
+    for name, place in places.items():
+        shape = expected[name].shape[::-1] if place.transposed else expected[name].shape
+        if place.name not in present:
+            raise ValueError(f"{path}: tensor {place.name} is missing")
+        if present[place.name] != shape:
             raise ValueError(
-                f"{path}: tensor {source_name}: expected shape {shapes[name]} by the "
-                f"configuration, got {present[source_name]}"
+                f"{path}: tensor {place.name}: expected shape {shape} by the configuration, "
+                f"got {present[place.name]}"
             )
-    known = {*wanted.values(), "lm_head.weight"}
-    for source_name in present:
-        if source_name not in known:
+    known = {place.name for place in places.values()} | {f"{n}.weight" for n in architecture.head}
+    for name in present:
+        if name not in known:
             raise ValueError(
-                f"{path}: tensor {shown(source_name)} has no place in a {config.architecture} model"
+                f"{path}: tensor {shown(name)} has no place in a {config.architecture} model"
             )

@@ -1,53 +1,71 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a checkpoint to a model."""
+"""The architectures that lampo knows, found by what a model's files say of themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
 
-import torch
+from lampo.models.architecture import Architecture
+from lampo.models.config import ConfigReader, ModelConfig, gguf_fields, hf_fields
+from lampo.models.gpt2 import GPT2
+from lampo.models.llama import Llama
+from lampo.models.mistral import Mistral
+from lampo.models.qwen2 import Qwen2
+from lampo.models.qwen3 import Qwen3
+from lampo.weights.fields import Fields
 
-from lampo.models.checkpoint import Checkpoint
-from lampo.models.decoder import Decoder
-from lampo.models.llama import load_llama
+ARCHITECTURES: tuple[Architecture, ...] = (Llama(), Mistral(), Qwen2(), Qwen3(), GPT2())
 
-Loader = Callable[[Checkpoint, str, torch.dtype, int], Decoder]
-
-LOADERS: dict[str, Loader] = {"llama": load_llama, "mistral": load_llama}
-DTYPES = ("auto", "float32", "bfloat16")
+_BY_MODEL_TYPE = {a.model_type: a for a in ARCHITECTURES}
+_BY_GGUF_NAME = {a.gguf_name: a for a in ARCHITECTURES if a.gguf_name is not None}
 
 
-def load_model(
-    checkpoint: Checkpoint,
-    dtype: str = "auto",
-    max_model_len: int = 0,
-    device: torch.device | None = None,
-) -> Decoder:
-    """Builds the model of a checkpoint.
-
-    Args:
-        checkpoint: an open checkpoint.
-        dtype: "auto" keeps weights as stored (4- and 8-bit blocks packed) and computes in float32;
-            "float32" computes on dequantized weights, exactly; "bfloat16" has weights and
-            activations in bfloat16.
-        max_model_len: positions that the rotary table covers; 0: the model's own context.
-        device: for which it is built, the CPU if absent: a GPU computes in bfloat16. The weights
-            are on the CPU; :meth:`Decoder.to` moves them.
+def config_from_hf(
+    values: Mapping[str, Any], source: str = "config.json"
+) -> tuple[Architecture, ModelConfig]:
+    """Reads a Hugging Face config.json. Fields that change nothing here are ignored.
 
     Raises:
-        ValueError: an unknown dtype or architecture.
+        ValueError: one line naming the field, its value and what is supported.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-    on_gpu = device is not None and device.type == "cuda"
-    if on_gpu and dtype == "float32":
-        raise ValueError("dtype: a GPU computes in bfloat16; 'float32' is for device='cpu'")
-    compute_dtype = torch.bfloat16 if on_gpu or dtype == "bfloat16" else torch.float32
-    loader = LOADERS.get(checkpoint.config.architecture)
-    if loader is None:
-        raise ValueError(
-            f"architecture: {checkpoint.config.architecture!r} is not supported, "
-            f"only {', '.join(LOADERS)}"
+    fields = hf_fields(values, source)
+    model_type = fields.choice("model_type", tuple(_BY_MODEL_TYPE))
+    architecture = _BY_MODEL_TYPE[model_type]
+    names, expected = fields.get("architectures"), architecture.hf_class
+    if names is not None and (not isinstance(names, list) or expected not in names):
+        raise fields.error(
+            "architectures", f"a list with {expected}, as model_type is {model_type}"
         )
-    max_model_len = max_model_len or checkpoint.config.max_position_embeddings
-    return loader(checkpoint, dtype, compute_dtype, max_model_len)
+    fields.names = architecture.field_names
+    return architecture, architecture.config(ConfigReader(fields, model_type))
+
+
+def config_from_gguf(
+    metadata: Mapping[str, Any],
+    tensors: Mapping[str, tuple[int, ...]],
+    freq_factors: tuple[float, ...] | None = None,
+    source: str = "GGUF",
+) -> tuple[Architecture, ModelConfig]:
+    """Reads the metadata of a GGUF file.
+
+    Args:
+        metadata: the key-value section.
+        tensors: shape of each tensor, rows first, by its GGUF name.
+        freq_factors: the content of rope_freqs.weight, if there is one.
+        source: what errors call the file.
+
+    Raises:
+        ValueError: as :func:`config_from_hf`.
+    """
+    known = tuple(_BY_GGUF_NAME)
+    name = Fields(source, metadata).choice("general.architecture", known)
+    architecture = _BY_GGUF_NAME[name]
+    reader = ConfigReader(
+        gguf_fields(metadata, name, source),
+        name,
+        tensors,
+        freq_factors,
+        architecture.interleaved_in_gguf,
+    )
+    return architecture, architecture.config(reader)

@@ -163,7 +163,7 @@ def rope_from_hf(fields: Fields, head_dim: int, max_position_embeddings: int) ->
         )
     for key in ("rope_theta", "partial_rotary_factor"):
         if values.get(key) is None and fields.has(key):
-            values[key] = fields.values[key]
+            values[key] = fields.get(key)
     if values.get("rope_type") is None and values.get("type") is not None:
         values["rope_type"] = values["type"]
     rope = Fields(f"{fields.source}: {name}", values)
@@ -224,9 +224,23 @@ def _yarn_arguments(
 
 
 def rope_from_gguf(
-    fields: Fields, prefix: str, head_dim: int, context: int, freq_factors: tuple[float, ...] | None
+    fields: Fields,
+    prefix: str,
+    head_dim: int,
+    context: int,
+    freq_factors: tuple[float, ...] | None,
+    *,
+    interleaved: bool,
 ) -> RopeConfig:
-    """Reads `<prefix>.rope.*`. Q and k rows of GGUF files are stored for interleaved pairs."""
+    """Reads `<prefix>.rope.*`.
+
+    Args:
+        fields: metadata of a GGUF file.
+        prefix: its architecture.
+        head_dim, context: of the model.
+        freq_factors: the content of rope_freqs.weight, or None.
+        interleaved: whether the architecture's q and k rows are stored for interleaved pairs.
+    """
     rope = f"{prefix}.rope"
     rotary_dim = fields.integer(f"{rope}.dimension_count", 2, head_dim, head_dim)
     if rotary_dim % 2:
@@ -239,7 +253,7 @@ def rope_from_gguf(
     arguments: dict[str, Any] = {
         "theta": fields.number(f"{rope}.freq_base", 1, 1e12, 10000.0, open_low=True),
         "rotary_dim": rotary_dim,
-        "interleaved": True,
+        "interleaved": interleaved,
         "freq_factors": freq_factors,
     }
     key = f"{rope}.scaling.factor"

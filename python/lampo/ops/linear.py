@@ -27,11 +27,12 @@ _pack_weight = register(
     "pack_weight(Tensor blocks, str format, Tensor(a!) out) -> ()", _C.pack_weight
 )
 _embedding = register(
-    "embedding(Tensor token_ids, Tensor table, Tensor(a!) out) -> ()", _C.embedding
+    "embedding(Tensor token_ids, Tensor table, Tensor(a!) out, bool accumulate) -> ()",
+    _C.embedding,
 )
 _embedding_packed = register(
     "embedding_packed(Tensor token_ids, Tensor table, str format, int vocab_size, "
-    "Tensor(a!) out) -> ()",
+    "Tensor(a!) out, bool accumulate) -> ()",
     _C.embedding_packed,
 )
 
@@ -220,6 +221,7 @@ def embedding(
     table: Weight,
     *,
     dtype: torch.dtype | None = None,
+    accumulate: bool = False,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Rows of an embedding table: ``table[token_ids]``, dequantized where the table is packed.
@@ -228,6 +230,7 @@ def embedding(
         token_ids: [num_tokens] int32 or int64, in [0, vocab_size); on CUDA others give zeros.
         table: [vocab_size, hidden_size] float32, bfloat16 or float16, or a :class:`PackedWeight`.
         dtype: of ``out`` where that is absent: float32 (default) or bfloat16.
+        accumulate: add the rows to ``out``, which must then be given.
         out: [num_tokens, hidden_size] float32 or bfloat16, written.
 
     Returns:
@@ -237,10 +240,12 @@ def embedding(
         ValueError, TypeError: an id, shape, device or dtype that does not fit, by name.
     """
     if out is None:
+        if accumulate:
+            raise ValueError("out: expected a tensor to accumulate into, got None")
         shape = (token_ids.shape[0], table.shape[1])
         out = torch.empty(shape, dtype=dtype or torch.float32, device=token_ids.device)
     if isinstance(table, PackedWeight):
-        _embedding_packed(token_ids, table.data, table.format, table.shape[0], out)
+        _embedding_packed(token_ids, table.data, table.format, table.shape[0], out, accumulate)
     else:
-        _embedding(token_ids, table, out)
+        _embedding(token_ids, table, out, accumulate)
     return out

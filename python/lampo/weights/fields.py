@@ -31,24 +31,46 @@ class Fields:
 
     Every getter checks type and range and raises `ValueError` naming source, field, value and what
     was expected. A field that is absent or null gives `default`; REQUIRED makes that an error.
+
+    Args:
+        source: what errors call the file.
+        values: the fields.
+        names: the names of fields in the file, where the getters are given others.
+
+    Attributes:
+        read: names in the file of all fields that a getter has been asked for.
     """
 
-    def __init__(self, source: str, values: Mapping[str, Any]) -> None:
+    def __init__(
+        self, source: str, values: Mapping[str, Any], names: Mapping[str, str] | None = None
+    ) -> None:
         self.source = source
         self.values = values
+        self.names = names or {}
+        self.read: set[str] = set()
+
+    def name(self, key: str) -> str:
+        """The name that a field has in the file."""
+        return self.names.get(key, key)
+
+    def get(self, key: str) -> Any:
+        """The field as it is, unchecked; None if absent."""
+        name = self.name(key)
+        self.read.add(name)
+        return self.values.get(name)
 
     def error(self, key: str, expected: str) -> ValueError:
-        value = self.values.get(key)
+        value = self.get(key)
         got = "it is missing" if value is None else f"got {shown(value)}"
-        return ValueError(f"{self.source}: {key}: expected {expected}, {got}")
+        return ValueError(f"{self.source}: {self.name(key)}: expected {expected}, {got}")
 
     def has(self, key: str) -> bool:
-        return self.values.get(key) is not None
+        return self.get(key) is not None
 
     def integer(
         self, key: str, low: int, high: int, default: _T | _Required = REQUIRED
     ) -> int | _T:
-        value = self.values.get(key)
+        value = self.get(key)
         if value is None and default is not REQUIRED:
             return default
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
@@ -57,7 +79,7 @@ class Fields:
 
     def integers(self, key: str, low: int, high: int, max_count: int) -> tuple[int, ...]:
         """One integer or a list of them, as eos_token_id may be; absent gives ()."""
-        value = self.values.get(key)
+        value = self.get(key)
         if value is None:
             return ()
         items = value if isinstance(value, list) else [value]
@@ -76,7 +98,7 @@ class Fields:
         open_low: bool = False,
     ) -> float | _T:
         """A finite number of [low, high], or of (low, high] where `open_low`."""
-        value = self.values.get(key)
+        value = self.get(key)
         if value is None and default is not REQUIRED:
             return default
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -87,7 +109,7 @@ class Fields:
         return float(value)
 
     def boolean(self, key: str, default: bool) -> bool:
-        value = self.values.get(key)
+        value = self.get(key)
         if value is None:
             return default
         if not isinstance(value, bool):
@@ -95,7 +117,7 @@ class Fields:
         return value
 
     def choice(self, key: str, choices: Sequence[str], default: str | _Required = REQUIRED) -> str:
-        value = self.values.get(key)
+        value = self.get(key)
         if value is None and default is not REQUIRED:
             return default
         if not isinstance(value, str) or value not in choices:
@@ -103,7 +125,7 @@ class Fields:
         return value
 
     def mapping(self, key: str) -> Mapping[str, Any]:
-        value = self.values.get(key)
+        value = self.get(key)
         if value is None:
             return {}
         if not isinstance(value, Mapping):

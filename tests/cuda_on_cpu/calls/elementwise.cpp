@@ -14,12 +14,16 @@ const Calls kElementwiseCalls = {
     {"silu_mul", [](const Call& c) { lampo::silu_mul(c["x"], c["out"]); }},
     {"gelu_mul", [](const Call& c) { lampo::gelu_mul(c["x"], c["out"], c.integer("tanh") != 0); }},
     {"gelu", [](const Call& c) { lampo::gelu(c["x"], c["out"], c.integer("tanh") != 0); }},
-    {"embedding", [](const Call& c) { lampo::embedding(c["token_ids"], c["table"], c["out"]); }},
+    {"embedding",
+     [](const Call& c) {
+       lampo::embedding(c["token_ids"], c["table"], c["out"], c.integer("accumulate") != 0);
+     }},
     {"embedding_packed",
      [](const Call& c) {
        lampo::embedding_packed(c["token_ids"], c["table"],
                                static_cast<lampo::WeightFormat>(c.integer("format")),
-                               c.integer("vocab_size"), c["out"]);
+                               c.integer("vocab_size"), c["out"],
+                               c.integer("accumulate") != 0);
      }},
     {"append_kv",
      [](const Call& c) {

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an architecture says of itself: names, configuration, tensors, and how a block is made."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lampo.models.config import (
+    AttentionConfig,
+    ConfigReader,
+    FeedForwardConfig,
+    LayerConfig,
+    ModelConfig,
+)
+from lampo.models.layers import Block
+from lampo.models.projection import Norm
+from lampo.models.weight_loader import WeightLoader
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor stands and what it is like.
+
+    Attributes:
+        gguf: its name in a GGUF file.
+        shape: as the ops take it, rows first.
+        transposed: whether safetensors hold it the other way round.
+    """
+
+    gguf: str
+    shape: tuple[int, ...]
+    transposed: bool = False
+
+
+Tensors = dict[str, StoredTensor]  # by the name in safetensors
+
+
+def matrix(
+    name: str, gguf: str, rows: int, columns: int, *, bias: bool = False, transposed: bool = False
+) -> Tensors:
+    """The weight [rows, columns] of a linear, and its bias [rows] if it has one."""
+    tensors = {f"{name}.weight": StoredTensor(f"{gguf}.weight", (rows, columns), transposed)}
+    return tensors | (vector(f"{name}.bias", f"{gguf}.bias", rows) if bias else {})
+
+
+def vector(name: str, gguf: str, size: int) -> Tensors:
+    """A tensor [size]; names with their endings."""
+    return {name: StoredTensor(gguf, (size,))}
+
+
+def attention_tensors(hidden_size: int, a: AttentionConfig) -> Tensors:
+    """Of an attention with the names that most architectures use."""
+    return {
+        **matrix("self_attn.q_proj", "attn_q", a.q_size, hidden_size, bias=a.qkv_bias),
+        **matrix("self_attn.k_proj", "attn_k", a.kv_size, hidden_size, bias=a.qkv_bias),
+        **matrix("self_attn.v_proj", "attn_v", a.kv_size, hidden_size, bias=a.qkv_bias),
+        **matrix("self_attn.o_proj", "attn_output", hidden_size, a.q_size, bias=a.out_bias),
+    }
+
+
+def gated_tensors(hidden_size: int, f: FeedForwardConfig) -> Tensors:
+    """Of a gated feed-forward with the names that most architectures use."""
+    return {
+        **matrix("mlp.gate_proj", "ffn_gate", f.size, hidden_size, bias=f.bias),
+        **matrix("mlp.up_proj", "ffn_up", f.size, hidden_size, bias=f.bias),
+        **matrix("mlp.down_proj", "ffn_down", hidden_size, f.size, bias=f.bias),
+    }
+
+
+class Architecture(ABC):
+    """One family of models. A subclass is a file beside this one, and a line in registry.py.
+
+    Attributes:
+        model_type: of config.json.
+        hf_class: what config.json then names in `architectures`.
+        gguf_name: `general.architecture` of GGUF files; None: there are none, or another
+            architecture reads them.
+        field_names: fields that its config.json has under other names than Llama's.
+        interleaved_in_gguf: whether GGUF files hold q and k for rotary pairs (2 i, 2 i + 1).
+        embedding, layer, norm, head: names of its parts, in safetensors and in GGUF files.
+        positions: likewise, of a table of positions that is added to the embedding; None: it has
+            none.
+        optional_prefix: what some safetensors leave out at the beginning of every name.
+        unused: names of tensors that files hold and nobody needs.
+    """
+
+    model_type: ClassVar[str]
+    hf_class: ClassVar[str]
+    gguf_name: ClassVar[str | None] = None
+    field_names: ClassVar[Mapping[str, str]] = {}
+    interleaved_in_gguf: ClassVar[bool] = False
+    embedding: ClassVar[tuple[str, str]] = ("model.embed_tokens", "token_embd")
+    layer: ClassVar[tuple[str, str]] = ("model.layers.{}.", "blk.{}.")
+    norm: ClassVar[tuple[str, str]] = ("model.norm", "output_norm")
+    positions: ClassVar[tuple[str, str] | None] = None
+    head: ClassVar[tuple[str, str]] = ("lm_head", "output")
+    optional_prefix: ClassVar[str] = ""
+    # Tables that are computed, and copies of tied weights.
+    unused: ClassVar[re.Pattern[str]] = re.compile(
+        r"rope_freqs\.weight|.*attn_rot_embd\.weight|.*rotary_emb\.inv_freq"
+    )
+
+    @abstractmethod
+    def config(self, reader: ConfigReader) -> ModelConfig:
+        """Reads the configuration, from config.json or GGUF metadata.
+
+        Raises:
+            ValueError: one line naming the file, the field, what was expected and what is there.
+        """
+
+    @abstractmethod
+    def layer_tensors(self, config: ModelConfig, layer: LayerConfig) -> Tensors:
+        """The tensors of one block, by their names behind those of :attr:`layer`."""
+
+    @abstractmethod
+    def block(self, loader: WeightLoader, layer: LayerConfig) -> Block:
+        """Builds one block; `loader` takes names as :meth:`layer_tensors` gives them."""
+
+    def outer_tensors(self, config: ModelConfig) -> Tensors:
+        """The tensors besides those of blocks, but for the LM head."""
+        sizes = config.vocab_size, config.hidden_size
+        norm, norm_gguf = self.norm
+        return {
+            **matrix(*self.embedding, *sizes),
+            **vector(f"{norm}.weight", f"{norm_gguf}.weight", config.hidden_size),
+        }
+
+    def final_norm(self, loader: WeightLoader) -> Norm:
+        return loader.rms_norm(self.norm[0])
+
+    def tensors(self, config: ModelConfig) -> Tensors:
+        """Every tensor that a model of this configuration has."""
+        found = self.outer_tensors(config)
+        name, gguf = self.layer
+        for i, layer in enumerate(config.layers):
+            for part, stored in self.layer_tensors(config, layer).items():
+                in_gguf = gguf.format(i) + stored.gguf
+                found[name.format(i) + part] = StoredTensor(
+                    in_gguf, stored.shape, stored.transposed
+                )
+        if not config.tie_word_embeddings:
+            found |= matrix(*self.head, config.vocab_size, config.hidden_size)
+        return found

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts that architectures put together: mixers, feed-forwards, blocks. They call ops and know
+neither devices nor requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import torch
+
+from lampo import ops
+from lampo.models.config import AttentionConfig
+from lampo.models.projection import Norm, Projection, RMSNorm
+from lampo.models.step import Kept, PagedCache, PagedKV, Rows, StateCache, Step
+
+_T = TypeVar("_T")
+
+
+class Mixer(Protocol):
+    """The half of a block in which tokens see one another.
+
+    It works in two parts. Behind the first, in a prompt's last block, only the tokens whose output
+    is wanted go on.
+
+    Attributes:
+        keeps: what it keeps of a sequence; all that the pool, the prefix cache and the scheduler
+            know of a mixer.
+        widths: elements of a token in the buffers that it writes, by their names.
+        handed_on: the name of the buffer that :meth:`write` leaves to :meth:`read`.
+    """
+
+    @property
+    def keeps(self) -> Kept: ...
+    @property
+    def widths(self) -> dict[str, int]: ...
+
+    handed_on: ClassVar[str]
+
+    def write(
+        self, x: torch.Tensor, norm: Norm, step: Step, cache: PagedCache | StateCache, rows: Rows
+    ) -> None:
+        """Reads x, the residual stream, and writes what is kept of the new tokens."""
+
+    def read(self, x: torch.Tensor, step: Step, cache: PagedCache | StateCache, rows: Rows) -> None:
+        """Adds the mixer's output to x."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Causal attention over the paged cache.
+
+    Attributes:
+        config: heads, scale, window.
+        qkv: hidden_size -> q, k and v of all heads, one after the other.
+        out: all heads -> hidden_size.
+        cos_sin: [max_positions, rotary_dim] float32, cosines, then sines; None: no rotation.
+        q_norm, k_norm: of each head, before the rotation.
+    """
+
+    handed_on: ClassVar[str] = "qkv"
+
+    config: AttentionConfig
+    qkv: Projection
+    out: Projection
+    cos_sin: torch.Tensor | None = None
+    q_norm: RMSNorm | None = None
+    k_norm: RMSNorm | None = None
+
+    @property
+    def keeps(self) -> PagedKV:
+        c = self.config
+        return PagedKV(c.num_kv_heads, c.head_dim, c.window)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        c = self.config
+        return {"qkv": c.q_size + 2 * c.kv_size, "attended": c.q_size}
+
+    def write(
+        self, x: torch.Tensor, norm: Norm, step: Step, cache: PagedCache | StateCache, rows: Rows
+    ) -> None:
+        """As :meth:`Mixer.write`: keys and values to the cache, queries to rows' "qkv"."""
+        assert isinstance(cache, PagedCache)
+        c = self.config
+        x, fused = norm(x, rows)
+        self.qkv(x, rows.get("qkv", self.widths["qkv"]), rows.workspace, norm=fused)
+        q, k, v = rows.heads("qkv", c.num_qo_heads, c.num_kv_heads, c.head_dim)
+        ops.append_kv(
+            q,
+            k,
+            v,
+            cache.k,
+            cache.v,
+            step.slot_mapping,
+            positions=None if self.cos_sin is None else step.positions,
+            cos_sin=self.cos_sin,
+            interleaved=c.rope is not None and c.rope.interleaved,
+            q_norm_weight=None if self.q_norm is None else self.q_norm.weight,
+            k_norm_weight=None if self.k_norm is None else self.k_norm.weight,
+            eps=0.0 if self.q_norm is None else self.q_norm.eps,
+            k_scale=cache.k_scale,
+            v_scale=cache.v_scale,
+        )
+
+    def read(self, x: torch.Tensor, step: Step, cache: PagedCache | StateCache, rows: Rows) -> None:
+        """As :meth:`Mixer.read`."""
+        assert isinstance(cache, PagedCache)
+        c = self.config
+        q, _, _ = rows.heads("qkv", c.num_qo_heads, c.num_kv_heads, c.head_dim)
+        attended = rows.get("attended", c.q_size)
+        ops.paged_attention(
+            q,
+            cache.k,
+            cache.v,
+            step.page_table,
+            step.seq_lens,
+            step.cu_seqlens_q,
+            softmax_scale=c.scale,
+            sliding_window=c.window,
+            k_scale=cache.k_scale,
+            v_scale=cache.v_scale,
+            out=attended.view(-1, c.num_qo_heads, c.head_dim),
+            workspace=rows.attention_workspace(c.num_qo_heads, self.keeps, step, cache.k.shape[2]),
+        )
+        self.out(attended, x, rows.workspace, accumulate=True)
+
+
+@dataclass(frozen=True)
+class GatedFeedForward:
+    """``x += (silu(g) * u) W^T`` with g and u two products of the normed x.
+
+    Attributes:
+        gate_up: of one weight, ops.gate_and_up of the two; or of gate and up, where their formats
+            or sizes do not allow that.
+        down: back to hidden_size.
+    """
+
+    gate_up: Projection
+    down: Projection
+
+    @property
+    def widths(self) -> dict[str, int]:
+        size = self.gate_up.out_features
+        apart = {"gate_up": size} if len(self.gate_up.weights) > 1 else {}
+        return {"activated": size // 2} | apart
+
+    def __call__(self, x: torch.Tensor, norm: Norm, rows: Rows) -> None:
+        size = self.gate_up.out_features
+        activated = rows.get("activated", size // 2)
+        normed, fused = norm(x, rows)
+        if len(self.gate_up.weights) == 1:
+            self.gate_up(normed, activated, rows.workspace, norm=fused, silu_mul=True)
+        else:
+            gate_up = rows.get("gate_up", size)
+            self.gate_up(normed, gate_up, rows.workspace, norm=fused)
+            ops.silu_mul(gate_up, out=activated)
+        self.down(activated, x, rows.workspace, accumulate=True)
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """``x += gelu(u) W^T`` with u a product of the normed x.
+
+    Attributes:
+        up, down: to the feed-forward's size and back.
+        tanh_approximation: as in ops.gelu.
+    """
+
+    up: Projection
+    down: Projection
+    tanh_approximation: bool
+
+    @property
+    def widths(self) -> dict[str, int]:
+        return {"activated": self.up.out_features}
+
+    def __call__(self, x: torch.Tensor, norm: Norm, rows: Rows) -> None:
+        activated = rows.get("activated", self.up.out_features)
+        normed, fused = norm(x, rows)
+        self.up(normed, activated, rows.workspace, norm=fused)
+        ops.gelu(activated, tanh_approximation=self.tanh_approximation, out=activated)
+        self.down(activated, x, rows.workspace, accumulate=True)
+
+
+@dataclass(frozen=True)
+class Block:
+    """``x += Mixer(norm(x)); x += FeedForward(norm(x))``."""
+
+    mixer_norm: Norm
+    mixer: Mixer
+    feed_forward_norm: Norm
+    feed_forward: GatedFeedForward | FeedForward
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Elements of a token in the buffers that the block writes, by their names."""
+        return self.mixer.widths | self.feed_forward.widths
+
+    def write(
+        self, x: torch.Tensor, step: Step, cache: PagedCache | StateCache, rows: Rows
+    ) -> None:
+        """What every new token needs: see :meth:`Mixer.write`."""
+        self.mixer.write(x, self.mixer_norm, step, cache, rows)
+
+    def read(self, x: torch.Tensor, step: Step, cache: PagedCache | StateCache, rows: Rows) -> None:
+        """What follows: updates x, the residual stream."""
+        self.mixer.read(x, step, cache, rows)
+        self.feed_forward(x, self.feed_forward_norm, rows)
+
+
+def moved(part: _T, device: torch.device, memo: dict[int, Any]) -> _T:
+    """The same part of a model with its tensors on `device`; shared ones stay shared.
+
+    Args:
+        part: a tensor, a packed weight, a dataclass, or a list or tuple of such.
+        device: where to.
+        memo: what has been moved, by id: one dictionary for the whole model.
+    """
+    if id(part) in memo:
+        found: _T = memo[id(part)]
+        return found
+    result: Any = part
+    if isinstance(part, torch.Tensor | ops.PackedWeight):
+        result = part.to(device)
+    elif isinstance(part, list | tuple):
+        result = type(part)(moved(item, device, memo) for item in part)
+    elif is_dataclass(part) and not isinstance(part, type):
+        result = replace(
+            part, **{f.name: moved(getattr(part, f.name), device, memo) for f in fields(part)}
+        )
+    memo[id(part)] = result
+    return result  # type: ignore[no-any-return]
+
+
+def tensors_of(part: object) -> dict[int, torch.Tensor]:
+    """The tensors of a part of a model, by id: shared ones stand once."""
+    if isinstance(part, torch.Tensor):
+        return {id(part): part}
+    found: dict[int, torch.Tensor] = {}
+    if isinstance(part, list | tuple):
+        for item in part:
+            found |= tensors_of(item)
+    elif is_dataclass(part) and not isinstance(part, type):
+        for field in fields(part):
+            found |= tensors_of(getattr(part, field.name))
+    return found

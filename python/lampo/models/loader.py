@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a checkpoint to a model."""
+
+from __future__ import annotations
+
+import torch
+
+from lampo.models.checkpoint import Checkpoint
+from lampo.models.decoder import Decoder, Embedding
+from lampo.models.projection import SENSITIVE, Projection
+from lampo.models.weight_loader import WeightLoader
+
+DTYPES = ("auto", "float32", "bfloat16")
+_WEIGHT_DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    dtype: str = "auto",
+    max_model_len: int = 0,
+    device: torch.device | None = None,
+) -> Decoder:
+    """Builds the model of a checkpoint, block by block: what has been copied leaves the mapping.
+
+    Args:
+        checkpoint: an open checkpoint.
+        dtype: "auto" keeps weights as stored (4- and 8-bit blocks packed) and computes in float32;
+            "float32" computes on dequantized weights, exactly; "bfloat16" has weights and
+            activations in bfloat16.
+        max_model_len: positions that the rotary tables cover; 0: the model's own context.
+        device: for which it is built, the CPU if absent: a GPU computes in bfloat16. The weights
+            are on the CPU; :meth:`Decoder.to` moves them.
+
+    Raises:
+        ValueError: an unknown dtype.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    on_gpu = device is not None and device.type == "cuda"
+    if on_gpu and dtype == "float32":
+        raise ValueError("dtype: a GPU computes in bfloat16; 'float32' is for device='cpu'")
+    config, architecture = checkpoint.config, checkpoint.architecture
+    max_model_len = max_model_len or config.max_position_embeddings
+    loader = WeightLoader(checkpoint, _WEIGHT_DTYPES[dtype], config.norm_eps, max_model_len)
+
+    # The largest first: while it is copied, nothing else takes memory yet.
+    name = architecture.embedding[0]
+    if config.tie_word_embeddings:
+        (tokens,) = loader.weights([name])
+        lm_head = Projection([tokens], None, SENSITIVE)
+    else:
+        tokens = loader.table(name)
+    positions = architecture.positions
+    embedding = Embedding(tokens, None if positions is None else loader.table(positions[0]))
+    blocks = [
+        architecture.block(loader.under(architecture.layer[0].format(i)), layer)
+        for i, layer in enumerate(config.layers)
+    ]
+    if not config.tie_word_embeddings:
+        lm_head = loader.projection([architecture.head[0]], activation_bits=SENSITIVE)
+    return Decoder(
+        config,
+        embedding,
+        blocks,
+        architecture.final_norm(loader),
+        lm_head,
+        dtype=torch.bfloat16 if on_gpu or dtype == "bfloat16" else torch.float32,
+        max_model_len=max_model_len,
+        device=torch.device("cpu"),
+    )

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a step of a model reads and writes besides weights: tokens, caches, activations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+
+from lampo import ops
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the model: some new tokens of each of some sequences, ragged.
+
+    Attributes:
+        token_ids: [num_tokens] int64, the new tokens of all sequences, one after the other.
+        positions: [num_tokens] int64, where each stands in its sequence.
+        slot_mapping: [num_tokens] int64, page * page_size + offset: where its key and value go.
+        cu_seqlens_q: [batch_size + 1] int32, where each sequence's tokens begin and end.
+        seq_lens: [batch_size] int32, lengths counting the new tokens.
+        page_table: [batch_size, max_pages_per_seq] int32; entries of pages that no layer sees any
+            more may hold anything.
+        state_slots: [batch_size] int64, the sequences' places in a :class:`StateCache`; None: the
+            model has no states.
+        last_of: [num_wanted] int64, ascending: sequences whose last new token's output is wanted,
+            and no other output. None: that of all tokens.
+    """
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    slot_mapping: torch.Tensor
+    cu_seqlens_q: torch.Tensor
+    seq_lens: torch.Tensor
+    page_table: torch.Tensor
+    state_slots: torch.Tensor | None = None
+    last_of: torch.Tensor | None = None
+
+    def narrowed(self) -> tuple[Step, torch.Tensor]:
+        """A step of the wanted tokens alone, of those sequences, and which tokens these are."""
+        assert self.last_of is not None
+        tokens = self.cu_seqlens_q[self.last_of + 1].long() - 1
+        narrow = replace(
+            self,
+            token_ids=self.token_ids[tokens],
+            positions=self.positions[tokens],
+            slot_mapping=self.slot_mapping[tokens],
+            cu_seqlens_q=torch.arange(len(tokens) + 1, dtype=torch.int32, device=tokens.device),
+            seq_lens=self.seq_lens[self.last_of],
+            page_table=self.page_table[self.last_of],
+            state_slots=None if self.state_slots is None else self.state_slots[self.last_of],
+            last_of=None,
+        )
+        return narrow, tokens
+
+
+@dataclass(frozen=True)
+class PagedKV:
+    """Kept of every token: keys and values, in pages.
+
+    Attributes:
+        num_kv_heads, head_dim: of a token's key, and of its value.
+        window: later tokens see so many positions, their own included; None: all.
+    """
+
+    num_kv_heads: int
+    head_dim: int
+    window: int | None = None
+
+
+@dataclass(frozen=True)
+class State:
+    """Kept of a sequence, whatever its length: tensors of these shapes.
+
+    A mixer with a state computes a sequence's tokens in order, each once. It takes the state as
+    zeros where the first new token of a sequence is at position 0.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes per sequence."""
+        return sum(math.prod(shape) for shape in self.shapes) * int(self.dtype.itemsize)
+
+
+Kept = PagedKV | State
+
+
+class PagedCache(NamedTuple):
+    """Keys and values of one layer.
+
+    Attributes:
+        k, v: [num_pages, num_kv_heads, page_size, head_dim].
+        k_scale, v_scale: [num_pages, num_kv_heads, page_size] float32 where the cache has 8 bits,
+            else None.
+    """
+
+    k: torch.Tensor
+    v: torch.Tensor
+    k_scale: torch.Tensor | None
+    v_scale: torch.Tensor | None
+
+
+class StateCache(NamedTuple):
+    """The states of one layer: a tensor [num_slots, ...] for each shape."""
+
+    tensors: tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Cache:
+    """What all layers keep: a :class:`PagedCache` or a :class:`StateCache` each."""
+
+    layers: tuple[PagedCache | StateCache, ...]
+
+    def paged_tensors(self) -> Iterator[torch.Tensor]:
+        """Of all layers; the first dimension of each is the page."""
+        for layer in self.layers:
+            if isinstance(layer, PagedCache):
+                yield from (tensor for tensor in layer if tensor is not None)
+
+    def state_tensors(self) -> Iterator[torch.Tensor]:
+        """Of all layers; the first dimension of each is the slot."""
+        for layer in self.layers:
+            if isinstance(layer, StateCache):
+                yield from layer.tensors
+
+
+class Buffers:
+    """The activations of a step, by name, all that a layer writes. A step allocates nothing.
+
+    All steps share the memory of the largest one, and all layers that of the widest: a view is the
+    first elements of a name's memory.
+
+    Args:
+        widths: elements of a token, by name, of the widest layer.
+        num_tokens: of the largest step.
+        linear_width: the widest input of a linear.
+        workspaces_of: whose workspaces to share.
+    """
+
+    def __init__(
+        self,
+        widths: Mapping[str, int],
+        num_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        linear_width: int,
+        workspaces_of: Buffers | None = None,
+    ) -> None:
+        self.num_tokens = num_tokens
+        self.workspace: torch.Tensor
+        self.attention_workspace: torch.Tensor
+        self._memory = {
+            name: torch.empty(num_tokens * width, dtype=dtype, device=device)
+            for name, width in widths.items()
+        }
+        if workspaces_of is not None:
+            self.workspace = workspaces_of.workspace
+            self.attention_workspace = workspaces_of.attention_workspace
+        else:
+            size = ops.linear_workspace_size(num_tokens, linear_width)
+            self.workspace = torch.empty(size, dtype=torch.uint8, device=device)
+            self.attention_workspace = torch.empty(0, dtype=torch.uint8, device=device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all but the workspace of attention, whose size depends on the device."""
+        return sum(t.nbytes for t in self._memory.values()) + self.workspace.nbytes
+
+    def rows(self, num_tokens: int) -> Rows:
+        """The activations of a step of `num_tokens` tokens."""
+        return Rows(self, num_tokens)
+
+    def view(self, name: str, num_tokens: int, width: int) -> torch.Tensor:
+        """[num_tokens, width], not initialised."""
+        return self._memory[name][: num_tokens * width].view(num_tokens, width)
+
+
+class Rows:
+    """Views of :class:`Buffers` for a step of `num_tokens` tokens, made once each.
+
+    Attributes:
+        workspace: of linears.
+    """
+
+    def __init__(self, buffers: Buffers, num_tokens: int) -> None:
+        self._buffers = buffers
+        self.num_tokens = num_tokens
+        self.workspace = buffers.workspace
+        self._views: dict[tuple[str, int], torch.Tensor] = {}
+        self._heads: dict[tuple[str, int, int, int], tuple[torch.Tensor, ...]] = {}
+
+    def get(self, name: str, width: int) -> torch.Tensor:
+        """[num_tokens, width]."""
+        key = name, width
+        if key not in self._views:
+            self._views[key] = self._buffers.view(name, self.num_tokens, width)
+        return self._views[key]
+
+    def heads(
+        self, name: str, num_qo_heads: int, num_kv_heads: int, head_dim: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """q, k and v, which lie side by side in `name`: [num_tokens, heads, head_dim] each."""
+        key = name, num_qo_heads, num_kv_heads, head_dim
+        if key not in self._heads:
+            heads = [num_qo_heads, num_kv_heads, num_kv_heads]
+            all_heads = self.get(name, sum(heads) * head_dim).unflatten(1, (-1, head_dim))
+            self._heads[key] = torch.split(all_heads, heads, dim=1)
+        q, k, v = self._heads[key]
+        return q, k, v
+
+    def attention_workspace(
+        self, num_qo_heads: int, keys: PagedKV, step: Step, page_size: int
+    ) -> torch.Tensor:
+        """Memory for attention over sequences as long as the step's page table allows."""
+        size = ops.paged_attention_workspace_size(
+            num_qo_heads,
+            keys.num_kv_heads,
+            keys.head_dim,
+            step.page_table.shape[1] * page_size,
+            batch_size=step.page_table.shape[0],
+            num_tokens=step.token_ids.shape[0],
+            device=step.page_table.device,
+        )
+        buffers = self._buffers
+        if buffers.attention_workspace.numel() < size:
+            buffers.attention_workspace = buffers.attention_workspace.new_empty(size)
+        return buffers.attention_workspace

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the tensors of a checkpoint to the parts of a model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from lampo import ops
+from lampo.models.config import AttentionConfig, FeedForwardConfig
+from lampo.models.layers import Attention, FeedForward, GatedFeedForward
+from lampo.models.projection import (
+    GATE_UP,
+    SENSITIVE,
+    ActivationBits,
+    LayerNorm,
+    Projection,
+    RMSNorm,
+)
+from lampo.models.rope import RopeConfig
+from lampo.runtime.huge_pages import Arena
+from lampo.weights.formats import QuantizedTensor
+
+_STRIP_ROWS = 16
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+
+
+class Tensors(Protocol):
+    """What a loader wants of a checkpoint."""
+
+    def load(self, name: str) -> torch.Tensor | QuantizedTensor: ...
+    def release(self, name: str) -> None: ...
+
+
+class WeightLoader:
+    """Reads the matrices of a checkpoint into the form in which the ops want them, side by side in
+    huge pages. What has been copied leaves the mapping's memory.
+
+    Args:
+        source: where they are.
+        dtype: convert (and dequantize) to this; None keeps packed weights packed and dense ones in
+            their own dtype.
+        norm_eps: of all norms.
+        max_positions: rows of the rotary tables.
+    """
+
+    def __init__(
+        self,
+        source: Tensors,
+        dtype: torch.dtype | None,
+        norm_eps: float = 1e-6,
+        max_positions: int = 1,
+    ) -> None:
+        self.source = source
+        self.dtype = dtype
+        self.norm_eps = norm_eps
+        self.max_positions = max_positions
+        self.prefix = ""
+        self._arena = Arena()
+        self._rotary_tables: dict[RopeConfig, torch.Tensor] = {}
+
+    def under(self, prefix: str) -> WeightLoader:
+        """The same loader, for names that begin with `prefix`."""
+        loader = copy.copy(self)
+        loader.prefix = prefix
+        return loader
+
+    def rms_norm(self, name: str) -> RMSNorm:
+        return RMSNorm(self._vector(f"{name}.weight"), self.norm_eps)
+
+    def layer_norm(self, name: str) -> LayerNorm:
+        bias = self._vector(f"{name}.bias")
+        return LayerNorm(self._vector(f"{name}.weight"), bias, self.norm_eps)
+
+    def attention(
+        self,
+        config: AttentionConfig,
+        qkv: Sequence[str] = QKV,
+        out: str = "self_attn.o_proj",
+        *,
+        q_norm: str | None = None,
+        k_norm: str | None = None,
+    ) -> Attention:
+        """An attention layer.
+
+        Args:
+            config: its sizes, and which biases there are.
+            qkv: names of the projections to q, k and v, or of the one to all of them.
+            out: name of the projection back.
+            q_norm, k_norm: names of the norms of each head.
+        """
+        return Attention(
+            config=config,
+            qkv=self.projection(list(qkv), bias=config.qkv_bias, activation_bits=SENSITIVE),
+            out=self.projection([out], bias=config.out_bias),
+            cos_sin=None if config.rope is None else self._rotary_table(config.rope),
+            q_norm=None if q_norm is None else self.rms_norm(q_norm),
+            k_norm=None if k_norm is None else self.rms_norm(k_norm),
+        )
+
+    def gated_feed_forward(
+        self,
+        config: FeedForwardConfig,
+        gate: str = "mlp.gate_proj",
+        up: str = "mlp.up_proj",
+        down: str = "mlp.down_proj",
+    ) -> GatedFeedForward:
+        """A gated feed-forward of the three named projections."""
+        names, bias = [gate, up], config.bias
+        weights = self.weights(names, in_turn=True)
+        biases = None
+        if bias:
+            parts = [self._vector(f"{name}.bias") for name in names]
+            biases = ops.gate_and_up(*parts) if len(weights) == 1 else torch.cat(parts)
+        gate_up = Projection(weights, biases, GATE_UP)
+        return GatedFeedForward(gate_up, self.projection([down], bias=bias))
+
+    def feed_forward(
+        self, up: str, down: str, *, bias: bool = False, tanh_approximation: bool
+    ) -> FeedForward:
+        """A feed-forward with GELU of the two named projections, with biases or without."""
+        return FeedForward(
+            self.projection([up], bias=bias, activation_bits=GATE_UP),
+            self.projection([down], bias=bias),
+            tanh_approximation,
+        )
+
+    def projection(
+        self,
+        names: list[str],
+        *,
+        bias: bool = False,
+        activation_bits: ActivationBits | None = None,
+    ) -> Projection:
+        """Weights and, where the model has them, biases (as float32) of the named layers."""
+        biases = torch.cat([self._vector(f"{name}.bias") for name in names]) if bias else None
+        return Projection(self.weights(names), biases, activation_bits or ActivationBits())
+
+    def table(self, name: str) -> ops.Weight:
+        """A matrix of which single rows are read: a dense one stays where it is mapped."""
+        tensor = self.source.load(f"{self.prefix}{name}.weight")
+        if isinstance(tensor, torch.Tensor) and self.dtype in (None, tensor.dtype):
+            return tensor
+        (weight,) = self.weights([name])
+        return weight
+
+    def weights(self, names: list[str], *, in_turn: bool = False) -> list[ops.Weight]:
+        """The named matrices ("mlp.up_proj"), stacked where their formats agree.
+
+        Args:
+            names: without prefix and ".weight".
+            in_turn: of two matrices, stacked as by ops.gate_and_up.
+        """
+        names = [f"{self.prefix}{name}.weight" for name in names]
+        tensors = [self.source.load(name) for name in names]
+        if self.dtype is not None:
+            tensors = [
+                (t.dequantize() if isinstance(t, QuantizedTensor) else t).to(self.dtype)
+                for t in tensors
+            ]
+        packed = [t for t in tensors if isinstance(t, QuantizedTensor)]
+        dense = [t for t in tensors if isinstance(t, torch.Tensor)]
+        stackable = not in_turn or all(t.shape[0] % _STRIP_ROWS == 0 for t in tensors)
+        weights: list[ops.Weight]
+        if packed and not dense and stackable and len({t.format for t in packed}) == 1:
+            weights = self._pack(packed, in_turn)
+        elif dense and not packed and stackable and len({t.dtype for t in dense}) == 1:
+            weights = [self._stack(dense, in_turn)]
+        else:
+            weights = []
+            for t in tensors:
+                weights += self._pack([t]) if isinstance(t, QuantizedTensor) else [self._stack([t])]
+        for name in names:
+            self.source.release(name)
+        return weights
+
+    def _vector(self, name: str) -> torch.Tensor:
+        """A one-dimensional tensor as float32, in memory of its own."""
+        tensor = self.source.load(self.prefix + name)
+        assert isinstance(tensor, torch.Tensor)
+        return tensor.float().clone()
+
+    def _rotary_table(self, rope: RopeConfig) -> torch.Tensor:
+        if rope not in self._rotary_tables:
+            self._rotary_tables[rope] = rope.cos_sin_table(self.max_positions)
+        return self._rotary_tables[rope]
+
+    def _stack(self, tensors: list[torch.Tensor], in_turn: bool = False) -> torch.Tensor:
+        """Dense matrices of one dtype as one."""
+        rows, (columns,) = sum(len(t) for t in tensors), {t.shape[1] for t in tensors}
+        out = self._arena.empty(rows, columns, dtype=tensors[0].dtype)
+        if not in_turn:
+            return torch.cat(tensors, out=out)
+        strips = [t.unflatten(0, (-1, _STRIP_ROWS)) for t in tensors]
+        torch.stack(strips, 1, out=out.view(-1, len(tensors), _STRIP_ROWS, columns))
+        return out
+
+    def _pack(self, tensors: list[QuantizedTensor], in_turn: bool = False) -> list[ops.Weight]:
+        """One packed matrix where the parts fill whole strips, else one for each."""
+        if any(t.shape[0] % _STRIP_ROWS for t in tensors[:-1]):
+            return [weight for t in tensors for weight in self._pack([t])]
+        format, columns = tensors[0].format, tensors[0].shape[1]
+        strips = [-(-t.shape[0] // _STRIP_ROWS) for t in tensors]
+        strip_bytes = ops.packed_strip_bytes(format, columns)
+        data = self._arena.empty(sum(strips), strip_bytes, dtype=torch.uint8)
+        if in_turn:
+            parts = data.view(-1, len(tensors), strip_bytes).unbind(1)
+        else:
+            parts = data.split(strips)
+        for tensor, part in zip(tensors, parts, strict=True):
+            ops.pack_weight(tensor.blocks, format, out=part)
+        rows = sum(t.shape[0] for t in tensors)
+        return [ops.PackedWeight(data, format, (rows, columns))]

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pool of layers that keep different things."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lampo.engine.kv_pool import (
+    KVPool,
+    page_bytes,
+    pages_per_sequence,
+    state_bytes,
+    window_of,
+)
+from lampo.models.step import PagedCache, PagedKV, State, StateCache
+
+KEEPS = (
+    PagedKV(2, 64, window=16),
+    State(((3, 5), (7,)), torch.float32),
+    PagedKV(1, 128),
+    State(((2,),), torch.bfloat16),
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_layers_have_what_they_keep(dtype):
+    pool = KVPool(KEEPS, 3, 4, dtype, num_slots=5)
+    first, second, third, fourth = pool.cache.layers
+    assert isinstance(first, PagedCache) and isinstance(third, PagedCache)
+    assert first.k.shape == first.v.shape == (3, 2, 4, 64)
+    assert third.k.shape == third.v.shape == (3, 1, 4, 128)
+    assert (first.k_scale is None) == (dtype != torch.int8)
+    assert isinstance(second, StateCache) and isinstance(fourth, StateCache)
+    assert [t.shape for t in second.tensors] == [(5, 3, 5), (5, 7)]
+    assert [t.dtype for t in (*second.tensors, *fourth.tensors)] == [
+        *(torch.float32, torch.float32, torch.bfloat16)
+    ]
+    assert state_bytes(KEEPS) == (15 + 7) * 4 + 2 * 2
+    # Nothing overlaps: each tensor holds its own number afterwards.
+    tensors = [*pool.cache.paged_tensors(), *pool.cache.state_tensors()]
+    for i, tensor in enumerate(tensors):
+        tensor.fill_(i)
+    assert all((tensor == i).all() for i, tensor in enumerate(tensors))
+    used = sum(t[0].nbytes for t in pool.cache.paged_tensors())
+    assert used <= page_bytes(KEEPS, 4, dtype) == pool.bytes_per_page < used + 64
+
+
+def test_copies():
+    pool = KVPool(KEEPS, 3, 4, torch.float32, num_slots=3)
+    for tensor in (*pool.cache.paged_tensors(), *pool.cache.state_tensors()):
+        tensor.copy_(torch.randn(tensor.shape))
+    kept = [t.clone() for t in pool.cache.state_tensors()]
+    pool.copy_page(0, 2)
+    assert all(torch.equal(t[0], t[2]) for t in pool.cache.paged_tensors())
+    pool.copy_state(0, 2)
+    for tensor, before in zip(pool.cache.state_tensors(), kept, strict=True):
+        assert torch.equal(tensor[2], before[0]) and torch.equal(tensor[:2], before[:2])
+
+
+def test_no_slots_without_states():
+    pool = KVPool([PagedKV(1, 32)], 2, 4, torch.float32, num_slots=9)
+    assert pool.num_slots == 0 and list(pool.cache.state_tensors()) == []
+
+
+@pytest.mark.parametrize(
+    ("windows", "expected"),
+    [([None], None), ([8, 32], 32), ([8, None], None), ([], None)],
+)
+def test_window_of_all_layers(windows, expected):
+    """Pages can be given back only when no layer sees them any more."""
+    assert window_of([PagedKV(1, 32, window) for window in windows]) == expected
+    assert window_of([*(PagedKV(1, 32, w) for w in windows), State(((1,),))]) == expected
+
+
+def test_pages_of_the_longest_sequence():
+    assert pages_per_sequence(1000, 16, None, 512) == 63
+    assert pages_per_sequence(1000, 16, 64, 128) == 13
+    assert pages_per_sequence(100, 16, 64, 128) == 7, "no more than the sequence has"

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every architecture, from safetensors and from GGUF, against transformers and against itself."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import SHAPE, make_checkpoint, make_gguf, make_model
+from model_harness import Runner, twin_logits
+from safetensors.torch import load_file, save_file
+
+from lampo import LLM, SamplingParams
+from lampo.models.checkpoint import load_checkpoint
+from lampo.models.loader import load_model
+from lampo.models.registry import ARCHITECTURES
+
+# A window of 40 ends within pages of 16, and within tiles of keys.
+CASES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": 40},
+    "qwen2": {},
+    "qwen2 window": {"sliding_window": 40, "use_sliding_window": True, "max_window_layers": 1},
+    "qwen3": {},
+    "qwen3 bias": {"attention_bias": True, "head_dim": 64},
+    "gpt2": {"num_attention_heads": 2},
+}
+# transformers reads these from GGUF files too, but for windows and mixtures of layers.
+WINDOW = 40
+
+
+def case(name: str) -> dict[str, Any]:
+    return {"architecture": name.split()[0], "num_hidden_layers": 2, **CASES[name]}
+
+
+def tokens(count: int, seed: int = 0) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, SHAPE["vocab_size"], (count,), generator=generator).tolist()
+
+
+def largest_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((actual.log_softmax(-1) - expected.log_softmax(-1)).abs().max())
+
+
+def test_every_architecture_is_here() -> None:
+    assert {a.model_type for a in ARCHITECTURES} == {name.split()[0] for name in CASES}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("tied", [False, True])
+def test_logits_of_safetensors(tmp_path: Path, name: str, tied: bool) -> None:
+    """Log-probabilities of every position, past the window too, within 1e-4 of transformers."""
+    twin = make_checkpoint(tmp_path, tied=tied, **case(name))
+    ids = tokens(200)
+    with load_checkpoint(tmp_path) as checkpoint:
+        model = load_model(checkpoint, "float32")
+    assert largest_difference(Runner(model)(ids), twin_logits(twin, ids)) < 1e-4
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if " " not in name])
+@pytest.mark.parametrize("quantization", ["F32", "Q8_0"])
+def test_logits_of_gguf(tmp_path: Path, name: str, quantization: str) -> None:
+    """The same model as in safetensors: F32 within 1e-4 of transformers, Q8_0 close."""
+    path = tmp_path / "model.gguf"
+    twin = make_gguf(path, quantization=quantization, **case(name))
+    ids = tokens(200)
+    with load_checkpoint(path) as checkpoint:
+        logits = Runner(load_model(checkpoint, "auto"))(ids)
+    expected = twin_logits(twin, ids)
+    if quantization == "F32":
+        assert largest_difference(logits, expected) < 1e-4
+    else:
+        p, q = expected.log_softmax(-1), logits.log_softmax(-1)
+        assert float((p.exp() * (p - q)).sum(-1).mean()) < 0.05
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_greedy_tokens(tmp_path: Path, name: str) -> None:
+    """An LLM, with a batch of ragged prompts in chunks: the tokens of transformers, one by one."""
+    twin = make_checkpoint(tmp_path, **case(name))
+    prompts = [tokens(n, seed=n) for n in (1, 7, 60, 131)]
+    params = SamplingParams(temperature=0, max_tokens=50, ignore_eos=True)
+    with LLM(tmp_path, dtype="float32", page_size=16, max_num_batched_tokens=48) as llm:
+        outputs = llm.generate(prompts, params)
+    for prompt, output in zip(prompts, outputs, strict=True):
+        ids = prompt + output.outputs[0].token_ids
+        expected = twin_logits(twin, ids)[len(prompt) - 1 : -1].argmax(-1)
+        assert output.outputs[0].token_ids == expected.tolist()
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_bits_do_not_depend_on_company(tmp_path: Path, isa: str, name: str, dtype: str) -> None:
+    """Tokens and log-probabilities: alone, in a batch, in chunks, with prefix hits."""
+    if name in ("qwen3", "gpt2"):
+        make_gguf(tmp_path / "model.gguf", quantization="Q8_0", **case(name))
+    else:
+        make_checkpoint(tmp_path, **case(name))
+    shared = tokens(70, seed=5)
+    prompts = [shared, shared + tokens(9, seed=1), tokens(3, seed=2), shared + tokens(40, seed=3)]
+    params = SamplingParams(temperature=0.8, seed=3, max_tokens=30, ignore_eos=True, logprobs=2)
+
+    def run(llm: LLM, batches: list[list[list[int]]]) -> list[list[tuple[int, float]]]:
+        found = []
+        for batch in batches:
+            for output in llm.generate(batch, params):
+                completion = output.outputs[0]
+                assert completion.logprobs is not None
+                found.append(
+                    [
+                        (token, table[token].logprob)
+                        for token, table in zip(
+                            completion.token_ids, completion.logprobs, strict=True
+                        )
+                    ]
+                )
+        return found
+
+    with LLM(tmp_path, dtype=dtype, page_size=16, enable_prefix_caching=False) as llm:
+        expected = run(llm, [[prompt] for prompt in prompts])
+    with LLM(tmp_path, dtype=dtype, page_size=16, max_num_batched_tokens=32) as llm:
+        assert run(llm, [prompts]) == expected
+        assert run(llm, [prompts]) == expected, "after prefix hits"
+
+
+def test_windows_bound_the_memory_of_a_sequence(tmp_path: Path) -> None:
+    """A pool of the window's pages and a step's serves a context many times as long."""
+    make_checkpoint(tmp_path, **case("mistral"), max_position_embeddings=4096)
+    with LLM(tmp_path, dtype="float32", page_size=16, max_num_seqs=1) as unbounded:
+        params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+        prompt = tokens(700)
+        expected = unbounded.generate([prompt], params)[0].outputs[0].token_ids
+        page = unbounded.shared_engine().engine.pool.bytes_per_page
+    pages = -(-(WINDOW + 32) // 16) + 1
+    options: dict[str, Any] = {"max_num_batched_tokens": 32, "kv_cache_memory": pages * page}
+    with LLM(tmp_path, dtype="float32", page_size=16, max_num_seqs=1, **options) as llm:
+        engine = llm.shared_engine().engine
+        assert engine.pool.num_pages == pages < 700 // 16
+        assert llm.generate([prompt], params)[0].outputs[0].token_ids == expected
+        assert engine.scheduler.num_preemptions == 0
+        assert engine.scheduler.allocator.num_available == pages
+    with pytest.raises(
+        ValueError, match=r"kv_cache_memory: .* a sequence of max_model_len needs 6"
+    ):
+        LLM(tmp_path, page_size=16, max_num_batched_tokens=32, kv_cache_memory=1000)
+
+
+def test_gpt2_as_its_authors_stored_it(tmp_path: Path) -> None:
+    """Names without "transformer.", and the causal mask among the tensors."""
+    twin = make_checkpoint(tmp_path, **case("gpt2"))
+    path = tmp_path / "model.safetensors"
+    state = {name.removeprefix("transformer."): t for name, t in load_file(path).items()}
+    state["h.0.attn.bias"] = torch.ones(1, 1, 256, 256).tril()
+    save_file(state, path)
+    ids = tokens(30)
+    with load_checkpoint(tmp_path) as checkpoint:
+        logits = Runner(load_model(checkpoint, "float32"))(ids)
+    assert largest_difference(logits, twin_logits(twin, ids)) < 1e-4
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("in_gguf", [False, True])
+def test_configurations_that_contradict_the_weights(
+    tmp_path: Path, name: str, in_gguf: bool
+) -> None:
+    """Refused before a weight is read: file, tensor, expected shape and found one, in a line."""
+    wider = {"intermediate_size": 128, "n_inner": 128}
+    if in_gguf:
+        if " " in name:
+            pytest.skip("GGUF files do not say this")
+        path = tmp_path / "model.gguf"
+        architecture = "llama" if name == "mistral" else name
+        metadata = {f"{architecture}.feed_forward_length": 128}
+        make_gguf(path, quantization="F32", metadata=metadata, **case(name))
+    else:
+        path = tmp_path
+        make_checkpoint(path, **case(name))
+        config = path / "config.json"
+        text = config.read_text()
+        for field, value in wider.items():
+            text = re.sub(rf'"{field}": \d+', f'"{field}": {value}', text)
+        config.write_text(text)
+    message = rf"^{re.escape(str(path))}: tensor \S+: expected shape \(.*128.*\) by the .*, got \("
+    with pytest.raises(ValueError, match=message) as info:
+        load_checkpoint(path)
+    assert "\n" not in str(info.value)
+
+
+def test_layers_that_differ(tmp_path: Path) -> None:
+    """What each block keeps is its own: windows here, heads and sizes by the same road."""
+    make_checkpoint(tmp_path, **case("qwen2 window"))
+    with load_checkpoint(tmp_path) as checkpoint:
+        model = load_model(checkpoint, "float32")
+    assert [kept.window for kept in model.keeps] == [None, 40]
+
+
+def test_moved_models_share_what_was_shared() -> None:
+    from lampo.models.layers import moved, tensors_of
+
+    table = torch.zeros(3)
+    parts = [(table, [table]), table]
+    there = moved(parts, torch.device("meta"), {})
+    assert there[0][0] is there[1] and there[0][1][0] is there[1]
+    assert there[1].is_meta and len(tensors_of(there)) == 1
+
+
+def test_twins_differ() -> None:
+    """The random models are no constants: two seeds, two answers."""
+    models = [make_model(**case("gpt2"), seed=seed) for seed in (0, 1)]
+    first, second = (twin_logits(model, tokens(5)) for model in models)
+    assert largest_difference(first, second) > 0.5
