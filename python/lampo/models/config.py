@@ -316,7 +316,7 @@ class ConfigReader:
         window = f.integer("sliding_window", 0 if in_gguf else 1, MAX_POSITIONS, implied)
         return None if not window or window >= self.context else window
 
-    def qwen_windows(self) -> list[int | None]:
+    def layer_windows(self) -> list[int | None]:
         """The window of each layer, where `use_sliding_window` gives one to those that
         `layer_types` names, or without that to those from `max_window_layers` on."""
         f = self.fields

@@ -25,7 +25,7 @@ class Qwen2(Architecture):
 
     def config(self, reader: ConfigReader) -> ModelConfig:
         attention = reader.attention(default_kv_heads=32, qkv_bias=True)
-        windows = reader.qwen_windows()
+        windows = reader.layer_windows()
         return reader.model(reader.layers(attention, reader.feed_forward(), windows))
 
     def layer_tensors(self, config: ModelConfig, layer: LayerConfig) -> Tensors:

@@ -28,7 +28,7 @@ class Qwen3(Architecture):
         attention = reader.attention(
             default_kv_heads=32, default_head_dim=128, qkv_bias=bias, out_bias=bias
         )
-        windows = reader.qwen_windows()
+        windows = reader.layer_windows()
         return reader.model(reader.layers(attention, reader.feed_forward(), windows))
 
     def layer_tensors(self, config: ModelConfig, layer: LayerConfig) -> Tensors:
