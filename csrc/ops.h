@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "common/formats/formats.h"
 #include "common/tensor_view.h"
-#include "common/weight_format.h"
 
 namespace lampo {
 
@@ -109,8 +109,8 @@ void linear(const TensorView& x,       // [num_tokens, in_features] float32, bfl
                                        // and not float32 x beside a bfloat16 weight
             Stream stream = {});
 
-/// Packed weights: GGUF's Q4_0, Q4_1 and Q8_0 (common/weight_format.h).
-WeightFormat parse_weight_format(const std::string& name);  // "q4_0", "q4_1", "q8_0"
+/// Packed weights: GGUF's Q4_0, Q4_1 and Q8_0 (common/formats/formats.h).
+WeightFormat parse_weight_format(const std::string& name);  // its kName, as "q4_0"
 int64_t packed_strip_bytes(WeightFormat format, int64_t in_features);
 void pack_weight(const TensorView& blocks,  // [rows, row_bytes] uint8, as in the file
                  WeightFormat format,

@@ -4,8 +4,8 @@
 // be null says so. dtype is the type of the activations.
 #pragma once
 
+#include "common/formats/formats.h"
 #include "common/tensor_view.h"
-#include "common/weight_format.h"
 
 namespace lampo {
 

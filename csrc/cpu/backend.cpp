@@ -92,7 +92,8 @@ int64_t bytes_of(const LinearParams& p) {
                                   columns * size_of(p.out_dtype) * (p.accumulate ? 2 : 1));
 }
 int64_t bytes_of(const PackWeightParams& p) {
-  return 2 * p.rows * strip_layout(p.format, p.in_features).strip_bytes / kStripRows;
+  const StripLayout layout = strip_layout(p.format, p.in_features);
+  return p.rows * (layout.groups * layout.block_bytes + layout.strip_bytes / kStripRows);
 }
 int64_t bytes_of(const EmbeddingParams& p) {
   return p.num_tokens * p.hidden_size * 2 * size_of(p.dtype);

@@ -64,7 +64,7 @@ LinearParams check_linear(const TensorView& x, int64_t out_features, OptionalTen
       .weight_dtype = DType::kF32,
       .bias_dtype = bias != nullptr ? bias->dtype : DType::kF32,
       .norm_dtype = norm != nullptr ? norm->dtype : DType::kF32,
-      .format = WeightFormat::kQ4_0,
+      .format = {},
       .activation_bits = options.activation_bits,
       .packed = false,
       .silu_mul = options.silu_mul,
@@ -94,10 +94,15 @@ void check_groups(const char* name, int64_t in_features) {
 }  // namespace
 
 WeightFormat parse_weight_format(const std::string& name) {
-  if (name == "q4_0") return WeightFormat::kQ4_0;
-  if (name == "q4_1") return WeightFormat::kQ4_1;
-  if (name == "q8_0") return WeightFormat::kQ8_0;
-  throw ArgumentError("format: expected q4_0, q4_1 or q8_0, got '" + name + "'");
+  WeightFormat found{};
+  std::string names;
+  const bool known = find_format(WeightFormats{}, [&]<class Format>(WeightFormat value) {
+    found = value;
+    names += (names.empty() ? "" : ", ") + std::string(Format::kName);
+    return name == Format::kName;
+  });
+  check_that(known, "format", "expected one of " + names + ", got '" + name + "'");
+  return found;
 }
 
 int64_t packed_strip_bytes(WeightFormat format, int64_t in_features) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// out = norm(x) w^T + bias on packed 4- and 8-bit weights (weight_format.h), and what may follow
-// (linear_output.h).
+// out = norm(x) w^T + bias on packed 4- and 8-bit weights (common/formats/formats.h), and what
+// may follow (linear_output.h).
 //
 // x is quantized once per call (linear_input.h). A group of 32 of a weight row then contributes
 //   dw dx (sum qw qx - offset sum qx) + m dx sum qx,      offset 8 for Q4_0, m for Q4_1 only
@@ -57,14 +57,12 @@ constexpr int64_t kOwnBytes = 4096;
 
 /// What a weight is times the integers of x: its layout, its dot products, what its quants are too
 /// large by.
-template <WeightFormat kFormat, int kBits>
-struct Quants {
-  static constexpr StripLayout kLayout = strip_layout(kFormat, kGroupSize);
-  static constexpr bool kNibbles = kFormat != WeightFormat::kQ8_0;
-  using Dots = LAMPO_ISA::Dots<kNibbles, kBits>;
-  static constexpr int kOffset = kFormat == WeightFormat::kQ4_0   ? 8
-                                 : kFormat == WeightFormat::kQ4_1 ? 0
-                                                                  : Dots::kSignedBias;
+template <class WeightFormat, int kBits>
+struct Operands {
+  using Format = WeightFormat;
+  using Group = StripGroup<Format>;
+  using Dots = LAMPO_ISA::Dots<Format::kCodeBits == 4, kBits>;
+  static constexpr int kOffset = Format::kOffset + Dots::kCodeBias;
 };
 
 /// The words of a phase times kRows rows of x, then those of the phases after it; finish gets row
@@ -100,9 +98,11 @@ template <class Q, int kRows>
   asm volatile("" ::: "memory");
   F32 scale[kParts], minimum[kParts];
   for (int part = 0; part < kParts; ++part) {
-    const F16* at = reinterpret_cast<const F16*>(group + Q::kLayout.scale_offset);
-    scale[part] = load(at + part * F32::kWidth);
-    if (Q::kLayout.has_min) minimum[part] = load(at + kStripRows + part * F32::kWidth);
+    const auto halves = [&](int offset) {
+      return load(reinterpret_cast<const F16*>(group + offset) + part * F32::kWidth);
+    };
+    scale[part] = halves(Q::Group::kScaleOffset);
+    if constexpr (Q::Format::kHasMinimum) minimum[part] = halves(Q::Group::kMinimumOffset);
   }
   Sums sums[kRows];
   add_phases<typename Q::Dots, 0>(group, words, rows.quants, sums, [&](int r, const Sums& sum) {
@@ -111,7 +111,7 @@ template <class Q, int kRows>
 #pragma GCC unroll 4
     for (int i = 0; i < kParts; ++i) {
       F32 total = fma(Q::Dots::to_float(sum.part[i], start), scale[i] * row_scale, acc[r][i]);
-      if (Q::kLayout.has_min) total = fma(minimum[i], row_sum, total);
+      if constexpr (Q::Format::kHasMinimum) total = fma(minimum[i], row_sum, total);
       acc[r][i] = total;
     }
   });
@@ -125,8 +125,8 @@ inline void strip_dot(const uint8_t* strip, const QuantizedRows& rows, int64_t r
   const int64_t step = rows.block_rows(row / kRowBlock * kRowBlock);
   const QuantizedRows first = rows.from(rows.place(row));
   for (int64_t g = 0; g < rows.groups; ++g) {
-    const uint8_t* group = strip + g * Q::kLayout.group_bytes;
-    for (int i = 0; i < Q::kLayout.group_bytes; i += 64) prefetch_l1(group + kPrefetchBytes + i);
+    const uint8_t* group = strip + g * Q::Group::kBytes;
+    for (int i = 0; i < Q::Group::kBytes; i += 64) prefetch_l1(group + kPrefetchBytes + i);
     add_group<Q>(group, first.from(g * step), acc);
   }
 #pragma GCC unroll 16
@@ -140,7 +140,7 @@ template <class Q, class Out, bool kGated>
 class Product {
  public:
   Product(const LinearParams& params, const QuantizedRows& rows)
-      : p(params), rows_(rows), strip_bytes_(rows.groups * Q::kLayout.group_bytes) {}
+      : p(params), rows_(rows), strip_bytes_(rows.groups * Q::Group::kBytes) {}
 
   void run(const Team& team) const {
     const int64_t num_strips = (num_outputs(p) + kStripRows - 1) / kStripRows;
@@ -200,9 +200,9 @@ class Product {
   const int64_t strip_bytes_;
 };
 
-template <WeightFormat kFormat, int kBits>
+template <class Format, int kBits>
 void run(const LinearParams& p, const Team& team) {
-  using Q = Quants<kFormat, kBits>;
+  using Q = Operands<Format, kBits>;
   alignas(64) char own[kOwnBytes];
   const bool fits = QuantizedRows::bytes(p, Q::Dots::kRowBytes) <= kOwnBytes;
   const QuantizedRows rows(p, Q::Dots::kRowBytes, fits ? own : p.workspace);
@@ -222,14 +222,7 @@ void run(const LinearParams& p, const Team& team) {
 
 void linear_packed(const LinearParams& p, const Team& team) {
   dispatch_int<8, 9, 16>(p.activation_bits, [&]<int kBits>() {
-    switch (p.format) {
-      case WeightFormat::kQ4_0:
-        return run<WeightFormat::kQ4_0, kBits>(p, team);
-      case WeightFormat::kQ4_1:
-        return run<WeightFormat::kQ4_1, kBits>(p, team);
-      case WeightFormat::kQ8_0:
-        return run<WeightFormat::kQ8_0, kBits>(p, team);
-    }
+    dispatch_format(p.format, [&]<class Format>() { run<Format, kBits>(p, team); });
   });
 }
 

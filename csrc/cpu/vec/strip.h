@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Integer dot products of 16 rows side by side, as packed weights lie (common/weight_format.h): a
+// Integer dot products of 16 rows side by side, as packed weights lie (common/formats/formats.h): a
 // strip is kParts registers wide, lane r of part p belongs to its row p kWidth + r.
 //
 // Dots<kNibbles, kBits>   a group of 32 inputs of a strip of 4- or 8-bit quants, times rows of x,
@@ -12,13 +12,13 @@
 //   load<kPhase>(group, words)      the words of a phase
 //   add<kPhase>(group, words, x, sums)   adds their products with a group of x
 //   to_float(sum, start)            sum + start
-//   kSignedBias   8-bit quants are multiplied with so much added: the caller knows the sum of x
+//   kCodeBias   8-bit quants are multiplied with so much added: the caller knows the sum of x
 // Integer sums are exact, so every ISA gets the same ones.
 #pragma once
 
 #include <type_traits>
 
-#include "common/weight_format.h"
+#include "common/formats/formats.h"
 #include "cpu/vec/vec.h"
 
 namespace lampo::cpu::LAMPO_ISA {
@@ -88,7 +88,7 @@ static inline Words plus_128(Words w) { return _mm512_xor_si512(w, _mm512_set1_e
 template <bool kNibbles, int kBits>
 struct Dots : BytesOfX<kNibbles, kBits> {
   static constexpr int kPhases = 1;
-  static constexpr int kSignedBias = 128;
+  static constexpr int kCodeBias = kNibbles ? 0 : 128;
 
   template <int kPhase>
   [[gnu::always_inline]] static void load(const uint8_t* group, Words (&words)[8]) {
@@ -183,7 +183,7 @@ static inline void store_pairs(int8_t* to, F32 x) {
 template <int kBits>
 struct NibbleDots : BytesOfX<true, kBits> {
   static constexpr int kPhases = 2;
-  static constexpr int kSignedBias = 0;
+  static constexpr int kCodeBias = 0;
 
   template <int kPhase>
   [[gnu::always_inline]] static void load(const uint8_t* group, Words (&words)[8]) {
@@ -279,7 +279,7 @@ template <bool kNibbles>
 struct WideDots {
   static constexpr int kPhases = 16 / kSteps;
   static constexpr int kRowBytes = 64;
-  static constexpr int kSignedBias = 0;
+  static constexpr int kCodeBias = 0;
 
   static void store(int8_t* to, const F32 (&q)[kGroupVectors], int) {
     for (int i = 0; i < kGroupVectors; ++i) store_pairs(to + 2 * i * F32::kWidth, q[i]);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// out = norm(x) w^T + bias on packed 4- and 8-bit weights (weight_format.h), and what may follow.
-// The twin of cpu/linear/linear_packed.cpp: x is quantized in groups of 32 to int8, or with
-// activation_bits 9 or 16 to two planes of it, and a group of a weight row contributes
+// out = norm(x) w^T + bias on packed 4- and 8-bit weights (common/formats/formats.h), and what
+// may follow. The twin of cpu/linear/linear_packed.cpp: x is quantized in groups of 32 to int8, or
+// with activation_bits 9 or 16 to two planes of it, and a group of a weight row contributes
 //   dw dx (sum qw qx - offset sum qx) + m dx sum qx,      offset 8 for Q4_0, m for Q4_1 only
 // with exact integer sums, added in f32 in two fused steps. Only the order of groups differs.
 //
@@ -35,24 +35,19 @@
 namespace lampo::cuda {
 namespace {
 
-template <WeightFormat kFormat>
-inline constexpr StripLayout kLayout = strip_layout(kFormat, kGroupSize);
-template <WeightFormat kFormat>
-inline constexpr bool kNibbles = kLayout<kFormat>.words == 4;
-
 /// A group of a strip: of its rows 2 g and 2 g + 1 the words t (and of 8 bits 4 + t), d and m.
-template <WeightFormat kFormat>
+template <class Format>
 struct PackedPiece {
-  uint32_t words[kLayout<kFormat>.words / 4][2];
+  uint32_t words[StripGroup<Format>::kWords / 4][2];
   uint32_t scales[1];
   uint32_t minima[1];
 };
 
 /// Of a token's group, beside its quants.
-template <WeightFormat kFormat>
+template <class Format>
 struct alignas(8) GroupScale {
   float scale;
-  std::conditional_t<kFormat == WeightFormat::kQ4_1, float, int> offset;  // scale * sum, or -8 sum
+  std::conditional_t<Format::kHasMinimum, float, int> offset;  // scale * sum, or -kOffset * sum
 };
 
 __device__ inline uint32_t pack_int8(const float* from) {
@@ -71,10 +66,11 @@ __device__ inline auto fold_quad(auto value, Fold fold) {
   return fold(value, shuffle_xor(value, 2));
 }
 
-template <WeightFormat kFormat, int kPlanes, int kStrips>
+template <class Format, int kPlanes, int kStrips>
 struct PackedProduct {
-  using Piece = PackedPiece<kFormat>;
-  static constexpr int kInFlight = packed_in_flight(kFormat);
+  using Piece = PackedPiece<Format>;
+  using Group = StripGroup<Format>;
+  static constexpr int kInFlight = packed_in_flight(Group::kBytes);
   static constexpr int kNormedTogether = 2;
   static constexpr int kChunkBytes = packed_chunk_bytes(kPlanes);
 
@@ -89,23 +85,24 @@ struct PackedProduct {
     auto* from = memory.x + chunk * num_tokens * kChunkBytes;
     return reinterpret_cast<FragmentB*>(from) + (plane * num_tokens + token) * 4 + t;
   }
-  __device__ GroupScale<kFormat>* x_scale(int chunk, int token) const {
-    return reinterpret_cast<GroupScale<kFormat>*>(x_part(chunk, kPlanes, 0, 0)) + token;
+  __device__ GroupScale<Format>* x_scale(int chunk, int token) const {
+    return reinterpret_cast<GroupScale<Format>*>(x_part(chunk, kPlanes, 0, 0)) + token;
   }
 
   __device__ Piece load(int64_t first_row, int chunk) const {
-    constexpr StripLayout layout = kLayout<kFormat>;
     const int64_t groups = p.in_features / kGroupSize;
     const int64_t last = (p.out_features + kStripRows - 1) / kStripRows - 1;
     const int64_t group = min(first_row / kStripRows, last) * groups + chunk;
-    const uint8_t* from = static_cast<const uint8_t*>(p.weight) + group * layout.group_bytes;
+    const uint8_t* from = static_cast<const uint8_t*>(p.weight) + group * Group::kBytes;
     Piece piece = {};
 #pragma unroll
-    for (int i = 0; i < layout.words / 4; ++i) {
+    for (int i = 0; i < Group::kWords / 4; ++i) {
       load_once(piece.words[i], from + (4 * i + at.t) * kStripRows * 4 + at.g * 8);
     }
-    load_once(piece.scales, from + layout.scale_offset + at.g * 4);
-    if constexpr (layout.has_min) load_once(piece.minima, from + layout.min_offset + at.g * 4);
+    load_once(piece.scales, from + Group::kScaleOffset + at.g * 4);
+    if constexpr (Format::kHasMinimum) {
+      load_once(piece.minima, from + Group::kMinimumOffset + at.g * 4);
+    }
     return piece;
   }
 
@@ -156,15 +153,15 @@ struct PackedProduct {
     }
     if (quarter > 0) return;
     const float scale = unit / 127.0f;
-    if constexpr (kFormat == WeightFormat::kQ4_1) {
+    if constexpr (Format::kHasMinimum) {
       *x_scale(chunk, token) = {scale, scale * static_cast<float>(sum)};
     } else {
-      *x_scale(chunk, token) = {scale, kFormat == WeightFormat::kQ4_0 ? -8 * sum : 0};
+      *x_scale(chunk, token) = {scale, -Format::kOffset * sum};
     }
   }
 
   __device__ static FragmentA fragment(const Piece& piece) {
-    if constexpr (kNibbles<kFormat>) {
+    if constexpr (Format::kCodeBits == 4) {
       constexpr uint32_t kLow = 0x0f0f0f0fu;
       const uint32_t (&w)[2] = piece.words[0];
       return {{w[0] & kLow, w[1] & kLow, w[0] >> 4 & kLow, w[1] >> 4 & kLow}};
@@ -184,7 +181,7 @@ struct PackedProduct {
       FragmentB right[kPlanes];
 #pragma unroll
       for (int i = 0; i < kPlanes; ++i) right[i] = *x_part(place, i, column, at.t);
-      GroupScale<kFormat> of[2];
+      GroupScale<Format> of[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         of[i] = *x_scale(place, min(tile * 8 + 2 * at.t + i, num_tokens - 1));
@@ -198,7 +195,7 @@ struct PackedProduct {
 #pragma unroll
           for (int i = 0; i < 4; ++i) dot.value[i] *= 256;
         }
-        if constexpr (kFormat == WeightFormat::kQ4_0) {
+        if constexpr (Format::kOffset != 0) {
 #pragma unroll
           for (int i = 0; i < 4; ++i) dot.value[i] += of[i % 2].offset;
         }
@@ -208,7 +205,7 @@ struct PackedProduct {
           const float scale = widen_f16(pieces[r].scales[0] >> 16 * (i / 2));
           float& total = sum[r][tile].value[i];
           total = fmaf(static_cast<float>(dot.value[i]), scale * of[i % 2].scale, total);
-          if constexpr (kFormat == WeightFormat::kQ4_1) {
+          if constexpr (Format::kHasMinimum) {
             const float minimum = widen_f16(pieces[r].minima[0] >> 16 * (i / 2));
             total = fmaf(minimum, of[i % 2].offset, total);
           }
@@ -218,37 +215,30 @@ struct PackedProduct {
   }
 };
 
-template <WeightFormat kFormat, int kPlanes, int kStrips>
+template <class Format, int kPlanes, int kStrips>
 __global__ void __launch_bounds__(kLinearThreads)
     linear_packed_kernel(const __grid_constant__ LinearParams p,
                          const __grid_constant__ LinearTile tile, bool x_aligned) {
   const LinearMemory memory(tile, p.num_tokens);
   const LinearInput x{p, memory.scale, x_aligned};
-  const PackedProduct<kFormat, kPlanes, kStrips> product{p, x, memory};
+  const PackedProduct<Format, kPlanes, kStrips> product{p, x, memory};
   multiply_groups<kStrips>(p, tile, memory, product);
 }
 
-template <WeightFormat kFormat>
+template <class Format>
 void run(const LinearParams& p, int device, Stream stream) {
   dispatch_int<8, 16>(p.activation_bits == 8 ? 8 : 16, [&]<int kBits>() {
     constexpr int kPlanes = kBits / 8;
-    launch_linear(p, packed_chunk_bytes(kPlanes), packed_in_flight(kFormat),
-                  linear_packed_kernel<kFormat, kPlanes, 1>,
-                  linear_packed_kernel<kFormat, kPlanes, 2>, device, stream);
+    launch_linear(p, packed_chunk_bytes(kPlanes), packed_in_flight(StripGroup<Format>::kBytes),
+                  linear_packed_kernel<Format, kPlanes, 1>,
+                  linear_packed_kernel<Format, kPlanes, 2>, device, stream);
   });
 }
 
 }  // namespace
 
 void linear_packed(const LinearParams& p, int device, Stream stream) {
-  switch (p.format) {
-    case WeightFormat::kQ4_0:
-      return run<WeightFormat::kQ4_0>(p, device, stream);
-    case WeightFormat::kQ4_1:
-      return run<WeightFormat::kQ4_1>(p, device, stream);
-    case WeightFormat::kQ8_0:
-      return run<WeightFormat::kQ8_0>(p, device, stream);
-  }
+  dispatch_format(p.format, [&]<class Format>() { run<Format>(p, device, stream); });
 }
 
 }  // namespace lampo::cuda

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "common/weight_format.h"
+#include "common/formats/formats.h"
 
 namespace lampo::cuda {
 
@@ -47,10 +47,9 @@ constexpr int64_t linear_sums_bytes(int64_t tokens, int strips) {
 /// Of dense weights of so many bytes each: 128 bytes of every lane, 64 KB of a multiprocessor.
 constexpr int dense_in_flight(int weight_bytes) { return 8 / weight_bytes; }
 
-/// Of packed weights: 61 to 74 KB of a multiprocessor.
-constexpr int packed_in_flight(WeightFormat format) {
-  return format == WeightFormat::kQ4_0 ? 16 : format == WeightFormat::kQ4_1 ? 12 : 8;
-}
+/// Of packed weights: as many groups as 4.5 KB of a warp hold, in fours. 16 of Q4_0, 12 of Q4_1, 8
+/// of Q8_0: 61 to 74 KB of a multiprocessor.
+constexpr int packed_in_flight(int group_bytes) { return 4608 / group_bytes / 4 * 4; }
 
 /// A token's chunk of x: so many planes of int8, and 8 bytes of scales.
 constexpr int packed_chunk_bytes(int planes) { return planes * kLinearChunk + 8; }

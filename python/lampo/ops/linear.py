@@ -38,7 +38,7 @@ _embedding_packed = register(
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """A weight in blocks of 32 quants, its rows interleaved by 16 (csrc/common/weight_format.h).
+    """A weight in blocks of 32 quants, its rows interleaved by 16 (csrc/common/formats/formats.h).
 
     The same bits as GGUF's blocks, in the order in which the kernels read them.
 
