@@ -111,6 +111,7 @@ void linear(const TensorView& x,       // [num_tokens, in_features] float32, bfl
 
 /// Packed weights: GGUF's Q4_0, Q4_1 and Q8_0 (common/formats/formats.h).
 WeightFormat parse_weight_format(const std::string& name);  // its kName, as "q4_0"
+int64_t packed_block_bytes(WeightFormat format);            // of 32 weights of a row in the file
 int64_t packed_strip_bytes(WeightFormat format, int64_t in_features);
 void pack_weight(const TensorView& blocks,  // [rows, row_bytes] uint8, as in the file
                  WeightFormat format,

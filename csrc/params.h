@@ -4,6 +4,7 @@
 // be null says so. dtype is the type of the activations.
 #pragma once
 
+#include "common/attention.h"
 #include "common/formats/formats.h"
 #include "common/tensor_view.h"
 
@@ -103,7 +104,7 @@ struct AppendKvParams {
 struct PagedAttentionParams {
   DType dtype;        // of q and out
   DType cache_dtype;  // of k_cache and v_cache
-  bool causal;
+  AttentionMask mask;
   bool deterministic;  // CUDA: bits that do not depend on the batch; on the CPU they never do
   int64_t batch_size;
   int64_t num_tokens;  // of q; those past cu_seqlens_q[batch_size] are padding: 0 and -inf
@@ -113,7 +114,6 @@ struct PagedAttentionParams {
   int64_t page_size;          // a power of two
   int64_t max_pages_per_seq;  // columns of page_table
   int64_t num_pages;          // of k_cache and v_cache
-  int64_t sliding_window;     // position p sees (p - window, p]; 0: all
   float softmax_scale;
   float soft_cap;               // 0: none
   const void* q;                // [num_tokens, num_qo_heads, head_dim]

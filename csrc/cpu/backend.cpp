@@ -72,8 +72,10 @@ int64_t bytes_of(const PagedAttentionParams& p) {
   int64_t num_keys = 0;
   for (int64_t seq = 0; seq < p.batch_size; ++seq) {
     const int64_t num_tokens = p.cu_seqlens_q[seq + 1] - p.cu_seqlens_q[seq];
-    const int64_t seen = p.sliding_window > 0 ? p.sliding_window + num_tokens - 1 : p.seq_lens[seq];
-    if (num_tokens > 0) num_keys += seen < p.seq_lens[seq] ? seen : p.seq_lens[seq];
+    const int64_t seq_len = p.seq_lens[seq];
+    if (num_tokens == 0) continue;
+    const auto seen = keys_seen_by_any(p.mask, seq_len - num_tokens, seq_len - 1, seq_len);
+    num_keys += seen.end - seen.begin;
   }
   return 2 *
          (num_keys * p.num_kv_heads * size_of(p.cache_dtype) +

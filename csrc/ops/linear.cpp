@@ -95,14 +95,19 @@ void check_groups(const char* name, int64_t in_features) {
 
 WeightFormat parse_weight_format(const std::string& name) {
   WeightFormat found{};
-  std::string names;
+  std::string before, last;  // "a, b" and "c" for the formats a, b and c
   const bool known = find_format(WeightFormats{}, [&]<class Format>(WeightFormat value) {
     found = value;
-    names += (names.empty() ? "" : ", ") + std::string(Format::kName);
-    return name == Format::kName;
+    if (!last.empty()) before += (before.empty() ? "" : ", ") + last;
+    last = Format::kName;
+    return name == last;
   });
-  check_that(known, "format", "expected one of " + names + ", got '" + name + "'");
+  check_that(known, "format", "expected " + before + " or " + last + ", got '" + name + "'");
   return found;
+}
+
+int64_t packed_block_bytes(WeightFormat format) {
+  return strip_layout(format, kGroupSize).block_bytes;
 }
 
 int64_t packed_strip_bytes(WeightFormat format, int64_t in_features) {
@@ -142,7 +147,7 @@ void pack_weight(const TensorView& blocks, WeightFormat format, const TensorView
   check_dtype("blocks", blocks, {DType::kU8});
   check_inner_contiguous("blocks", blocks);
   check_device("blocks", blocks, Device{});
-  const int block_bytes = strip_layout(format, kGroupSize).block_bytes;
+  const int64_t block_bytes = packed_block_bytes(format);
   check_that(blocks.shape[1] > 0 && blocks.shape[1] % block_bytes == 0, "blocks",
              "expected rows of whole blocks of " + std::to_string(block_bytes) + " bytes, got " +
                  shape_string(blocks));

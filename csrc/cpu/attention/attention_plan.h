@@ -60,22 +60,12 @@ static inline int64_t attention_workspace_bytes(int num_threads, int64_t group_s
   return (scratch_floats(head_dim) * num_threads + partials) * 4;
 }
 
-struct KeyRange {
-  int64_t begin, end;
-};
+using KeyRange = Interval<int64_t>;
 
 /// What a sum of products goes over.
 struct Depth {
   int begin, end;
 };
-
-/// The keys that the token at `position` sees; empty where begin >= end.
-static inline KeyRange visible_keys(const PagedAttentionParams& p, int64_t position,
-                                    int64_t seq_len) {
-  if (position < 0 || seq_len <= 0) return {0, 0};
-  const int64_t begin = p.sliding_window > 0 ? position - p.sliding_window + 1 : 0;
-  return {begin > 0 ? begin : 0, p.causal ? position + 1 : seq_len};
-}
 
 /// Rows [row_begin, row_end) of a sequence, row = token * group_size + head in its group.
 struct QueryTile {
@@ -130,12 +120,8 @@ static inline void for_each_query_tile(const PagedAttentionParams& p, int64_t se
   for (int64_t row = 0; row < num_rows; row += tile_rows) {
     tile.row_begin = row;
     tile.row_end = row + tile_rows < num_rows ? row + tile_rows : num_rows;
-    const int64_t last_token = (tile.row_end - 1) / group_size;
-    // Positions grow along the rows, and a negative one sees nothing.
-    const int64_t last = tile.first_position + last_token;
-    int64_t first = tile.first_position + row / group_size;
-    if (first < 0) first = last < 0 ? last : 0;
-    tile.keys = {visible_keys(p, first, seq_len).begin, visible_keys(p, last, seq_len).end};
+    tile.keys = keys_seen_by_any(p.mask, tile.first_position + row / group_size,
+                                 tile.first_position + (tile.row_end - 1) / group_size, seq_len);
     fn(tile);
   }
 }

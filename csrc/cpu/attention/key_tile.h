@@ -95,11 +95,10 @@ static inline void find_scales(const PagedAttentionParams& p, const QueryTile& t
 /// last].
 static inline RowView view_of(const PagedAttentionParams& p, const QueryTile& tile, int64_t start,
                               int64_t first, int64_t last) {
-  const KeyRange a = visible_keys(p, first, tile.seq_len);
-  const KeyRange b = visible_keys(p, last, tile.seq_len);
+  const KeyRange seen = keys_seen_by_any(p.mask, first, last, tile.seq_len);
   RowView view;
-  view.begin = static_cast<int>(a.begin > start ? a.begin - start : 0);
-  view.end = static_cast<int>(b.end - start < kKeyTile ? b.end - start : kKeyTile);
+  view.begin = static_cast<int>(seen.begin > start ? seen.begin - start : 0);
+  view.end = static_cast<int>(seen.end - start < kKeyTile ? seen.end - start : kKeyTile);
   view.first = view.begin / F32::kWidth;
   view.last = (view.end + F32::kWidth - 1) / F32::kWidth;
   return view;

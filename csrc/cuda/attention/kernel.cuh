@@ -45,8 +45,9 @@ class WarpRows {
   /// Whether any of the rows sees any of the warp's keys of a key tile.
   __device__ bool sees(int key_tile) const {
     const int begin = key_tile * Traits::kKeys + first_key_;
-    return begin < seen_from(last_position_).end &&
-           begin + Traits::kWarpKeys > seen_from(first_position_).begin;
+    const Range seen =
+        keys_seen_by_any(a_.p.mask, first_position_, last_position_, work_.sequence.seq_len);
+    return begin < seen.end && begin + Traits::kWarpKeys > seen.begin;
   }
 
   /// Weights of a key tile, unnormalised, and what they do to the states.
@@ -57,10 +58,9 @@ class WarpRows {
     }
     if (a_.cap_inner != 0.0f) cap_scores();
     const int begin = key_tile * Traits::kKeys + first_key_;
-    if (begin < seen_from(last_position_).begin ||
-        begin + Traits::kWarpKeys > seen_from(first_position_).end) {
-      mask(begin);
-    }
+    const Range seen =
+        keys_seen_by_all(a_.p.mask, first_position_, last_position_, work_.sequence.seq_len);
+    if (begin < seen.begin || begin + Traits::kWarpKeys > seen.end) mask(begin);
     update_states();
   }
 
@@ -109,9 +109,6 @@ class WarpRows {
   __device__ int position_of(int row) const {
     return work_.sequence.position(row / group_size_of(a_.p));
   }
-  __device__ Range seen_from(int position) const {
-    return visible_keys(a_.p, position, work_.sequence.seq_len);
-  }
   /// The row, among the warp's, of a lane's elements 0 and 1, or, half = 1, 2 and 3.
   __device__ int row_of(int m, int half) const { return 16 * m + 8 * half + lane_ / 4; }
 
@@ -155,7 +152,7 @@ class WarpRows {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int row = work_.tile.row_begin + first_row_ + row_of(m, half);
-        seen[m][half] = seen_from(position_of(row));
+        seen[m][half] = visible_keys(a_.p.mask, position_of(row), work_.sequence.seq_len);
       }
     }
     first_key += lane_ % 4 * 2;

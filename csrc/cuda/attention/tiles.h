@@ -30,9 +30,7 @@ struct Sequence {
 };
 
 /// Keys, or key tiles, [begin, end).
-struct Range {
-  int begin, end;
-};
+using Range = Interval<int>;
 
 /// The rows [begin, end) of a sequence and the keys that any of them sees.
 struct Tile {
@@ -68,14 +66,6 @@ LAMPO_HOST_DEVICE static inline Sequence sequence_of(const PagedAttentionParams&
   return {begin, end - begin, clamp_to(p.seq_lens[seq], 0, capacity)};
 }
 
-/// The keys that the token at `position` sees.
-LAMPO_HOST_DEVICE static inline Range visible_keys(const PagedAttentionParams& p, int position,
-                                                   int seq_len) {
-  if (position < 0) return {0, 0};
-  const int64_t begin = p.sliding_window > 0 ? position - p.sliding_window + 1 : 0;
-  return {begin > 0 ? static_cast<int>(begin) : 0, p.causal ? position + 1 : seq_len};
-}
-
 LAMPO_HOST_DEVICE static inline int num_row_tiles(const PagedAttentionParams& p, TileShape shape,
                                                   const Sequence& sequence) {
   return ceil_div(sequence.num_tokens * group_size_of(p), shape.rows);
@@ -87,12 +77,9 @@ LAMPO_HOST_DEVICE static inline Tile tile_of(const PagedAttentionParams& p, Tile
   const int num_rows = sequence.num_tokens * group_size;
   Tile tile{row_tile * shape.rows, num_rows, {0, 0}};
   if (num_rows - tile.row_begin > shape.rows) tile.row_end = tile.row_begin + shape.rows;
-  // Positions grow along the rows, and a negative one sees nothing.
-  const int last = sequence.position((tile.row_end - 1) / group_size);
-  if (last < 0 || sequence.seq_len == 0) return tile;
-  const int first = sequence.position(tile.row_begin / group_size);
-  tile.keys = {visible_keys(p, first > 0 ? first : 0, sequence.seq_len).begin,
-               visible_keys(p, last, sequence.seq_len).end};
+  tile.keys =
+      keys_seen_by_any(p.mask, sequence.position(tile.row_begin / group_size),
+                       sequence.position((tile.row_end - 1) / group_size), sequence.seq_len);
   return tile;
 }
 

@@ -85,9 +85,7 @@ def pack_weight(
 
     Source: the GGUF block formats of ggml.
     """
-    block_bytes = {"q4_0": 18, "q4_1": 20, "q8_0": 34}.get(format)
-    if block_bytes is None:
-        raise ValueError(f"format: expected q4_0, q4_1 or q8_0, got {format!r}")
+    block_bytes = _C.packed_block_bytes(format)
     if blocks.ndim != 2 or blocks.shape[1] % block_bytes or not blocks.shape[1]:
         raise ValueError(
             f"blocks: expected [rows, n * {block_bytes}] for {format}, got {tuple(blocks.shape)}"
