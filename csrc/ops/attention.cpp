@@ -192,9 +192,7 @@ void paged_attention(const TensorView& q, const TensorView& k_cache, const Tenso
     // A layer with a window looks at fewer pages than one without.
     cpu::check_values(params.page_table, num_pages + (params.mask.sliding_window << 32),
                       [=] { check_batch(params); });
-    return cpu::paged_attention(params);
-  }
-  if (const HostCopy cu("paged_attention", cu_seqlens_q, stream); cu) {
+  } else if (const HostCopy cu("paged_attention", cu_seqlens_q, stream); cu) {
     const HostCopy lens("paged_attention", seq_lens, stream);
     const HostCopy pages("paged_attention", page_table, stream);
     PagedAttentionParams copied = params;
@@ -203,7 +201,7 @@ void paged_attention(const TensorView& q, const TensorView& k_cache, const Tenso
     copied.page_table = pages.view().ptr<const int32_t>();
     check_batch(copied);
   }
-  cuda::paged_attention(params, q.device.index, stream);
+  on_device(q.device, stream, params, cpu::paged_attention, cuda::paged_attention);
 }
 
 void merge_states(const TensorView& out_partial, const TensorView& lse_partial,
@@ -250,8 +248,7 @@ void merge_states(const TensorView& out_partial, const TensorView& lse_partial,
       .stride_out_head = out.stride[1],
       .stride_lse_token = lse != nullptr ? lse->stride[0] : 0,
   };
-  if (out.device.type == DeviceType::kCPU) return cpu::merge_states(params);
-  return cuda::merge_states(params, out.device.index, stream);
+  on_device(out.device, stream, params, cpu::merge_states, cuda::merge_states);
 }
 
 }  // namespace lampo

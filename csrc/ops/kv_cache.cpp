@@ -199,8 +199,7 @@ void append_kv(OptionalTensor q, const TensorView& k, const TensorView& v,
       .stride_v_scale_slot = stride(v_scale, 2),
       .stride_cos_sin_position = stride(cos_sin, 0),
   };
-  if (k.device.type == DeviceType::kCPU) return cpu::append_kv(params);
-  cuda::append_kv(params, k.device.index, stream);
+  on_device(k.device, stream, params, cpu::append_kv, cuda::append_kv);
 }
 
 }  // namespace lampo

@@ -138,8 +138,7 @@ void linear(const TensorView& x, const TensorView& weight, OptionalTensor bias,
   params.weight_dtype = weight.dtype;
   params.weight = weight.data;
   params.stride_weight_row = weight.stride[0];
-  if (x.device.type == DeviceType::kCPU) return cpu::linear(params);
-  cuda::linear(params, x.device.index, stream);
+  on_device(x.device, stream, params, cpu::linear, cuda::linear);
 }
 
 void pack_weight(const TensorView& blocks, WeightFormat format, const TensorView& out) {
@@ -189,8 +188,7 @@ void linear_packed(const TensorView& x, const TensorView& weight, WeightFormat f
   params.packed = true;
   params.format = format;
   params.weight = weight.data;
-  if (x.device.type == DeviceType::kCPU) return cpu::linear(params);
-  cuda::linear(params, x.device.index, stream);
+  on_device(x.device, stream, params, cpu::linear, cuda::linear);
 }
 
 }  // namespace lampo
