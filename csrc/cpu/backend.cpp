@@ -126,9 +126,8 @@ void launch(std::string_view name, Kernel<Params> kernel, const Params& params) 
 }
 
 std::string describe(const LinearParams& p) {
-  const char* const formats[] = {"q4_0", "q4_1", "q8_0"};
   return "linear [" + std::to_string(p.out_features) + ", " + std::to_string(p.in_features) + "] " +
-         (p.packed ? formats[static_cast<int>(p.format)] : name_of(p.weight_dtype));
+         (p.packed ? name_of(p.format) : name_of(p.weight_dtype));
 }
 
 }  // namespace

@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -309,24 +307,3 @@ def test_import_is_light():
     """`import lampo` alone loads neither torch nor NumPy."""
     script = "import lampo, sys; print([m for m in ('torch', 'numpy') if m in sys.modules])"
     assert run_python(script).stdout == "[]\n"
-
-
-SOURCES = Path(__file__).resolve().parents[2] / "csrc"
-
-
-def test_bindings_include_nothing_of_cuda():
-    """They see the public headers: a binding for tests belongs to tests/hooks/."""
-    files = sorted((SOURCES / "bindings").glob("*.*"))
-    assert len(files) > 5
-    assert [file.name for file in files if '#include "cuda/' in file.read_text()] == []
-
-
-def test_formats_are_named_in_their_folder_alone():
-    """A new format is a file of common/formats/ and an entry of the list there."""
-    names = {file.stem for file in (SOURCES / "common/formats").glob("q*.h")}
-    assert {"q4_0", "q4_1", "q8_0"} <= names
-    for file in SOURCES.rglob("*.*"):
-        if file.parent.name != "formats":
-            code = re.sub(r"//.*", "", file.read_text())
-            found = [name for name in names if name.casefold() in code.casefold()]
-            assert found == [], file

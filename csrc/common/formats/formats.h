@@ -60,6 +60,12 @@ static inline void dispatch_format(WeightFormat format, Fn&& fn) {
   });
 }
 
+static inline const char* name_of(WeightFormat format) {
+  const char* name = "";
+  dispatch_format(format, [&]<class Format>() { name = Format::kName; });
+  return name;
+}
+
 /// A group of a strip. Offsets and sizes in bytes.
 template <class Format>
 struct StripGroup {

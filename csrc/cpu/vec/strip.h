@@ -315,7 +315,7 @@ struct WideDots {
 
 #if defined(__AVX2__)
 template <bool kNibbles, int kBits>
-using Dots = std::conditional_t < kNibbles&& kBits<16, NibbleDots<kBits>, WideDots<kNibbles> >;
+using Dots = std::conditional_t<(kNibbles && kBits < 16), NibbleDots<kBits>, WideDots<kNibbles> >;
 #else
 template <bool kNibbles, int kBits>
 using Dots = WideDots<kNibbles>;

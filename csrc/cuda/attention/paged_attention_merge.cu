@@ -20,6 +20,7 @@ namespace lampo::cuda {
 namespace {
 
 constexpr int kWarps = 4;
+constexpr int kThreads = kWarps * kWarpSize;
 constexpr int kPer = 4;  // dims of a lane
 
 /// The partial states of a tile: the first row of each.
@@ -52,7 +53,7 @@ __device__ inline Parts parts_of(const Plan& plan, const Tile& tile, int cut, in
 }
 
 template <class T>
-__global__ void __launch_bounds__(kWarps* kWarpSize, 1)
+__global__ void __launch_bounds__(kThreads, 1)
     merge_kernel(const __grid_constant__ PagedAttentionParams p, const __grid_constant__ Plan plan,
                  bool vector_out) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
@@ -108,7 +109,7 @@ void run_merge(const PagedAttentionParams& p, const Plan& plan, int device, Stre
       .stream = stream,
       .grid = dim3(static_cast<unsigned>(plan.num_blocks) - 1,
                    static_cast<unsigned>(plan.shape.rows / (2 * kWarps))),
-      .block = dim3(kWarps * kWarpSize),
+      .block = dim3(kThreads),
   };
   dispatch_dtype<BF16, F16>(p.dtype,
                             [&]<class T>() { launch(at, merge_kernel<T>, p, plan, vector_out); });
