@@ -52,8 +52,8 @@ const KernelTable& choose_table(const std::string& isa, const char* argument) {
 
 std::atomic<const KernelTable*> current_table{nullptr};
 
-// What an op has to move in and out, each input once: for profiles, and to decide how many threads
-// are worth waking.
+// Bytes that an op moves in and out, every input once: for profiles, and for the number of threads
+// to wake.
 
 int64_t bytes_of(const RmsNormParams& p) {
   return p.num_tokens * p.hidden_size * (p.residual != nullptr ? 4 : 2) * size_of(p.dtype);
@@ -105,11 +105,11 @@ int64_t bytes_of(const TokenLogprobsParams& p) {
   return p.batch_size * p.vocab_size * size_of(p.dtype);
 }
 
-/// Waking the workers costs some microseconds: ops with less work than this stay on one thread.
+/// Work below which an op stays on one thread: waking the workers costs some microseconds.
 constexpr int64_t kWorkWorthATeam = 64 * 1024;
 
-/// Runs an op, and records it if the calling thread is recording a program. `work` in bytes moved
-/// or what takes as long.
+/// Runs an op, and records it if the calling thread is recording a program. work: bytes moved, or
+/// an equivalent of other work.
 template <class Params>
 void launch(std::string_view name, Kernel<Params> kernel, const Params& params, int64_t work) {
   run_team([&](const Team& team) { kernel(params, team); }, work < kWorkWorthATeam ? 1 : 0);
