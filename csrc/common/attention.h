@@ -21,8 +21,7 @@ struct Interval {
   Int begin, end;
 };
 
-/// The keys that a query at `position` sees. A negative position, that of a query which its
-/// sequence is too short for, sees none.
+/// The keys that a query at `position` sees; none if it is negative (more queries than keys).
 template <class Int>
 LAMPO_HOST_DEVICE static inline Interval<Int> visible_keys(const AttentionMask& mask, Int position,
                                                            Int seq_len) {

@@ -17,7 +17,7 @@ void check_lengths_tensor(const char* name, const TensorView& t, int64_t size, D
   check_device(name, t, device);
 }
 
-/// The values in the index tensors, on the host.
+/// Checks the values of the index tensors, on the host.
 void check_batch(const PagedAttentionParams& p) {
   const int64_t num_pages = p.num_pages;
   check_that(p.cu_seqlens_q[0] == 0, "cu_seqlens_q",
@@ -189,7 +189,7 @@ void paged_attention(const TensorView& q, const TensorView& k_cache, const Tenso
   };
   if (q.device.type == DeviceType::kCPU) {
     const int64_t num_pages = params.num_pages;
-    // A layer with a window looks at fewer pages than one without.
+    // The window is part of the key: layers with another one check other entries.
     cpu::check_values(params.page_table, num_pages + (params.mask.sliding_window << 32),
                       [=] { check_batch(params); });
   } else if (const HostCopy cu("paged_attention", cu_seqlens_q, stream); cu) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How an op reaches its backend.
+// The backends of an op, and the choice between them.
 #pragma once
 
 #include "common/check.h"

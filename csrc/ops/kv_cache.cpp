@@ -50,7 +50,7 @@ void check_kv_cache(const TensorView& k_cache, const TensorView& v_cache, Option
 
 namespace {
 
-/// Before anything is written: a CPU op can afford to look.
+/// Checks slots before anything is written, which a CPU op can afford.
 void check_slots(const TensorView& slot_mapping, int64_t num_slots) {
   const int64_t* slots = slot_mapping.ptr<const int64_t>();
   for (int64_t token = 0; token < slot_mapping.shape[0]; ++token) {

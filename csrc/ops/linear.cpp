@@ -5,12 +5,12 @@
 namespace lampo {
 namespace {
 
-/// Of a packed weight on CUDA, which reads it by up to 8 bytes.
+/// Alignment of a packed weight on CUDA, which reads it by up to 8 bytes.
 constexpr uintptr_t kPackedAlignment = 16;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/// What dense and packed linears have in common, checked and filled in.
+/// Checks the common arguments of dense and packed linears; returns Params with them.
 LinearParams check_linear(const TensorView& x, int64_t out_features, OptionalTensor bias,
                           const LinearOptions& options, const TensorView& out,
                           OptionalTensor workspace) {
@@ -116,7 +116,8 @@ int64_t packed_strip_bytes(WeightFormat format, int64_t in_features) {
 }
 
 int64_t linear_workspace_size(int64_t num_tokens, int64_t in_features) {
-  // A normed row in float32 or as two bfloat16; or quants of 16 bits, their scales and two sums.
+  // A row takes its normed values in float32, or as two bfloat16, or as integers of 16 bits with
+  // scales and two sums.
   return num_tokens * ceil_div(in_features, kGroupSize) * kGroupSize * 4;
 }
 

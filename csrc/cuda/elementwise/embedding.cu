@@ -4,12 +4,12 @@
 // outside [0, vocab_size) gives a row of zeros.
 //
 // Dense: a thread takes 16 bytes of a row of out. Packed: a thread takes one 4-byte word of a row,
-// which lies 64 bytes from the next: 4 outputs of Q8_0, 2 times 4 of Q4_0 and Q4_1. A block takes
-// up to 256 neighbouring vectors, or words, of one row (row_layout.h). Rows of out (or of a dense
-// table) that are not aligned to 16 bytes go element by element.
+// 64 bytes from the next: 4 outputs with 8-bit codes, 2 times 4 with 4-bit ones. A block takes up
+// to 256 neighbouring vectors, or words, of one row (row_layout.h). Rows of out (or of a dense
+// table) not aligned to 16 bytes are accessed element by element.
 //
-// Bytes: a row of the table, and of out, per token: always a small part of a step, and for one
-// token latency. A word of a strip costs a sector of 32 bytes: 8 times the row, 18 KB of Q4_0 at
+// Bytes: a row of the table and of out per token: a small part of a step; one token is bound by
+// latency. A word of a strip costs a sector of 32 bytes: 8 times the row, 18 KB with 4-bit codes at
 // hidden_size 4096.
 //
 // Limits: none on shapes. Not run on a GPU yet: compiled for sm_80 to sm_120 without spills, and
@@ -23,14 +23,14 @@
 namespace lampo::cuda {
 namespace {
 
-/// The token's row of the table; -1: none.
+/// Row of the table for a token; -1: none.
 __device__ inline int64_t row_of(const EmbeddingParams& p, int64_t token) {
   const int64_t id = p.id_dtype == DType::kI64 ? static_cast<const int64_t*>(p.token_ids)[token]
                                                : static_cast<const int32_t*>(p.token_ids)[token];
   return id >= 0 && id < p.vocab_size ? id : -1;
 }
 
-/// Blocks of one row after the other; they stride over what the grid cannot hold.
+/// Blocks take vectors row by row, with the stride of the grid.
 template <class Out, class T, bool kAligned>
 __global__ void __launch_bounds__(256)
     embedding_kernel(const __grid_constant__ EmbeddingParams p, int64_t blocks_per_row) {
@@ -63,7 +63,7 @@ __device__ inline void store_four(Out* to, const Vector<float, 4>& values, bool 
   }
 }
 
-/// As embedding_kernel, by words.
+/// As embedding_kernel, by words of a packed table.
 template <class Format, class Out>
 __global__ void __launch_bounds__(256)
     embedding_packed_kernel(const __grid_constant__ EmbeddingParams p, int64_t groups,

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Images, versions and devices behind cuda_info(). As it, nothing here throws or needs a driver.
+// Images, versions and devices for cuda_info(). Nothing here throws or needs a driver.
 #pragma once
 
 #include "cuda_info.h"
 
 namespace lampo {
 
-/// Which of the compiled images runs on a GPU: "sm_90a", or "compute_80" where the driver must
-/// compile PTX first, or "" for none. Machine code runs on its own major version from its minor
+/// The compiled image that runs on a GPU: "sm_90a", or "compute_80" if the driver must compile PTX
+/// first, or "" for none. Machine code runs on its own major version from its minor
 /// version on ("a": on that version alone), PTX on everything from its version on.
 ///   kernel_image_for({"80", "90a-real"}, 8, 6) == "sm_80"
 ///   kernel_image_for({"80", "90a-real"}, 12, 0) == "compute_80"
@@ -20,7 +20,7 @@ std::vector<std::string> compiled_architectures();
 std::string cuda_version_string(int version);
 
 namespace cuda {
-/// Fills what only the CUDA runtime knows; in builds with CUDA.
+/// Fills the fields that need the CUDA runtime; only in builds with CUDA.
 void query_devices(CudaInfo& info, bool measure_free);
 }  // namespace cuda
 
