@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// The public C++ API: one function per op. Each checks its arguments (ArgumentError or TypeMismatch
-// name the culprit), picks the backend by device, and enqueues the work: on the caller's stream on
-// CUDA, and before returning on CPU. No op allocates or synchronises. The Python docstrings in
-// python/lampo/ops/ give formulas and sources.
+// The public C++ API: one function per op. A function checks its arguments (ArgumentError and
+// TypeMismatch name the wrong one), picks the backend by device, and runs the work: on the CPU
+// before it returns, on CUDA in the caller's stream. No op allocates or synchronises. The Python
+// docstrings in python/lampo/ops/ give formulas and sources.
 #pragma once
 
 #include <string>
 #include <vector>
 
+#include "common/formats/formats.h"
 #include "common/tensor_view.h"
-#include "common/weight_format.h"
 
 namespace lampo {
 
@@ -70,7 +70,7 @@ void paged_attention(const TensorView& q,        // [num_tokens, num_qo_heads, h
                      const TensorView& workspace,  // [paged_attention_workspace_size(...)] uint8
                      Stream stream = {});
 
-/// What paged_attention's workspace is for. On the CPU the last three make no difference.
+/// Shape that determines paged_attention's workspace. The last three matter on CUDA only.
 struct AttentionWorkspace {
   int64_t num_qo_heads;
   int64_t num_kv_heads;
@@ -81,7 +81,8 @@ struct AttentionWorkspace {
   bool deterministic = false;
 };
 
-/// Its bytes, whatever the lengths. A call with other lengths may use the same memory.
+/// Bytes of that workspace, which do not depend on lengths: calls with other lengths may use it
+/// too.
 int64_t paged_attention_workspace_size(Device device, const AttentionWorkspace& of);
 
 void merge_states(
@@ -91,13 +92,14 @@ void merge_states(
     OptionalTensor lse,             // [num_tokens, num_heads] float32
     Stream stream = {});
 
-/// What is fused into a linear: y = norm(x) weight^T + bias before, out from y after.
+/// Operations fused into a linear: the norm before y = norm(x) weight^T + bias, out from y after
+/// it.
 struct LinearOptions {
   OptionalTensor norm_weight = nullptr;  // [in_features] float32 or as x: RMS norm of x
   double norm_eps = 1e-6;
   bool silu_mul = false;     // y is gate and up, 16 columns in turn: out = silu(gate) * up
   bool accumulate = false;   // out += y
-  int activation_bits = 16;  // how x is rounded: packed 8, 9 or 16, bfloat16 weights 8 or 16
+  int activation_bits = 16;  // rounding of x: packed weights 8, 9 or 16, bfloat16 ones 8 or 16
 };
 
 void linear(const TensorView& x,       // [num_tokens, in_features] float32, bfloat16; CUDA: float16
@@ -109,8 +111,9 @@ void linear(const TensorView& x,       // [num_tokens, in_features] float32, bfl
                                        // and not float32 x beside a bfloat16 weight
             Stream stream = {});
 
-/// Packed weights: GGUF's Q4_0, Q4_1 and Q8_0 (common/weight_format.h).
-WeightFormat parse_weight_format(const std::string& name);  // "q4_0", "q4_1", "q8_0"
+/// Packed weights (common/formats/formats.h).
+WeightFormat parse_weight_format(const std::string& name);  // its kName, as "q4_0"
+int64_t packed_block_bytes(WeightFormat format);            // of 32 weights of a row in the file
 int64_t packed_strip_bytes(WeightFormat format, int64_t in_features);
 void pack_weight(const TensorView& blocks,  // [rows, row_bytes] uint8, as in the file
                  WeightFormat format,

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a kernel is given: raw pointers, shapes and strides (in elements), checked by csrc/ops/.
-// Both backends take the same structs. Strides are stride_<tensor>_<dimension>; a pointer that may
-// be null says so. dtype is the type of the activations.
+// Arguments of kernels: raw pointers, shapes and strides (in elements), checked by csrc/ops/. Both
+// backends take the same structs. Strides are named stride_<tensor>_<dimension>; comments say which
+// pointers may be null. dtype is the type of the activations.
 #pragma once
 
+#include "common/attention.h"
+#include "common/formats/formats.h"
 #include "common/tensor_view.h"
-#include "common/weight_format.h"
 
 namespace lampo {
 
@@ -42,7 +43,7 @@ struct LayerNormParams {
 
 enum class Activation : uint8_t { kSilu, kGelu, kGeluTanh };
 
-/// out = act(gate) * up, or act(x) where `gated` is false.
+/// out = act(gate) * up, or act(x) if not gated.
 struct ActivationParams {
   DType dtype;
   Activation activation;
@@ -59,9 +60,9 @@ inline const char* op_name(const ActivationParams& p) {
   return p.activation == Activation::kSilu ? "silu_mul" : p.gated ? "gelu_mul" : "gelu";
 }
 
-/// Rotates (and norms) q in place, and writes the rotated k, and v, into their pages. Slots and
-/// positions are checked by csrc/ops/ where they lie on the CPU; on CUDA a slot out of range writes
-/// nothing and a position is clamped.
+/// Rotates (and norms) q in place, and writes the rotated k, and v, to their pages. On the CPU,
+/// csrc/ops/ checks slots and positions; on CUDA a slot out of range writes nothing and a position
+/// is clamped.
 struct AppendKvParams {
   DType dtype;           // of q, k, v; float16 on CUDA only
   DType cache_dtype;     // of k_cache and v_cache
@@ -83,7 +84,7 @@ struct AppendKvParams {
   void* k_cache;                // [num_pages, num_kv_heads, page_size, head_dim]
   void* v_cache;                // as k_cache
   const int64_t* slot_mapping;  // [num_tokens], page * page_size + offset; -1: write nothing
-  const void* positions;        // [num_tokens]; null where rotary_dim is 0
+  const void* positions;        // [num_tokens]; null if rotary_dim is 0
   const float* cos_sin;         // [max_positions, rotary_dim], cos then sin; null: no rotation
   const void* q_norm_weight;    // [head_dim]; null: no norm
   const void* k_norm_weight;    // [head_dim]; null: no norm
@@ -103,7 +104,7 @@ struct AppendKvParams {
 struct PagedAttentionParams {
   DType dtype;        // of q and out
   DType cache_dtype;  // of k_cache and v_cache
-  bool causal;
+  AttentionMask mask;
   bool deterministic;  // CUDA: bits that do not depend on the batch; on the CPU they never do
   int64_t batch_size;
   int64_t num_tokens;  // of q; those past cu_seqlens_q[batch_size] are padding: 0 and -inf
@@ -113,7 +114,6 @@ struct PagedAttentionParams {
   int64_t page_size;          // a power of two
   int64_t max_pages_per_seq;  // columns of page_table
   int64_t num_pages;          // of k_cache and v_cache
-  int64_t sliding_window;     // position p sees (p - window, p]; 0: all
   float softmax_scale;
   float soft_cap;               // 0: none
   const void* q;                // [num_tokens, num_qo_heads, head_dim]
@@ -139,7 +139,7 @@ struct PagedAttentionParams {
   int64_t stride_v_scale_page, stride_v_scale_head, stride_v_scale_slot;
 };
 
-/// What the size of paged_attention's workspace on CUDA depends on.
+/// Shape that determines the size of paged_attention's workspace on CUDA.
 struct AttentionShape {
   int64_t batch_size;
   int64_t num_tokens;
@@ -172,7 +172,7 @@ struct LinearParams {
   DType bias_dtype;     // float32 or dtype
   DType norm_dtype;     // float32 or dtype
   WeightFormat format;  // of a packed weight
-  int activation_bits;  // how x is rounded: packed 8, 9 or 16, a bfloat16 weight 8 or 16
+  int activation_bits;  // rounding of x: packed 8, 9 or 16, a bfloat16 weight 8 or 16
   bool packed;          // weight is strips of `format`
   bool silu_mul;        // rows of weight are gate and up, 16 in turn; out has half as many columns
   bool accumulate;      // out += instead of out =
@@ -191,7 +191,7 @@ struct LinearParams {
   int64_t stride_out_token;
 };
 
-/// GGUF blocks to strips.
+/// Conversion of a file's blocks to strips.
 struct PackWeightParams {
   WeightFormat format;
   int64_t rows;
@@ -202,8 +202,8 @@ struct PackWeightParams {
   int64_t stride_out_strip;
 };
 
-/// out[t] = table[token_ids[t]]; ids are checked by csrc/ops/ where they lie on the CPU; on CUDA
-/// those outside [0, vocab_size) give zeros.
+/// out[t] = table[token_ids[t]]. On the CPU, csrc/ops/ checks the ids; on CUDA those outside [0,
+/// vocab_size) give zeros.
 struct EmbeddingParams {
   DType dtype;  // of out: float32 or bfloat16
   DType id_dtype;

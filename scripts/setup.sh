@@ -33,11 +33,11 @@ sha256() { if command -v sha256sum >/dev/null; then sha256sum "$@"; else shasum 
 # Everything that an installed lampo depends on, as one line.
 build_key() {
   {
-    find CMakeLists.txt pyproject.toml constraints.txt cmake csrc python -type f \
+    find CMakeLists.txt pyproject.toml constraints.txt cmake csrc python tests/hooks -type f \
       ! -name '*.so' ! -name '*.pyc' -print0 | LC_ALL=C sort -z | xargs -0 cat
-    find CMakeLists.txt cmake csrc python -type f ! -name '*.so' ! -name '*.pyc' | LC_ALL=C sort
+    find CMakeLists.txt cmake csrc python tests/hooks -type f ! -name '*.so' ! -name '*.pyc' | LC_ALL=C sort
     pwd && readlink .venv/bin/python || true
-    for name in LAMPO_CUDA LAMPO_CUDA_ARCHITECTURES LAMPO_WERROR CC CXX CXXFLAGS CUDACXX CUDAHOSTCXX CUDA_HOME \
+    for name in LAMPO_CUDA LAMPO_CUDA_ARCHITECTURES LAMPO_WERROR LAMPO_TEST_HOOKS CC CXX CXXFLAGS CUDACXX CUDAHOSTCXX CUDA_HOME \
       CMAKE_ARGS SKBUILD_CMAKE_DEFINE; do
       printf '%s=%s\n' "$name" "${!name-}"
     done

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 import torch
@@ -25,6 +26,14 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     _C.set_cpu_isa(name)
     yield name
     _C.set_cpu_isa(before)
+
+
+@pytest.fixture(scope="session")
+def hooks() -> ModuleType:
+    """Native functions that no op exposes (tests/hooks/); the test is skipped, aloud, without."""
+    reason = "lampo._test_hooks is not built; scripts/test and scripts/dev build it"
+    module: ModuleType = pytest.importorskip("lampo._test_hooks", reason=reason)
+    return module
 
 
 @pytest.fixture

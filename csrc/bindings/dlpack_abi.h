@@ -59,7 +59,7 @@ struct ManagedTensorVersioned {
   Tensor tensor;
 };
 
-/// What type.__dlpack_c_exchange_api__ (a capsule) points to: DLPack 1.2 and later.
+/// Content of the capsule type.__dlpack_c_exchange_api__, in DLPack 1.2 and later.
 struct ExchangeApi {
   Version version;
   ExchangeApi* previous;

@@ -42,6 +42,8 @@ void bind_linear(py::module_& m) {
     without_gil([&] { pack_weight(blocks_, parse_weight_format(format), out_); });
   });
 
+  m.def("packed_block_bytes",
+        [](const std::string& format) { return packed_block_bytes(parse_weight_format(format)); });
   m.def("packed_strip_bytes", [](const std::string& format, int64_t in_features) {
     return packed_strip_bytes(parse_weight_format(format), in_features);
   });

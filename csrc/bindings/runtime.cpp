@@ -4,10 +4,7 @@
 #include "bindings/bind.h"
 #include "cpu/runtime/thread_pool.h"
 #include "cpu/runtime/topology.h"
-#include "cuda/linear/linear_tile.h"
-#include "cuda/runtime/device_info.h"
-#include "cuda/runtime/row_layout.h"
-#include "cuda/sampling/sample_plan.h"
+#include "cuda_info.h"
 #include "ops.h"
 
 namespace py = pybind11;
@@ -53,45 +50,6 @@ void bind_runtime(py::module_& m) {
   m.def(
       "cuda_info", [](bool measure_free) { return to_dict(cuda_info_without_gil(measure_free)); },
       py::arg("measure_free") = false);
-  m.def("cuda_kernel_image_for", &kernel_image_for, py::arg("architectures"), py::arg("major"),
-        py::arg("minor"));
-  m.def(
-      "cuda_row_layout",
-      [](int64_t hidden_size, int element_size) {
-        const cuda::RowLayout layout = cuda::choose_row_layout(hidden_size, element_size);
-        return py::make_tuple(layout.threads_per_row, layout.rows_per_block, layout.rounds);
-      },
-      py::arg("hidden_size"), py::arg("element_size"));
-  m.def(
-      "cuda_element_layout",
-      [](int64_t size, int element_size) {
-        const cuda::ElementLayout layout = cuda::choose_element_layout(size, element_size);
-        return py::make_tuple(layout.threads, layout.blocks_per_row);
-      },
-      py::arg("size"), py::arg("element_size"));
-  m.def(
-      "cuda_sample_plan",
-      [](int64_t batch_size, int64_t vocab_size, int num_sms) {
-        const int64_t rows = cuda::rows_at_once(batch_size, vocab_size);
-        return py::make_tuple(rows, cuda::choose_parts(rows, vocab_size, num_sms),
-                              cuda::sample_workspace_bytes(batch_size, vocab_size));
-      },
-      py::arg("batch_size"), py::arg("vocab_size"), py::arg("num_sms"));
-  m.def(
-      "cuda_linear_tile",
-      [](int64_t num_tokens, int64_t in_features, int64_t out_columns, bool gated, int chunk_bytes,
-         int in_flight, int num_sms, int64_t shared_bytes) {
-        const cuda::LinearTile tile = cuda::choose_linear_tile(
-            {num_tokens, in_features, out_columns, gated, chunk_bytes, in_flight}, num_sms,
-            shared_bytes);
-        using py::literals::operator""_a;
-        return py::dict("strips"_a = tile.strips, "tokens"_a = tile.tokens,
-                        "num_groups"_a = tile.num_groups, "slab_rounds"_a = tile.slab_rounds,
-                        "one_slab"_a = tile.one_slab, "x_bytes"_a = tile.x_bytes,
-                        "shared_bytes"_a = tile.shared_bytes);
-      },
-      py::arg("num_tokens"), py::arg("in_features"), py::arg("out_columns"), py::arg("gated"),
-      py::arg("chunk_bytes"), py::arg("in_flight"), py::arg("num_sms"), py::arg("shared_bytes"));
 
   m.def(
       "call_cost",

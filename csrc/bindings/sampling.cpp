@@ -1,26 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "common/sampling.h"
-
-#include <cstring>
-
 #include "bindings/bind.h"
-#include "common/check.h"
 #include "ops.h"
 
 namespace py = pybind11;
 
 namespace lampo {
-namespace {
-
-const TensorView* check_words(const char* name, const TensorView& t, DType dtype, int64_t size) {
-  check_shape(name, t, {size});
-  check_dtype(name, t, {dtype});
-  check_contiguous(name, t);
-  return &t;
-}
-
-}  // namespace
-
 void bind_sampling(py::module_& m) {
   m.def("sample", [](py::handle logits, py::handle temperature, py::handle top_k, py::handle top_p,
                      py::handle min_p, py::handle seeds, py::handle positions,
@@ -92,30 +76,6 @@ void bind_sampling(py::module_& m) {
             batch_size);
       },
       py::arg("vocab_size"), py::arg("cuda_device") = -1, py::arg("batch_size") = 1);
-
-  // The functions of common/ that decide a draw, for tests to measure.
-  m.def("philox4x32_10", [](py::handle counter_and_key, py::handle out) {
-    const TensorArg in("counter_and_key", counter_and_key);
-    const OutArg out_("out", out);
-    const auto* words = check_words("counter_and_key", in, DType::kI32, 6)->ptr<uint32_t>();
-    const PhiloxCounter random =
-        philox4x32_10({{words[0], words[1], words[2], words[3]}}, {{words[4], words[5]}});
-    memcpy(check_words("out", out_, DType::kI32, 4)->data, random.word, sizeof(random.word));
-  });
-  m.def("exp2_times_2_40", [](py::handle x, py::handle out) {
-    const TensorArg x_("x", x);
-    const OutArg out_("out", out);
-    const int64_t size = check_words("x", x_, DType::kF32, kAny)->shape[0];
-    float* y = check_words("out", out_, DType::kF32, size)->ptr<float>();
-    for (int64_t i = 0; i < size; ++i) y[i] = exp2_times_2_40((*x_).ptr<float>()[i]);
-  });
-  m.def("exponential_variate", [](py::handle random, py::handle out) {
-    const TensorArg random_("random", random);
-    const OutArg out_("out", out);
-    const int64_t size = check_words("random", random_, DType::kI32, kAny)->shape[0];
-    float* y = check_words("out", out_, DType::kF32, size)->ptr<float>();
-    for (int64_t i = 0; i < size; ++i) y[i] = exponential_variate((*random_).ptr<uint32_t>()[i]);
-  });
 }
 
 }  // namespace lampo

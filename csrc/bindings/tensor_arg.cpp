@@ -55,10 +55,11 @@ Device device_of(const char* name, dlpack::Device device) {
   }
 }
 
-/// The exchange API that this very type declares. A subclass that only inherits it may be something
-/// else underneath (a fake tensor has no data), so it goes through its __dlpack__ method.
+/// The exchange API that this type itself declares. A subclass that inherits it may have no data (a
+/// fake tensor), so its __dlpack__ method is used.
 const dlpack::ExchangeApi* exchange_api_of(PyTypeObject* type) {
-  // Guarded by the GIL. Types that declare the API are few and live as long as the process.
+  // Guarded by the GIL. The list stays short; types that declare the API live as long as the
+  // process.
   static PyTypeObject* last_type = nullptr;
   static const dlpack::ExchangeApi* last_api = nullptr;
   if (type == last_type) return last_api;
@@ -79,14 +80,14 @@ const dlpack::ExchangeApi* exchange_api_of(PyTypeObject* type) {
   return api;
 }
 
-/// Says which argument the producer could not or would not export, and why, in one line.
+/// Error line for an argument that its producer refused to export: name and reason.
 [[noreturn]] void throw_unreadable(const char* name, const py::error_already_set& error) {
   std::string why = py::str(error.value());
   why.resize(std::min(why.size(), why.find('\n')));  // torch appends its C++ stack
   throw TypeMismatch(std::string(name) + ": cannot be read by DLPack: " + why);
 }
 
-/// __dlpack__ refuses tensors that require gradients; their data is all that is wanted here.
+/// __dlpack__ refuses tensors that require gradients; detached ones have the same data.
 py::object without_gradient(py::handle object) {
   const py::object flag = py::getattr(object, "requires_grad", py::bool_(false));
   return flag.is(py::bool_(true)) ? object.attr("detach")()

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// From a Python object to a TensorView, by DLPack.
+// Tensor arguments: Python objects as TensorViews, by DLPack.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -9,9 +9,9 @@
 
 namespace lampo {
 
-/// One tensor argument of one call. Keeps what it borrowed alive until it is destroyed, which must
-/// happen with the GIL held. Speaks, fastest first: the C exchange API of the object's own type
-/// (torch), __dlpack__(max_version=...), __dlpack__().
+/// One tensor argument of one call. Keeps the borrowed tensor alive; must be destroyed with the GIL
+/// held. Protocols, fastest first: the C exchange API of the object's own type (torch),
+/// __dlpack__(max_version=...), __dlpack__().
 class TensorArg {
  public:
   enum class Access { kRead, kWrite };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The one way an op refuses its arguments: the name, what was expected, what came.
+// Checks of an op's arguments: an error names the argument, the expected value and the found one.
 // ArgumentError becomes ValueError in Python, TypeMismatch becomes TypeError.
 #pragma once
 
@@ -17,12 +17,12 @@ struct ArgumentError : std::invalid_argument {
 struct TypeMismatch : std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
-/// The machine cannot do what was asked: no GPU, no such ISA, a failed launch.
+/// The machine cannot run the op: no GPU, no such ISA, a failed launch.
 struct BackendError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-/// A dimension that check_shape accepts whatever its size.
+/// Dimension that check_shape accepts with any size.
 inline constexpr int64_t kAny = -1;
 
 std::string to_string(Device device);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Elementary functions that give the same bits everywhere: scalar code, every SIMD width and CUDA.
-// They use only correctly rounded operations in a written order, never a fused multiply-add, whose
+// They use only correctly rounded operations in a fixed order, never a fused multiply-add: its
 // presence differs between machines. Errors are measured in tests/ops/test_sampling_math.py.
 //
 // The functions are templates over a "lane" type: float here, a SIMD vector in cpu/vec/mask.h,
@@ -39,11 +39,11 @@ LAMPO_HOST_DEVICE static inline float div_rn(float a, float b) {
   return a / b;
 #endif
 }
-/// a, but at least `floor`; `floor` where a is NaN.
+/// max(a, floor); `floor` if a is NaN.
 LAMPO_HOST_DEVICE static inline float at_least(float a, float floor) {
   return a > floor ? a : floor;
 }
-/// The lowest nine bits of a's representation, moved to where sign and exponent are.
+/// The lowest nine bits of a's representation, moved to sign and exponent.
 LAMPO_HOST_DEVICE static inline float low_bits_to_exponent(float a) {
   return float_from_bits(bits_from_float(a) << 23);
 }
@@ -81,8 +81,8 @@ LAMPO_HOST_DEVICE static inline uint64_t round_to_u64(float a) {
 }
 
 /// The standard exponential variate -ln(1 - v) of v = (random + 1/2) / 2^32, relative error below
-/// 6e-7 for every one of the 2^32 values. Small variates, which decide races, keep full precision
-/// since v itself, not 1 - v, is what is rounded there.
+/// 6e-7 for every one of the 2^32 values. Small variates, which decide a draw, have full precision:
+/// for them v is rounded, not 1 - v.
 ///
 /// 1 - v = m 2^-n with sqrt(1/2) <= m < sqrt(2), f = m - 1, s = f / (2 + f), and
 /// ln m = 2 artanh s = 2 s (1 + s^2/3 + s^4/5 + ...), |s| <= 0.1716.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// From a run-time value to a template argument, in place of macros:
+// Dispatch of run-time values to template arguments:
 //
 //   dispatch_dtype<float, BF16>(p.dtype, [&]<class T>() { run<T>(p); });
 //   dispatch_int<64, 128>(p.head_dim, [&]<int kHeadDim>() { run<kHeadDim>(p); });
@@ -25,8 +25,8 @@ inline constexpr DType kDTypeOf<int32_t> = DType::kI32;
 template <>
 inline constexpr DType kDTypeOf<int64_t> = DType::kI64;
 
-/// Calls fn.template operator()<T>() for the T of `dtype`; false if it is none of Ts. The checks of
-/// csrc/ops/ have refused other types before, so kernels may ignore the result.
+/// Calls fn.template operator()<T>() for the T of `dtype`; false if it is none of Ts. csrc/ops/
+/// refuses other types earlier, so kernels may ignore the result.
 template <class... Ts, class Fn>
 static inline bool dispatch_dtype(DType dtype, Fn&& fn) {
   return ((dtype == kDTypeOf<Ts> && (fn.template operator()<Ts>(), true)) || ...);

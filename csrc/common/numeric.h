@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Storage types of 16 and 8 bits with their scalar conversions, for host and device. Internal
-// linkage throughout: the CPU kernels compile this header once per ISA, and a shared inline
-// function could be kept in its AVX-512 form.
+// Storage types of 16 and 8 bits with their scalar conversions, for host and device. Functions have
+// internal linkage: the CPU kernels compile this header once per ISA, and the linker could keep the
+// AVX-512 form of a shared inline function.
 #pragma once
 
 #include <cstdint>
@@ -48,7 +48,7 @@ LAMPO_HOST_DEVICE static inline float to_float(BF16 value) {
 LAMPO_HOST_DEVICE static inline float to_float(F16 value) {
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
   const uint32_t magnitude = static_cast<uint32_t>(value.bits & 0x7fffu) << 13;
-  // Rebias by a multiplication, which also normalises subnormals; keep inf and NaN as they are.
+  // A multiplication changes the bias and normalises subnormals; inf and NaN are handled before.
   if (magnitude >= 0x0f800000u) return float_from_bits(sign | 0x70000000u | magnitude);
   return float_from_bits(sign | bits_from_float(float_from_bits(magnitude) * 0x1p112f));
 }

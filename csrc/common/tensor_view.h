@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A tensor as the core sees it: a pointer, a type, a device, shape and strides. It owns nothing.
+// Tensors of the core: pointer, type, device, shape and strides, without ownership.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ struct Device {
   bool operator==(const Device&) const = default;
 };
 
-/// The caller's queue of work: a cudaStream_t on CUDA, unused on CPU.
+/// The caller's stream: a cudaStream_t on CUDA, unused on the CPU.
 struct Stream {
   void* handle = nullptr;
 };

@@ -52,8 +52,8 @@ const KernelTable& choose_table(const std::string& isa, const char* argument) {
 
 std::atomic<const KernelTable*> current_table{nullptr};
 
-// What an op has to move in and out, each input once: for profiles, and to decide how many threads
-// are worth waking.
+// Bytes that an op moves in and out, every input once: for profiles, and for the number of threads
+// to wake.
 
 int64_t bytes_of(const RmsNormParams& p) {
   return p.num_tokens * p.hidden_size * (p.residual != nullptr ? 4 : 2) * size_of(p.dtype);
@@ -72,8 +72,10 @@ int64_t bytes_of(const PagedAttentionParams& p) {
   int64_t num_keys = 0;
   for (int64_t seq = 0; seq < p.batch_size; ++seq) {
     const int64_t num_tokens = p.cu_seqlens_q[seq + 1] - p.cu_seqlens_q[seq];
-    const int64_t seen = p.sliding_window > 0 ? p.sliding_window + num_tokens - 1 : p.seq_lens[seq];
-    if (num_tokens > 0) num_keys += seen < p.seq_lens[seq] ? seen : p.seq_lens[seq];
+    const int64_t seq_len = p.seq_lens[seq];
+    if (num_tokens == 0) continue;
+    const auto seen = keys_seen_by_any(p.mask, seq_len - num_tokens, seq_len - 1, seq_len);
+    num_keys += seen.end - seen.begin;
   }
   return 2 *
          (num_keys * p.num_kv_heads * size_of(p.cache_dtype) +
@@ -92,7 +94,8 @@ int64_t bytes_of(const LinearParams& p) {
                                   columns * size_of(p.out_dtype) * (p.accumulate ? 2 : 1));
 }
 int64_t bytes_of(const PackWeightParams& p) {
-  return 2 * p.rows * strip_layout(p.format, p.in_features).strip_bytes / kStripRows;
+  const StripLayout layout = strip_layout(p.format, p.in_features);
+  return p.rows * (layout.groups * layout.block_bytes + layout.strip_bytes / kStripRows);
 }
 int64_t bytes_of(const EmbeddingParams& p) {
   return p.num_tokens * p.hidden_size * 2 * size_of(p.dtype);
@@ -102,11 +105,11 @@ int64_t bytes_of(const TokenLogprobsParams& p) {
   return p.batch_size * p.vocab_size * size_of(p.dtype);
 }
 
-/// Waking the workers costs some microseconds: ops with less work than this stay on one thread.
+/// Work below which an op stays on one thread: waking the workers costs some microseconds.
 constexpr int64_t kWorkWorthATeam = 64 * 1024;
 
-/// Runs an op, and records it if the calling thread is recording a program. `work` in bytes moved
-/// or what takes as long.
+/// Runs an op, and records it if the calling thread is recording a program. work: bytes moved, or
+/// an equivalent of other work.
 template <class Params>
 void launch(std::string_view name, Kernel<Params> kernel, const Params& params, int64_t work) {
   run_team([&](const Team& team) { kernel(params, team); }, work < kWorkWorthATeam ? 1 : 0);
@@ -123,9 +126,8 @@ void launch(std::string_view name, Kernel<Params> kernel, const Params& params) 
 }
 
 std::string describe(const LinearParams& p) {
-  const char* const formats[] = {"q4_0", "q4_1", "q8_0"};
   return "linear [" + std::to_string(p.out_features) + ", " + std::to_string(p.in_features) + "] " +
-         (p.packed ? formats[static_cast<int>(p.format)] : name_of(p.weight_dtype));
+         (p.packed ? name_of(p.format) : name_of(p.weight_dtype));
 }
 
 }  // namespace

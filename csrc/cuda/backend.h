@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CUDA backend as csrc/ops/ sees it: the same functions as cpu/backend.h, on a device and a
-// stream. Each enqueues its work and returns; what the device cannot do is a BackendError. A build
-// without CUDA has them too (ops/cuda_absent.cpp): they say so.
+// Interface of the CUDA backend for csrc/ops/: the functions of cpu/backend.h, on a device and a
+// stream. A function enqueues its work and returns; BackendError: the device cannot do it. In a
+// build without CUDA (ops/cuda_absent.cpp) all throw it.
 #pragma once
 
 #include "params.h"

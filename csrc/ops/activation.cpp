@@ -38,8 +38,7 @@ ActivationParams check_activation(const char* input, const TensorView& x, const 
 void silu_mul(const TensorView& gate_up, const TensorView& out, Stream stream) {
   const ActivationParams params =
       check_activation("gate_up", gate_up, out, Activation::kSilu, true);
-  if (gate_up.device.type == DeviceType::kCPU) return cpu::activation(params);
-  return cuda::activation(params, gate_up.device.index, stream);
+  on_device(gate_up.device, stream, params, cpu::activation, cuda::activation);
 }
 
 void gelu_mul(const TensorView& gate_up, const TensorView& out, bool tanh_approximation,
@@ -47,15 +46,13 @@ void gelu_mul(const TensorView& gate_up, const TensorView& out, bool tanh_approx
   const ActivationParams params =
       check_activation("gate_up", gate_up, out,
                        tanh_approximation ? Activation::kGeluTanh : Activation::kGelu, true);
-  if (gate_up.device.type == DeviceType::kCPU) return cpu::activation(params);
-  cuda::activation(params, gate_up.device.index, stream);
+  on_device(gate_up.device, stream, params, cpu::activation, cuda::activation);
 }
 
 void gelu(const TensorView& x, const TensorView& out, bool tanh_approximation, Stream stream) {
   const ActivationParams params = check_activation(
       "x", x, out, tanh_approximation ? Activation::kGeluTanh : Activation::kGelu, false);
-  if (x.device.type == DeviceType::kCPU) return cpu::activation(params);
-  cuda::activation(params, x.device.index, stream);
+  on_device(x.device, stream, params, cpu::activation, cuda::activation);
 }
 
 }  // namespace lampo

@@ -17,7 +17,7 @@ void check_lengths_tensor(const char* name, const TensorView& t, int64_t size, D
   check_device(name, t, device);
 }
 
-/// The values in the index tensors, on the host.
+/// Checks the values of the index tensors, on the host.
 void check_batch(const PagedAttentionParams& p) {
   const int64_t num_pages = p.num_pages;
   check_that(p.cu_seqlens_q[0] == 0, "cu_seqlens_q",
@@ -36,8 +36,7 @@ void check_batch(const PagedAttentionParams& p) {
                    std::to_string(seq_len));
     if (begin == end || seq_len == 0) continue;
     const int64_t first_position = seq_len - (end - begin);
-    int64_t first_key = p.sliding_window > 0 ? first_position - p.sliding_window + 1 : 0;
-    if (first_key < 0) first_key = 0;
+    const int64_t first_key = visible_keys(p.mask, first_position, seq_len).begin;
     const int32_t* pages = p.page_table + seq * p.stride_page_table_seq;
     for (int64_t entry = first_key / p.page_size; entry * p.page_size < seq_len; ++entry) {
       check_that(pages[entry] >= 0 && pages[entry] < num_pages, "page_table",
@@ -144,7 +143,7 @@ void paged_attention(const TensorView& q, const TensorView& k_cache, const Tenso
   const PagedAttentionParams params{
       .dtype = q.dtype,
       .cache_dtype = k_cache.dtype,
-      .causal = options.causal,
+      .mask = {options.causal, options.sliding_window},
       .deterministic = options.deterministic,
       .batch_size = batch_size,
       .num_tokens = num_tokens,
@@ -154,7 +153,6 @@ void paged_attention(const TensorView& q, const TensorView& k_cache, const Tenso
       .page_size = page_size,
       .max_pages_per_seq = page_table.shape[1],
       .num_pages = k_cache.shape[0],
-      .sliding_window = options.sliding_window,
       .softmax_scale = static_cast<float>(options.softmax_scale),
       .soft_cap = static_cast<float>(options.soft_cap),
       .q = q.data,
@@ -191,12 +189,10 @@ void paged_attention(const TensorView& q, const TensorView& k_cache, const Tenso
   };
   if (q.device.type == DeviceType::kCPU) {
     const int64_t num_pages = params.num_pages;
-    // A layer with a window looks at fewer pages than one without.
-    cpu::check_values(params.page_table, num_pages + (params.sliding_window << 32),
+    // The window is part of the key: layers with another one check other entries.
+    cpu::check_values(params.page_table, num_pages + (params.mask.sliding_window << 32),
                       [=] { check_batch(params); });
-    return cpu::paged_attention(params);
-  }
-  if (const HostCopy cu("paged_attention", cu_seqlens_q, stream); cu) {
+  } else if (const HostCopy cu("paged_attention", cu_seqlens_q, stream); cu) {
     const HostCopy lens("paged_attention", seq_lens, stream);
     const HostCopy pages("paged_attention", page_table, stream);
     PagedAttentionParams copied = params;
@@ -205,7 +201,7 @@ void paged_attention(const TensorView& q, const TensorView& k_cache, const Tenso
     copied.page_table = pages.view().ptr<const int32_t>();
     check_batch(copied);
   }
-  cuda::paged_attention(params, q.device.index, stream);
+  on_device(q.device, stream, params, cpu::paged_attention, cuda::paged_attention);
 }
 
 void merge_states(const TensorView& out_partial, const TensorView& lse_partial,
@@ -252,8 +248,7 @@ void merge_states(const TensorView& out_partial, const TensorView& lse_partial,
       .stride_out_head = out.stride[1],
       .stride_lse_token = lse != nullptr ? lse->stride[0] : 0,
   };
-  if (out.device.type == DeviceType::kCPU) return cpu::merge_states(params);
-  return cuda::merge_states(params, out.device.index, stream);
+  on_device(out.device, stream, params, cpu::merge_states, cuda::merge_states);
 }
 
 }  // namespace lampo

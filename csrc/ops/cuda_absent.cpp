@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CUDA backend of a build that has none: what its ops say.
+// The CUDA backend of a build without CUDA: every op throws.
 #if !LAMPO_WITH_CUDA
 #include "common/check.h"
 #include "cuda/backend.h"

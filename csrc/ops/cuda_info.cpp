@@ -51,7 +51,7 @@ std::string kernel_image_for(const std::vector<std::string>& architectures, int 
     const bool code_fits = a.suffix == 'a' ? a.number == capability : same_major;
     const bool ptx_fits = a.suffix == '\0' ? a.number <= capability : code_fits;
     const std::string suffix(a.suffix == '\0' ? 0 : 1, a.suffix);
-    // Machine code before PTX, then the newest, then the most specific.
+    // Machine code precedes PTX, then the newest image, then the most specific.
     const int rank = a.number * 2 + (a.suffix != '\0' ? 1 : 0);
     if (a.machine_code && code_fits && rank + 100'000 > best_rank) {
       best_rank = rank + 100'000;

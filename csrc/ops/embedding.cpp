@@ -67,8 +67,7 @@ void embedding(const TensorView& token_ids, const TensorView& table, const Tenso
   check_ids(token_ids, table.shape[0], stream);
   check_out(token_ids, table, out, table.shape[1]);
   const EmbeddingParams params = fill(token_ids, table, table.shape[0], out, accumulate);
-  if (out.device.type == DeviceType::kCPU) return cpu::embedding(params);
-  cuda::embedding(params, out.device.index, stream);
+  on_device(out.device, stream, params, cpu::embedding, cuda::embedding);
 }
 
 void embedding_packed(const TensorView& token_ids, const TensorView& table, WeightFormat format,
@@ -84,8 +83,7 @@ void embedding_packed(const TensorView& token_ids, const TensorView& table, Weig
   EmbeddingParams params = fill(token_ids, table, vocab_size, out, accumulate);
   params.packed = true;
   params.format = format;
-  if (out.device.type == DeviceType::kCPU) return cpu::embedding(params);
-  cuda::embedding(params, out.device.index, stream);
+  on_device(out.device, stream, params, cpu::embedding, cuda::embedding);
 }
 
 }  // namespace lampo

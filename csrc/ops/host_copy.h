@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A look at values that lie on a GPU, for debugging.
+// Copies of values on a GPU, for checks in debugging.
 #pragma once
 
 #include <vector>
@@ -9,8 +9,8 @@
 namespace lampo {
 
 /// The values of a tensor on a GPU, copied to the host if the environment variable
-/// LAMPO_CHECK_VALUES is 1: that waits for the stream. Else, and while the stream is captured,
-/// where nobody may wait, there is none.
+/// LAMPO_CHECK_VALUES is 1; the copy waits for the stream. Otherwise, and while the stream is
+/// captured (waiting is then not allowed), there is no copy.
 class HostCopy {
  public:
   HostCopy(const char* op, const TensorView& t, Stream stream);

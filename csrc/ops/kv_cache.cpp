@@ -50,7 +50,7 @@ void check_kv_cache(const TensorView& k_cache, const TensorView& v_cache, Option
 
 namespace {
 
-/// Before anything is written: a CPU op can afford to look.
+/// Checks slots before anything is written, which a CPU op can afford.
 void check_slots(const TensorView& slot_mapping, int64_t num_slots) {
   const int64_t* slots = slot_mapping.ptr<const int64_t>();
   for (int64_t token = 0; token < slot_mapping.shape[0]; ++token) {
@@ -199,8 +199,7 @@ void append_kv(OptionalTensor q, const TensorView& k, const TensorView& v,
       .stride_v_scale_slot = stride(v_scale, 2),
       .stride_cos_sin_position = stride(cos_sin, 0),
   };
-  if (k.device.type == DeviceType::kCPU) return cpu::append_kv(params);
-  cuda::append_kv(params, k.device.index, stream);
+  on_device(k.device, stream, params, cpu::append_kv, cuda::append_kv);
 }
 
 }  // namespace lampo

@@ -5,12 +5,12 @@
 namespace lampo {
 namespace {
 
-/// Of a packed weight on CUDA, which reads it by up to 8 bytes.
+/// Alignment of a packed weight on CUDA, which reads it by up to 8 bytes.
 constexpr uintptr_t kPackedAlignment = 16;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/// What dense and packed linears have in common, checked and filled in.
+/// Checks the common arguments of dense and packed linears; returns Params with them.
 LinearParams check_linear(const TensorView& x, int64_t out_features, OptionalTensor bias,
                           const LinearOptions& options, const TensorView& out,
                           OptionalTensor workspace) {
@@ -64,7 +64,7 @@ LinearParams check_linear(const TensorView& x, int64_t out_features, OptionalTen
       .weight_dtype = DType::kF32,
       .bias_dtype = bias != nullptr ? bias->dtype : DType::kF32,
       .norm_dtype = norm != nullptr ? norm->dtype : DType::kF32,
-      .format = WeightFormat::kQ4_0,
+      .format = {},
       .activation_bits = options.activation_bits,
       .packed = false,
       .silu_mul = options.silu_mul,
@@ -94,10 +94,20 @@ void check_groups(const char* name, int64_t in_features) {
 }  // namespace
 
 WeightFormat parse_weight_format(const std::string& name) {
-  if (name == "q4_0") return WeightFormat::kQ4_0;
-  if (name == "q4_1") return WeightFormat::kQ4_1;
-  if (name == "q8_0") return WeightFormat::kQ8_0;
-  throw ArgumentError("format: expected q4_0, q4_1 or q8_0, got '" + name + "'");
+  WeightFormat found{};
+  std::string before, last;  // "a, b" and "c" for the formats a, b and c
+  const bool known = find_format(WeightFormats{}, [&]<class Format>(WeightFormat value) {
+    found = value;
+    if (!last.empty()) before += (before.empty() ? "" : ", ") + last;
+    last = Format::kName;
+    return name == last;
+  });
+  check_that(known, "format", "expected " + before + " or " + last + ", got '" + name + "'");
+  return found;
+}
+
+int64_t packed_block_bytes(WeightFormat format) {
+  return strip_layout(format, kGroupSize).block_bytes;
 }
 
 int64_t packed_strip_bytes(WeightFormat format, int64_t in_features) {
@@ -106,7 +116,8 @@ int64_t packed_strip_bytes(WeightFormat format, int64_t in_features) {
 }
 
 int64_t linear_workspace_size(int64_t num_tokens, int64_t in_features) {
-  // A normed row in float32 or as two bfloat16; or quants of 16 bits, their scales and two sums.
+  // A row takes its normed values in float32, or as two bfloat16, or as integers of 16 bits with
+  // scales and two sums.
   return num_tokens * ceil_div(in_features, kGroupSize) * kGroupSize * 4;
 }
 
@@ -128,8 +139,7 @@ void linear(const TensorView& x, const TensorView& weight, OptionalTensor bias,
   params.weight_dtype = weight.dtype;
   params.weight = weight.data;
   params.stride_weight_row = weight.stride[0];
-  if (x.device.type == DeviceType::kCPU) return cpu::linear(params);
-  cuda::linear(params, x.device.index, stream);
+  on_device(x.device, stream, params, cpu::linear, cuda::linear);
 }
 
 void pack_weight(const TensorView& blocks, WeightFormat format, const TensorView& out) {
@@ -137,7 +147,7 @@ void pack_weight(const TensorView& blocks, WeightFormat format, const TensorView
   check_dtype("blocks", blocks, {DType::kU8});
   check_inner_contiguous("blocks", blocks);
   check_device("blocks", blocks, Device{});
-  const int block_bytes = strip_layout(format, kGroupSize).block_bytes;
+  const int64_t block_bytes = packed_block_bytes(format);
   check_that(blocks.shape[1] > 0 && blocks.shape[1] % block_bytes == 0, "blocks",
              "expected rows of whole blocks of " + std::to_string(block_bytes) + " bytes, got " +
                  shape_string(blocks));
@@ -179,8 +189,7 @@ void linear_packed(const TensorView& x, const TensorView& weight, WeightFormat f
   params.packed = true;
   params.format = format;
   params.weight = weight.data;
-  if (x.device.type == DeviceType::kCPU) return cpu::linear(params);
-  cuda::linear(params, x.device.index, stream);
+  on_device(x.device, stream, params, cpu::linear, cuda::linear);
 }
 
 }  // namespace lampo

@@ -58,8 +58,7 @@ void rms_norm(const TensorView& x, const TensorView& weight, OptionalTensor resi
       .stride_residual_token = residual != nullptr ? residual->stride[0] : 0,
       .stride_out_token = out.stride[0],
   };
-  if (x.device.type == DeviceType::kCPU) return cpu::rms_norm(params);
-  return cuda::rms_norm(params, x.device.index, stream);
+  on_device(x.device, stream, params, cpu::rms_norm, cuda::rms_norm);
 }
 
 void layer_norm(const TensorView& x, const TensorView& weight, OptionalTensor bias,
@@ -80,8 +79,7 @@ void layer_norm(const TensorView& x, const TensorView& weight, OptionalTensor bi
       .stride_residual_token = residual != nullptr ? residual->stride[0] : 0,
       .stride_out_token = out.stride[0],
   };
-  if (x.device.type == DeviceType::kCPU) return cpu::layer_norm(params);
-  cuda::layer_norm(params, x.device.index, stream);
+  on_device(x.device, stream, params, cpu::layer_norm, cuda::layer_norm);
 }
 
 }  // namespace lampo

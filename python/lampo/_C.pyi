@@ -5,7 +5,6 @@ Ops take their arguments by position, write into the tensors they are given, and
 tests/ops/test_stub.py compares this file with the extension.
 """
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 class Tensor(Protocol):
@@ -70,6 +69,7 @@ def linear_packed(
     /,
 ) -> None: ...
 def pack_weight(blocks: Tensor, format: str, out: Tensor, /) -> None: ...
+def packed_block_bytes(format: str, /) -> int: ...
 def packed_strip_bytes(format: str, in_features: int, /) -> int: ...
 def linear_workspace_size(num_tokens: int, in_features: int) -> int: ...
 def embedding(token_ids: Tensor, table: Tensor, out: Tensor, accumulate: bool, /) -> None: ...
@@ -146,28 +146,6 @@ def runnable_isas() -> list[str]: ...
 def cuda_info(measure_free: bool = False) -> dict[str, Any]:
     """Raw form of runtime.device.cuda_info(). Measuring free memory costs a context per device."""
 
-def cuda_kernel_image_for(architectures: Sequence[str], major: int, minor: int) -> str: ...
-def cuda_row_layout(hidden_size: int, element_size: int) -> tuple[int, int, int]:
-    """threads_per_row, rows_per_block, rounds."""
-
-def cuda_element_layout(size: int, element_size: int) -> tuple[int, int]:
-    """threads, blocks_per_row."""
-
-def cuda_sample_plan(batch_size: int, vocab_size: int, num_sms: int) -> tuple[int, int, int]:
-    """rows at once, parts of each, bytes of workspace."""
-
-def cuda_linear_tile(
-    num_tokens: int,
-    in_features: int,
-    out_columns: int,
-    gated: bool,
-    chunk_bytes: int,
-    in_flight: int,
-    num_sms: int,
-    shared_bytes: int,
-) -> dict[str, Any]:
-    """csrc/cuda/linear/linear_tile.h."""
-
 def call_cost(
     t0: Tensor, t1: Tensor, t2: Tensor, t3: Tensor, t4: Tensor, t5: Tensor, /
 ) -> None: ...
@@ -209,11 +187,3 @@ def token_logprobs(
     /,
 ) -> None: ...
 def sampling_workspace_size(vocab_size: int, cuda_device: int = -1, batch_size: int = 1) -> int: ...
-def philox4x32_10(counter_and_key: Tensor, out: Tensor, /) -> None:
-    """Six words in, four words out, all as int32."""
-
-def exp2_times_2_40(x: Tensor, out: Tensor, /) -> None:
-    """Elementwise: the mass of a base-2 exponent <= 0."""
-
-def exponential_variate(random: Tensor, out: Tensor, /) -> None:
-    """Elementwise: -ln(1 - v) of v = (random + 1/2) / 2^32, words as int32."""

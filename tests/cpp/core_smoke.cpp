@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "common/check.h"
-#include "cuda/runtime/device_info.h"
+#include "cuda_info.h"
 #include "ops.h"
 
 namespace {

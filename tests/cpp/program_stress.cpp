@@ -14,6 +14,7 @@
 
 namespace {
 
+const lampo::WeightFormat kFormat = lampo::parse_weight_format("q4_0");
 constexpr int64_t kTokens = 3, kHidden = 128, kHeads = 4, kKvHeads = 2, kHeadDim = 32;
 constexpr int64_t kPageSize = 16, kPages = 6, kSeqLen = 40;
 
@@ -82,8 +83,7 @@ struct Layer {
   Tensor<float> gate_up_weight{0.1f, {2 * kHidden, kHidden}};
   Tensor<float> activated{0.0f, {kTokens, kHidden}};
   Tensor<uint8_t> blocks{0.0f, {kHidden, kHidden / 32 * 18}};
-  Tensor<uint8_t> packed{
-      0.0f, {kHidden / 16, lampo::packed_strip_bytes(lampo::WeightFormat::kQ4_0, kHidden)}};
+  Tensor<uint8_t> packed{0.0f, {kHidden / 16, lampo::packed_strip_bytes(kFormat, kHidden)}};
   Tensor<uint8_t> workspace{0.0f, {1 << 20}};
   Tensor<int64_t> slots{0.0f, {kTokens}};
   Tensor<int32_t> page_table{0.0f, {kTokens, 3}};
@@ -94,7 +94,7 @@ struct Layer {
     for (int64_t i = 0; i < kHidden * (kHidden / 32 * 18); ++i) {
       blocks.ptr()[i] = i % 18 == 1 ? 0x20 : static_cast<uint8_t>(37 * i);  // d near 2^-7
     }
-    lampo::pack_weight(blocks, lampo::WeightFormat::kQ4_0, packed);
+    lampo::pack_weight(blocks, kFormat, packed);
     for (int32_t t = 0; t < kTokens; ++t) {
       cu_seqlens.ptr()[t + 1] = t + 1;
       seq_lens.ptr()[t] = kSeqLen;
@@ -116,8 +116,7 @@ struct Layer {
                            nullptr, nullptr, nullptr, attended, workspace);
     const lampo::LinearOptions gated{.norm_weight = &norm, .silu_mul = true};
     lampo::linear(x, gate_up_weight, nullptr, gated, activated, &workspace);
-    lampo::linear_packed(activated, packed, lampo::WeightFormat::kQ4_0, nullptr,
-                         {.accumulate = true}, x, workspace);
+    lampo::linear_packed(activated, packed, kFormat, nullptr, {.accumulate = true}, x, workspace);
   }
 };
 

@@ -93,13 +93,13 @@ def test_describe():
         ([], (9, 0), ""),
     ],
 )
-def test_kernel_image(architectures, capability, image):
-    assert _C.cuda_kernel_image_for(architectures, *capability) == image
+def test_kernel_image(hooks, architectures, capability, image):
+    assert hooks.kernel_image_for(architectures, *capability) == image
 
 
-def test_default_architectures_cover_every_supported_gpu():
+def test_default_architectures_cover_every_supported_gpu(hooks):
     for capability in [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)]:
-        assert _C.cuda_kernel_image_for(["80", "90a-real"], *capability)
+        assert hooks.kernel_image_for(["80", "90a-real"], *capability)
 
 
 def run_op(name: str) -> None:
@@ -148,10 +148,10 @@ def test_devices_must_agree():
 
 
 @pytest.mark.parametrize("element_size", [2, 4])
-def test_row_layout(element_size):
+def test_row_layout(hooks, element_size):
     per_vector = 16 // element_size
     for hidden_size in [*range(1, 3000, 7), 4096, 5120, 8192, 16384, 28672, 65536, 1 << 20]:
-        threads, rows, rounds = _C.cuda_row_layout(hidden_size, element_size)
+        threads, rows, rounds = hooks.row_layout(hidden_size, element_size)
         vectors = -(-hidden_size // per_vector)
         assert threads % 32 == 0
         assert 32 <= threads * rows <= 1024
@@ -162,18 +162,18 @@ def test_row_layout(element_size):
             assert threads * rounds < 2 * vectors + 64, "most threads idle"
         else:
             assert vectors > 2 * 1024
-    assert _C.cuda_row_layout(576, 2) == (32, 4, 4)
-    assert _C.cuda_row_layout(4096, 2) == (256, 1, 2)
-    assert _C.cuda_row_layout(65536, 2) == (1024, 1, 0)
+    assert hooks.row_layout(576, 2) == (32, 4, 4)
+    assert hooks.row_layout(4096, 2) == (256, 1, 2)
+    assert hooks.row_layout(65536, 2) == (1024, 1, 0)
 
 
 @pytest.mark.parametrize("num_sms", [4, 108, 132])
-def test_sample_plan(num_sms):
+def test_sample_plan(hooks, num_sms):
     for vocab_size in (1, 256, 257, 5003, 32000, 128256, 1 << 23):
         blocks = -(-vocab_size // 256)
         previous = 0
         for batch_size in (0, 1, 2, 16, 64, 512, 4096):
-            rows, parts, workspace = _C.cuda_sample_plan(batch_size, vocab_size, num_sms)
+            rows, parts, workspace = hooks.sample_plan(batch_size, vocab_size, num_sms)
             assert 1 <= parts <= 32
             assert parts <= blocks, "a part without tokens"
             assert rows <= batch_size
@@ -181,32 +181,32 @@ def test_sample_plan(num_sms):
             assert rows >= min(1, batch_size), "no progress"
             assert workspace >= max(previous, rows * vocab_size * 4)
             previous = workspace
-    assert [_C.cuda_sample_plan(n, 128256, 132)[:2] for n in (1, 64, 512)] == [
+    assert [hooks.sample_plan(n, 128256, 132)[:2] for n in (1, 64, 512)] == [
         (1, 32), (64, 9), (98, 6)
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("element_size", [2, 4])
-def test_element_layout(element_size):
+def test_element_layout(hooks, element_size):
     per_vector = 16 // element_size
     for size in [*range(1, 5000, 3), 14336, 28672, 1 << 30]:
-        threads, blocks = _C.cuda_element_layout(size, element_size)
+        threads, blocks = hooks.element_layout(size, element_size)
         vectors = -(-size // per_vector)
         assert threads % 32 == 0
         assert 32 <= threads <= 256
         assert threads * (blocks - 1) < vectors <= threads * blocks
-    assert _C.cuda_element_layout(192, 2) == (32, 1)
-    assert _C.cuda_element_layout(14336, 2) == (256, 7)
+    assert hooks.element_layout(192, 2) == (32, 1)
+    assert hooks.element_layout(14336, 2) == (256, 7)
 
 
 @pytest.mark.parametrize("shared_bytes", [227 << 10, 99 << 10])
 @pytest.mark.parametrize("chunk_bytes", [40, 64, 72, 192])
 @pytest.mark.parametrize("in_flight", [2, 4, 8, 12, 16])
-def test_linear_tile(shared_bytes, chunk_bytes, in_flight):
+def test_linear_tile(hooks, shared_bytes, chunk_bytes, in_flight):
     for tokens in (1, 2, 7, 8, 9, 15, 16, 17, 100):
         for in_features in (0, 1, 32, 577, 4096, 14336, 53248, 1 << 20):
             for columns, gated in ((1, False), (16, True), (2112, False), (6144, False)):
-                tile = _C.cuda_linear_tile(
+                tile = hooks.linear_tile(
                     *(tokens, in_features, columns, gated, chunk_bytes, in_flight),
                     *(132, shared_bytes),
                 )
@@ -231,13 +231,13 @@ def test_linear_tile(shared_bytes, chunk_bytes, in_flight):
                     assert tile["shared_bytes"] >= max(tile["x_bytes"], sums)
 
 
-def test_linear_tile_examples():
+def test_linear_tile_examples(hooks):
     """Those of csrc/cuda/linear/linear_tile.h: of bfloat16 on 132 multiprocessors."""
 
     def tile(
         tokens: int, in_features: int, columns: int, shared: int = 227 << 10
     ) -> tuple[int, ...]:
-        found = _C.cuda_linear_tile(tokens, in_features, columns, False, 64, 4, 132, shared)
+        found = hooks.linear_tile(tokens, in_features, columns, False, 64, 4, 132, shared)
         names = ("strips", "tokens", "num_groups", "one_slab", "slab_rounds", "x_bytes")
         return [int(found[name]) for name in names]
 

@@ -157,6 +157,29 @@ def test_options(client, generator, options, query, deterministic):
     check(q, pages, query, out, lse, **options)
 
 
+@pytest.mark.parametrize("query", [[1, 1], [9, 30]], ids=["decode", "prefill"])
+@pytest.mark.parametrize("window", [1, 70])
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.float32, torch.int8], ids=str)
+def test_pages_before_the_window_are_not_read(
+    client, generator, cache_dtype, deterministic, window, query
+):
+    """They may hold anything, and so may their entries: a pool has given them to others."""
+    pages = paging.build([150, 250], 2, 64, 16, cache_dtype, generator)
+    q = random_q(sum(query), SMALL, torch.bfloat16, generator)
+    options = {"sliding_window": window, "deterministic": deterministic}
+    expected = attend(client, q, pages, query, **options)
+    freed = paging.poison_before_window(pages, query, window)
+    assert len(freed) > 10
+    poisoned = attend(client, q, pages, query, **options)
+    for i, (seq, entry) in enumerate(freed):
+        pages.page_table[seq, entry] = (-1, 2**31 - 1)[i % 2]
+    out_of_range = attend(client, q, pages, query, **options)
+    for out, lse in (poisoned, out_of_range):
+        assert torch.equal(out, expected[0]) and torch.equal(lse, expected[1])
+    check(q, pages, query, *expected, sliding_window=window)
+
+
 @pytest.mark.parametrize("cache_dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
 @pytest.mark.parametrize("query", [[1, 1], [9, 20]], ids=["decode", "prefill"])
 def test_soft_cap_of_scaled_scores(client, generator, cache_dtype, query):

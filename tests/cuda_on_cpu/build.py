@@ -21,9 +21,11 @@ KERNELS = [*sorted((ROOT / "csrc/cuda").glob("*/*.cu")), HERE / "kernels/self_te
 EXECUTOR = [HERE / "simt" / name for name in ("fiber.cpp", "executor.cpp", "runtime.cpp")]
 # The host's side of the ops. What asks the driver of a real device is left out.
 ABSENT = {"cuda_info.cpp", "device_info.cpp", "error.cpp"}
+HOST = ("common/*.cpp", "ops/*.cpp", "cuda/*/*.cpp")
 OPS = [
     path
-    for path in sorted([*(ROOT / "csrc/ops").glob("*.cpp"), *(ROOT / "csrc/cuda").glob("*/*.cpp")])
+    for pattern in HOST
+    for path in sorted((ROOT / "csrc").glob(pattern))
     if path.name not in ABSENT
 ]
 PROGRAM = [HERE / "program.cpp", *sorted((HERE / "calls").glob("*.cpp")), *OPS]

@@ -173,6 +173,24 @@ def test_options(isa, generator, dtype, options):
     check_sequences(q, pages, query, out, lse, **options)
 
 
+@pytest.mark.parametrize("query", [[1, 1, 1], [9, 80, 3]], ids=["decode", "prefill"])
+@pytest.mark.parametrize("window", [1, 100])
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+def test_pages_before_the_window_are_not_read(isa, generator, cache_dtype, window, query):
+    """They may hold anything, and so may their entries: a pool has given them to others."""
+    pages = paging.build([300, 700, 40], 3, 64, 16, cache_dtype, generator)
+    q = random_q(sum(query), SMOL, torch.bfloat16, generator)
+    expected = attend(q, pages, query, sliding_window=window)
+    freed = paging.poison_before_window(pages, query, window)
+    assert len(freed) > 40
+    poisoned = attend(q, pages, query, sliding_window=window)
+    for i, (seq, entry) in enumerate(freed):
+        pages.page_table[seq, entry] = (-1, 2**31 - 1)[i % 2]
+    out_of_range = attend(q, pages, query, sliding_window=window)
+    for out, lse in (poisoned, out_of_range):
+        assert torch.equal(out, expected[0]) and torch.equal(lse, expected[1])
+
+
 @pytest.mark.parametrize(
     ("heads", "dtype", "cache_dtype", "options"),
     [

@@ -113,6 +113,25 @@ def build(
     return Pages(*caches, *scales, page_table, lens, *dense)
 
 
+def poison_before_window(pages: Pages, query: list[int], window: int) -> list[tuple[int, int]]:
+    """Poisons the pages that lie wholly before the first key that any query of a sequence sees.
+
+    Returns their (sequence, entry) in the page table, which still names them.
+    """
+    page_size = pages.k_cache.shape[2]
+    freed = []
+    for seq, num_tokens in enumerate(query):
+        first_key = int(pages.seq_lens[seq]) - num_tokens - window + 1
+        freed += [(seq, entry) for entry in range(max(first_key, 0) // page_size)]
+    for seq, entry in freed:
+        page = int(pages.page_table[seq, entry])
+        for cache, scale in ((pages.k_cache, pages.k_scale), (pages.v_cache, pages.v_scale)):
+            cache[page] = poisoned(tuple(cache.shape[1:]), cache.dtype)
+            if scale is not None:
+                scale[page] = torch.nan
+    return freed
+
+
 def _bits(dtype: torch.dtype) -> torch.dtype:
     """Indexing assignment is not there for float8: move its bytes."""
     return torch.uint8 if dtype == torch.float8_e4m3fn else dtype

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// q, k := rope(norm(q)), rope(norm(k)), q in place; k and v go to their pages, in the cache's type.
+// q, k := rope(norm(q)), rope(norm(k)), q in place; k and v are written to their pages, in the
+// cache's type.
 //   norm(x) = x * weight / sqrt(mean(x^2) + eps), per head; optional
 //   rope: (a, b) -> (a cos - b sin, b cos + a sin) on the pairs (i, i + rotary_dim / 2), or
-//   (2i, 2i + 1) where interleaved; the elements from rotary_dim on stay
+//   (2i, 2i + 1) if interleaved; elements from rotary_dim on are unchanged
 //   int8: scale = max|x| / 127 of the head's vector; f8 with scales: max|x| / 448
 //
 // q [num_tokens, num_qo_heads, head_dim]; k, v [num_tokens, num_kv_heads, head_dim]; caches
-// [num_pages, num_kv_heads, page_size, head_dim]. Work: (token, head) pairs are shared out, the
-// heads of q, then of k, then of v; one head is normed and rotated in f32 in an L1 buffer and
-// rounded once. Bytes: q twice, k and v once, their pages once. FLOPs: about 10 per element.
-// Memory-bound; for one token (decode) the cost is that of the call.
+// [num_pages, num_kv_heads, page_size, head_dim]. Work: (token, head) pairs are divided among
+// threads, the heads of q, then of k, then of v; one head is normed and rotated in f32 in an L1
+// buffer and rounded once. Bytes: q twice, k and v once, their pages once. FLOPs: about 10 per
+// element.
+// Memory-bound; for one token (decode) the overhead of the call dominates.
 #include "common/dispatch.h"
 #include "cpu/kernel_table.h"
 #include "cpu/vec/row.h"
@@ -61,7 +63,7 @@ void rotate_head(const float* cos, int64_t rotary_dim, bool interleaved, Head& h
   }
 }
 
-/// Writes a head in the type of the cache, with its scale where `scale` is not null.
+/// Writes a head in the type of the cache, with its scale unless `scale` is null.
 template <class C>
 void store_head(const Head& head, int64_t size, C* to, float* scale) {
   F32 inverse(1.0f);

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// How paged_attention is cut into work, as pure functions of lengths. Two kinds of numbers:
+// The division of paged_attention into work, as pure functions of lengths. Two kinds of numbers:
 //
-// Part of the result's definition: a row (one query head of one token) takes its keys in tiles of
-// kKeyTile and splits of kSplit, both at absolute positions, each split from a fresh state; the
-// states of the splits are folded in order. Neither the batch, nor the threads, nor whether it is
-// prefill or decode, shows in it.
+// Definition of the result: a row (one query head of one token) takes its keys in tiles of kKeyTile
+// and splits of kSplit, both at absolute positions. A split starts from an empty state; the states
+// of the splits are folded in order. The batch, the number of threads and the kind of call (prefill
+// or decode) have no influence.
 //
 // Scheduling only: a query tile is up to kMaxRows rows of one sequence and one KV head, which read
-// their keys together. Threads own runs of (query tile, split) of about equal cost. A tile that
-// straddles two threads has the states of its splits stored in the workspace; after a barrier its
-// rows are folded and written.
+// their keys together. Threads own runs of (query tile, split) of about equal cost. The splits of a
+// shared tile belong to two or more threads: their states are stored in the workspace, and after a
+// barrier its rows are folded and written.
 //
 // Example: decode, 8 KV heads of 4 query heads, 500 tokens, 3 threads: 8 query tiles of 4 rows with
-// 2 splits each, 5 1/3 splits a thread; the third and the sixth straddle.
+// 2 splits each, 5 1/3 splits a thread; the third and the sixth tile are shared.
 #pragma once
 
 #include "cpu/runtime/team.h"
@@ -23,59 +23,51 @@ namespace lampo::cpu {
 inline constexpr int kKeyTile = 64;
 inline constexpr int kSplit = 256;
 inline constexpr int kMaxRows = 96;
-/// Larger tiles stay with one thread, whose states fit its cache, while those stored would not.
-inline constexpr int kMaxStraddlingRows = 16;
-/// What a key tile costs beside its rows: its bytes and its transposition, in rows.
+/// Largest number of rows of a shared tile. States of larger ones fit a thread's cache, but stored
+/// ones would not.
+inline constexpr int kMaxSharedRows = 16;
+/// Cost of a key tile beside that of its rows, in rows: its bytes and its transposition.
 inline constexpr int kKeyTileCost = 8;
-/// Query tiles that each thread should get at least, before tiles are made smaller.
+/// Query tiles per thread below which tiles are made smaller.
 inline constexpr int kTilesPerThread = 4;
 
 static inline int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
-/// Scratch rows of head_dim floats are padded, with zeros, to what 64 bytes of an 8-bit cache hold.
+/// Length of scratch rows of head_dim floats, padded with zeros: 64 bytes of an 8-bit cache are 64
+/// floats.
 static inline int64_t padded_head_dim(int64_t head_dim) { return round_up(head_dim, 64); }
 
-/// Floats that one thread works in: see Scratch in key_tile.h.
+/// Floats of one thread's scratch: see Scratch in key_tile.h.
 static inline int64_t scratch_floats(int64_t head_dim) {
   const int64_t width = padded_head_dim(head_dim);
   return width * (2 * kKeyTile + 3 * kMaxRows) + kMaxRows * (kKeyTile + 16 + 7);
 }
 
-/// A stored state: the accumulator, the maximum, the sum.
+/// Floats of a stored state: accumulator, maximum, sum.
 static inline int64_t partial_floats(int64_t head_dim) { return padded_head_dim(head_dim) + 16; }
 
-static inline int64_t straddling_rows(int64_t group_size) {
-  const int64_t rows = group_size > kMaxStraddlingRows ? group_size : kMaxStraddlingRows;
+static inline int64_t shared_tile_rows(int64_t group_size) {
+  const int64_t rows = group_size > kMaxSharedRows ? group_size : kMaxSharedRows;
   return rows < kMaxRows ? rows : kMaxRows;
 }
 
-/// At most num_threads - 1 tiles straddle, each with all the splits of the longest sequence.
+/// At most num_threads - 1 tiles are shared, each with all splits of the longest sequence.
 static inline int64_t attention_workspace_bytes(int num_threads, int64_t group_size,
                                                 int64_t head_dim, int64_t max_seq_len) {
   const int64_t num_splits = round_up(max_seq_len, kSplit) / kSplit;
   const int64_t partials =
-      num_splits * straddling_rows(group_size) * partial_floats(head_dim) * (num_threads - 1);
+      num_splits * shared_tile_rows(group_size) * partial_floats(head_dim) * (num_threads - 1);
   return (scratch_floats(head_dim) * num_threads + partials) * 4;
 }
 
-struct KeyRange {
-  int64_t begin, end;
-};
+using KeyRange = Interval<int64_t>;
 
-/// What a sum of products goes over.
+/// Range of the summation index of a product.
 struct Depth {
   int begin, end;
 };
-
-/// The keys that the token at `position` sees; empty where begin >= end.
-static inline KeyRange visible_keys(const PagedAttentionParams& p, int64_t position,
-                                    int64_t seq_len) {
-  if (position < 0 || seq_len <= 0) return {0, 0};
-  const int64_t begin = p.sliding_window > 0 ? position - p.sliding_window + 1 : 0;
-  return {begin > 0 ? begin : 0, p.causal ? position + 1 : seq_len};
-}
 
 /// Rows [row_begin, row_end) of a sequence, row = token * group_size + head in its group.
 struct QueryTile {
@@ -85,7 +77,7 @@ struct QueryTile {
   int64_t first_token;     // of the sequence, in q
   int64_t first_position;  // of that token
   int64_t seq_len;
-  KeyRange keys;  // that any of the rows sees
+  KeyRange keys;  // seen by any of the rows
   int64_t num_rows() const { return row_end - row_begin; }
   int64_t first_split() const { return keys.begin / kSplit; }
   int64_t num_splits() const {
@@ -130,21 +122,17 @@ static inline void for_each_query_tile(const PagedAttentionParams& p, int64_t se
   for (int64_t row = 0; row < num_rows; row += tile_rows) {
     tile.row_begin = row;
     tile.row_end = row + tile_rows < num_rows ? row + tile_rows : num_rows;
-    const int64_t last_token = (tile.row_end - 1) / group_size;
-    // Positions grow along the rows, and a negative one sees nothing.
-    const int64_t last = tile.first_position + last_token;
-    int64_t first = tile.first_position + row / group_size;
-    if (first < 0) first = last < 0 ? last : 0;
-    tile.keys = {visible_keys(p, first, seq_len).begin, visible_keys(p, last, seq_len).end};
+    tile.keys = keys_seen_by_any(p.mask, tile.first_position + row / group_size,
+                                 tile.first_position + (tile.row_end - 1) / group_size, seq_len);
     fn(tile);
   }
 }
 
-/// kMaxRows, or fewer where that would leave threads without work.
+/// Rows of a query tile: kMaxRows, or fewer if threads would be without work.
 static inline int64_t choose_tile_rows(const PagedAttentionParams& p, int num_threads) {
   const int64_t group_size = p.num_qo_heads / p.num_kv_heads;
   int64_t rows = kMaxRows;
-  for (; rows > kMaxStraddlingRows; rows /= 2) {
+  for (; rows > kMaxSharedRows; rows /= 2) {
     int64_t tiles = 0;
     for (int64_t seq = 0; seq < p.batch_size; ++seq) {
       const int64_t num_tokens = p.cu_seqlens_q[seq + 1] - p.cu_seqlens_q[seq];
@@ -152,8 +140,8 @@ static inline int64_t choose_tile_rows(const PagedAttentionParams& p, int num_th
     }
     if (tiles >= kTilesPerThread * num_threads) break;
   }
-  // One token's rows together: its cache is then read once.
-  return rows < straddling_rows(group_size) ? straddling_rows(group_size) : rows;
+  // Rows of one token stay together, so its cache is read once.
+  return rows < shared_tile_rows(group_size) ? shared_tile_rows(group_size) : rows;
 }
 
 }  // namespace lampo::cpu

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// A key tile computed in f32, for any cache type and any CPU:
+// A key tile in f32, for any cache type and any CPU:
 //   1. K: rows gathered through the page table, widened and transposed into kt [head_dim, 64];
 //   2. scores [rows, 64] = q kt, lanes across keys: no horizontal sums;
 //   3. the online softmax, row by row, in place (online_softmax.h);
-//   4. acc [rows, head_dim] += p V, lanes across head_dim; few rows read V where it lies, many rows
-//      a widened copy.
+//   4. acc [rows, head_dim] += p V, lanes across head_dim; few rows read V in its page, many rows a
+//      widened copy.
 #pragma once
 
 #include "cpu/attention/key_tile.h"
@@ -15,9 +15,10 @@
 
 namespace lampo::cpu::LAMPO_ISA {
 
-/// More rows than this use V often enough to pay for a widened copy.
+/// Number of rows above which a widened copy of V pays.
 static constexpr int kRowsWorthWideningV = 2 * kMaxBlockRows;
-/// One register block of rows passes once over kt, which then should leave room in L1.
+/// Largest kt, in floats, that one register block of rows passes over at once: it leaves room in
+/// L1.
 static constexpr int64_t kSinglePassKtFloats = 4096;
 
 /// kt[i][j] = element i of row j, for kWidth rows.
@@ -38,7 +39,7 @@ static inline void transpose_rows(const char* const* rows, int64_t head_dim, flo
       if constexpr (kParts > 2) store(to + 3 * stride, widen<T, 3>(units[u]));
     }
   };
-  // The transposition reads across the rows: ask for them along, as the memory has them.
+  // The transposition reads across rows: prefetch along them first, in the order of addresses.
   const int64_t row_bytes = head_dim * static_cast<int64_t>(sizeof(T));
   for (int r = 0; r < kWidth; ++r) {
     for (int64_t at = 0; at < row_bytes; at += 64) prefetch_l1(rows[r] + at);
@@ -70,7 +71,7 @@ class FloatTile {
   FloatTile(const PagedAttentionParams& params, const Scratch& scratch)
       : p(params), s_(scratch), width_(round_up(params.head_dim, 16)) {}
 
-  /// Floats of a row of accumulators.
+  /// Number of floats of a row of accumulators.
   int64_t width() const { return width_; }
 
   template <class Q>
@@ -79,9 +80,9 @@ class FloatTile {
     for_each_vector(p.head_dim, [&](int64_t i, int n) { store(to + i, load_n(q + i, n)); });
   }
 
-  /// Adds the key tile at `start`, of which any row sees `seen`, to the rows' states; asks for the
-  /// rows of the tile that comes next, unless that is null. first: of a split, acc is 0 whatever it
-  /// holds.
+  /// Adds the key tile at `start` to the rows' states; `seen`: keys that any row sees. Prefetches
+  /// the rows of the next tile unless `next` is null. first: the first tile of a split, acc counts
+  /// as 0.
   void run(const QueryTile& tile, int64_t start, const KeyRange& seen, const TileRows& keys,
            const TileRows* next, bool first) {
     if (first) {
@@ -98,12 +99,12 @@ class FloatTile {
     while (prefetcher.row != prefetcher.end) prefetcher.step();
   }
 
-  /// After the last key tile of a split: m and l of the rows as floats.
+  /// Reduces l of the rows to a float, after the last key tile of a split.
   void finish(int rows) const {
     for (int row = 0; row < rows; ++row) s_.l[row * 16] = reduce_add(load(s_.l + row * 16));
   }
 
-  /// A row of accumulators in the order of the columns.
+  /// Puts a row of accumulators in the order of columns: they are.
   static void restore(float*) {}
 
  private:
@@ -126,7 +127,7 @@ class FloatTile {
         static_cast<int>((seen.end - start < kKeyTile ? seen.end - start : kKeyTile) + kWidth - 1) /
         kWidth;
     if (rows <= kMaxBlockRows) {
-      // One pass over kt: in two parts where all of it would push other things out of L1.
+      // One pass over kt, in two parts if all of it would evict other data from L1.
       const RowView block = view_of(p, tile, start, s_.position[0], s_.position[rows - 1]);
       const int step =
           (p.head_dim * kKeyTile > kSinglePassKtFloats ? kKeyTile / 2 : kKeyTile) / kWidth;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the two ways of computing a tile of kKeyTile keys (float_tile.h, pair_tile.h) share: where
-// the rows of the paged cache are, which of them a query sees, and a thread's memory.
+// Common parts of the two computations of a tile of kKeyTile keys (float_tile.h, pair_tile.h):
+// addresses of rows in the paged cache, the keys that a query sees, a thread's scratch memory.
 #pragma once
 
 #include "cpu/attention/attention_plan.h"
@@ -8,10 +8,10 @@
 
 namespace lampo::cpu::LAMPO_ISA {
 
-/// What keys that may not be touched point to: zeros of any type, head_dim long.
+/// Row of zeros of any type, head_dim long: stands for keys that must not be read.
 alignas(64) static const char kZeroRow[256 * sizeof(float)] = {};
 
-/// Where the K rows, then the V rows, of one key tile are, and the scales of its keys.
+/// Addresses of the K and V rows of one key tile, and the scales of its keys.
 struct TileRows {
   const char* k[kKeyTile];
   const char* v[kKeyTile];
@@ -19,8 +19,9 @@ struct TileRows {
   float v_scale[kKeyTile];
 };
 
-/// Calls fn(at, count, page, slot) for the parts of the key tile at `start` that lie in one page
-/// each: `count` keys from number `at` of the tile on; only keys of [keys.begin, keys.end).
+/// Calls fn(at, count, page, slot) for the parts of the key tile at `start` that lie in one page:
+/// `count` keys from number `at` of the tile on. Only keys of [keys.begin, keys.end), and only
+/// their entries of the page table, are visited.
 template <class Fn>
 static inline void for_each_page(const PagedAttentionParams& p, const QueryTile& tile,
                                  const KeyRange& keys, int64_t start, Fn&& fn) {
@@ -36,8 +37,8 @@ static inline void for_each_page(const PagedAttentionParams& p, const QueryTile&
   }
 }
 
-/// The rows of the keys of the key tile at `start`, zeros outside [keys.begin, keys.end); the
-/// scales are only asked for: to wait for them here would hold up the tile before.
+/// Finds the rows of the key tile at `start`, kZeroRow outside [keys.begin, keys.end). Scales are
+/// prefetched only: reading them here would delay the tile before.
 static inline void find_rows(const PagedAttentionParams& p, const QueryTile& tile,
                              const KeyRange& keys, int64_t start, TileRows& rows) {
   const int64_t size = size_of(p.cache_dtype);
@@ -67,7 +68,7 @@ static inline void find_rows(const PagedAttentionParams& p, const QueryTile& til
   });
 }
 
-/// The scales of the same keys; zeros outside.
+/// Reads the scales of the same keys; zeros outside.
 static inline void find_scales(const PagedAttentionParams& p, const QueryTile& tile,
                                const KeyRange& keys, int64_t start, TileRows& rows) {
   if (p.k_scale == nullptr && p.v_scale == nullptr) return;
@@ -91,15 +92,13 @@ static inline void find_scales(const PagedAttentionParams& p, const QueryTile& t
   });
 }
 
-/// The part of the key tile at `start` that rows see whose tokens are at the positions [first,
-/// last].
+/// The part of the key tile at `start` that queries at the positions [first, last] see.
 static inline RowView view_of(const PagedAttentionParams& p, const QueryTile& tile, int64_t start,
                               int64_t first, int64_t last) {
-  const KeyRange a = visible_keys(p, first, tile.seq_len);
-  const KeyRange b = visible_keys(p, last, tile.seq_len);
+  const KeyRange seen = keys_seen_by_any(p.mask, first, last, tile.seq_len);
   RowView view;
-  view.begin = static_cast<int>(a.begin > start ? a.begin - start : 0);
-  view.end = static_cast<int>(b.end - start < kKeyTile ? b.end - start : kKeyTile);
+  view.begin = static_cast<int>(seen.begin > start ? seen.begin - start : 0);
+  view.end = static_cast<int>(seen.end - start < kKeyTile ? seen.end - start : kKeyTile);
   view.first = view.begin / F32::kWidth;
   view.last = (view.end + F32::kWidth - 1) / F32::kWidth;
   return view;
@@ -143,7 +142,7 @@ struct Scratch {
     position = reinterpret_cast<int64_t*>(take(kMaxRows * 2));
   }
 
-  /// Leaves the first rows to others; acc_width: floats of a row of q and the accumulators.
+  /// Skips the first rows, which other lanes use; acc_width: floats of a row of q, acc and run_acc.
   void skip_rows(int rows, int64_t acc_width) {
     for (float** part : {&q, &acc, &run_acc}) *part += rows * acc_width;
     scores += rows * kKeyTile;

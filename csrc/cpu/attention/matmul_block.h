@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // C (+)= A B for the small matrices of attention: A [rows, depth] and C [rows, columns] in f32
-// scratch, B [depth, columns] of any storage type, given row by row, which also says how products
-// are added (Rows::add). A block of kMaxBlockRows rows
-// by kMaxBlockVectors vectors of C stays in registers (24 of AVX-512's 32, 12 of 16 elsewhere) for
-// the whole depth. Each element of C is one chain of multiply-adds in the order of depth, so the
-// result does not depend on the blocking. While it computes, a block asks for what the caller needs
-// next, a cache line a step: in one burst they would wait for each other.
+// scratch, B [depth, columns] of any storage type. Rows returns a row of B by number, and Rows::add
+// adds products. A block of kMaxBlockRows rows by kMaxBlockVectors vectors of C stays in registers
+// (24 of AVX-512's 32, 12 of 16 elsewhere) for the whole depth. An element of C is one chain of
+// multiply-adds in the order of depth, so the result does not depend on the blocking. A block
+// prefetches one cache line per step for the caller: prefetches in one burst wait for one another.
 #pragma once
 
 #include "cpu/attention/attention_plan.h"
@@ -25,7 +24,7 @@ struct StridedRows {
   static F32 add(F32 a, F32 b, F32 c) { return fma(a, b, c); }
 };
 
-/// Rows of B wherever the pages are.
+/// Rows of B at any addresses, in pages.
 template <class T>
 struct PointerRows {
   const char* const* rows;
@@ -33,7 +32,7 @@ struct PointerRows {
   static F32 add(F32 a, F32 b, F32 c) { return fma(a, b, c); }
 };
 
-/// Cache lines that will be needed soon: `bytes` of each of the rows [row, end).
+/// Cache lines to prefetch: the first `bytes` bytes of the rows [row, end).
 struct Prefetcher {
   const char* const* row = nullptr;
   const char* const* end = nullptr;
@@ -110,7 +109,7 @@ static inline void multiply_rows(int rows, const float* a, int64_t stride_a, Row
   }
 }
 
-/// Up to kMaxBlockRows rows of C, over `vectors` vectors.
+/// Multiplies up to kMaxBlockRows rows of C, over `vectors` vectors.
 template <class Rows>
 static inline void multiply(int rows, const float* a, int64_t stride_a, Rows b, Depth depth,
                             int vectors, float* c, int64_t stride_c, bool accumulate,

@@ -2,7 +2,7 @@
 // out = sum_i e^(lse_i - lse) out_i with lse = log sum_i e^lse_i, over partial attention results.
 //
 // out_partial [num_splits, num_tokens, num_heads, head_dim], lse_partial [num_splits, num_tokens,
-// num_heads]. Rows (token, head) are shared out; a row folds its splits in order, as
+// num_heads]. Rows (token, head) are divided among threads; a row folds its splits in order, as
 // paged_attention does, in f32. A split with lse -inf is not read. Bytes: the partials once.
 // Memory-bound.
 #include "common/dispatch.h"

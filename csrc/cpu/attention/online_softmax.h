@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The state of a row of attention: m, the largest score so far; l, the sum of e^(s - m); and
-// acc = sum of e^(s - m) v. A state without keys is (-inf, 0, 0). Every step is the same operation
-// in the same order whatever else is computed, so a row's result is one definition (see
-// attention_plan.h). Masked keys contribute exact zeros. NaN scores make the row NaN.
+// acc = sum of e^(s - m) v. A state without keys is (-inf, 0, 0). Operations and their order do not
+// depend on the batch, so a row's result is one definition (attention_plan.h). Masked keys
+// contribute exact zeros. NaN scores make the row NaN.
 #pragma once
 
 #include <cmath>
@@ -38,7 +38,7 @@ static inline void fold_state(float* run_m, float* run_l, float* run_acc, float 
   }
 }
 
-/// What turns raw dot products into scores, for one key tile.
+/// Scales and cap that turn dot products into scores, for one key tile.
 struct ScoreRule {
   float softmax_scale;
   float soft_cap;        // 0: none
@@ -46,8 +46,7 @@ struct ScoreRule {
   const float* v_scale;
 };
 
-/// The keys of a tile as one row sees it: vectors [first, last) hold scores, keys [begin, end) are
-/// visible.
+/// A row's view of a key tile: vectors [first, last) hold scores, keys [begin, end) are visible.
 struct RowView {
   int first, last;
   int begin, end;

@@ -5,17 +5,17 @@
 // page_size, head_dim] in f32, f16, bf16, f8 or int8.
 //
 // Work: attention_plan.h. A thread takes a query tile (up to 96 rows of one KV head's group) and
-// walks its key tiles of 64 keys: scores, online softmax, weights times V. In decode it takes the
-// KV heads of a sequence side by side, as they lie in a page. A key tile is computed
-//   - in f32 (float_tile.h): f32 and f16 caches, and all caches where the CPU has nothing better;
+// walks its key tiles of 64 keys: scores, online softmax, weights times V. In decode it computes
+// the KV heads of a sequence side by side, in their order within a page. A key tile is computed
+//   - in f32 (float_tile.h): f32 and f16 caches, and all caches if the CPU has no such products;
 //   - by products of pairs of 16-bit numbers (pair_tile.h): bf16, f8 and int8 caches on AVX-512.
-// Keys outside the visible range of the whole query tile are never touched: their rows point to
-// zeros. Key tiles that no row sees are not visited. While a key tile is computed, the rows of the
-// next are asked for, line by line.
+// Keys that no row of the query tile sees are never read, nor are their entries of the page table:
+// zeros stand for them (common/attention.h). During a key tile the rows of the next one are
+// prefetched, line by line.
 //
 // Bytes: the visible K and V once per query tile. FLOPs: 4 head_dim per row and visible key, and
-// about 20 for the softmax. Decode is memory-bound up to groups of about 8 rows, prefill bound by
-// the rate of products.
+// about 20 for the softmax. Decode is bound by memory up to groups of about 8 rows, prefill by the
+// rate of products.
 //
 // Measured on a shared 2-core AMD EPYC (Zen 4, 3.7 GHz: 117 GFLOP/s f32 and 237 bf16 a core), best
 // of several runs, one core, f32 queries, bf16 cache, pages of 16, AVX-512. Prefill: 2048 tokens,
@@ -23,19 +23,19 @@
 //                                                                     prefill GFLOP/s   decode us
 //   everything in f32                                                          87              76
 //   pairs; decode transposes K in registers, 16 keys a vector                 116              69
-//   decode reads K as it lies, two keys a vector, eight chains to a score     108              47
+//   decode reads K untransposed, two keys a vector, eight chains to a score   108              47
 //   prefill's eight chains summed in registers, not on the stack              124              47
 //   6 x 2 vectors of scores a block, maxima of rows together, 96 rows a
 //   query tile (48), splits of 256 keys (128)                                 144              44
-//   accumulators begin as sums, not as stored zeros                           146              43
+//   first sums stored, not added to stored zeros                              146              43
 // 32/8 heads of 128: prefill of 1024 tokens 152 GFLOP/s (f32: 99); decode at 1000 tokens 115 us,
 // which is 36 GB/s; int8 120 us, f8 207, f16 (in f32) 291. 9/3 heads of 64 at 200 tokens: 4.8 us
 // (f32: 8).
 //
-// Caches in memory, two threads, as a share of what reading in order, in huge pages, reaches in the
-// same run (35 GB/s); bf16 unless said. "One by one": a KV head's whole sequence before the next
+// Caches in memory, two threads, as a share of the rate of reading in order, in huge pages, in the
+// same run (35 GB/s); bf16 if not stated. "One by one": a KV head's whole sequence before the next
 // head's. "Side by side": heads in lanes, key tile by key tile. With 4 KiB pages, one by one and
-// pages of 16 tokens, it was 48 to 54 %.
+// pages of 16 tokens: 48 to 54 %.
 //                                              one by one   side by side
 //   32/8 heads of 128, pages of 16, 16384 tokens     53 %           66 %
 //     8 sequences of 4096                            69 %           72 %
@@ -43,15 +43,15 @@
 //     f8, 16384                                      46 %           51 %
 //   the same heads, pages of 64, 16384               76 %           80 %
 //   9/3 heads of 64, pages of 64, 7000               76 %           75 %
-// What bounds it: both threads' arithmetic, from L2, keeps up with 55 to 70 GB/s (int8 33, f8 20);
-// but loads and prefetches alone, over the same shuffled pages, reach 75 % with pages of 16, one by
-// one, and 80 % side by side, 88 % with pages of 64: a core has room for only so many misses, and
-// the pages give the hardware's prefetchers little to follow.
+// Bound: arithmetic of both threads, from L2, reaches 55 to 70 GB/s (int8 33, f8 20). Loads and
+// prefetches alone, over the same shuffled pages, reach 75 % with pages of 16, one by one, 80 %
+// side by side, 88 % with pages of 64: outstanding misses per core are limited, and short pages
+// stop hardware prefetchers.
 //
-// Tried: prefetching into L1, non-temporally, or not at all takes 1.5 to 2.2 times as long as into
-// L2, which has more room for outstanding misses. Asking for lines in the order of their addresses,
-// or for those of several pages in turn: no difference, or 1.05 times as long. Asking for every
-// second line, or the first of a page, and leaving the rest to the hardware: 1.3 to 1.5 times.
+// Alternatives, time relative to prefetching every line into L2:
+//   into L1, non-temporally, or not at all             1.5 to 2.2 (L2 has more outstanding misses)
+//   in the order of addresses, or several pages by turns      1 to 1.05
+//   every second line, or the first of a page                 1.3 to 1.5
 #include <optional>
 #include <utility>
 
@@ -68,19 +68,19 @@ namespace {
 struct Item {
   QueryTile tile;
   KeyRange keys;   // of the split, within the tile's; empty where the tile sees no key
-  float* partial;  // where the state goes; null: it is folded into the running one
+  float* partial;  // storage for the state; null: it is folded into the running one
   bool first, last;
 
   int64_t first_key_tile() const { return keys.begin / kKeyTile * kKeyTile; }
 };
 
-/// Query tiles of up to kLaneRows rows are computed side by side, in lanes with scratch of their
-/// own.
+/// Rows of a lane: query tiles of up to kLaneRows rows are computed side by side, in lanes with
+/// separate scratch.
 constexpr int kLaneRows = 8;
 constexpr int kLanes = kMaxRows / kLaneRows;
 
-/// What a thread computes at a time: the same split of one query tile or, side by side, of tiles
-/// that differ in their KV head alone, each in a lane.
+/// Unit of a thread's work: the same split of one query tile or, side by side in lanes, of tiles
+/// that differ only in their KV head.
 struct Group {
   int size = 0;
   Item items[kLanes];
@@ -89,16 +89,15 @@ struct Group {
   bool sees_keys() const { return items[0].keys.begin < items[0].keys.end; }
 };
 
-/// The rows of a key tile and of the one that comes next, which are asked for.
+/// The rows of a key tile and of the next one, which are prefetched.
 struct Lookahead {
   TileRows buffers[2];
   TileRows* current = &buffers[0];
   TileRows* next = &buffers[1];
-  bool found = false;  // current holds the key tile that is to be computed now
+  bool found = false;  // `current` holds the key tile to be computed now
 };
 
-/// Computes query tiles, one after the other. Tile: how a key tile is computed, FloatTile or
-/// PairTile.
+/// Computes query tiles, one after the other. Tile: FloatTile or PairTile.
 template <class Tile>
 class Attention {
  public:
@@ -118,19 +117,20 @@ class Attention {
       s_.m[row] = kMinusInfinity;
       store(s_.l + row * 16, F32());
     }
-    fresh_ = true;
+    is_first_ = true;
   }
 
-  /// Adds the key tile at `start` to the states of the split; the one that comes next, of `coming`
-  /// at `coming_start`, is asked for unless null.
-  void add(const Item& item, int64_t start, const Item* coming, int64_t coming_start,
+  /// Adds the key tile at `start` to the states of the split. Prefetches the next key tile, that of
+  /// next_item at next_start, unless next_item is null.
+  void add(const Item& item, int64_t start, const Item* next_item, int64_t next_start,
            Lookahead& rows) {
     if (!rows.found) find_rows(p, tile_, item.keys, start, *rows.current);
-    rows.found = coming != nullptr;
-    if (rows.found) find_rows(p, coming->tile, coming->keys, coming_start, *rows.next);
+    rows.found = next_item != nullptr;
+    if (rows.found) find_rows(p, next_item->tile, next_item->keys, next_start, *rows.next);
     find_scales(p, tile_, item.keys, start, *rows.current);
-    key_tile_.run(tile_, start, item.keys, *rows.current, rows.found ? rows.next : nullptr, fresh_);
-    fresh_ = false;
+    key_tile_.run(tile_, start, item.keys, *rows.current, rows.found ? rows.next : nullptr,
+                  is_first_);
+    is_first_ = false;
     std::swap(rows.current, rows.next);
   }
 
@@ -144,7 +144,7 @@ class Attention {
     }
   }
 
-  /// Folds the stored states of the rows for which wanted(row), and writes them.
+  /// Folds the stored states of the rows with wanted(row), and writes the results.
   template <class Wanted>
   void merge(const QueryTile& tile, const float* partials, int64_t split_floats, Wanted&& wanted) {
     begin_tile(tile);
@@ -160,7 +160,7 @@ class Attention {
   }
 
  private:
-  /// Queries as the products want them, empty running states.
+  /// Loads the queries and empties the running states.
   void begin_tile(const QueryTile& tile) {
     tile_ = tile;
     dispatch_dtype<float, BF16>(p.dtype, [&]<class Q>() {
@@ -216,7 +216,7 @@ class Attention {
     });
   }
 
-  /// fn(row in the tile, token in q, query head).
+  /// Calls fn(row in the tile, token in q, query head).
   template <class Fn>
   void for_each_row(Fn&& fn) const {
     int64_t token = tile_.first_token + tile_.row_begin / group_size_;
@@ -236,14 +236,15 @@ class Attention {
   Tile key_tile_;
   const int64_t width_;
   QueryTile tile_;
-  bool fresh_ = true;  // no key tile of the split has been added
+  bool is_first_ = true;  // no key tile of the split has been added
 };
 
-/// A thread's groups. Each waits until the next is known, whose keys can then be asked for.
+/// A thread's groups. A group is computed when the next one is known, so that its keys can be
+/// prefetched.
 template <class Tile>
-class Groups {
+class GroupPipeline {
  public:
-  Groups(const PagedAttentionParams& params, const Team& team) : p(params), team_(team) {}
+  GroupPipeline(const PagedAttentionParams& params, const Team& team) : p(params), team_(team) {}
 
   Attention<Tile>& lane(int index) {
     std::optional<Attention<Tile>>& lane = lanes_[index];
@@ -251,33 +252,33 @@ class Groups {
     return *lane;
   }
 
-  /// The group to fill next; run() then takes it.
-  Group& coming() { return groups_[which_]; }
-  void run() {
-    run_held(&coming());
-    which_ = 1 - which_;
-    coming().size = 0;
-    held_ = true;
+  /// The group to fill; push() then takes it.
+  Group& next() { return groups_[filling_]; }
+  void push() {
+    run_pending(&next());
+    filling_ = 1 - filling_;
+    next().size = 0;
+    is_pending_ = true;
   }
-  void finish() { run_held(nullptr); }
+  void finish() { run_pending(nullptr); }
 
  private:
-  void run_held(const Group* next) {
-    if (!held_) return;
-    const Group& group = groups_[1 - which_];
+  void run_pending(const Group* next) {
+    if (!is_pending_) return;
+    const Group& group = groups_[1 - filling_];
     const KeyRange& keys = group.items[0].keys;
     if (next != nullptr && !next->sees_keys()) next = nullptr;
     for (int i = 0; i < group.size; ++i) lane(group.lanes[i]).begin(group.items[i]);
-    // Key tile by key tile: the KV heads of a page lie side by side.
+    // Key tile by key tile, since the KV heads of a page are side by side.
     for (int64_t start = group.items[0].first_key_tile(); start < keys.end; start += kKeyTile) {
       for (int i = 0; i < group.size; ++i) {
-        const Item* coming = &group.items[(i + 1) % group.size];
-        int64_t coming_start = i + 1 < group.size ? start : start + kKeyTile;
-        if (coming_start >= keys.end) {
-          coming = next != nullptr ? &next->items[0] : nullptr;
-          coming_start = next != nullptr ? next->items[0].first_key_tile() : 0;
+        const Item* next_item = &group.items[(i + 1) % group.size];
+        int64_t next_start = i + 1 < group.size ? start : start + kKeyTile;
+        if (next_start >= keys.end) {
+          next_item = next != nullptr ? &next->items[0] : nullptr;
+          next_start = next != nullptr ? next->items[0].first_key_tile() : 0;
         }
-        lane(group.lanes[i]).add(group.items[i], start, coming, coming_start, rows_);
+        lane(group.lanes[i]).add(group.items[i], start, next_item, next_start, rows_);
       }
     }
     for (int i = 0; i < group.size; ++i) lane(group.lanes[i]).end(group.items[i]);
@@ -287,20 +288,20 @@ class Groups {
   const Team& team_;
   std::optional<Attention<Tile>> lanes_[kLanes];
   Group groups_[2];
-  int which_ = 0;
-  bool held_ = false;
+  int filling_ = 0;  // of groups_; the other one is pending
+  bool is_pending_ = false;
   Lookahead rows_;
 };
 
-/// What a thread has to do of a query tile: the splits [begin, end), counted from the tile's first.
+/// A thread's part of a query tile: the splits [begin, end), counted from the tile's first.
 struct Part {
   QueryTile tile;
   int64_t begin, end;
-  float* slot;  // for the states of all splits; null: the tile straddles no threads
+  float* slot;  // storage for the states of all splits; null: the tile is not shared
 };
 
-/// A tile whose splits several threads compute: this thread is one of [first, last].
-struct Straddling {
+/// A tile with splits of several threads: this thread is one of [first, last].
+struct SharedTile {
   QueryTile tile;
   float* partials;
   int first, last;
@@ -318,14 +319,14 @@ void run(const PagedAttentionParams& p, const Team& team) {
   const auto owner = [&](int64_t cost) {
     return total > 0 ? static_cast<int>(cost * team.size / total) : 0;
   };
-  const int64_t split_floats = straddling_rows(group_size) * partial_floats(p.head_dim);
+  const int64_t split_floats = shared_tile_rows(group_size) * partial_floats(p.head_dim);
   const int64_t max_splits = round_up(p.max_pages_per_seq * p.page_size, kSplit) / kSplit;
   float* partials = static_cast<float*>(p.workspace) + team.size * scratch_floats(p.head_dim);
 
-  Groups<Tile> groups(p, team);
-  Straddling straddling[2];  // a thread's run can only straddle at its two ends
-  int num_straddling = 0;
-  bool any_straddles = false;  // of any thread: all find the same
+  GroupPipeline<Tile> groups(p, team);
+  SharedTile shared[2];  // only the two ends of a thread's run can be shared
+  int num_shared = 0;
+  bool any_shared = false;  // by any threads: all threads find the same
   Part parts[kLanes];
   int num_parts = 0;
   const auto run_parts = [&] {
@@ -335,7 +336,7 @@ void run(const PagedAttentionParams& p, const Team& team) {
       if (parts[i].end > end) end = parts[i].end;
     }
     for (int64_t split = begin; split < end; ++split) {
-      Group& group = groups.coming();
+      Group& group = groups.next();
       for (int i = 0; i < num_parts; ++i) {
         const Part& part = parts[i];
         if (split < part.begin || split >= part.end) continue;
@@ -347,7 +348,7 @@ void run(const PagedAttentionParams& p, const Team& team) {
                                    .last = split + 1 == part.end};
         group.lanes[group.size++] = i;
       }
-      groups.run();
+      groups.push();
     }
     num_parts = 0;
   };
@@ -365,21 +366,21 @@ void run(const PagedAttentionParams& p, const Team& team) {
     };
     int first = owner((begin + cost) / 2);
     int last = first;
-    if (num_splits > 1 && tile.num_rows() <= straddling_rows(group_size)) {
+    if (num_splits > 1 && tile.num_rows() <= shared_tile_rows(group_size)) {
       first = split_owner(first_split);
       last = split_owner(first_split + num_splits - 1);
     }
-    any_straddles |= first != last;
+    any_shared |= first != last;
     if (team.rank < first || team.rank > last) return;
     Part& part = parts[num_parts++];
     part = {.tile = tile, .begin = 0, .end = num_splits > 0 ? num_splits : 1, .slot = nullptr};
     if (first != last) {
       part.slot = partials + first * max_splits * split_floats;
-      straddling[num_straddling++] = {tile, part.slot, first, last};
+      shared[num_shared++] = {tile, part.slot, first, last};
       while (split_owner(first_split + part.begin) < team.rank) ++part.begin;
       while (split_owner(first_split + part.end - 1) > team.rank) --part.end;
     }
-    // Others of this sequence follow in lanes of their own, if they are as small.
+    // Further small tiles of this sequence are added in other lanes.
     if (num_parts == kLanes || tile.num_rows() > kLaneRows) run_parts();
   };
   for (int64_t seq = 0; seq < p.batch_size; ++seq) {
@@ -394,16 +395,16 @@ void run(const PagedAttentionParams& p, const Team& team) {
     run_parts();
   }
   groups.finish();
-  if (any_straddles) team.sync();
-  for (int i = 0; i < num_straddling; ++i) {
-    const Straddling& s = straddling[i];
+  if (any_shared) team.sync();
+  for (int i = 0; i < num_shared; ++i) {
+    const SharedTile& s = shared[i];
     groups.lane(0).merge(s.tile, s.partials, split_floats, [&](int row) {
       return s.first + row % (s.last - s.first + 1) == team.rank;
     });
   }
 }
 
-/// Rows of out and lse that belong to no sequence.
+/// Clears the rows of out and lse that belong to no sequence.
 void clear_padding(const PagedAttentionParams& p, const Team& team) {
   const int64_t used = p.cu_seqlens_q[p.batch_size];
   const Share share = share_of(p.num_tokens - used, team);

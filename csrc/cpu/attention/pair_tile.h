@@ -1,18 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// A key tile computed by products of pairs of 16-bit numbers (vec/pairs.h): twice the rate of f32,
-// and the cache's numbers enter as they are stored. It rounds two things: the queries and, for the
-// product with V, the softmax weights; to BF16, like the cache, or for int8 caches to 16 bits
-// relative to the largest of a row. Sums, maxima and the softmax stay in f32, and lse sums the
-// weights before they are rounded.
+// A key tile by products of pairs of 16-bit numbers (vec/pairs.h): twice the rate of f32, on the
+// cache's numbers as they are stored. Queries and, for the product with V, softmax weights are
+// rounded: to BF16, like the cache, or for int8 caches to 16 bits relative to the largest of a row.
+// Sums, maxima and the softmax are f32; lse sums the weights before they are rounded.
 //
-// Pairs of K are neighbours in a row. Pairs of V are two neighbouring keys at one column, and lanes
-// go across columns, in the order that zipping two rows gives.
+// A pair of K is two neighbours in a row. A pair of V is two neighbouring keys at one column; lanes
+// are columns, in the order that interleaving two rows gives.
 // A score is the sum of eight chains of products, over the units 0, 8, 16 ..., 1, 9 ... of a row.
-//   - few rows: lanes are those chains for two keys, added up by shuffles; V is zipped in
-//   registers,
-//     so that one pass over the cache serves all rows;
-//   - many rows: K is transposed and V zipped into the scratch; lanes are keys, then columns.
-// Either way an element is the same sums in the same order, so the results are the same bits.
+//   - Few rows: lanes are the chains of two keys, added by shuffles. V is interleaved in registers,
+//     so one pass over the cache serves all rows.
+//   - Many rows: K is transposed and V interleaved into the scratch; lanes are keys, then columns.
+// An element is the same sums in the same order in both, so the results are the same bits.
 #pragma once
 
 #include "cpu/attention/key_tile.h"
@@ -21,9 +19,9 @@
 
 namespace lampo::cpu::LAMPO_ISA {
 
-/// Up to this many rows are computed without scratch copies of K and V.
+/// Largest number of rows that is computed without scratch copies of K and V.
 static constexpr int kFewRows = 8;
-/// So many at a time.
+/// Largest number of rows whose sums fit the registers.
 static constexpr int kMostRows = 6;
 static constexpr int kTileVectors = kKeyTile / F32::kWidth;
 static constexpr float kLog2E = 1.44269504089f;
@@ -47,17 +45,17 @@ static inline void with_rows(int n, Fn&& fn) {
   }
 }
 
-/// Scores of kRows queries with 16 keys, each `bytes` long; asks for `next` alongside.
+/// Scores of kRows queries with 16 keys of `bytes` bytes; prefetches `next`.
 template <class T, int kRows>
 __attribute__((noinline)) static void score_keys(const char* const* keys, const char* const* next,
                                                  int64_t bytes, const float* q, int64_t stride_q,
                                                  float* scores) {
   using P = Pairs<T>;
-  constexpr int kAtATime = kRows <= 3 ? 8 : 4;
+  constexpr int kChains = kRows <= 3 ? 8 : 4;  // key pairs with sums in registers
   F32 sums[kRows][8];
 #pragma GCC unroll 2
-  for (int first = 0; first < 8; first += kAtATime) {
-    F32 part[kRows][kAtATime];
+  for (int first = 0; first < 8; first += kChains) {
+    F32 part[kRows][kChains];
     const auto add = [&]<bool kMasked>(int64_t at, int count) {
       const float* pairs = q + at / 4 * P::kPerUnit;
       F32 pairs_of_row[kRows][P::kPerUnit];
@@ -68,14 +66,14 @@ __attribute__((noinline)) static void score_keys(const char* const* keys, const 
           pairs_of_row[r][i] = P::load_twice(pairs + r * stride_q + 8 * i);
         }
       }
-      // These are halves of 16 lines: at first those of one half of the rows are asked for, then
-      // those of the other.
-      const char* const* ask = next + (at & 32) / 8;
+      // `at` steps by half a line: lines of one half of the next rows are prefetched at even steps,
+      // those of the other half at odd steps.
+      const char* const* next_half = next + (at & 32) / 8;
       const int64_t line = at & ~int64_t{63};
 #pragma GCC unroll 8
-      for (int j = 0; j < kAtATime; ++j) {
+      for (int j = 0; j < kChains; ++j) {
         const int key = P::key_of(first + j);
-        prefetch(ask[key] + line);
+        prefetch(next_half[key] + line);
         const Units units =
             P::template load_units<kMasked>(keys[key] + at, keys[key + 4] + at, count);
         const F32 even = P::template of<0>(units);
@@ -94,24 +92,25 @@ __attribute__((noinline)) static void score_keys(const char* const* keys, const 
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-      for (int j = 0; j < kAtATime; ++j) sums[r][first + j] = part[r][j];
+      for (int j = 0; j < kChains; ++j) sums[r][first + j] = part[r][j];
     }
   }
 #pragma GCC unroll 6
   for (int r = 0; r < kRows; ++r) store(scores + r * kKeyTile, P::template add_lanes<P>(sums[r]));
 }
 
-/// How the accumulators of a row take in a key tile: acc * keep + sums * weight.
-struct Step {
+/// Factors of a row's update by a key tile: acc = acc * keep + sums * weight.
+struct Update {
   float keep;
-  float weight;  // integers only
+  float weight;  // integer sums only
 };
 
-/// acc of kRows rows += weights times the values of the key pairs [pairs.begin, pairs.end).
+/// acc of kRows rows += weights times the values of the key pairs [pairs.begin, pairs.end);
+/// prefetches `next`.
 template <class T, int kRows>
 __attribute__((noinline)) static void add_values(const char* const* values, const char* const* next,
                                                  int64_t bytes, Depth pairs, const float* weights,
-                                                 const Step* steps, float* acc, int64_t width) {
+                                                 const Update* updates, float* acc, int64_t width) {
   using P = Pairs<T>;
   constexpr int kVectors = 2 * P::kPerUnit;
   for (int64_t at = 0; at < bytes; at += 64, acc += kVectors * F32::kWidth) {
@@ -121,7 +120,7 @@ __attribute__((noinline)) static void add_values(const char* const* values, cons
       for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) {
-          sums[r][v] = load(acc + r * width + v * F32::kWidth) * F32(steps[r].keep);
+          sums[r][v] = load(acc + r * width + v * F32::kWidth) * F32(updates[r].keep);
         }
       }
     }
@@ -129,7 +128,7 @@ __attribute__((noinline)) static void add_values(const char* const* values, cons
       prefetch(next[2 * k] + at);
       prefetch(next[2 * k + 1] + at);
       Units units[2];
-      P::zip(values[2 * k] + at, values[2 * k + 1] + at, bytes - at, &units[0], &units[1]);
+      P::interleave(values[2 * k] + at, values[2 * k + 1] + at, bytes - at, &units[0], &units[1]);
       F32 columns[kVectors];
 #pragma GCC unroll 2
       for (int u = 0; u < 2; ++u) {
@@ -149,8 +148,8 @@ __attribute__((noinline)) static void add_values(const char* const* values, cons
       for (int v = 0; v < kVectors; ++v) {
         float* to = acc + r * width + v * F32::kWidth;
         if constexpr (P::kInteger) {
-          const F32 kept = load(to) * F32(steps[r].keep);
-          store(to, fma(P::to_float(sums[r][v]), F32(steps[r].weight), kept));
+          const F32 kept = load(to) * F32(updates[r].keep);
+          store(to, fma(P::to_float(sums[r][v]), F32(updates[r].weight), kept));
         } else {
           store(to, sums[r][v]);
         }
@@ -200,20 +199,20 @@ __attribute__((noinline)) static void score_block(const float* q, int64_t stride
   }
 }
 
-/// As add_values, for kVectors of the columns of v [32 pairs, width], of zipped values; fresh: acc
-/// is 0, whatever it holds.
+/// As add_values, for kVectors of the columns of v [32 pairs, width], interleaved values. is_first:
+/// acc counts as 0, whatever it holds.
 template <class T, int kRows, int kVectors>
 __attribute__((noinline)) static void add_block(const float* v, int64_t width, Depth pairs,
-                                                const float* weights, const Step* steps, bool fresh,
-                                                float* acc) {
+                                                const float* weights, const Update* updates,
+                                                bool is_first, float* acc) {
   using P = Pairs<T>;
   F32 sums[kRows][kVectors];
-  if (!P::kInteger && !fresh) {
+  if (!P::kInteger && !is_first) {
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
       for (int i = 0; i < kVectors; ++i) {
-        sums[r][i] = load(acc + r * width + i * F32::kWidth) * F32(steps[r].keep);
+        sums[r][i] = load(acc + r * width + i * F32::kWidth) * F32(updates[r].keep);
       }
     }
   }
@@ -236,8 +235,8 @@ __attribute__((noinline)) static void add_block(const float* v, int64_t width, D
     for (int i = 0; i < kVectors; ++i) {
       float* to = acc + r * width + i * F32::kWidth;
       if constexpr (P::kInteger) {
-        const F32 kept = fresh ? F32() : load(to) * F32(steps[r].keep);
-        store(to, fma(P::to_float(sums[r][i]), F32(steps[r].weight), kept));
+        const F32 kept = is_first ? F32() : load(to) * F32(updates[r].keep);
+        store(to, fma(P::to_float(sums[r][i]), F32(updates[r].weight), kept));
       } else {
         store(to, sums[r][i]);
       }
@@ -304,12 +303,12 @@ class PairTile {
         }
       });
     }
-    Step steps[kFewRows];
-    update_rows(tile, start, 0, rows, keys, steps);
+    Update updates[kFewRows];
+    update_rows(tile, start, 0, rows, keys, updates);
     for (int row = 0; row < rows; row += most) {
       with_rows(row + most < rows ? most : rows - row, [&]<int kRows>() {
         add_values<T, kRows>(keys.v, next.v, bytes_, pairs_of(seen), s_.scores + row * kKeyTile,
-                             steps + row, s_.acc + row * width_, width_);
+                             updates + row, s_.acc + row * width_, width_);
       });
     }
   }
@@ -321,7 +320,7 @@ class PairTile {
     }
     const Depth pairs = pairs_of(seen);
     for (int k = pairs.begin; k < pairs.end; ++k) {
-      zip_values(keys.v[2 * k], keys.v[2 * k + 1], s_.v + k * width_);
+      interleave_values(keys.v[2 * k], keys.v[2 * k + 1], s_.v + k * width_);
     }
     for (int row = 0; row < rows; row += kMostRows) {
       const int count = rows - row < kMostRows ? rows - row : kMostRows;
@@ -331,17 +330,17 @@ class PairTile {
         continue;
       }
       score_rows(row, count, block);
-      Step steps[kMostRows];
-      update_rows(tile, start, row, count, keys, steps);
+      Update updates[kMostRows];
+      update_rows(tile, start, row, count, keys, updates);
       with_rows(count, [&]<int kRows>() {
         float* acc = s_.acc + row * width_;
         const Depth seen_pairs = pairs_of(block);
         int64_t i = 0;
         for (; i + 4 * kWidth <= width_; i += 4 * kWidth) {
-          add_block<T, kRows, 4>(s_.v + i, width_, seen_pairs, s_.scores, steps, first, acc + i);
+          add_block<T, kRows, 4>(s_.v + i, width_, seen_pairs, s_.scores, updates, first, acc + i);
         }
         for (; i < width_; i += 2 * kWidth) {
-          add_block<T, kRows, 2>(s_.v + i, width_, seen_pairs, s_.scores, steps, first, acc + i);
+          add_block<T, kRows, 2>(s_.v + i, width_, seen_pairs, s_.scores, updates, first, acc + i);
         }
       });
     }
@@ -354,7 +353,7 @@ class PairTile {
 
   static Depth pairs_of(const RowView& view) { return {view.begin / 2, (view.end + 1) / 2}; }
 
-  /// Products of a pair of a row in one chain.
+  /// Number of pairs of a row in one chain.
   int steps() const { return static_cast<int>((bytes_ + 31) / 32) * P::kPerUnit; }
 
   void score_rows(int row, int count, const RowView& block) const {
@@ -384,10 +383,10 @@ class PairTile {
     }
   }
 
-  void zip_values(const char* a, const char* b, float* to) const {
+  void interleave_values(const char* a, const char* b, float* to) const {
     for (int64_t at = 0; at < bytes_; at += 64) {
       Units units[2];
-      P::zip(a + at, b + at, bytes_ - at, &units[0], &units[1]);
+      P::interleave(a + at, b + at, bytes_ - at, &units[0], &units[1]);
       for (int u = 0; u < 2; ++u, to += P::kPerUnit * kWidth) {
         store(to, P::template of<0>(units[u]));
         if constexpr (P::kPerUnit == 2) store(to + kWidth, P::template of<1>(units[u]));
@@ -395,11 +394,10 @@ class PairTile {
     }
   }
 
-  /// From the products of some rows with a key tile, s_.scores, to weights as pairs; updates m, l.
-  /// Maxima first, for all rows: their exponentials then take one vector, and none waits for its
-  /// own row alone.
+  /// Turns the products of some rows with a key tile, s_.scores, into weights as pairs; updates m
+  /// and l. All maxima come first: their exponentials then take one vector.
   void update_rows(const QueryTile& tile, int64_t start, int row, int count, const TileRows& keys,
-                   Step* steps) const {
+                   Update* updates) const {
     const int64_t* position = s_.position + row;
     const RowView first = view_of(p, tile, start, position[0], position[0]);
     const RowView last = view_of(p, tile, start, position[count - 1], position[count - 1]);
@@ -421,7 +419,7 @@ class PairTile {
     }
     const F32 factors = load_n(s_.factor + row, count);
     const F32 old_m = load_n(s_.m + row, count);
-    // In this order NaN, which a maximum of scores may or may not be, leaves m alone.
+    // NaN as the first operand leaves m unchanged.
     const F32 new_m = max(load_n(maxima, count) * factors, old_m);
     const F32 shift = select_less(F32(kMinusInfinity), new_m, new_m, F32());
     store_n(s_.m + row, new_m, count);
@@ -440,17 +438,18 @@ class PairTile {
         if (p.v_scale != nullptr) x[v] = x[v] * load(keys.v_scale + v * kWidth);
       }
       store(l, sum);
-      steps[r] = {keeps[r], P::store_weights(scores, x)};
+      updates[r] = {keeps[r], P::store_weights(scores, x)};
     }
   }
 
-  /// What a score is times to become an exponent of two, after transform().
+  /// Factor from a transformed score to a base-2 exponent.
   float factor_of(float q_scale) const {
     if (p.soft_cap != 0.0f) return p.soft_cap * kLog2E;
     const float scale = p.softmax_scale < 0.0f ? -p.softmax_scale : p.softmax_scale;
     return scale == 0.0f ? 1.0f : scale * q_scale * kLog2E;
   }
 
+  /// Scales and caps scores; the positive factor of factor_of() is left out.
   void transform(F32* x, const TileRows& keys, float q_scale) const {
     const float sign = p.softmax_scale > 0.0f ? 1.0f : p.softmax_scale < 0.0f ? -1.0f : 0.0f;
     const F32 inner(p.soft_cap != 0.0f ? p.softmax_scale * q_scale / p.soft_cap : sign);
@@ -461,6 +460,7 @@ class PairTile {
     }
   }
 
+  /// Sets the scores of invisible keys to -inf.
   static void hide(F32* x, const RowView& view) {
     static constexpr float kIndex[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     const F32 begin(static_cast<float>(view.begin)), end(static_cast<float>(view.end));

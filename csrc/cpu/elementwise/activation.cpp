@@ -27,7 +27,7 @@ inline F32 activate(F32 x) {
 
 template <class T, Activation kActivation>
 void run(const ActivationParams& p, const Team& team) {
-  // One row of decode must feed several threads too: share out the elements, not the rows.
+  // Threads divide elements, not rows: one row of decode then feeds several threads.
   const Share share = share_of(p.num_tokens * p.size, team, 64);
   for (int64_t at = share.begin; at < share.end;) {
     const int64_t row = at / p.size;

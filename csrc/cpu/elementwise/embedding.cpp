@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// out[t] = table[token_ids[t]], or out[t] += where `accumulate`, from a dense table or from one row of a strip of a packed one.
+// out[t] = table[token_ids[t]], or out[t] += it, from a dense table or from one row of a strip of a
+// packed one.
 // Bytes: one row per token. Always a small part of a step.
 #include "common/dispatch.h"
-#include "common/weight_format.h"
+#include "common/formats/formats.h"
 #include "cpu/kernel_table.h"
 #include "cpu/vec/row.h"
 
@@ -17,32 +18,21 @@ void copy_row(const T* row, Out* out, int64_t size, bool accumulate) {
   });
 }
 
-template <class Out>
+template <class Format, class Out>
 void unpack_row(const EmbeddingParams& p, int64_t id, Out* out) {
-  const StripLayout layout = strip_layout(p.format, p.hidden_size);
-  const uint8_t* strip =
-      static_cast<const uint8_t*>(p.table) + id / kStripRows * layout.strip_bytes;
+  using Group = StripGroup<Format>;
+  const int64_t groups = p.hidden_size / kGroupSize;
+  const uint8_t* group =
+      static_cast<const uint8_t*>(p.table) + id / kStripRows * groups * Group::kBytes;
   const int64_t lane = id % kStripRows;
-  const int offset = p.format == WeightFormat::kQ4_0 ? 8 : 0;
-  const auto write = [&](Out& to, float value) {
-    to = from_float<Out>(p.accumulate ? to_float(to) + value : value);
-  };
-  for (int64_t g = 0; g < layout.groups; ++g) {
-    const uint8_t* packed = strip + g * layout.group_bytes;
-    Out* group = out + g * kGroupSize;
-    const float scale = to_float(reinterpret_cast<const F16*>(packed + layout.scale_offset)[lane]);
-    const float minimum =
-        layout.has_min ? to_float(reinterpret_cast<const F16*>(packed + layout.min_offset)[lane])
-                       : 0.0f;
-    for (int i = 0; i < layout.words * 4; ++i) {
-      const uint8_t byte = packed[(i / 4 * kStripRows + lane) * 4 + i % 4];
-      if (layout.words == 8) {
-        write(group[i], scale * static_cast<float>(static_cast<int8_t>(byte)));
-      } else {
-        const int low = (byte & 15) - offset;
-        const int high = (byte >> 4) - offset;
-        write(group[i], scale * static_cast<float>(low) + minimum);
-        write(group[i + 16], scale * static_cast<float>(high) + minimum);
+  for (int64_t g = 0; g < groups; ++g, group += Group::kBytes, out += kGroupSize) {
+    const float scale = scale_of<Format>(group, lane), minimum = minimum_of<Format>(group, lane);
+    for (int i = 0; i < Group::kRowBytes; ++i) {
+      const uint8_t byte = group[(i / 4 * kStripRows + lane) * 4 + i % 4];
+      for (int part = 0; part < Group::kCodesPerByte; ++part) {
+        const float value = Format::decode(code_of<Format>(byte, part), scale, minimum);
+        Out& to = out[part * Group::kRowBytes + i];
+        to = from_float<Out>(p.accumulate ? to_float(to) + value : value);
       }
     }
   }
@@ -57,7 +47,9 @@ void embedding(const EmbeddingParams& p, const Team& team) {
                                                  : static_cast<const int32_t*>(p.token_ids)[token];
     dispatch_dtype<float, BF16>(p.dtype, [&]<class Out>() {
       Out* out = static_cast<Out*>(p.out) + token * p.stride_out_token;
-      if (p.packed) return unpack_row(p, id, out);
+      if (p.packed) {
+        return dispatch_format(p.format, [&]<class Format>() { unpack_row<Format>(p, id, out); });
+      }
       dispatch_dtype<float, BF16, F16>(p.table_dtype, [&]<class T>() {
         copy_row(static_cast<const T*>(p.table) + id * p.stride_table_row, out, p.hidden_size,
                  p.accumulate);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// out = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias, after residual += x where one is given.
+// out = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias, after residual += x if there is one.
 //
 // Three passes over a row, which stays in L1: sum, squares of the centred values (no cancellation,
 // and a corrected mean), output. Bytes: as rms_norm. FLOPs: 7 per element. Memory-bound.
@@ -24,7 +24,7 @@ void layer_norm_row(const T* x, const W* weight, const W* bias, T* residual, T* 
   for_each_vector(size, [&](int64_t i, int n) { sum = sum + load_n(source + i, n); });
   const float estimate = reduce_add(sum) / static_cast<float>(size);
 
-  // The centred values also tell by how much the estimate is off.
+  // The sum of the centred values corrects the estimate of the mean.
   F32 drifts, squares;
   for_each_vector(size, [&](int64_t i, int n) {
     F32 centred = load_n(source + i, n) - F32(estimate);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// out = x * weight / sqrt(mean(x^2) + eps), after residual += x where a residual is given.
+// out = x * weight / sqrt(mean(x^2) + eps), after residual += x if there is one.
 //
 // Bytes: reads x (and residual) once, writes out (and residual) once: 2 or 4 * size_of(dtype) per
 // element; the second pass over a row hits L1. FLOPs: 4 per element. Memory-bound.
-// A row is one thread's; its sum of squares is kept in kWidth lanes in f32, whatever the dtype.
+// One thread computes a row; its sum of squares is kept in kWidth f32 lanes for every dtype.
 #include "common/dispatch.h"
 #include "cpu/kernel_table.h"
 #include "cpu/vec/row.h"

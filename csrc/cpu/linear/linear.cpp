@@ -1,28 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
-// out = norm(x) w^T + bias on dense weights (f32, bf16, f16), row-major as stored, and what may
-// follow (linear_output.h).
+// out = norm(x) w^T + bias on dense weights (f32, bf16, f16), row-major as stored, with gate or
+// residual (linear_output.h).
 //
-// BF16 weights on a CPU that multiplies pairs of BF16: x is rounded once per call to BF16
-// (activation_bits 8: of a number's significant ones), or to the sum of two BF16, high and low (16
-// bits), for twice the products. A BF16 x is taken as it is. All else is widened to f32 as it is
-// loaded.
-// Lane l of an accumulator sums k = l, l + kWidth, ... in order; of pairs k = 2l, 2l + 1, 2l + 2
-// kWidth, ..., high and low apart until both are done. Lanes are added in one fixed tree. That
-// definition does not depend on the tiling, so neither does a token's result on its batch.
+// BF16 weights, where the CPU multiplies pairs of BF16: x is rounded once per call to BF16
+// (activation_bits 8, the significant bits of a number) or to the sum of two BF16, high and low
+// (16), for twice the products. A BF16 x is used unchanged. All other types are widened to f32 when
+// they are loaded.
+// Lane l of an accumulator sums k = l, l + kWidth, ... in order; with pairs k = 2l, 2l + 1,
+// 2l + 2 kWidth, ..., with separate sums for high and low. Lanes are added in one fixed tree. This
+// definition does not depend on the tiling, so a token's result does not depend on its batch.
 //
-// Work: a thread owns a range of output rows and takes them kNr at a time against kMr tokens: kMr
-// kNr accumulators in registers, each loaded vector of x and of w used kNr and kMr times. The sums
-// of 16 rows are finished together: a gate takes one exponential for all of them. Tokens come in
-// blocks that stay in L2. A few tokens take one row after the other: one stream from memory. Bytes:
-// weights once per kTokenBlock tokens. FLOPs: 2 per weight and token. Below about 4 tokens bound by
-// memory, above by multiply-adds.
+// Work: a thread owns a range of output rows. It multiplies kNr of them with kMr tokens at a time:
+// kMr kNr accumulators in registers; a loaded vector of x serves kNr products, one of w kMr. The
+// sums of 16 rows are finished together, so a gate takes one exponential for them. Tokens come in
+// blocks that stay in L2. Up to kFewTokens tokens are multiplied row by row: one stream from
+// memory.
+// Bytes: weights once per kTokenBlock tokens. FLOPs: 2 per weight and token. Bound by memory below
+// about 4 tokens, by multiply-adds above.
 //
-// Measured on two cores of a shared AMD EPYC (Zen 4) that read 28 to 45 GB/s:
-//   one token, 57 MB of BF16 weights [49152, 576], GB/s on two threads: 43; prefetching into the
-//   first-level cache only 27, without prefetching 40; in f32 38; two rows at a time 21
-//   512 tokens, GFLOP/s on one thread: one BF16 for x 182-212, two 97-106, f32 93-98; the sums of
-//   a tile spilled after its loop 130-169; high and low in one chain as fast, but slower for one
-//   token, whose every product then waits for the one before
+// Measured on two cores of a shared AMD EPYC (Zen 4) that read 28 to 45 GB/s.
+//   One token, 57 MB of BF16 weights [49152, 576], two threads, GB/s:
+//     this loop 43; prefetch into the first-level cache only 27; no prefetch 40; in f32 38; two
+//     rows at a time 21
+//   512 tokens, one thread, GFLOP/s:
+//     x as one BF16 182-212, as two 97-106; f32 93-98; sums of a tile spilled after its loop
+//     130-169 high and low in one chain: equal here, slower for one token (products wait for one
+//     another)
 // SmolLM2 with BF16 weights, mean divergence from f32 activations (1024 tokens of prose): x as one
 // BF16 everywhere 1.0e-4, before gate and up only 3.4e-5, two BF16 everywhere below 1e-6.
 #include "cpu/kernel_table.h"
@@ -32,17 +35,18 @@
 namespace lampo::cpu::LAMPO_ISA {
 namespace {
 
+/// Output rows of a tile.
 constexpr int kNr = 4;
-/// kMr * kNr accumulators, for each term of x: 24 of 32 registers, or 8 of 16.
+/// Tokens of a tile. Its kMr * kNr * kTerms accumulators take 24 of 32 registers, or 8 of 16.
 template <class P>
 constexpr int kMr = F32::kWidth == 16 ? 6 / P::kTerms : 2;
 constexpr int kRowsAtOnce = 16;
 constexpr int64_t kTokenBlock = 96;
 constexpr int kFewTokens = 8;
 constexpr int kPrefetchBytes = 8192, kPrefetchBytesL1 = 1024;
-/// So many bytes of prepared rows each thread makes for itself: sooner done than a barrier is
-/// passed.
-constexpr int64_t kOwnBytes = 8192;
+/// If all prepared rows fit in this many bytes, every thread prepares its own copy: cheaper than a
+/// barrier.
+constexpr int64_t kPrivateBytes = 8192;
 
 /// Products in f32: T and W are widened as they are loaded.
 template <class T, class W>
@@ -64,7 +68,7 @@ struct FloatProducts {
 };
 
 #if defined(__AVX512BF16__)
-/// Products of pairs of BF16; x as the sum of kTerms, which alternate by steps.
+/// Products of pairs of BF16. x is a sum of kTerms BF16; a row holds them by turns, a step of each.
 template <int kTermsOfX>
 struct PairProducts {
   using X = BF16;
@@ -147,7 +151,7 @@ class Product {
   }
 
  private:
-  /// kRows tokens at a time, what is left by smaller tiles.
+  /// Multiplies kRows tokens at a time, the remainder in smaller tiles.
   template <int kRows, int kColumns>
   void multiply_tokens(int64_t token, int64_t end, Share rows) const {
     for (; token + kRows <= end; token += kRows) multiply<kRows, kColumns>(token, rows);
@@ -173,7 +177,7 @@ class Product {
     }
   }
 
-  /// `count` rows of weight, kColumns at a time; what is left one by one.
+  /// Multiplies `count` rows of weight, kColumns at a time, the remainder one by one.
   template <int kRows, int kColumns>
   void dot_rows(int64_t token, int64_t row, int count, float* result) const {
     const auto* w = static_cast<const typename P::Weight*>(p.weight) + row * p.stride_weight_row;
@@ -195,15 +199,14 @@ class Product {
   const int64_t stride_x_;
 };
 
-/// Elements of a prepared row.
+/// Number of elements of a prepared row.
 template <class P>
 int64_t row_size(int64_t in_features) {
   return P::kTerms == 1 ? in_features
                         : (in_features + P::kStep - 1) / P::kStep * P::kStep * P::kTerms;
 }
 
-/// Rows of x after the norm as the products take them: rounded to their type, or split into the
-/// terms of each.
+/// Prepares rows of x for the products: norm, then rounding to their type or splitting into terms.
 template <class P, class T>
 void prepare_rows(const LinearParams& p, typename P::X* to, Share tokens) {
   const int64_t stride = row_size<P>(p.in_features);
@@ -225,15 +228,16 @@ void prepare_rows(const LinearParams& p, typename P::X* to, Share tokens) {
 template <class P, class T>
 void run(const LinearParams& p, const Team& team) {
   using X = typename P::X;
-  alignas(64) char own[kOwnBytes];
+  alignas(64) char copy[kPrivateBytes];
   const X* x = static_cast<const X*>(p.x);
   int64_t stride_x = p.stride_x_token;
   if (p.norm_weight != nullptr || !std::is_same_v<X, T>) {
     stride_x = row_size<P>(p.in_features);
-    const bool fits = p.num_tokens * stride_x * static_cast<int64_t>(sizeof(X)) <= kOwnBytes;
-    X* rows = static_cast<X*>(fits ? static_cast<void*>(own) : p.workspace);
-    prepare_rows<P, T>(p, rows, fits ? Share{0, p.num_tokens} : share_of(p.num_tokens, team));
-    if (!fits) team.sync();
+    const bool is_private =
+        p.num_tokens * stride_x * static_cast<int64_t>(sizeof(X)) <= kPrivateBytes;
+    X* rows = static_cast<X*>(is_private ? static_cast<void*>(copy) : p.workspace);
+    prepare_rows<P, T>(p, rows, is_private ? Share{0, p.num_tokens} : share_of(p.num_tokens, team));
+    if (!is_private) team.sync();
     x = rows;
   }
   dispatch_dtype<float, BF16>(p.out_dtype,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The beginning of a linear: a row of x, normed where that is wanted, as the products take it.
+// Input of a linear: rows of x, normed if there is a norm, rounded to integers for the products.
 #pragma once
 
 #include "common/dispatch.h"
@@ -33,21 +33,22 @@ static inline void with_input_row(const LinearParams& p, int64_t token, Fn&& fn)
   });
 }
 
-/// Tokens that the integer products take together.
+/// Tokens that one pass over a strip multiplies.
 inline constexpr int kRowBlock = 16;
 
-/// The rows of x as integers, in groups of 32 along the inputs: x ~ scale q. With 8 activation bits
-/// q is an int8, and scale = max|x| / 127. With 16 it has 16 bits, for twice the work and 1/256 of
-/// the error. With 9, the mean, one word of four q has 16 bits, the one with max|x|, and scale is
-/// that of the others: activations have a few large channels, and a group's other 28 inputs should
-/// not be rounded on account of one of those. A group's q lie as the dot products want them
-/// (vec/strip.h).
-/// Rows come in blocks of kRowBlock, the last with fewer: a block of n rows is [groups, n, ...].
+/// Rows of x as integers q, in groups of 32 inputs with a scale: x ~ scale q. Activation bits:
+///   8    q is an int8, scale = max|x| / 127.
+///   16   q has 16 bits: twice the work, 1/256 of the error.
+///   9    (the mean) q has 16 bits in one word of four inputs, the outlier word that holds max|x|,
+///        and 8 bits elsewhere; scale is that of the other 28 inputs. Activations have a few large
+///        channels, which so do not coarsen their neighbours.
+/// The layout of a group's q is that of the dot products (vec/strip.h). Rows are stored in blocks
+/// of kRowBlock, the last one shorter: a block of n rows is [groups, n, ...].
 struct QuantizedRows {
-  int8_t* quants;  // quant_bytes each
+  int8_t* quants;  // quant_bytes per group
   float* scale;
-  float* sum;      // scale * sum of q
-  int32_t* start;  // -offset * sum of q
+  float* sum;           // scale * sum of q
+  int32_t* correction;  // -offset * sum of q
   int64_t num_rows;
   int64_t groups;
   int64_t quant_bytes;
@@ -62,35 +63,35 @@ struct QuantizedRows {
     quants = static_cast<int8_t*>(memory);
     scale = reinterpret_cast<float*>(quants + count * quant_bytes);
     sum = scale + count;
-    start = reinterpret_cast<int32_t*>(sum + count);
+    correction = reinterpret_cast<int32_t*>(sum + count);
   }
 
-  /// The same, with place 0 at `place`.
-  QuantizedRows from(int64_t place) const {
+  /// A view that begins at group number `index`.
+  QuantizedRows from(int64_t index) const {
     QuantizedRows part = *this;
-    part.quants += place * quant_bytes;
-    part.scale += place;
-    part.sum += place;
-    part.start += place;
+    part.quants += index * quant_bytes;
+    part.scale += index;
+    part.sum += index;
+    part.correction += index;
     return part;
   }
   /// Rows of the block that begins at `row`, a multiple of kRowBlock.
   int64_t block_rows(int64_t row) const {
     return num_rows - row < kRowBlock ? num_rows - row : kRowBlock;
   }
-  /// The place of a row's first group; its next group is block_rows() places on.
-  int64_t place(int64_t row) const {
+  /// Number of a row's first group; the next one's is larger by block_rows().
+  int64_t first_group(int64_t row) const {
     return row / kRowBlock * kRowBlock * groups + row % kRowBlock;
   }
 };
 
-/// What the integers of a group are made by: 127 stands for `unit`. `wide`: its word of 16 bits.
+/// Quantization of a group: q = 127 stands for `unit`; `outlier` is its outlier word.
 struct GroupScale {
   float unit;
-  int wide = 0;
+  int outlier = 0;
 };
 
-/// read(i, n): elements [i, i + n) of the row.
+/// |x| of vector i of a group. read(i, n): elements [i, i + n) of the row.
 template <class Read>
 static inline F32 magnitude(int64_t group, int i, Read&& read) {
   const F32 value = read(group * kGroupSize + i * F32::kWidth, F32::kWidth);
@@ -104,7 +105,7 @@ static inline float absmax_of(int64_t group, Read&& read) {
   return reduce_max(largest);
 }
 
-/// Each word's largest |x|.
+/// Largest |x| of every word of a group.
 struct WordMaxima {
   float value[kGroupWords];
 
@@ -129,7 +130,7 @@ struct WordMaxima {
     for (int i = 0; i < kGroupWords; i += kCount) {
       found |= lane_bits(equal(load_n(value + i, kCount), F32(absmax))) << i;
     }
-    // Of two words the same: then the others have that maximum too, and no word has highs.
+    // If two words have the maximum, it is also that of the others, and no word has high bytes.
     found &= 0u - found;
     const float others =
         reduce([&](int i, F32 v) { return blend(mask_from_bits(found >> i), F32{}, v); });
@@ -138,46 +139,47 @@ struct WordMaxima {
   }
 };
 
-/// Quantizes a group into its place; Dots: of strip.h.
+/// Quantizes a group into group number `index` of rows.
 template <class Dots, int kBits, class Read>
-static inline void quantize_group(const QuantizedRows& rows, int64_t at, int offset, int64_t group,
-                                  GroupScale scale, Read&& read) {
+static inline void quantize_group(const QuantizedRows& rows, int64_t index, int offset,
+                                  int64_t group, GroupScale scale, Read&& read) {
   constexpr float kLargest = kBits == 8 ? 127.0f : 127.0f * 256.0f;
   const F32 inverse(scale.unit > 0.0f ? 127.0f / scale.unit : 0.0f);
   F32 quants[kGroupVectors], sum;  // of integers below 2^24: exact
   for (int i = 0; i < kGroupVectors; ++i) {
     const F32 scaled = read(group * kGroupSize + i * F32::kWidth, F32::kWidth) * inverse;
-    // As the second operand a NaN stays one.
+    // min and max keep a NaN that is their second operand.
     quants[i] = round_even(min(F32(kLargest), max(F32(-kLargest), scaled)));
     sum = sum + quants[i];
   }
   float total = reduce_add(sum);
-  rows.scale[at] = scale.unit / 127.0f;
-  if (__builtin_isnan(total)) {  // of a NaN or an infinity: the scale carries it on
-    rows.scale[at] = total;
+  rows.scale[index] = scale.unit / 127.0f;
+  if (__builtin_isnan(total)) {  // x has a NaN or an infinity: the scale passes it on
+    rows.scale[index] = total;
     total = 0.0f;
     for (F32& quant : quants) quant = F32{};
   }
-  Dots::store(rows.quants + at * Dots::kRowBytes, quants, scale.wide);
-  rows.sum[at] = rows.scale[at] * total;
-  rows.start[at] = -offset * static_cast<int32_t>(total);
+  Dots::store(rows.quants + index * Dots::kRowBytes, quants, scale.outlier);
+  rows.sum[index] = rows.scale[index] * total;
+  rows.correction[index] = -offset * static_cast<int32_t>(total);
 }
 
-/// `offset`: what the unsigned quants of the weight are too large by.
+/// Quantizes rows of x. offset: excess of the weight's codes, as they are multiplied, over their
+/// values.
 template <class Dots, int kBits>
 static inline void quantize_rows(const LinearParams& p, const QuantizedRows& rows, int offset,
                                  Share tokens) {
-  // Short loops in place of one: so the CPU works on many groups at a time.
-  constexpr int64_t kTogether = 64;
-  WordMaxima words[kTogether];
-  GroupScale scales[kTogether];
+  // Three short loops, not one long: the CPU then overlaps the latencies of many groups.
+  constexpr int64_t kBatch = 64;
+  WordMaxima words[kBatch];
+  GroupScale scales[kBatch];
   dispatch_dtype<float, BF16>(p.dtype, [&]<class T>() {
     for (int64_t token = tokens.begin; token < tokens.end; ++token) {
-      const int64_t place = rows.place(token);
+      const int64_t first_group = rows.first_group(token);
       const int64_t step = rows.block_rows(token / kRowBlock * kRowBlock);
       with_input_row<T>(p, token, [&](auto&& read) {
-        for (int64_t first = 0; first < rows.groups; first += kTogether) {
-          const int64_t count = rows.groups - first < kTogether ? rows.groups - first : kTogether;
+        for (int64_t first = 0; first < rows.groups; first += kBatch) {
+          const int64_t count = rows.groups - first < kBatch ? rows.groups - first : kBatch;
           if (kBits == 9) {
             for (int64_t i = 0; i < count; ++i) words[i].read_from(first + i, read);
             for (int64_t i = 0; i < count; ++i) scales[i] = words[i].scale();
@@ -188,7 +190,7 @@ static inline void quantize_rows(const LinearParams& p, const QuantizedRows& row
           }
           for (int64_t i = 0; i < count; ++i) {
             const int64_t g = first + i;
-            quantize_group<Dots, kBits>(rows, place + g * step, offset, g, scales[i], read);
+            quantize_group<Dots, kBits>(rows, first_group + g * step, offset, g, scales[i], read);
           }
         }
       });

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The end of a linear, alike for dense and packed weights: bias, gate, addition, rounding.
+// Epilogue of a linear, for dense and packed weights: bias, gate, residual addition, rounding.
 #pragma once
 
 #include "common/dispatch.h"
@@ -8,13 +8,13 @@
 
 namespace lampo::cpu::LAMPO_ISA {
 
-/// Columns of out.
+/// Number of columns of out.
 static inline int64_t num_outputs(const LinearParams& p) {
   return p.silu_mul ? p.out_features / 2 : p.out_features;
 }
 
-/// The row of weight that makes column `column` of out; with silu_mul the gate's: what it gates is
-/// a strip further.
+/// Row of weight for column `column` of out; with silu_mul the gate's row: the row of up lies one
+/// strip further.
 static inline int64_t weight_row(const LinearParams& p, int64_t column) {
   return p.silu_mul ? column + column / kStripRows * kStripRows : column;
 }
@@ -27,8 +27,8 @@ static inline F32 add_bias(const LinearParams& p, int64_t row, int n, F32 value)
   return value;
 }
 
-/// Writes out[token][column + i] for i in [0, n), n <= F32::kWidth, from the products of the
-/// columns' rows of weight and, with silu_mul, of those which they gate.
+/// Writes out[token][column + i] for i in [0, n), n <= F32::kWidth. value: products with the rows
+/// of weight_row(); up: with silu_mul, those with the rows of up.
 template <class Out>
 static inline void write_outputs(const LinearParams& p, int64_t token, int64_t column, int n,
                                  F32 value, F32 up) {

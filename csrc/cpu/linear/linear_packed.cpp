@@ -1,40 +1,44 @@
 // SPDX-License-Identifier: Apache-2.0
-// out = norm(x) w^T + bias on packed 4- and 8-bit weights (weight_format.h), and what may follow
+// out = norm(x) w^T + bias on packed weights (common/formats/formats.h), with gate or residual
 // (linear_output.h).
 //
-// x is quantized once per call (linear_input.h). A group of 32 of a weight row then contributes
-//   dw dx (sum qw qx - offset sum qx) + m dx sum qx,      offset 8 for Q4_0, m for Q4_1 only
-// where the sums are integers, hence exact, and both sums over qx use the quantized x, so that the
-// error is that of x under the real weights. Groups are added in order of k, in f32, in two fused
-// steps: this one definition holds for any number of tokens, threads or tiles, so a token's result
-// does not depend on what it is batched with.
+// x is quantized once per call (linear_input.h). A group of 32 inputs contributes to an output
+//   dw dx (sum qw qx - offset sum qx) + m dx sum qx
+// with dw, m and offset of the weight's format. Sums are of integers, hence exact; both use the
+// quantized x, so the error is that of x under the real weights. Groups are added in the order of
+// the inputs, in f32, by two fused steps: this definition holds for any number of tokens, threads
+// and tiles, so a token's result does not depend on its batch.
 //
-// Work: a thread owns a range of strips (16 output rows, side by side in the lanes of one register
-// or more). For each block of up to kRowBlock tokens it walks a strip once: eight registers of
-// unpacked quants at a time serve every token of the block (vec/strip.h). A few strips at a time
-// stay in L1 while all tokens pass by. Bytes: weights once (18, 20 or 34 bytes per 32 weights), x
-// once per strip tile, out once. FLOPs: 2 per weight and token, 32 multiply-adds per instruction
-// with VNNI. Below 8 tokens bound by memory, above by integer throughput. Limits: in_features a
-// multiple of 32.
+// Work: a thread owns a range of strips (16 output rows in the lanes of one or more registers). It
+// walks a strip once per block of up to kRowBlock tokens; eight registers of unpacked codes serve
+// all tokens of the block (vec/strip.h). kStripsPerTile strips stay in L1 while all tokens pass.
+// Bytes: weights once (18, 20 or 34 per 32 weights), x once per strip tile, out once. FLOPs: 2 per
+// weight and token, 32 multiply-adds per instruction with VNNI. Bound by memory below 8 tokens, by
+// integer throughput above. Limits: in_features a multiple of 32.
 //
-// Measured on two cores of a shared AMD EPYC (Zen 4, 3.7 GHz: 473 int8 GOP/s a core, of which the
-// scales leave 343 for Q4_1; reads 28-34 GB/s), Q4_1, the layers of a 135M model:
-//   decode, GB/s on two threads: scales at the end of a strip 13-18, beside their quants 31-35;
-//   gate and up by turns, in huge pages 39, one after the other, in pages of 4 KiB 27
-//   prefill, GOP/s on one thread, 8 bits: 302; rows of a block side by side (one stream of x) 305;
-//   two strips at a time 227 (fewer loads, but sums that no longer fit the registers); one chain of
-//   dot products a row in place of two 230; 2048 tokens 270, by blocks of 256 300
-//   the same for AVX2: 213, 16-bit x 132, Q8_0 142; all words of a group unpacked at once 60 and
-//   49 (spilled for every row); all words of half a strip at a time 206 where this loop alone
-//   does 253; Q8_0 by |w| and signs of x 123, as two planes of nibbles 138, where this does 159
-//   the same without SIMD but SSE2: 43, by plain loops 2
-//   two strips at a time word by word, results in memory: 323-333 where one strip makes 260-328 in
-//   a loop of its own, but 0.95 to 1.05 times as fast in whole ops
-//   blocks of 16 rows in place of 8, 9 bits in place of 12 (16 in the groups of large channels):
-//   model steps of 8 and 32 rows in 0.96 and 0.93 of the time, prefill 0.97
-//   9 bits: 1.14 to 1.20 times the time of 8 bits for 128 rows, 16 bits 1.7; for AVX2 1.3 to 1.4;
-//   for one row, bound by memory, none of them costs any
-//   the scales of a group loaded before its quants: one row of the LM head 1.2 times as long
+// Measured on two cores of a shared AMD EPYC (Zen 4, 3.7 GHz; 473 int8 GOP/s per core, 343 with
+// Q4_1's scales; reads 28-34 GB/s), Q4_1, layers of a 135M model.
+//   Decode, two threads, GB/s:
+//     scales beside their codes          31-35 (at the end of a strip 13-18)
+//     gate and up interleaved, huge pages   39 (one after the other, 4 KiB pages 27)
+//     scales loaded before the codes     1.2 times the time for one row of the LM head
+//   Prefill, one thread, AVX-512, 8 bits, GOP/s:
+//     this loop                          302 (rows of a block interleaved 305)
+//     two strips at a time               227 (fewer loads, but sums leave the registers)
+//     two strips, word by word           323-333 against 260-328 of one strip alone; whole ops 0.95
+//                                        to 1.05 times as fast
+//     one chain of dot products          230
+//     2048 tokens                        300 in blocks of 256, else 270
+//   The same, AVX2:
+//     this loop                          213 (alone 253); 16-bit x 132; Q8_0 142 (alone 159)
+//     all words of a group at once       60; 16-bit x 49 (spills)
+//     all words of half a strip          206
+//     Q8_0 by |w| and signs of x         123; as two planes of nibbles 138
+//   The same, SSE2: 43; plain loops 2
+//   Blocks of 16 rows, not 8; 9 bits, not 16 in groups with large channels: model steps of 8 and 32
+//   rows in 0.96 and 0.93 of the time, prefill 0.97
+//   9 bits, 128 rows: 1.14 to 1.20 times the time of 8 bits (AVX2 1.3 to 1.4), 16 bits 1.7; for one
+//   row, bound by memory, no difference
 #include "cpu/kernel_table.h"
 #include "cpu/linear/linear_input.h"
 #include "cpu/linear/linear_output.h"
@@ -43,32 +47,31 @@
 namespace lampo::cpu::LAMPO_ISA {
 namespace {
 
-/// Quantized rows that stay in the second-level cache, and strips that stay in the first, while
-/// they pass each other.
+/// Tokens: their quantized rows stay in the second-level cache.
 constexpr int64_t kTokenBlock = 256;
+/// Strips that stay in the first-level cache while a block of tokens passes.
 constexpr int64_t kStripsPerTile = 2;
-/// Sums of so many tokens stay in registers: AVX-512 has room for all, elsewhere the weights' words
-/// need it.
+/// Tokens with sums in registers: all with AVX-512; elsewhere the weights' words need the
+/// registers.
 constexpr int kUnrolledRows = F32::kWidth == 16 ? kRowBlock : 1;
-/// How far ahead of the dot products weights are asked for.
+/// Distance between the dot products and the prefetch of weights.
 constexpr int kPrefetchBytes = 4096;
-/// So few quantized rows each thread makes for itself: sooner done than a barrier is passed.
-constexpr int64_t kOwnBytes = 4096;
+/// If all quantized rows fit in this many bytes, every thread quantizes its own copy: cheaper than
+/// a barrier.
+constexpr int64_t kPrivateBytes = 4096;
 
-/// What a weight is times the integers of x: its layout, its dot products, what its quants are too
-/// large by.
-template <WeightFormat kFormat, int kBits>
-struct Quants {
-  static constexpr StripLayout kLayout = strip_layout(kFormat, kGroupSize);
-  static constexpr bool kNibbles = kFormat != WeightFormat::kQ8_0;
-  using Dots = LAMPO_ISA::Dots<kNibbles, kBits>;
-  static constexpr int kOffset = kFormat == WeightFormat::kQ4_0   ? 8
-                                 : kFormat == WeightFormat::kQ4_1 ? 0
-                                                                  : Dots::kSignedBias;
+/// Compile-time description of a product: the weight's format, its strips, the dot products, and
+/// the excess of codes, as they are multiplied, over their values.
+template <class WeightFormat, int kBits>
+struct Operands {
+  using Format = WeightFormat;
+  using Group = StripGroup<Format>;
+  using Dots = LAMPO_ISA::Dots<Format::kCodeBits == 4, kBits>;
+  static constexpr int kOffset = Format::kOffset + Dots::kCodeBias;
 };
 
-/// The words of a phase times kRows rows of x, then those of the phases after it; finish gets row
-/// and sums.
+/// Adds the products of `words`, those of phase kPhase, with kRows rows of x, then those of the
+/// later phases. finish(row, sums) gets the totals.
 template <class Dots, int kPhase, int kRows, class Finish>
 [[gnu::always_inline]] inline void add_phases(const uint8_t* group, const Words (&words)[8],
                                               const int8_t* x, Sums (&sums)[kRows],
@@ -90,43 +93,45 @@ template <class Dots, int kPhase, int kRows, class Finish>
   }
 }
 
-/// acc + a group of a strip times the rows at `rows`.
+/// acc += a group of a strip times the first kRows of `rows`.
 template <class Q, int kRows>
 [[gnu::always_inline]] inline void add_group(const uint8_t* group, const QuantizedRows& rows,
                                              F32 (&acc)[kRows][kParts]) {
   Words words[8];
   Q::Dots::template load<0>(group, words);
-  // Not before the words: the hardware follows loads in the order of their addresses.
+  // Scales after words: hardware prefetchers follow loads in the order of addresses.
   asm volatile("" ::: "memory");
   F32 scale[kParts], minimum[kParts];
   for (int part = 0; part < kParts; ++part) {
-    const F16* at = reinterpret_cast<const F16*>(group + Q::kLayout.scale_offset);
-    scale[part] = load(at + part * F32::kWidth);
-    if (Q::kLayout.has_min) minimum[part] = load(at + kStripRows + part * F32::kWidth);
+    const auto halves = [&](int offset) {
+      return load(reinterpret_cast<const F16*>(group + offset) + part * F32::kWidth);
+    };
+    scale[part] = halves(Q::Group::kScaleOffset);
+    if constexpr (Q::Format::kHasMinimum) minimum[part] = halves(Q::Group::kMinimumOffset);
   }
   Sums sums[kRows];
   add_phases<typename Q::Dots, 0>(group, words, rows.quants, sums, [&](int r, const Sums& sum) {
-    const int32_t start = Q::kOffset == 0 ? 0 : rows.start[r];
+    const int32_t correction = Q::kOffset == 0 ? 0 : rows.correction[r];
     const F32 row_scale(rows.scale[r]), row_sum(rows.sum[r]);
 #pragma GCC unroll 4
     for (int i = 0; i < kParts; ++i) {
-      F32 total = fma(Q::Dots::to_float(sum.part[i], start), scale[i] * row_scale, acc[r][i]);
-      if (Q::kLayout.has_min) total = fma(minimum[i], row_sum, total);
+      F32 total = fma(Q::Dots::to_float(sum.part[i], correction), scale[i] * row_scale, acc[r][i]);
+      if constexpr (Q::Format::kHasMinimum) total = fma(minimum[i], row_sum, total);
       acc[r][i] = total;
     }
   });
 }
 
-/// One strip times the rows [row, row + kRows) of a block.
+/// result = one strip times the rows [row, row + kRows) of a block.
 template <class Q, int kRows>
 inline void strip_dot(const uint8_t* strip, const QuantizedRows& rows, int64_t row,
                       F32 (&result)[kRows][kParts]) {
   F32 acc[kRows][kParts];
   const int64_t step = rows.block_rows(row / kRowBlock * kRowBlock);
-  const QuantizedRows first = rows.from(rows.place(row));
+  const QuantizedRows first = rows.from(rows.first_group(row));
   for (int64_t g = 0; g < rows.groups; ++g) {
-    const uint8_t* group = strip + g * Q::kLayout.group_bytes;
-    for (int i = 0; i < Q::kLayout.group_bytes; i += 64) prefetch_l1(group + kPrefetchBytes + i);
+    const uint8_t* group = strip + g * Q::Group::kBytes;
+    for (int i = 0; i < Q::Group::kBytes; i += 64) prefetch_l1(group + kPrefetchBytes + i);
     add_group<Q>(group, first.from(g * step), acc);
   }
 #pragma GCC unroll 16
@@ -136,11 +141,12 @@ inline void strip_dot(const uint8_t* strip, const QuantizedRows& rows, int64_t r
   }
 }
 
+/// The product of the quantized rows with the weight, written to out.
 template <class Q, class Out, bool kGated>
 class Product {
  public:
   Product(const LinearParams& params, const QuantizedRows& rows)
-      : p(params), rows_(rows), strip_bytes_(rows.groups * Q::kLayout.group_bytes) {}
+      : p(params), rows_(rows), strip_bytes_(rows.groups * Q::Group::kBytes) {}
 
   void run(const Team& team) const {
     const int64_t num_strips = (num_outputs(p) + kStripRows - 1) / kStripRows;
@@ -155,7 +161,7 @@ class Product {
   }
 
  private:
-  /// kRows rows at a time, what is left by smaller blocks.
+  /// Multiplies kRows rows at a time, the remainder in smaller blocks.
   template <int kRows>
   void multiply_rows(Share strips, Share rows) const {
     for (; rows.begin + kRows <= rows.end; rows.begin += kRows) {
@@ -200,15 +206,15 @@ class Product {
   const int64_t strip_bytes_;
 };
 
-template <WeightFormat kFormat, int kBits>
+template <class Format, int kBits>
 void run(const LinearParams& p, const Team& team) {
-  using Q = Quants<kFormat, kBits>;
-  alignas(64) char own[kOwnBytes];
-  const bool fits = QuantizedRows::bytes(p, Q::Dots::kRowBytes) <= kOwnBytes;
-  const QuantizedRows rows(p, Q::Dots::kRowBytes, fits ? own : p.workspace);
+  using Q = Operands<Format, kBits>;
+  alignas(64) char copy[kPrivateBytes];
+  const bool is_private = QuantizedRows::bytes(p, Q::Dots::kRowBytes) <= kPrivateBytes;
+  const QuantizedRows rows(p, Q::Dots::kRowBytes, is_private ? copy : p.workspace);
   quantize_rows<typename Q::Dots, kBits>(
-      p, rows, Q::kOffset, fits ? Share{0, p.num_tokens} : share_of(p.num_tokens, team));
-  if (!fits) team.sync();
+      p, rows, Q::kOffset, is_private ? Share{0, p.num_tokens} : share_of(p.num_tokens, team));
+  if (!is_private) team.sync();
   dispatch_dtype<float, BF16>(p.out_dtype, [&]<class Out>() {
     if (p.silu_mul) {
       Product<Q, Out, true>(p, rows).run(team);
@@ -222,14 +228,7 @@ void run(const LinearParams& p, const Team& team) {
 
 void linear_packed(const LinearParams& p, const Team& team) {
   dispatch_int<8, 9, 16>(p.activation_bits, [&]<int kBits>() {
-    switch (p.format) {
-      case WeightFormat::kQ4_0:
-        return run<WeightFormat::kQ4_0, kBits>(p, team);
-      case WeightFormat::kQ4_1:
-        return run<WeightFormat::kQ4_1, kBits>(p, team);
-      case WeightFormat::kQ8_0:
-        return run<WeightFormat::kQ8_0, kBits>(p, team);
-    }
+    dispatch_format(p.format, [&]<class Format>() { run<Format, kBits>(p, team); });
   });
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A step of a model as a list of ops: recorded once while the ops run over fixed buffers, then
-// replayed by one call, in which the threads of the pool walk the whole list with a barrier after
-// each op. What CUDA graphs are to the GPU.
+// A step of a model as a list of ops, like a CUDA graph: recorded once while the ops run over fixed
+// buffers, then replayed by one call, in which the threads of the pool run the whole list with a
+// barrier after every op.
 //
 //   Program program;
 //   program.begin();           // ops called by this thread are run and recorded
@@ -10,7 +10,7 @@
 //   ...new values into the same buffers...
 //   program.replay();
 //
-// A program holds the pointers that its ops were given: who records it keeps their memory alive.
+// A program holds the pointers of its ops' arguments: the caller keeps their memory alive.
 // Values that an op checked (token ids, slots, page tables) are checked again before each replay.
 #pragma once
 
@@ -26,7 +26,7 @@ namespace lampo::cpu {
 struct ProgramOp {
   std::string name;
   std::function<void(const Team&)> run;
-  std::function<int64_t()> bytes;  // that it has to move, with the values now in the buffers
+  std::function<int64_t()> bytes;  // moved by the op, given the present values in the buffers
 };
 
 class Program {
@@ -50,13 +50,14 @@ class Program {
   /// Throws what the checks throw, before any op runs; BackendError if the number of threads has
   /// changed since the recording (workspaces depend on it).
   void replay() const;
-  /// Replays with a clock: seconds of each op, its barrier included.
+  /// Replays with a clock: seconds of every op, its barrier included.
   std::vector<Timing> profile() const;
 
   size_t size() const { return ops_.size(); }
 
   void add(ProgramOp op) { ops_.push_back(std::move(op)); }
-  /// `data` and `bound` say what is checked and against what: the layers of a model check the same.
+  /// Adds a check, unless there is one with this `data` (checked values) and `bound` (their limit):
+  /// all layers of a model ask for the same checks.
   void add_check(const void* data, int64_t bound, std::function<void()> check);
 
  private:

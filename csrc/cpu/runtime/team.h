@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a CPU kernel knows of its threads. Every kernel is called by all threads of a team at once,
-// takes its own share of the work, and may meet the others at a barrier: so a list of kernels can
-// be walked by the same threads without going back to whoever started them.
+// A CPU kernel's view of its threads. All threads of a team call a kernel at once; each takes its
+// share of the work, and a barrier may synchronise them. So the same threads run a list of kernels
+// without returning to the caller in between.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What this machine's CPU can do and how much of it this process may use.
+// Instruction sets and cores that this process may use.
 #pragma once
 
 #include <string>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Comparisons of F32 as lane masks, selection by them, and exact sums: what scanning a row of
-// logits needs. One of three headers defines it, each inside namespace lampo::cpu::<isa>:
+// Lane masks from comparisons of F32, selection by them, and exact sums, for scans of a row of
+// logits. One of three headers defines it, each inside namespace lampo::cpu::<isa>:
 //
 //   Mask                      one truth value per lane
 //   greater(a, b), at_least_mask(a, b), equal(a, b)    false where either is NaN

@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products of pairs of 16-bit numbers, twice as many per instruction as float products. Pairs<T> is
-// how a cache of type T takes part in them; it is defined where kHasDotBF16 says so, for the types
-// that 16 bits hold exactly:
+// Products of pairs of 16-bit numbers, twice as many per instruction as float products. Pairs<T>
+// supplies them for a cache of type T. It is defined if kHasDotBF16, for the types that 16 bits
+// hold exactly:
 //
 //   BF16, F8E4M3   pairs of BF16, summed in float
 //   int8_t         pairs of int16, summed in int32: exact, and no conversion but shifts
 //
 //   kPerUnit               pair vectors in a unit (units.h) of T
-//   of<kPart>(units)       the kPart-th of them: of four bytes the even ones, then the odd ones
+//   of<kPart>(units)       pair vector kPart: the even bytes of four, then the odd ones
 //   dot(a, b, c)           c + a1 b1 + a0 b0, lane by lane
-//   plus(a, b), to_float(a)   of what dot summed
+//   plus(a, b), to_float(a)   operations on the sums of dot
 //   store_query(to, q, n, width)   n elements, then zeros up to width: per eight units the first
 //                          pairs of all of them, then the second; returns the factor that makes
 //                          their products those of q
 //   store_weights(to, w)   the softmax weights of a row and 64 keys as pairs; returns the factor
-//   restore(acc)           the accumulators of 64 bytes of a row of T, from the order in which zip
-//                          leaves them to that of the columns
+//   restore(acc)           puts the accumulators of 64 bytes of a row of T, which interleave()
+//                          permutes, in the order of columns
 #pragma once
 
 #include "cpu/vec/units.h"
@@ -27,7 +27,7 @@ struct Pairs;
 
 #if defined(__AVX512BF16__)
 
-/// What is the same for all types.
+/// Operations that all types share.
 struct PairBasics {
   static int lanes_of(int64_t n) { return static_cast<int>(n < 0 ? 0 : n < 16 ? n : 16); }
 
@@ -77,8 +77,8 @@ struct PairBasics {
   /// Eight floats, twice.
   static F32 load_twice(const float* p) { return F32(_mm512_broadcast_f32x8(_mm256_loadu_ps(p))); }
 
-  /// Lane by lane the sum of eight lanes, first to last. sums[j] holds those of row key_of(j), then
-  /// those of row key_of(j) + 4.
+  /// Sums of eight lanes, first to last. sums[j] holds the lanes of row key_of(j), then those of
+  /// row key_of(j) + 4.
   static constexpr int key_of(int j) { return j < 4 ? j : j + 4; }
   template <class P>
   static F32 add_lanes(const F32* sums) {
@@ -104,8 +104,8 @@ struct PairBasics {
     return sum;
   }
 
-  /// The next `count` bytes of two rows, zeros beyond them.
-  static void zip(const char* a, const char* b, int64_t count, Units* low, Units* high) {
+  /// Interleaves 16-bit units of the next `count` bytes of two rows, zeros beyond them.
+  static void interleave(const char* a, const char* b, int64_t count, Units* low, Units* high) {
     const __mmask64 mask = count >= 64 ? ~0ull : (1ull << count) - 1;
     const __m512i from_a = _mm512_maskz_loadu_epi8(mask, a);
     const __m512i from_b = _mm512_maskz_loadu_epi8(mask, b);
@@ -114,7 +114,7 @@ struct PairBasics {
   }
 };
 
-/// Stores 32 words as pairs; kBytes: first those of even place, as of<0> has them, then the odd.
+/// Stores 32 words as pairs; kBytes: first the even ones, as of<0> has them, then the odd ones.
 template <bool kBytes>
 static inline void store_words(float* to, __m256i first, __m256i second) {
   __m512i words = _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
@@ -127,7 +127,8 @@ static inline void store_words(float* to, __m256i first, __m256i second) {
   _mm512_storeu_si512(to, words);
 }
 
-/// Four accumulators of the even and the odd bytes of zip's low, then high, as 64 columns.
+/// Permutes four accumulators, of even and odd bytes of interleave()'s low, then high, to 64
+/// columns.
 static inline void restore_bytes(float* acc) {
   const __m512 low_even = load(acc).v, low_odd = load(acc + 16).v;
   const __m512 high_even = load(acc + 32).v, high_odd = load(acc + 48).v;
@@ -218,7 +219,8 @@ template <>
 struct Pairs<int8_t> : PairBasics {
   static constexpr bool kInteger = true;
   static constexpr int kPerUnit = 2;
-  /// As assembly: told of integers in float registers, GCC 12 copies every accumulator to and fro.
+  /// Assembly, since GCC 12 copies every accumulator if it knows that a float register has
+  /// integers.
   static F32 dot(F32 a, F32 b, F32 c) {
     asm("vpdpwssd %2, %1, %0" : "+v"(c.v) : "v"(a.v), "v"(b.v));
     return c;
@@ -248,7 +250,7 @@ struct Pairs<int8_t> : PairBasics {
       store_words<true>(to + i / 2, narrow(load_n(q + i, lanes_of(n - i)) * inverse),
                         narrow(load_n(q + i + 16, lanes_of(n - i - 16)) * inverse));
     }
-    // NaN and infinities reach the scores.
+    // The added term is 0, or NaN if q has a NaN or an infinity.
     return (absmax > kTiny ? absmax / kLimit : 1.0f) + 0.0f * reduce_add(sum);
   }
   static float store_weights(float* to, const F32 (&w)[4]) {
@@ -265,7 +267,7 @@ struct Pairs<int8_t> : PairBasics {
 
  private:
   static constexpr float kLimit = 32767.0f;
-  static constexpr float kTiny = 1e-30f;  // smaller ones count as 0: their inverse would overflow
+  static constexpr float kTiny = 1e-30f;  // smaller maxima count as 0: the inverse would overflow
 };
 
 #endif

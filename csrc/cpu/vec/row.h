@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Walking a row of any length by vectors.
+// Iteration over a row of any length by vectors.
 #pragma once
 
 #include "cpu/vec/vec.h"
 
 namespace lampo::cpu::LAMPO_ISA {
 
-/// Calls fn(i, n) for the vectors of [0, size): n is F32::kWidth but for the last.
+/// Calls fn(i, n) for the vectors of [0, size): n is F32::kWidth, in the last one perhaps less.
 template <class Fn>
 static inline void for_each_vector(int64_t size, Fn&& fn) {
   int64_t i = 0;

@@ -1,43 +1,42 @@
 // SPDX-License-Identifier: Apache-2.0
-// Integer dot products of 16 rows side by side, as packed weights lie (common/weight_format.h): a
-// strip is kParts registers wide, lane r of part p belongs to its row p kWidth + r.
+// Integer dot products of a packed strip (common/formats/formats.h) with rows of x. A strip is
+// kParts registers wide; lane r of part p belongs to its row p kWidth + r.
 //
-// Dots<kNibbles, kBits>   a group of 32 inputs of a strip of 4- or 8-bit quants, times rows of x,
-// of
-//                         8 or 16 bits, or of 8 but for one word of 16 bits (kBits 9, their mean).
-//                         In kPhases phases, each with 8 registers full of words, which serve many
-//                         rows of x:
-//   kRowBytes, store(to, q, wide)   how the integers of a group of x lie in memory; wide: the word
-//                                   of 16 bits
-//   load<kPhase>(group, words)      the words of a phase
-//   add<kPhase>(group, words, x, sums)   adds their products with a group of x
-//   to_float(sum, start)            sum + start
-//   kSignedBias   8-bit quants are multiplied with so much added: the caller knows the sum of x
-// Integer sums are exact, so every ISA gets the same ones.
+// Dots<kNibbles, kBits> multiplies a group of 32 inputs. The strip has codes of 4 bits (kNibbles)
+// or 8; x has integers of kBits bits: 8, 16, or for kBits 9 (their mean) 8 with one outlier word of
+// four 16-bit integers. It works in kPhases phases; a phase unpacks 8 registers of words, which
+// serve many rows of x.
+//   kRowBytes                           bytes of a group of x
+//   store(to, q, outlier)               stores a group of x; outlier: its outlier word
+//   load<kPhase>(group, words)          unpacks the words of a phase
+//   add<kPhase>(group, words, x, sums)  adds their products with a group of x
+//   to_float(sum, correction)           sum + correction
+//   kCodeBias                           amount added to the codes before they are multiplied
+// Integer sums are exact, so the sums of all ISAs are the same.
 #pragma once
 
 #include <type_traits>
 
-#include "common/weight_format.h"
+#include "common/formats/formats.h"
 #include "cpu/vec/vec.h"
 
 namespace lampo::cpu::LAMPO_ISA {
 
 inline constexpr int kParts = kStripRows / F32::kWidth;
-/// Vectors of a group of x, and its words: four inputs, which are multiplied at a time.
+/// Vectors and words of a group of x; a word is four inputs, multiplied by one instruction.
 inline constexpr int kGroupVectors = kGroupSize / F32::kWidth;
 inline constexpr int kGroupWords = kGroupSize / 4;
 
-/// An integer of 16 bits, in -127 * 256 .. 127 * 256, is 256 high + low, with both of 8 bits.
+/// Two 8-bit halves of an integer in -127 * 256 .. 127 * 256: q = 256 high + low.
 struct HighAndLow {
   F32 high, low;
   explicit HighAndLow(F32 q)
       : high(round_even((q + F32(0.25f)) * F32(1.0f / 256.0f))), low(q - F32(256.0f) * high) {}
 };
 
-/// What follows the 32 low bytes of a group of x with one word of 16 bits: its 4 high bytes, where
-/// in the group of a strip the weights of that word are, and how far to shift them.
-struct WideWord {
+/// Outlier word of a group of x, stored behind the group's 32 low bytes: its 4 high bytes, the
+/// offset of that word's weights in the group of a strip, the shift and the mask that select them.
+struct OutlierWord {
   static constexpr int kHigh = 32, kOffset = 36, kShift = 40, kMask = 44, kRowBytes = 48;
 
   static int32_t get(const int8_t* x, int at) {
@@ -56,19 +55,20 @@ struct WideWord {
   }
 };
 
-/// x as its low bytes, and beside them with 16 bits all highs, with 9 those of one word.
+/// Storage of a group of x as bytes: the low ones, then the high ones (kBits 16) or those of the
+/// outlier word (kBits 9).
 template <bool kNibbles, int kBits>
-struct BytesOfX {
-  static constexpr int kRowBytes = kBits == 8 ? 32 : kBits == 9 ? WideWord::kRowBytes : 64;
+struct ByteInputs {
+  static constexpr int kRowBytes = kBits == 8 ? 32 : kBits == 9 ? OutlierWord::kRowBytes : 64;
 
-  static void store(int8_t* to, const F32 (&q)[kGroupVectors], int wide) {
+  static void store(int8_t* to, const F32 (&q)[kGroupVectors], int outlier) {
     int8_t highs[kGroupSize];
     for (int i = 0; i < kGroupVectors; ++i) {
       const HighAndLow parts(q[i]);
       lampo::cpu::LAMPO_ISA::store(to + i * F32::kWidth, kBits == 8 ? q[i] : parts.low);
       if (kBits > 8) lampo::cpu::LAMPO_ISA::store(highs + i * F32::kWidth, parts.high);
     }
-    if (kBits == 9) WideWord::put(to, highs, wide, kNibbles);
+    if (kBits == 9) OutlierWord::put(to, highs, outlier, kNibbles);
     if (kBits == 16) memcpy(to + 32, highs, sizeof(highs));
   }
 };
@@ -82,13 +82,13 @@ struct Sums {
 
 static inline Words low_nibbles(Words w) { return _mm512_and_si512(w, _mm512_set1_epi8(15)); }
 
-/// A number with its highest bit turned: what the instruction multiplies is unsigned.
+/// Signed bytes + 128: the first factor of the instruction is unsigned.
 static inline Words plus_128(Words w) { return _mm512_xor_si512(w, _mm512_set1_epi8(-128)); }
 
 template <bool kNibbles, int kBits>
-struct Dots : BytesOfX<kNibbles, kBits> {
+struct Dots : ByteInputs<kNibbles, kBits> {
   static constexpr int kPhases = 1;
-  static constexpr int kSignedBias = 128;
+  static constexpr int kCodeBias = kNibbles ? 0 : 128;
 
   template <int kPhase>
   [[gnu::always_inline]] static void load(const uint8_t* group, Words (&words)[8]) {
@@ -106,17 +106,17 @@ struct Dots : BytesOfX<kNibbles, kBits> {
   [[gnu::always_inline]] static void add(const uint8_t* group, const Words (&words)[8],
                                          const int8_t* x, Sums& sums) {
     Words high = _mm512_setzero_si512();
-    if (kBits == 9) high = wide_dot(group, x);
+    if (kBits == 9) high = outlier_dot(group, x);
     if (kBits == 16) high = _mm512_slli_epi32(dot(words, x + 32, high), 8);
     sums.part[0] = dot(words, x, high);
   }
-  static F32 to_float(Words sum, int32_t start) {
-    return F32(_mm512_cvtepi32_ps(_mm512_add_epi32(sum, _mm512_set1_epi32(start))));
+  static F32 to_float(Words sum, int32_t correction) {
+    return F32(_mm512_cvtepi32_ps(_mm512_add_epi32(sum, _mm512_set1_epi32(correction))));
   }
 
  private:
   static Words dot(const Words (&words)[8], const int8_t* x, Words even) {
-    // Two chains: one would leave the multipliers waiting for their own results.
+    // Two chains of additions hide the latency of the multipliers.
     Words odd = _mm512_setzero_si512();
 #pragma GCC unroll 4
     for (int i = 0; i < 8; i += 2) {
@@ -125,20 +125,21 @@ struct Dots : BytesOfX<kNibbles, kBits> {
     }
     return _mm512_add_epi32(even, odd);
   }
-  static Words wide_dot(const uint8_t* group, const int8_t* x) {
-    const Words w = _mm512_loadu_si512(group + WideWord::get(x, WideWord::kOffset));
-    const Words word = kNibbles ? _mm512_and_si512(w, broadcast(x + WideWord::kMask)) : plus_128(w);
+  static Words outlier_dot(const uint8_t* group, const int8_t* x) {
+    const Words w = _mm512_loadu_si512(group + OutlierWord::get(x, OutlierWord::kOffset));
+    const Words word =
+        kNibbles ? _mm512_and_si512(w, broadcast(x + OutlierWord::kMask)) : plus_128(w);
     const Words high =
-        _mm512_dpbusd_epi32(_mm512_setzero_si512(), word, broadcast(x + WideWord::kHigh));
-    return kNibbles ? _mm512_sllv_epi32(high, broadcast(x + WideWord::kShift))
+        _mm512_dpbusd_epi32(_mm512_setzero_si512(), word, broadcast(x + OutlierWord::kHigh));
+    return kNibbles ? _mm512_sllv_epi32(high, broadcast(x + OutlierWord::kShift))
                     : _mm512_slli_epi32(high, 8);
   }
-  static Words broadcast(const int8_t* x) { return _mm512_set1_epi32(WideWord::get(x, 0)); }
+  static Words broadcast(const int8_t* x) { return _mm512_set1_epi32(OutlierWord::get(x, 0)); }
 };
 
 #else
 
-/// Registers of a phase go to every part and so many steps along the inputs.
+/// Words along the inputs that a phase unpacks for every part.
 inline constexpr int kSteps = 8 / kParts;
 
 #if defined(__AVX2__)
@@ -158,7 +159,7 @@ static inline Words odd_bytes(Words w) { return _mm256_srai_epi16(w, 8); }
 static inline Words broadcast(const int8_t* x) {
   return _mm256_broadcastd_epi32(_mm_loadu_si32(x));
 }
-/// The sum as it is: reordered by the compiler, sums need more registers than there are.
+/// Keeps the order of additions: reordered, the sums need more registers than there are.
 static inline Words in_order(Words sum) {
   asm("" : "+x"(sum));
   return sum;
@@ -166,10 +167,10 @@ static inline Words in_order(Words sum) {
 static inline Words add_pairs(Words w, Words x, Words sum) {
   return in_order(_mm256_add_epi32(sum, _mm256_madd_epi16(w, x)));
 }
-static inline F32 plus(Words sum, int32_t start) {
-  return F32(_mm256_cvtepi32_ps(_mm256_add_epi32(sum, _mm256_set1_epi32(start))));
+static inline F32 plus(Words sum, int32_t correction) {
+  return F32(_mm256_cvtepi32_ps(_mm256_add_epi32(sum, _mm256_set1_epi32(correction))));
 }
-/// Of each four the first, third, second and fourth.
+/// Stores 16-bit integers; within four of them in the order first, third, second, fourth.
 static inline void store_pairs(int8_t* to, F32 x) {
   const __m256i words = _mm256_cvtps_epi32(x.v);
   const __m128i halves =
@@ -179,11 +180,11 @@ static inline void store_pairs(int8_t* to, F32 x) {
                    _mm_shufflehi_epi16(low, _MM_SHUFFLE(3, 1, 2, 0)));
 }
 
-/// Four bits times eight: a pair of products has 12 bits, so that all eight of a row fit 16.
+/// 4-bit codes times bytes: a pair of products has 12 bits, so a row's eight pairs fit 16 bits.
 template <int kBits>
-struct NibbleDots : BytesOfX<true, kBits> {
+struct NibbleDots : ByteInputs<true, kBits> {
   static constexpr int kPhases = 2;
-  static constexpr int kSignedBias = 0;
+  static constexpr int kCodeBias = 0;
 
   template <int kPhase>
   [[gnu::always_inline]] static void load(const uint8_t* group, Words (&words)[8]) {
@@ -208,22 +209,22 @@ struct NibbleDots : BytesOfX<true, kBits> {
     for (int part = 0; part < kParts; ++part) {
       sums.part[part] = add_neighbours(sums.part[part]);
       if (kBits == 9) {
-        const Words high = add_neighbours(wide_pairs(group + part * 32, x));
+        const Words high = add_neighbours(outlier_pairs(group + part * 32, x));
         sums.part[part] = _mm256_add_epi32(sums.part[part], _mm256_slli_epi32(high, 8));
       }
     }
   }
-  static F32 to_float(Words sum, int32_t start) { return plus(sum, start); }
+  static F32 to_float(Words sum, int32_t correction) { return plus(sum, correction); }
 
  private:
   static Words add_neighbours(Words pairs) {
     return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
   }
-  static Words wide_pairs(const uint8_t* group, const int8_t* x) {
-    const Words w = load_words(group + WideWord::get(x, WideWord::kOffset));
-    const __m128i shift = _mm_cvtsi32_si128(8 - WideWord::get(x, WideWord::kShift));
+  static Words outlier_pairs(const uint8_t* group, const int8_t* x) {
+    const Words w = load_words(group + OutlierWord::get(x, OutlierWord::kOffset));
+    const __m128i shift = _mm_cvtsi32_si128(8 - OutlierWord::get(x, OutlierWord::kShift));
     return _mm256_maddubs_epi16(low_nibbles(_mm256_srl_epi16(w, shift)),
-                                broadcast(x + WideWord::kHigh));
+                                broadcast(x + OutlierWord::kHigh));
   }
 };
 
@@ -261,10 +262,10 @@ static inline Sum add_pairs(Words w, Words x, Sum sum) {
   return sum + even(w) * even(x) + odd(w) * odd(x);
 #endif
 }
-static inline F32 plus(Sum sum, int32_t start) {
-  return F32(__builtin_convertvector(sum + start, F32::Native));
+static inline F32 plus(Sum sum, int32_t correction) {
+  return F32(__builtin_convertvector(sum + correction, F32::Native));
 }
-/// Of each four the first, third, second and fourth.
+/// Stores 16-bit integers; within four of them in the order first, third, second, fourth.
 static inline void store_pairs(int8_t* to, F32 x) {
   const int16_t pairs[4] = {static_cast<int16_t>(x.v[0]), static_cast<int16_t>(x.v[2]),
                             static_cast<int16_t>(x.v[1]), static_cast<int16_t>(x.v[3])};
@@ -273,13 +274,13 @@ static inline void store_pairs(int8_t* to, F32 x) {
 
 #endif
 
-/// Pairs of 16-bit numbers: each word of four bytes as its even bytes and its odd ones. So wide
-/// are all x; those of 9 bits too.
+/// Products of pairs of 16-bit integers: a word of four bytes is widened to its even and its odd
+/// bytes. Rows of x have 16-bit integers for every kBits.
 template <bool kNibbles>
-struct WideDots {
+struct Int16Dots {
   static constexpr int kPhases = 16 / kSteps;
   static constexpr int kRowBytes = 64;
-  static constexpr int kSignedBias = 0;
+  static constexpr int kCodeBias = 0;
 
   static void store(int8_t* to, const F32 (&q)[kGroupVectors], int) {
     for (int i = 0; i < kGroupVectors; ++i) store_pairs(to + 2 * i * F32::kWidth, q[i]);
@@ -308,17 +309,17 @@ struct WideDots {
     }
   }
   template <class Sum>
-  static F32 to_float(Sum sum, int32_t start) {
-    return plus(sum, start);
+  static F32 to_float(Sum sum, int32_t correction) {
+    return plus(sum, correction);
   }
 };
 
 #if defined(__AVX2__)
 template <bool kNibbles, int kBits>
-using Dots = std::conditional_t < kNibbles&& kBits<16, NibbleDots<kBits>, WideDots<kNibbles> >;
+using Dots = std::conditional_t<(kNibbles && kBits < 16), NibbleDots<kBits>, Int16Dots<kNibbles> >;
 #else
 template <bool kNibbles, int kBits>
-using Dots = WideDots<kNibbles>;
+using Dots = Int16Dots<kNibbles>;
 #endif
 
 #endif

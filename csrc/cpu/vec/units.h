@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// From kWidth rows in memory to vectors across the rows. A row of any storage type is cut into
-// units of 32 bits (one float, two halves, four bytes); a square of kWidth rows by kWidth units is
-// transposed with 32-bit shuffles, however narrow the type, and its units are then widened:
+// Transposition of kWidth rows in memory to vectors across the rows. A row of any storage type is a
+// sequence of units of 32 bits (one float, two halves, four bytes). A square of kWidth rows by
+// kWidth units is transposed with 32-bit shuffles, then its units are widened:
 //
 //   Units units[F32::kWidth];
 //   load_transposed(rows, offset, units);   units[u] holds unit u of row 0, row 1, ...
 //   widen<T, kPart>(units[u])               element u * (4 / size of T) + kPart of each row
-//   widen_pairs<T, kPart>(units[u])         two of them as BF16: u * (2 / size of T) + kPart
+//   widen_pairs<T, kPart>(units[u])         two of them as BF16: pair u * (2 / size of T) + kPart
 #pragma once
 
 #include "cpu/vec/vec.h"
@@ -19,7 +19,7 @@ struct Units {
   __m512i v;
 };
 
-/// The 16 bytes at `offset` of rows 0, 4, 8 and 12, one in each quarter.
+/// 16 bytes at `offset` of rows 0, 4, 8 and 12, a quarter of the register each.
 static inline __m512i load_quarters(const char* const* rows, int64_t offset) {
   const auto quarter = [&](int row) {
     return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[row] + offset));
@@ -73,7 +73,7 @@ static inline F32 widen(Units units) {
   }
 }
 
-/// Exact: T is BF16 or one of the types of 8 bits.
+/// Exact, since T is BF16 or has 8 bits.
 template <class T, int kPart>
 static inline F32 widen_pairs(Units units) {
   if constexpr (std::is_same_v<T, BF16>) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// SIMD as the kernels see it: F32, kWidth floats, with loads from and stores to every storage type.
+// SIMD interface of the kernels: F32 is kWidth floats, with loads from and stores to every storage
+// type.
 // One of three headers defines it, each inside namespace lampo::cpu::<isa>:
 //
 //   F32{x}                    all lanes x            F32{}  all lanes 0
@@ -34,10 +35,10 @@ static inline F32 reduce_add(F32 a, F32 b, F32 c, F32 d) {
 }
 #endif
 
-/// Asks for the cache line of p, which may be any address, into the second-level cache: it has
-/// room for more outstanding lines than the first.
+/// Prefetches the cache line of p, any address, into the second-level cache, which has more
+/// outstanding misses than the first.
 static inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
-/// The same into the first-level cache: for what is needed at once.
+/// Prefetches into the first-level cache, for data needed at once.
 static inline void prefetch_l1(const void* p) { __builtin_prefetch(p, 0, 3); }
 
 }  // namespace lampo::cpu::LAMPO_ISA

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// q, k := rope(norm(q)), rope(norm(k)), q in place; k and v go to their pages, in the cache's type.
-// The twin of cpu/attention/append_kv.cpp, which has the formulas: the same bits where no norm is
-// asked for (a norm's sum has another order, so its results may differ by an ulp).
+// q, k := rope(norm(q)), rope(norm(k)), q in place; k and v are written to their pages, in the
+// cache's type. The twin of cpu/attention/append_kv.cpp, which has the formulas: the same bits
+// without a norm (its sum has another order, so results may differ by an ulp).
 //
 // q [num_tokens, num_qo_heads, head_dim]; k, v [num_tokens, num_kv_heads, head_dim]; caches
 // [num_pages, num_kv_heads, page_size, head_dim]. One launch for all heads. A head belongs to 4, 8,
 // 16 or 32 neighbouring lanes, 8 elements each, in registers: sums and maxima by shuffles, no block
-// barrier. The two halves of a rotation meet in shared memory, which only those lanes use.
+// barrier. The two halves of a rotation are exchanged in shared memory, private to those lanes.
 //
-// What is out of range: a slot writes nothing (nor does -1), a position is clamped.
+// Values out of range: such a slot, like -1, writes nothing; a position is clamped.
 //
-// Bytes: q twice, k and v once, their pages once. About 10 FLOPs per element: memory-bound. Of
+// Bytes: q twice, k and v once, their pages once. About 10 FLOPs per element: memory-bound.
 // bfloat16, 32 q and 8 kv heads of 128: 24 KB a token; 4096 tokens 101 MB, 23 us at 4.3 TB/s (an
-// H200's measured copy rate). One token is latency: slot or position, then the head.
+// H200's measured copy rate). One token is bound by latency: slot or position, then the head.
 //
 // Limits: head_dim a multiple of 8 up to 256. Not run on a GPU yet: compiled for sm_80 to sm_120
 // without spills, and run on the CPU (tests/cuda_on_cpu/).
@@ -41,15 +41,15 @@ struct SharedStorage {
 
 struct HeadLayout {
   int lanes;     // of a head
-  bool aligned;  // all rows, to their vectors
-  bool quads;    // a rotation's halves and its cos and sin, to 4 elements
+  bool aligned;  // all rows are, to their vectors
+  bool quads;    // a rotation's halves and its cos and sin are aligned to 4 elements
 };
 
-/// What becomes of one head; null: it is not asked for.
+/// Operations on one head; null: none.
 template <class T, class C>
 struct HeadTask {
   const T* from = nullptr;
-  T* q = nullptr;      // back to where it came from
+  T* q = nullptr;      // written in place,
   C* cache = nullptr;  // or to its page,
   float* scale = nullptr;
   const void* norm_weight = nullptr;
@@ -126,7 +126,7 @@ __device__ inline void store_rounded(C* to, const Part& part, bool aligned) {
 }
 
 /// (a, b) -> (a cos - b sin, b cos + a sin) for the elements from `begin` on, rounded as on the
-/// CPU. `head` is what the lanes of this head share.
+/// CPU. `head`: shared memory of the lanes of this head.
 __device__ inline void rotate(const AppendKvParams& p, const HeadLayout& layout, const float* cos,
                               const float* head, int begin, Part& part) {
   const int half = static_cast<int>(p.rotary_dim) / 2;
@@ -175,7 +175,7 @@ __device__ inline void rotate(const AppendKvParams& p, const HeadLayout& layout,
   }
 }
 
-/// Lanes of a head past its end take part with zeros, heads past the last with nothing to do.
+/// Lanes past the end of a head have zeros; heads past the last do nothing.
 template <class T, class C>
 __global__ void __launch_bounds__(kThreads)
     append_kv_kernel(const __grid_constant__ AppendKvParams p, HeadLayout layout) {
@@ -215,7 +215,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     if (p.rotary_dim > 0) {
       if (!p.interleaved) {
-        __syncwarp();  // the last head is no longer read
+        __syncwarp();  // the last head has been read
         store_vector(shared + begin, part);
         __syncwarp();
       }
@@ -291,7 +291,7 @@ void run(const AppendKvParams& p, int device, Stream stream) {
 
 void append_kv(const AppendKvParams& params, int device, Stream stream) {
   AppendKvParams p = params;
-  if (p.rotary_dim == 0 && p.q_norm_weight == nullptr) p.num_qo_heads = 0;  // q stays as it is
+  if (p.rotary_dim == 0 && p.q_norm_weight == nullptr) p.num_qo_heads = 0;  // q is unchanged
   if (p.num_tokens == 0) return;
   dispatch_dtype<float, BF16, F16>(p.dtype, [&]<class T>() {
     dispatch_dtype<float, F16, BF16, F8E4M3, int8_t>(

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The paged attention kernel for mma.sync, sm_80 and later. What it computes, and how work is
-// shared out, is told in paged_attention.cu.
+// The paged attention kernel for mma.sync, sm_80 and later. Its formula and the division of work:
+// paged_attention.cu.
 #pragma once
 
 #include "cuda/attention/kv_copier.cuh"
@@ -10,7 +10,7 @@
 
 namespace lampo::cuda {
 
-/// A warp's rows of a tile, its states and accumulators.
+/// A warp's rows of a tile: their states and accumulators.
 template <class Traits>
 class WarpRows {
  public:
@@ -45,11 +45,12 @@ class WarpRows {
   /// Whether any of the rows sees any of the warp's keys of a key tile.
   __device__ bool sees(int key_tile) const {
     const int begin = key_tile * Traits::kKeys + first_key_;
-    return begin < seen_from(last_position_).end &&
-           begin + Traits::kWarpKeys > seen_from(first_position_).begin;
+    const Range seen =
+        keys_seen_by_any(a_.p.mask, first_position_, last_position_, work_.sequence.seq_len);
+    return begin < seen.end && begin + Traits::kWarpKeys > seen.begin;
   }
 
-  /// Weights of a key tile, unnormalised, and what they do to the states.
+  /// Computes the unnormalised weights of a key tile and updates the states.
   __device__ void score(const uint4* q, const KvStage<Traits>& stage, int key_tile) {
     multiply_q_k<Traits>(scores_, q, first_row_, stage.k, first_key_, lane_, format_);
     if constexpr (Traits::kCacheBytes == 1) {
@@ -57,10 +58,9 @@ class WarpRows {
     }
     if (a_.cap_inner != 0.0f) cap_scores();
     const int begin = key_tile * Traits::kKeys + first_key_;
-    if (begin < seen_from(last_position_).begin ||
-        begin + Traits::kWarpKeys > seen_from(first_position_).end) {
-      mask(begin);
-    }
+    const Range seen =
+        keys_seen_by_all(a_.p.mask, first_position_, last_position_, work_.sequence.seq_len);
+    if (begin < seen.begin || begin + Traits::kWarpKeys > seen.end) mask(begin);
     update_states();
   }
 
@@ -71,7 +71,7 @@ class WarpRows {
     multiply_p_v<Traits>(acc_, scores_, stage.v, first_key_, lane_, format_);
   }
 
-  /// Sums of rows, of which each lane has a quarter; maxima to base-2 units. Then states are whole.
+  /// Completes the states: adds the four lanes' parts of sums, converts maxima to base-2 units.
   __device__ void close() {
     const float factor = a_.score_factor;
 #pragma unroll
@@ -86,10 +86,10 @@ class WarpRows {
     }
   }
 
-  /// To the partial states from row `partial` of the plan on, or, if that is kNowhere, to out.
-  /// Before, what lies from row `earlier` on is folded in, unless that is kNowhere.
+  /// Writes the rows to the plan's partial states from row `partial` on; to out if it is kNowhere.
+  /// First folds in the states from row `earlier` on, unless it is kNowhere.
   __device__ void write(RowStorage<Traits>& storage, int64_t earlier, int64_t partial) {
-    sync_block();  // the stages, which lie in the same memory, have been read
+    sync_block();  // the stages, in the same memory, have been read
 #pragma unroll
     for (int m = 0; m < Traits::kRowBlocks; ++m) {
       store_rows<Traits>(storage.acc[warp_], acc_[m], lane_);
@@ -104,15 +104,12 @@ class WarpRows {
   }
 
  private:
-  static constexpr int kPer = 4;  // dims that a thread writes at once
+  static constexpr int kPer = 4;  // dims per write of a thread
 
   __device__ int position_of(int row) const {
     return work_.sequence.position(row / group_size_of(a_.p));
   }
-  __device__ Range seen_from(int position) const {
-    return visible_keys(a_.p, position, work_.sequence.seq_len);
-  }
-  /// The row, among the warp's, of a lane's elements 0 and 1, or, half = 1, 2 and 3.
+  /// The warp's row of a lane's elements 0 and 1 (half = 0) or 2 and 3 (half = 1).
   __device__ int row_of(int m, int half) const { return 16 * m + 8 * half + lane_ / 4; }
 
   template <class Fn>
@@ -139,7 +136,7 @@ class WarpRows {
     }
   }
 
-  /// tanh(x) = 1 - 2 / (1 + e^2x), whose error is that of a number near 1.
+  /// tanh(x) = 1 - 2 / (1 + e^2x): absolute error of a number near 1.
   __device__ void cap_scores() {
     const float exponent = 2.0f * kLog2E * a_.cap_inner;
     for_each_score([&](float& score, int, int, int) {
@@ -155,7 +152,7 @@ class WarpRows {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int row = work_.tile.row_begin + first_row_ + row_of(m, half);
-        seen[m][half] = seen_from(position_of(row));
+        seen[m][half] = visible_keys(a_.p.mask, position_of(row), work_.sequence.seq_len);
       }
     }
     first_key += lane_ % 4 * 2;
@@ -183,16 +180,16 @@ class WarpRows {
         largest = fmaxf(largest, shuffle_xor(largest, 2));
         RowState& state = state_[m][half];
         largest = fmaxf(largest, state.m);
-        // A row that has seen no key yet: all its weights are to be 0, and not NaN.
+        // Rows without a visible key so far get weights 0, not NaN.
         const float base = largest == minus_infinity() ? 0.0f : largest;
         shift[m][half] = base * factor;
-        // Exactly 1 where the maximum stays: keys that a row does not see leave its bits alone.
+        // Exactly 1 if the maximum stays: invisible keys do not change a row's bits.
         scale[m][half] = exp2_approximate((state.m - base) * factor);
         grown = grown || largest != state.m;
         state = {largest, state.l * scale[m][half]};
       }
     }
-    // Where accumulators take half of the registers there is none left to ask.
+    // With large tiles no register is left for the vote: always rescale.
     constexpr bool kAlways = Traits::kRowBlocks * Traits::kHeadDim >= 256;
     if (kAlways || warp_any(grown)) {
 #pragma unroll
@@ -210,7 +207,7 @@ class WarpRows {
     });
   }
 
-  /// Warps that split keys have parts of the same rows, others have rows of their own.
+  /// Synchronises the warps that share rows: all of a block if they split keys, else each alone.
   __device__ static void sync_rows() {
     if constexpr (Traits::kSplitKeys) {
       sync_block();
@@ -219,7 +216,7 @@ class WarpRows {
     }
   }
 
-  /// The state of row i of 16, and with kAcc, in `acc`, four dims from `dim` on.
+  /// The folded state of row i of 16; with kAcc also four dims of its accumulator, from `dim` on.
   template <bool kAcc>
   __device__ RowState folded(const RowStorage<Traits>& storage, int i, int64_t earlier_row, int dim,
                              Vector<float, kPer>& acc) const {
@@ -248,7 +245,7 @@ class WarpRows {
     return run;
   }
 
-  /// 16 rows, from row `first` of the tile on.
+  /// Writes 16 rows, from row `first` of the tile on.
   __device__ void write_rows(const RowStorage<Traits>& storage, int first, int64_t earlier,
                              int64_t partial) const {
     constexpr int kVectors = Traits::kHeadDim / kPer;
@@ -272,7 +269,7 @@ class WarpRows {
       }
     }
     if (partial == kNowhere) return;
-    sync_rows();  // states that were earlier ones have been read
+    sync_rows();  // the earlier states, in the same memory, have been read
     if (thread < 16 && thread < num_rows) {
       a_.plan.states[row_of(partial, thread)] =
           folded<false>(storage, thread, row_of(earlier, thread), 0, acc);
@@ -296,8 +293,8 @@ class WarpRows {
   const AttentionArguments& a_;
   const Work& work_;
   const int lane_, warp_;
-  const int first_row_;  // of the tile, that the warp has
-  const int first_key_;  // of a key tile, that the warp has
+  const int first_row_;  // of the warp, in the tile
+  const int first_key_;  // of the warp, in a key tile
   const ByteFormat format_;
   int first_position_ = -1, last_position_ = -1;  // of the warp's rows; -1 sees nothing
   RowState state_[Traits::kRowBlocks][2];         // m in raw scores until close()
@@ -305,7 +302,7 @@ class WarpRows {
   Accumulators<Traits> acc_;
 };
 
-/// The queries of a tile, zeros behind the last row and the last dim.
+/// Loads the queries of a tile, zeros behind the last row and the last dim.
 template <class Traits>
 __device__ inline void load_queries(const AttentionArguments& a, const Work& work, uint4* q) {
   using T = typename Traits::Element;
@@ -335,14 +332,14 @@ __device__ inline void load_queries(const AttentionArguments& a, const Work& wor
   }
 }
 
-/// Adds absolute key tiles [begin, end) to `rows`. K and V arrive separately, so that scores need
-/// not wait for V, and while a key tile is computed kStages - 1 others are on their way.
+/// Adds absolute key tiles [begin, end) to `rows`. K and V are copied separately, so scores do not
+/// wait for V; kStages - 1 key tiles are in flight during one.
 template <class Traits>
 __device__ inline void attend(WarpRows<Traits>& rows, KvCopier<Traits>& copier,
                               AttentionStorage<Traits>& storage, int begin, int end) {
   constexpr int kStages = Traits::kStages;
-  constexpr int kPending = 2 * (kStages - 1);  // groups that are younger than the one waited for
-  // A warp that splits keys reads what it copied itself.
+  constexpr int kPending = 2 * (kStages - 1);  // groups younger than the awaited one
+  // A warp that splits keys reads its own copies alone.
   const auto sync_copies = [] {
     wait_copies<kPending>();
     if constexpr (Traits::kSplitKeys) {
@@ -356,17 +353,17 @@ __device__ inline void attend(WarpRows<Traits>& rows, KvCopier<Traits>& copier,
   };
 #pragma unroll 1
   for (int key_tile = begin - (kStages - 1); key_tile < end; ++key_tile) {
-    const int coming = key_tile + kStages - 1;
-    if (coming < end) {
+    const int next = key_tile + kStages - 1;
+    if (next < end) {
       copier.find_next();
-      copier.copy_k(stage_of(coming));
+      copier.copy_k(stage_of(next));
     }
     commit_copies();
     const bool arrives = key_tile >= begin;
     const bool sees = arrives && rows.sees(key_tile);
     if (arrives) sync_copies();
     if (sees) rows.score(storage.q, stage_of(key_tile), key_tile);
-    if (coming < end) copier.copy_v(stage_of(coming));
+    if (next < end) copier.copy_v(stage_of(next));
     commit_copies();
     if (arrives) sync_copies();
     if (sees) rows.add_values(stage_of(key_tile));
@@ -374,7 +371,7 @@ __device__ inline void attend(WarpRows<Traits>& rows, KvCopier<Traits>& copier,
   wait_copies<0>();
 }
 
-/// The work at `at`, up to `stop` at most; none where that is reached.
+/// The work at `at`, up to `stop` at most; none if `at` is `stop`.
 __device__ inline Work work_at(const PagedAttentionParams& p, TileShape shape, const Cut& at,
                                const Cut& stop) {
   const bool last = at.same_tile(stop);
@@ -389,7 +386,7 @@ __device__ inline Work work_at(const PagedAttentionParams& p, TileShape shape, c
   return work;
 }
 
-/// Block b computes what lies between cuts b and b + 1.
+/// Block b computes the work between cuts b and b + 1.
 template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads, Traits::kLayout.max_blocks)
     paged_attention_kernel(const __grid_constant__ AttentionArguments a) {
@@ -423,16 +420,16 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kLayout.max_blocks)
         partial = plan.deterministic ? rows_of_split(plan, work.at, work.tile, split)
                                      : rows_of_part(plan, block, work.at.key_tile);
       } else if (plan.deterministic) {
-        // This block has all splits of the tile: it keeps their running state.
+        // All splits of the tile are this block's: it keeps their running state.
         if (begin > work.all.begin) earlier = rows_of_block(plan, block);
         if (end < work.all.end) partial = rows_of_block(plan, block);
       }
       rows.write(storage.rows, earlier, partial);
-      sync_block();  // before memory is used again
+      sync_block();  // before the memory is reused
       begin = end;
-    } while (begin < part_end);  // work may be the next already
+    } while (begin < part_end);  // not work.part.end: `work` may be the next one already
     if (threadIdx.x == 0) {
-      // A cut within this tile, if there is one, is where the work ends.
+      // A cut within this tile ends the work.
       storage.work = work.part.end < work.all.end
                          ? Work{}
                          : work_at(p, kShape, next_tile(p, kShape, work.at), plan.cuts[block + 1]);

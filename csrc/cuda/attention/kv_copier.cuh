@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// K and V from their pages to shared memory. A warp copies kRowsPerCopier keys of every key tile:
-// lanes 0 to 15 know where their K rows are, lanes 16 to 31 their V rows. Page ids are read one
-// key tile ahead, so that nothing waits for the page table. Keys that no row of the tile sees are
-// zeros and are not read: unused slots and table entries may hold anything. Page ids out of range
+// Copies of K and V from their pages to shared memory. A warp copies kRowsPerCopier keys of every
+// key tile: lanes 0 to 15 hold the addresses of K rows, lanes 16 to 31 those of V rows. Page ids
+// are read one key tile ahead, so nothing waits for the page table. Keys that no row of the tile
+// sees are zeros; neither they nor their entries of the page table are read. Page ids out of range
 // are clamped.
 #pragma once
 
@@ -40,7 +40,7 @@ class KvCopier {
         key_(work.part.begin * Traits::kKeys + first_row_ + row() - Traits::kKeys),
         page_ahead_(page_of(key_ + Traits::kKeys)) {}
 
-  /// Goes on to the next key tile.
+  /// Advances to the next key tile.
   __device__ void find_next() {
     key_ += Traits::kKeys;
     page_ = clamp_to(page_ahead_, 0, a_.p.num_pages - 1);
@@ -72,8 +72,8 @@ class KvCopier {
     return a_.p.page_table[work_.at.seq * a_.p.stride_page_table_seq + (key >> a_.page_shift)];
   }
 
-  /// Of the lane's row, from the head's first on, in bytes; -1: a row of zeros. Few things are kept
-  /// between key tiles, since registers are scarce.
+  /// Offset of the lane's row from the head's first, in bytes; -1: a row of zeros. Recomputed for
+  /// every key tile, since registers are scarce.
   __device__ int64_t offset() const {
     if (!sees(key_)) return -1;
     const PagedAttentionParams& p = a_.p;
@@ -89,11 +89,11 @@ class KvCopier {
                         page_ * p.stride_v_scale_page + slot() * p.stride_v_scale_slot;
   }
 
-  /// kFirstLane: of the 16 that know the rows.
+  /// kFirstLane: first of the 16 lanes that hold the addresses.
   template <int kFirstLane>
   __device__ void copy(const char* cache, int64_t stride_head, uint4* to, float* scales) const {
     const char* head = cache + work_.at.kv_head * stride_head * a_.kv_bytes;
-    if (!a_.copy_kv) return copy_slowly<kFirstLane>(head, to, scales);
+    if (!a_.copy_kv) return copy_elements<kFirstLane>(head, to, scales);
     if constexpr (Traits::kCacheBytes == 1) {
       if (a_.p.k_scale != nullptr && lane_ / 16 == kFirstLane / 16 && row() < kRows) {
         const bool seen = sees(key_);
@@ -116,10 +116,10 @@ class KvCopier {
     }
   }
 
-  /// Right rather than fast, element by element: rows that are not aligned, and types that the
-  /// kernel does not multiply by. 8 bits that become 16 here are multiplied by their scale here.
+  /// Copies element by element: rows that are not aligned, and types that the kernel does not
+  /// multiply. 8-bit elements that become 16-bit ones are multiplied by their scale here.
   template <int kFirstLane>
-  __device__ void copy_slowly(const char* head, uint4* to, float* scales) const {
+  __device__ void copy_elements(const char* head, uint4* to, float* scales) const {
     using T = std::conditional_t<Traits::kCacheBytes == 1, uint8_t, typename Traits::Element>;
     constexpr int kPer = kVectorBytes / static_cast<int>(sizeof(T));
     const int64_t own = offset();
@@ -151,7 +151,7 @@ class KvCopier {
   const AttentionArguments& a_;
   const Work& work_;
   const int lane_;
-  const int first_row_;  // of a key tile, that the warp copies
+  const int first_row_;  // of the warp, in a key tile
   int key_;              // of the lane
   int page_ = 0;
   int page_ahead_;

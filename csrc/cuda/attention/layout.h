@@ -11,17 +11,17 @@
 
 namespace lampo::cuda {
 
-/// How the warps of a block share a tile: each takes its own keys of every key tile, for decode, or
-/// its own rows, for prefill.
+/// Division of a tile among the warps of a block: by keys of every key tile, for decode, or by
+/// rows, for prefill.
 enum class TileKind { kWarpsSplitKeys, kWarpsSplitRows };
 
 struct TileLayout {
   TileShape shape;
   int warps;
-  int row_blocks;  // of 16 rows, that a warp holds
-  int warp_keys;   // of a key tile, that a warp multiplies by
+  int row_blocks;  // of 16 rows, per warp
+  int warp_keys;   // of a key tile, per warp
   int stages;      // key tiles in shared memory
-  int max_blocks;  // of a multiprocessor, for which registers suffice
+  int max_blocks;  // per multiprocessor, limited by registers
 };
 
 /// Kernels exist for these; other head_dims are padded with zeros.
@@ -56,9 +56,9 @@ constexpr TileLayout tile_layout(TileKind kind, int padded_head_dim, int cache_b
           .max_blocks = 2};
 }
 
-/// Warps split keys where every sequence has the same few rows: decode, and a few tokens that are
-/// verified together. The results of the two kinds differ in their last bits, so a deterministic
-/// call has but one.
+/// Warps split keys if all sequences have the same small number of rows: decode, and verification
+/// of a few tokens. The results of the two kinds differ in their last bits, so a deterministic call
+/// uses one kind only.
 constexpr TileKind choose_tile_kind(int64_t num_tokens, int64_t batch_size, int64_t group_size,
                                     bool deterministic) {
   const bool few =
@@ -86,7 +86,7 @@ struct alignas(8) RowState {
 /// Byte offsets into the workspace.
 struct WorkspaceLayout {
   int64_t cuts;          // [num_blocks + 1] Cut
-  int64_t costs;         // [num_sequences + 1] int64, where shared memory does not hold them
+  int64_t costs;         // [num_sequences + 1] int64, if shared memory does not hold them
   int64_t first_split;   // [num_sequences] int64, deterministic only
   int64_t states;        // [partial_rows] RowState
   int64_t accumulators;  // [partial_rows, padded_head_dim] float
@@ -94,7 +94,7 @@ struct WorkspaceLayout {
   int64_t partial_rows;
 };
 
-/// Every block has at most two tiles that it shares with others: its first and its last.
+/// A block shares at most two tiles with others: its first and its last.
 constexpr WorkspaceLayout workspace_layout(int64_t batch_size, int num_blocks, int tile_rows,
                                            int padded_head_dim) {
   constexpr int64_t kAlignment = 64;

@@ -4,13 +4,13 @@
 //
 // out_partial [num_splits, num_tokens, num_heads, head_dim], lse_partial [num_splits, num_tokens,
 // num_heads]. A thread takes one vector of 16 bytes of a row (token, head), so every multiprocessor
-// has work even for one token. It reads its row's lse twice, first for their maximum (a few
-// numbers, then in cache), so that the partials' loads do not wait for one another; sums in f32, in
-// the order of the splits: the same bits in any batch. A split with lse -inf is not read. Rows that
-// are not aligned to 16 bytes go element by element.
+// has work even for one token. It reads its row's lse twice, first for their maximum, so the loads
+// of partials are independent. Sums are f32, in the order of the splits: the same bits in any
+// batch.
+// A split with lse -inf is not read. Rows not aligned to 16 bytes are read element by element.
 //
 // Bytes: the partials once. Memory-bound: 8 splits of 64 tokens, 32 heads of 128, to bfloat16:
-// 34 MB, 8 us at 4.3 TB/s (an H200's measured copy rate). One token is latency.
+// 34 MB, 8 us at 4.3 TB/s (an H200's measured copy rate). One token is bound by latency.
 //
 // Limits: none on shapes. Not run on a GPU yet: compiled for sm_80 to sm_120 without spills, and
 // run on the CPU (tests/cuda_on_cpu/).
@@ -27,7 +27,7 @@ namespace {
 constexpr int kPerVector = kVectorBytes / static_cast<int>(sizeof(float));
 constexpr int kThreads = 128;
 
-/// Threads take the vectors of all rows in order; they stride over what the grid cannot hold.
+/// Threads take the vectors of all rows in order, with the stride of the grid.
 template <class T, bool kAligned>
 __global__ void __launch_bounds__(kThreads)
     merge_states_kernel(const __grid_constant__ MergeStatesParams p, int64_t vectors_per_row) {

@@ -3,23 +3,23 @@
 // The twin of cpu/attention/paged_attention.cpp, for bfloat16 and float16 queries.
 //
 // q, out [num_tokens, num_qo_heads, head_dim]; k_cache, v_cache [num_pages, num_kv_heads,
-// page_size, head_dim] of q's type, int8 or fp8; other float types are rounded to q's type, slowly.
+// page_size, head_dim] of q's type, int8 or fp8; other float types are rounded to q's type, element
+// by element.
 //
-// Three launches: the plan (paged_attention_plan.cu, attention/plan.h) shares out all tiles of all
-// sequences, by equal cost, to the blocks that are resident at once; the tiles
-// (attention/kernel.cuh); the merge of tiles that blocks share (paged_attention_merge.cu). Grids
-// depend on shapes alone, lengths stay on the device: a captured call may be replayed with others.
+// Three launches: the plan (paged_attention_plan.cu, plan.h) divides the tiles of all sequences, by
+// equal cost, among the blocks that are resident at once; the tiles (kernel.cuh); the merge of
+// tiles that blocks share (paged_attention_merge.cu). Grids depend on shapes alone and lengths stay
+// on the device: a captured call may be replayed with other lengths.
 //
 // A tile's rows are pairs of a token and a query head of a group, so K and V are read once for the
 // group. Scores and P V are mma.sync m16n8k16 with f32 sums, the softmax is online, in base 2. K
-// and V come by cp.async, separately, into a ring; page ids are read a key tile ahead. Two kinds
-// (attention/layout.h):
-//   split keys: 16 rows; each warp has its own 16 keys of every key tile, no barrier in the loop.
-//               For calls whose sequences all have the same few rows: decode.
-//   split rows: 128 rows (64 of head_dim 256), each warp 32 (16) of them. For all other calls; a
-//               decoding sequence among prompts leaves three warps idle and is read once all the
-//               same.
-// Masks are applied only to key tiles that an end of some row's keys crosses.
+// and V are copied by cp.async, separately, into a ring; page ids are read a key tile ahead. Two
+// kinds of tiles (layout.h):
+//   split keys: 16 rows; a warp has 16 keys of every key tile, no barrier in the loop. For decode:
+//               all sequences have the same small number of rows.
+//   split rows: 128 rows (64 for head_dim 256), 32 (16) per warp. For all other calls. A decoding
+//               sequence among prompts leaves three warps idle, but its cache is read once too.
+// Masks (common/attention.h) are applied only to key tiles with keys that some row does not see.
 //
 // Per key and KV head, bfloat16: 4 head_dim bytes, 4 group_size head_dim FLOPs a token. Expected on
 // an H200 (4.3 TB/s copy, 780 TFLOP/s bf16 dense), 32/8 heads of 128:
@@ -27,25 +27,25 @@
 //   decode, 1 of 1024                  4.2 MB                 1 us    three launches, latency
 //   prefill, 16384 causal              2.2 TFLOP            2.8 ms    bound by mma.sync, about 2/3
 //                                                                     of that rate: 4.2 ms
-// Shared memory of a block, and how many of them a multiprocessor of an H200 holds, by head_dim:
+// Shared memory of a block, and blocks per multiprocessor of an H200, by head_dim:
 //                   64            128            256      128, 8 bits
 //   split keys   66 KB, 3       68 KB, 3       72 KB, 3       70 KB, 3
 //   split rows   35 KB, 2       96 KB, 2       99 KB, 2       67 KB, 2
 //
 // Registers: split keys 102 to 168, head_dim 256 241; split rows 180 to 255.
 //
-// deterministic: attention/plan.h. Off by default: then the balance of the plan, and with it where
-// a row's keys are cut, depends on the batch; bits are the same whenever the call is. On, split
-// rows serve decode too, and cuts are every 2048 keys: what that costs is not measured yet.
+// deterministic (plan.h): off by default. Off: cuts of a row's keys depend on the batch, through
+// the balance of the plan; equal calls give equal bits. On: split rows serve decode too, and cuts
+// are every 2048 keys; the cost is not measured yet.
 //
-// What lengths, offsets and pages on the device say is clamped into range (attention/tiles.h,
-// attention/kv_copier.cuh): wrong ones give undefined results, never an illegal access. V of keys
-// that a row does not see, but another of its tile does, is multiplied by 0: NaN there spreads.
+// Lengths, offsets and page ids on the device are clamped into range (tiles.h, kv_copier.cuh):
+// wrong ones give undefined results, never an illegal access. V of a key that a row does not see,
+// but another row of its tile does, is multiplied by 0: a NaN there spreads.
 //
 // Limits: head_dim 32 to 256 in eights; others than 64, 128 and 256 are computed as the next of
 // these. Not run on a GPU yet: compiled for sm_80 to sm_120 without spills, and run on the CPU
 // (tests/cuda_on_cpu/). Not tried: programmatic dependent launch of the three; a tile's first keys
-// during the last one's epilogue; wgmma and TMA.
+// during the epilogue of the one before; wgmma and TMA.
 #include <string>
 
 #include "common/check.h"

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Folds the partial states of the tiles of a paged_attention call that several blocks share.
 //
-// Block (i, j) looks at cut i of the plan, and returns unless it is the first within a tile. Its
-// warps then take rows of that tile, in steps of what all j have; a lane four dims. Partial states
-// are folded one by one, in the order of their keys (attention/softmax_state.cuh), so that results
-// are the same in every run; their loads do not depend on one another.
+// Block (i, j) looks at cut i of the plan, and returns unless it is the first within a tile. The
+// warps of all blocks j take turns with the rows of that tile; a lane has four dims. Partial states
+// are folded one by one, in the order of their keys (softmax_state.cuh): the same bits in every
+// run.
+// Their loads are independent.
 //
 // Bytes: the partial states once. Decode of one sequence of 32k tokens, 8 KV heads of 4 query heads
 // of 128, cut into 396 parts: 0.8 MB; latency. Not run on a GPU yet: compiled for sm_80 to sm_120
@@ -20,9 +21,10 @@ namespace lampo::cuda {
 namespace {
 
 constexpr int kWarps = 4;
+constexpr int kThreads = kWarps * kWarpSize;
 constexpr int kPer = 4;  // dims of a lane
 
-/// The partial states of a tile: the first row of each.
+/// First rows of the partial states of a tile.
 struct Parts {
   int64_t first, others, step;
   int count;
@@ -30,8 +32,7 @@ struct Parts {
   __device__ int64_t operator[](int i) const { return i == 0 ? first : others + i * step; }
 };
 
-/// Of the tile that cut number `cut` is the first to divide. The warp's lanes look at cuts
-/// together.
+/// Parts of the tile that cut number `cut` is the first to divide. All lanes of the warp call it.
 __device__ inline Parts parts_of(const Plan& plan, const Tile& tile, int cut, int lane) {
   const Cut at = plan.cuts[cut];
   if (plan.deterministic) {
@@ -52,7 +53,7 @@ __device__ inline Parts parts_of(const Plan& plan, const Tile& tile, int cut, in
 }
 
 template <class T>
-__global__ void __launch_bounds__(kWarps* kWarpSize, 1)
+__global__ void __launch_bounds__(kThreads, 1)
     merge_kernel(const __grid_constant__ PagedAttentionParams p, const __grid_constant__ Plan plan,
                  bool vector_out) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
@@ -108,7 +109,7 @@ void run_merge(const PagedAttentionParams& p, const Plan& plan, int device, Stre
       .stream = stream,
       .grid = dim3(static_cast<unsigned>(plan.num_blocks) - 1,
                    static_cast<unsigned>(plan.shape.rows / (2 * kWarps))),
-      .block = dim3(kWarps * kWarpSize),
+      .block = dim3(kThreads),
   };
   dispatch_dtype<BF16, F16>(p.dtype,
                             [&]<class T>() { launch(at, merge_kernel<T>, p, plan, vector_out); });

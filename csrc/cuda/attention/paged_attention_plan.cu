@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The plan of a paged_attention call, from the lengths on the device: see attention/plan.h.
+// The plan of a paged_attention call, from the lengths on the device: see plan.h.
 //
-// One block. Its threads share out the row tiles of all sequences, a run each, and a prefix sum of
-// their costs makes the line that the cuts divide; then a thread finds each cut by binary search.
+// One block. A thread sums the costs of a run of row tiles, a prefix sum over threads follows, and
+// a thread finds a cut by binary search in it.
 // With batch_size below 512 the sums stay in shared memory.
 //
 // Expected to take two to three microseconds, most of it latency: lengths, a scan, a search. Not
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kThreads)
         costs[i + 1] = before + cost;
       });
   if (plan.deterministic) {
-    // Sequences get rows for their splits as long as there are some.
+    // Sequences get rows for their splits until none is left.
     const int64_t rows = plan.partial_rows - rows_of_block(plan, plan.num_blocks);
     running_sums(
         sequences, storage, [&](int i) { return split_rows_of(p, plan, i); },

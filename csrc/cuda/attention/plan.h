@@ -1,21 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-// Who computes what: every resident block gets the tiles and key tiles between two cuts, of equal
-// cost. Made on the device from lengths that only it knows (paged_attention_plan.cu), in arrays of
-// fixed size: nothing in a captured call changes with the lengths.
+// Division of work among blocks: a resident block gets the tiles and key tiles between two cuts, of
+// equal cost. It is computed on the device, since lengths are there (paged_attention_plan.cu), in
+// arrays of fixed size: nothing in a captured call changes with the lengths.
 //
-// A tile costs its key tiles and an overhead (queries in, results out, a pipeline to fill). All
-// tiles stand in a line, num_blocks cuts at equal distances, so decode and prefill, short and long
-// sequences mix. A cut that is closer than `min_part` key tiles to an end of a tile moves there.
-// Blocks whose share would be smaller than min_share are left without work.
+// The cost of a tile is its key tiles and an overhead (loading queries, filling the pipeline,
+// storing results). The tiles of all sequences form one line, with num_blocks cuts at equal
+// distances, so decode and prefill, short and long sequences mix. A cut closer than `min_part` key
+// tiles to an end of a tile moves to that end. If shares would be smaller than min_share, fewer
+// blocks get work.
 //
 // Example: two sequences of 1000 and 10 key tiles, 2 KV heads, overhead 2, 100 blocks: the line is
 // 2 (1002 + 12) = 2028 long, a share is 20.28; the first head's tile is cut 49 times.
 //
-// Deterministic: a tile's keys are cut at multiples of kSplitKeys positions and nowhere else. Each
-// split is computed from a fresh state, and the states are folded in order: by its block if it has
-// them all, else by the merge, the same function. So the bits of a row depend on its own keys and
-// position alone. Cut are the tiles of sequences with a single row tile (decode) as long as there
-// is room for the states of their splits; prefill has tiles enough without cuts.
+// Deterministic: a tile's keys are cut at multiples of kSplitKeys positions only. A split starts
+// from an empty state, and the states are folded in order: by the block if it has all splits, else
+// by the merge, with the same function. So the bits of a row depend on its own keys and position
+// alone. Only tiles of sequences with a single row tile (decode) are cut, as long as there is room
+// for the states of their splits; prefill has enough tiles.
 #pragma once
 
 #include "cuda/attention/layout.h"
@@ -40,7 +41,7 @@ struct Plan {
   int head_dim_stride;
 };
 
-/// As yet unmeasured: what a partial result costs is its bytes and the latency of a merge.
+/// Not measured yet: a partial result costs its bytes and the latency of a merge.
 constexpr Plan make_plan(const TileLayout& layout, int num_blocks, bool deterministic) {
   const bool keys = layout.shape.rows == 16;
   return {.shape = layout.shape,
@@ -66,15 +67,14 @@ LAMPO_HOST_DEVICE static inline int cost_of(const Plan& plan, Range key_tiles) {
   return key_tiles.end - key_tiles.begin + plan.overhead;
 }
 
-/// A sequence's row tiles are summed by `lanes` threads, each a run of them; so that one long
-/// prompt does not wait for one thread.
+/// Row tiles of a sequence that thread `lane` of `lanes` sums: several threads share a long prompt.
 LAMPO_HOST_DEVICE static inline Range row_tiles_of_lane(int row_tiles, int lane, int lanes) {
   const int run = ceil_div(row_tiles, lanes);
   const int64_t begin = static_cast<int64_t>(lane) * run;
   return {clamp_to(begin, 0, row_tiles), clamp_to(begin + run, 0, row_tiles)};
 }
 
-/// For one KV head.
+/// Cost of the row tiles of a lane, for one KV head.
 LAMPO_HOST_DEVICE static inline int64_t cost_of_lane(const PagedAttentionParams& p,
                                                      const Plan& plan, int seq, int lane,
                                                      int lanes) {
@@ -87,13 +87,13 @@ LAMPO_HOST_DEVICE static inline int64_t cost_of_lane(const PagedAttentionParams&
   return cost;
 }
 
-/// The splits that [begin, end) of absolute key tiles touches.
+/// Splits that overlap absolute key tiles [begin, end).
 LAMPO_HOST_DEVICE static inline Range splits_of(TileShape shape, Range key_tiles) {
   const int per_split = kSplitKeys / shape.keys;
   return {key_tiles.begin / per_split, ceil_div(key_tiles.end, per_split)};
 }
 
-/// Rows of partial states that a sequence needs so that its tiles may be cut; 0: they may not.
+/// Number of rows of partial states that a sequence needs if its tiles are cut; 0: they cannot be.
 LAMPO_HOST_DEVICE static inline int64_t split_rows_of(const PagedAttentionParams& p,
                                                       const Plan& plan, int seq) {
   const Sequence sequence = sequence_of(p, seq);
@@ -104,22 +104,22 @@ LAMPO_HOST_DEVICE static inline int64_t split_rows_of(const PagedAttentionParams
   return num_splits > 1 ? num_splits * p.num_kv_heads * (tile.row_end - tile.row_begin) : 0;
 }
 
-// Rows of Plan::states, kNowhere for none. The number of the first of a tile's:
+// Numbers of rows of Plan::states; kNowhere: none. The first row of a tile is:
 
 inline constexpr int64_t kNowhere = -1;
 
-/// The part of a tile that a block shares with others. It is the first thing that the block does,
-/// or, where it begins with the tile, the last.
+/// For the part of a tile that a block shares with others. The part is the block's first work or,
+/// if it begins with the tile, its last.
 LAMPO_HOST_DEVICE static inline int64_t rows_of_part(const Plan& plan, int block, int key_tile) {
   return (int64_t{2} * block + (key_tile > 0 ? 0 : 1)) * plan.shape.rows;
 }
 
-/// Deterministic: the running state of a tile that a block has for itself.
+/// Deterministic: for the running state of a tile with one block.
 LAMPO_HOST_DEVICE static inline int64_t rows_of_block(const Plan& plan, int block) {
   return int64_t{block} * plan.shape.rows;
 }
 
-/// Deterministic: a split of a tile that blocks share.
+/// Deterministic: for a split of a tile that blocks share.
 LAMPO_HOST_DEVICE static inline int64_t rows_of_split(const Plan& plan, const Cut& at,
                                                       const Tile& tile, int split) {
   const Range splits = splits_of(plan.shape, key_tiles_of(plan.shape, tile));
@@ -128,7 +128,7 @@ LAMPO_HOST_DEVICE static inline int64_t rows_of_split(const Plan& plan, const Cu
          before * (tile.row_end - tile.row_begin);
 }
 
-/// Where a cut at `offset` of a tile's key tiles goes.
+/// Final position of a cut at `offset` of a tile's key tiles.
 LAMPO_HOST_DEVICE static inline int snap_cut(const Plan& plan, Range key_tiles, int offset,
                                              bool may_split) {
   const int size = key_tiles.end - key_tiles.begin;
@@ -142,7 +142,7 @@ LAMPO_HOST_DEVICE static inline int snap_cut(const Plan& plan, Range key_tiles, 
   return clamp_to(nearest - key_tiles.begin, 0, size);
 }
 
-/// The last of n ascending values that is not above `value`, of which the first is not.
+/// Index of the last of n ascending values that is not above `value`. The first must not be.
 LAMPO_HOST_DEVICE static inline int last_not_above(const int64_t* values, int n, int64_t factor,
                                                    int64_t value) {
   int low = 0;
@@ -191,10 +191,10 @@ LAMPO_HOST_DEVICE static inline Cut find_cut(const PagedAttentionParams& p, cons
     }
     const bool may_split = plan.deterministic && plan.first_split[cut.seq] != kNowhere;
     const int size = key_tiles.end - key_tiles.begin;
-    // Half of the overhead is before the keys.
+    // Half of the overhead precedes the keys.
     cut.key_tile =
         snap_cut(plan, key_tiles, clamp_to(rest - plan.overhead / 2, 0, size), may_split);
-    // A tile without keys begins where it ends.
+    // A cut at the end of a tile is one at the begin of the next, unless the tile has no keys.
     return size > 0 && cut.key_tile == size ? next_tile(p, plan.shape, cut) : cut;
   }
 }

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The two products of a warp: scores S = Q K^T, and acc += P V, by mma.sync m16n8k16.
 //
-// Cache rows of 2 bytes an element: ldmatrix gives fragments of K and, transposed, of V. Of 1 byte:
-// ldmatrix takes two elements for one, so a register holds four consecutive dims of a key of K, or
-// two neighbouring dims of two keys of V, which become pairs of T in registers. The order of dims
-// is permuted then, within 16: of the sum in S, where Q lies in shared memory in the same order,
-// and of the columns of acc, which store_rows() undoes.
+// Cache elements of 2 bytes: ldmatrix gives fragments of K and, transposed, of V. Elements of 1
+// byte:
+// ldmatrix treats two as one, so a register holds four consecutive dims of a key of K, or two
+// neighbouring dims of two keys of V, which become pairs of T in registers. Dims are then permuted
+// within 16: in the sums of S, where Q in shared memory has the same order, and in the columns of
+// acc, where store_rows() restores it.
 #pragma once
 
 #include "cuda/attention/traits.cuh"
@@ -20,14 +21,15 @@ using Scores = FragmentC<float>[Traits::kRowBlocks][Traits::kWarpKeys / 8];
 template <class Traits>
 using Accumulators = FragmentC<float>[Traits::kRowBlocks][Traits::kHeadDim / 8];
 
-/// 8 dims of a row of q, at `chunk`, to where load_q_fragment() expects them.
+/// Stores 8 dims of a row of q, at `chunk`, in the order of load_q_fragment().
 template <class Traits>
 __device__ inline void store_q(uint4* q, int row, int chunk, const uint4& dims) {
   constexpr int kChunks = Traits::kQChunks;
   if constexpr (Traits::kCacheBytes == 2) {
     q[chunk_position<kChunks>(row, chunk)] = dims;
   } else {
-    // Dims 4 t + (0, 1) go where a fragment has 2 t + (0, 1), and 4 t + (2, 3) to 8 + 2 t + (0, 1).
+    // Dims 4 t + (0, 1) are stored as dims 2 t + (0, 1) of a fragment, 4 t + (2, 3) as 8 + 2 t +
+    // (0, 1).
     const int even = chunk & ~1, half = chunk & 1;
     const auto at = [&](int c) {
       return reinterpret_cast<uint2*>(q + chunk_position<kChunks>(row, c)) + half;
@@ -37,7 +39,7 @@ __device__ inline void store_q(uint4* q, int row, int chunk, const uint4& dims) 
   }
 }
 
-/// 16 rows from `row` on, 16 dims from 16 * step on.
+/// Loads 16 rows from `row` on, 16 dims from 16 * step on.
 template <class Traits>
 __device__ inline FragmentA load_q_fragment(const uint4* q, int row, int step, int lane) {
   constexpr int kChunks = Traits::kQChunks;
@@ -53,13 +55,13 @@ __device__ inline void multiply_q_k(Scores<Traits>& scores, const uint4* q, int 
                                     int key, int lane, const ByteFormat& format) {
   using T = typename Traits::Element;
   constexpr int kChunks = Traits::kKvChunks;
-  constexpr int kSteps = 3 - Traits::kCacheBytes;  // of 16 dims, that two chunks of a row hold
+  constexpr int kSteps = 3 - Traits::kCacheBytes;  // of 16 dims, per two chunks of a row
 #pragma unroll
   for (int m = 0; m < Traits::kRowBlocks; ++m) {
 #pragma unroll
     for (int n = 0; n < Traits::kWarpKeys / 8; ++n) scores[m][n] = {};
   }
-#pragma unroll(3 - kSteps)  // more would not leave registers enough
+#pragma unroll(3 - kSteps)  // more would need too many registers
   for (int pair = 0; pair < kChunks / 2; ++pair) {
     FragmentA a[kSteps][Traits::kRowBlocks];
 #pragma unroll
@@ -140,7 +142,7 @@ __device__ inline void multiply_p_v(Accumulators<Traits>& acc, const Scores<Trai
   }
 }
 
-/// A lane's part of 16 rows of acc to shared memory, in the order of dims.
+/// Stores a lane's part of 16 rows of acc to shared memory, in the order of dims.
 template <class Traits>
 __device__ inline void store_rows(float (*to)[Traits::kHeadDim + 8],
                                   const FragmentC<float> (&acc)[Traits::kHeadDim / 8], int lane) {

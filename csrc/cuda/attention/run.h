@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The launches that a paged_attention call consists of, in this order.
+// The launches of a paged_attention call, in this order.
 #pragma once
 
 #include "cuda/attention/traits.cuh"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// From Params to a kernel of attention/kernel.cuh: the template, the grid, the plan.
+// Launch of a kernel of kernel.cuh from Params: the template, the grid, the plan.
 #pragma once
 
 #include <bit>
@@ -26,7 +26,7 @@ inline AttentionArguments make_arguments(const PagedAttentionParams& p, const Pl
   return {
       .p = p,
       .plan = plan,
-      // Never 0: a masked score, -inf, times it must not be NaN.
+      // Not 0, since a masked score, -inf, times 0 is NaN.
       .score_factor = static_cast<float>(factor > FLT_MIN ? factor : FLT_MIN),
       .cap_inner = cap > 0 ? static_cast<float>(std::fabs(scale) / cap) : 0.0f,
       .cap_outer = static_cast<float>(cap * 1.4426950408889634),
@@ -84,7 +84,7 @@ Plan run_tiles(const PagedAttentionParams& p, int device, Stream stream) {
   Plan plan;
   dispatch_dtype<BF16, F16>(p.dtype, [&]<class T>() {
     dispatch_int<64, 128, 256>(padded_head_dim(p.head_dim), [&]<int kHeadDim>() {
-      // There is no such kernel for float16 queries: 8-bit caches become float16 when copied.
+      // No such kernel for float16 queries: their 8-bit caches become float16 in the copy.
       const bool bytes = size_of(p.cache_dtype) == 1 && p.dtype == DType::kBF16;
       if constexpr (std::is_same_v<T, BF16>) {
         if (bytes)

@@ -14,13 +14,13 @@ inline constexpr float kLn2 = 0.6931471805599453f;
 
 __device__ inline float minus_infinity() { return -__builtin_huge_valf(); }
 
-/// What the accumulators of two states are multiplied by when they are merged.
+/// Factors of the accumulators of two states in a merge.
 struct FoldWeights {
   float old, add;
 };
 
-/// run := run merged with part. States are folded in the order of their keys, one by one: one
-/// definition wherever it happens.
+/// run := run merged with part. States are folded one by one, in the order of their keys: the same
+/// definition in the kernel and in the merge.
 __device__ inline FoldWeights fold(RowState& run, const RowState& part) {
   if (part.l == 0.0f) return {1.0f, 0.0f};
   const float m = fmaxf(run.m, part.m);
@@ -30,7 +30,7 @@ __device__ inline FoldWeights fold(RowState& run, const RowState& part) {
   return weights;
 }
 
-/// A fold of one number of the accumulators.
+/// Folds one element of the accumulators.
 __device__ inline float fold_value(float old, float add, const FoldWeights& weights) {
   return weights.add == 0.0f ? old * weights.old : fmaf(add, weights.add, old * weights.old);
 }
@@ -50,7 +50,7 @@ __device__ inline RowResult finish(const RowState& state, const float* sink) {
   return {weight / sum, (m + log2f(sum)) * kLn2};
 }
 
-/// Four dims of a row to out; a row that saw no key is 0.
+/// Stores four dims of a row to out; a row without visible keys is 0.
 template <class T>
 __device__ inline void store_out(T* out, Vector<float, 4> acc, const RowResult& result,
                                  bool aligned) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What paged attention is cut into, as pure functions of lengths, for host and device.
+// Tiles of paged attention, as pure functions of lengths, for host and device.
 //
 // A row is one query head of one token; row i of a sequence and KV head is head i % group_size of
 // token i / group_size. A tile is up to TileShape::rows such rows, which read their keys together,
@@ -7,8 +7,8 @@
 // KV head, row tile), the last fastest, so that neighbours share their keys in cache. Padding, the
 // tokens behind the last sequence, counts as one more sequence, without keys.
 //
-// Lengths, offsets and page ids lie on the device and may be anything: what is out of range is
-// clamped into it here, so no access leaves a tensor. What is then computed is not defined.
+// Lengths, offsets and page ids are on the device and may have any value. Values out of range are
+// clamped, so no access leaves a tensor; results are then undefined.
 #pragma once
 
 #include "common/numeric.h"
@@ -30,9 +30,7 @@ struct Sequence {
 };
 
 /// Keys, or key tiles, [begin, end).
-struct Range {
-  int begin, end;
-};
+using Range = Interval<int>;
 
 /// The rows [begin, end) of a sequence and the keys that any of them sees.
 struct Tile {
@@ -40,7 +38,7 @@ struct Tile {
   Range keys;
 };
 
-/// A place in the sequence of all tiles; key_tile counts from the first that the tile sees.
+/// A position in the sequence of all tiles; key_tile counts from the first one that the tile sees.
 struct alignas(16) Cut {
   int seq, kv_head, row_tile, key_tile;
 
@@ -59,21 +57,13 @@ LAMPO_HOST_DEVICE static inline int group_size_of(const PagedAttentionParams& p)
   return static_cast<int>(p.num_qo_heads) / static_cast<int>(p.num_kv_heads);
 }
 
-/// Sequence `seq` of batch_size, or the padding behind them.
+/// Sequence number `seq`; number batch_size is the padding.
 LAMPO_HOST_DEVICE static inline Sequence sequence_of(const PagedAttentionParams& p, int seq) {
   const int begin = clamp_to(p.cu_seqlens_q[seq], 0, p.num_tokens);
   if (seq == p.batch_size) return {begin, static_cast<int>(p.num_tokens) - begin, 0};
   const int end = clamp_to(p.cu_seqlens_q[seq + 1], begin, p.num_tokens);
   const int64_t capacity = p.num_pages > 0 ? p.max_pages_per_seq * p.page_size : 0;
   return {begin, end - begin, clamp_to(p.seq_lens[seq], 0, capacity)};
-}
-
-/// The keys that the token at `position` sees.
-LAMPO_HOST_DEVICE static inline Range visible_keys(const PagedAttentionParams& p, int position,
-                                                   int seq_len) {
-  if (position < 0) return {0, 0};
-  const int64_t begin = p.sliding_window > 0 ? position - p.sliding_window + 1 : 0;
-  return {begin > 0 ? static_cast<int>(begin) : 0, p.causal ? position + 1 : seq_len};
 }
 
 LAMPO_HOST_DEVICE static inline int num_row_tiles(const PagedAttentionParams& p, TileShape shape,
@@ -87,21 +77,18 @@ LAMPO_HOST_DEVICE static inline Tile tile_of(const PagedAttentionParams& p, Tile
   const int num_rows = sequence.num_tokens * group_size;
   Tile tile{row_tile * shape.rows, num_rows, {0, 0}};
   if (num_rows - tile.row_begin > shape.rows) tile.row_end = tile.row_begin + shape.rows;
-  // Positions grow along the rows, and a negative one sees nothing.
-  const int last = sequence.position((tile.row_end - 1) / group_size);
-  if (last < 0 || sequence.seq_len == 0) return tile;
-  const int first = sequence.position(tile.row_begin / group_size);
-  tile.keys = {visible_keys(p, first > 0 ? first : 0, sequence.seq_len).begin,
-               visible_keys(p, last, sequence.seq_len).end};
+  tile.keys =
+      keys_seen_by_any(p.mask, sequence.position(tile.row_begin / group_size),
+                       sequence.position((tile.row_end - 1) / group_size), sequence.seq_len);
   return tile;
 }
 
-/// The key tiles that hold a tile's keys, at absolute positions.
+/// The key tiles of a tile's keys, at absolute positions.
 LAMPO_HOST_DEVICE static inline Range key_tiles_of(TileShape shape, const Tile& tile) {
   return {tile.keys.begin / shape.keys, ceil_div(tile.keys.end, shape.keys)};
 }
 
-/// The first place of the tile that follows; behind the last, seq is batch_size + 1.
+/// The first position of the next tile; behind the last one, seq is batch_size + 1.
 LAMPO_HOST_DEVICE static inline Cut next_tile(const PagedAttentionParams& p, TileShape shape,
                                               Cut at) {
   at.key_tile = 0;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a paged attention kernel is instantiated with, its shared memory, and its arguments.
+// Template parameters of a paged attention kernel, its shared memory, and its arguments.
 #pragma once
 
 #include "cuda/attention/plan.h"
@@ -9,8 +9,8 @@
 
 namespace lampo::cuda {
 
-/// T: BF16 or F16, of q and out and in the products. kCacheBytes: 2, the cache is T in shared
-/// memory, or 1, it is int8 or fp8 there and T from there on.
+/// T: BF16 or F16, the type of q, out and the products. kCacheBytes: bytes of an element of the
+/// cache in shared memory, where it is T (2), or int8 or fp8 (1).
 template <class T, int kHeadDim_, int kCacheBytes_, TileKind kKind_>
 struct AttentionTraits {
   using Element = T;
@@ -26,14 +26,14 @@ struct AttentionTraits {
   static constexpr int kRowBlocks = kLayout.row_blocks;
   static constexpr int kWarpKeys = kLayout.warp_keys;
   static constexpr int kStages = kLayout.stages;
-  static constexpr int kRowsPerCopier = kKeys / kWarps;  // of K and of V, that a warp copies
+  static constexpr int kRowsPerCopier = kKeys / kWarps;  // of K and of V, per warp
   static constexpr int kKvChunks = kHeadDim * kCacheBytes / kVectorBytes;  // of a row
   static constexpr int kQChunks = kHeadDim * 2 / kVectorBytes;
   static_assert((kStages & (kStages - 1)) == 0 && kRowsPerCopier <= 16);
 };
 
-/// Where chunk `chunk`, 16 bytes, of a row in shared memory lies, in chunks. Eight rows' chunks of
-/// one number lie in different banks, as ldmatrix wants them.
+/// Position of chunk `chunk`, 16 bytes, of a row in shared memory, in chunks. Chunks of one number
+/// of eight rows are in different banks, as ldmatrix needs.
 template <int kChunks>
 __device__ inline int chunk_position(int row, int chunk) {
   constexpr int kShift = kChunks >= 8 ? 0 : 1;  // rows of 64 bytes share a line of 128
@@ -41,8 +41,8 @@ __device__ inline int chunk_position(int row, int chunk) {
   return row * kChunks + (chunk ^ (row >> kShift & kMask));
 }
 
-/// The same for chunk 2 * pair + odd of row `lane` % 8 of eight that begin at a multiple of eight,
-/// so that few addresses depend on the lane; the rest is constant.
+/// Position of chunk 2 * pair + odd of row `lane` % 8, of eight rows that begin at a multiple of
+/// eight: few addresses depend on the lane, the others are constants.
 template <int kChunks>
 __device__ inline int chunk_of_pair(int lane, int pair, int odd) {
   constexpr int kShift = kChunks >= 8 ? 0 : 1;
@@ -59,15 +59,15 @@ struct KvStage {
   float v_scale[Traits::kCacheBytes == 1 ? Traits::kKeys : 4];
 };
 
-/// Finished rows, 16 of each warp at a time, in rows rather than in fragments.
+/// Finished rows, 16 per warp at a time, as rows instead of fragments.
 template <class Traits>
 struct RowStorage {
   float acc[Traits::kWarps][16][Traits::kHeadDim + 8];  // 8: no bank conflicts
   RowState state[Traits::kWarps][16];
 };
 
-/// What a block computes at a time: absolute key tiles `part` of a tile's `all`. It lies in shared
-/// memory, not in every thread's scarce registers.
+/// Unit of a block's work: absolute key tiles `part` of a tile's `all`. Kept in shared memory,
+/// since registers are scarce.
 struct Work {
   Cut at;
   Sequence sequence;
@@ -86,7 +86,7 @@ struct alignas(128) AttentionStorage {
   Work work;
 };
 
-/// What the host knows beside the Params.
+/// Arguments of the kernel: Params, the plan, and values derived on the host.
 struct AttentionArguments {
   PagedAttentionParams p;
   Plan plan;
@@ -96,9 +96,9 @@ struct AttentionArguments {
   uint32_t q_flip;  // sign bits: softmax_scale is negative
   int page_shift;
   int kv_bytes;     // of an element of the cache
-  bool copy_kv;     // K and V can be copied by 16 bytes as they are
-  bool vector_q;    // and q loaded
-  bool vector_out;  // and out stored
+  bool copy_kv;     // K and V can be copied unchanged by 16 bytes
+  bool vector_q;    // q can be loaded by 16 bytes
+  bool vector_out;  // out can be stored by vectors
 };
 
 }  // namespace lampo::cuda

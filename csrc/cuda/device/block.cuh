@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the threads of a block share: a barrier and sums (memory: ptx/shared_memory.cuh).
+// Barrier and sums of a block's threads (memory: ptx/shared_memory.cuh).
 #pragma once
 
 #include "cuda/device/ptx/shared_memory.cuh"
@@ -15,8 +15,8 @@ struct BlockSumStorage {
   float warp[kMaxWarps];
 };
 
-/// The sum over all threads of a block of whole warps, in every thread: warps by butterfly, then
-/// their sums by butterfly, so in one fixed order. `storage` is free again after the next barrier.
+/// Sum over all threads of a block of whole warps, in every thread: a butterfly within warps, then
+/// one over their sums, so the order is fixed. `storage` may be reused after the next barrier.
 __device__ inline float block_sum(float value, int thread, int num_threads,
                                   BlockSumStorage& storage) {
   value = warp_sum(value);
@@ -31,7 +31,7 @@ struct BlockScanStorage {
   T warp[kMaxWarps];
 };
 
-/// The sum over this thread and those before it; `total` over all. Barriers before and behind.
+/// Sum over this thread and those before it; total: over all. Begins and ends with a barrier.
 template <class T>
 __device__ inline T block_running_sum(T value, int thread, int num_threads, T& total,
                                       BlockScanStorage<T>& storage) {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// int8 and fp8-e4m3 to 16-bit numbers, two at a time, exactly, by one sequence of instructions for
-// both and on every architecture: which it is are only constants, so kernels need no branch.
+// Exact conversion of int8 and fp8-e4m3 to 16-bit numbers, two at a time. One sequence of
+// instructions serves both and every architecture; only constants differ, so kernels do not branch.
 //
-// A byte b is moved to the upper half of 16 bits, w. Then bits of w are placed into a number's
-// exponent and mantissa, and a product and a sum put that right:
+// A byte b is moved to the upper half of 16 bits, w. Bits of w become a number's exponent and
+// mantissa, which a product and a sum correct:
 //   fp8  to f16   sign and (w >> 1), times 2^8        to bf16   sign and (w >> 4), times 2^120
 //   int8 to f16   1024 + (b + 128), less 1152         to bf16   128 + b % 128, less 128 or 256
 // The NaN codes of fp8, 0x7f and 0xff, become +-480.
@@ -16,10 +16,10 @@
 
 namespace lampo::cuda {
 
-/// All constants are pairs of 16 bits.
+/// Constants of a conversion, all pairs of 16 bits.
 struct ByteFormat {
   uint32_t shift, keep, flip;  // ((w >> shift) & keep) ^ flip
-  uint32_t sign;               // bits of w that stay where they are
+  uint32_t sign;               // bits of w that keep their position
   uint32_t factor;
   uint32_t addend, addend_bits;  // addend | (b & addend_bits)
 };

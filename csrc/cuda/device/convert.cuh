@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Between storage types and float, by the device's own instructions. They round as the functions
-// of common/numeric.h do; NaN stays NaN, though not bit for bit.
+// Conversions between storage types and float by device instructions. They round as the functions
+// of common/numeric.h; NaN stays NaN, though not bit for bit.
 #pragma once
 
 #include "common/numeric.h"
@@ -17,7 +17,7 @@ __device__ inline Vector<float, N> to_floats(const Vector<T, N>& from) {
   return result;
 }
 
-/// Two floats to two neighbouring BF16 or F16.
+/// Two floats as two neighbouring BF16 or F16.
 template <class T>
 __device__ inline uint32_t pack(float low, float high) {
   if constexpr (std::is_same_v<T, BF16>) {

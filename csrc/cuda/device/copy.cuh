@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Moving several values at once between memory and registers, 16 bytes an instruction.
+// Loads and stores of several values at once, 16 bytes per instruction.
 #pragma once
 
 #include <cstdint>
@@ -14,14 +14,13 @@ struct alignas(N * sizeof(T) < kVectorBytes ? N * sizeof(T) : kVectorBytes) Vect
   T value[N];
 };
 
-/// `from` is aligned as Vector<T, N>.
+/// Loads N values; `from` is aligned as Vector<T, N>.
 template <class T, int N>
 __device__ inline Vector<T, N> load_vector(const T* from) {
   return *reinterpret_cast<const Vector<T, N>*>(from);
 }
 
-/// As load_vector, through the read-only cache: for memory that nothing writes while the kernel
-/// runs.
+/// As load_vector, through the read-only cache: for memory that is not written during the kernel.
 template <class T, int N>
 __device__ inline Vector<T, N> load_vector_constant(const T* from) {
   Vector<T, N> result;
@@ -36,7 +35,7 @@ __device__ inline Vector<T, N> load_vector_constant(const T* from) {
   return result;
 }
 
-/// The first `count` of N values, any alignment; zeros behind them.
+/// Loads the first `count` of N values, of any alignment; zeros follow.
 template <class T, int N>
 __device__ inline Vector<T, N> load_elements(const T* from, int count) {
   Vector<T, N> result = {};
@@ -47,7 +46,7 @@ __device__ inline Vector<T, N> load_elements(const T* from, int count) {
   return result;
 }
 
-/// `to` is aligned as Vector<T, N>.
+/// Stores N values; `to` is aligned as Vector<T, N>.
 template <class T, int N>
 __device__ inline void store_vector(T* to, const Vector<T, N>& from) {
   *reinterpret_cast<Vector<T, N>*>(to) = from;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Small matrices shared out over the registers of a warp, as mma.sync wants them (PTX ISA).
+// Small matrices in the registers of a warp, in the layout of mma.sync (PTX ISA).
 //
 // Lane 4 g + t (g 0..7, t 0..3) holds, in 32-bit registers of n = 4 / sizeof(element) elements, the
 // lower column or row in the lower bits, K = 8 n:
@@ -15,7 +15,7 @@ namespace lampo::cuda {
 struct FragmentA {
   uint32_t reg[4];
 };
-struct alignas(8) FragmentB {  // so that one load gets both
+struct alignas(8) FragmentB {  // one load gets both
   uint32_t reg[2];
 };
 template <class T>

@@ -23,7 +23,7 @@ __device__ inline Vector<T, N> load_part(const T* row, int64_t begin, int64_t si
   }
 }
 
-/// As load_part, for what nothing writes while the kernel runs.
+/// As load_part, for memory that is not written during the kernel.
 template <bool kAligned, int N, class T>
 __device__ inline Vector<T, N> load_part_constant(const T* row, int64_t begin, int64_t size) {
   if (begin >= size) return {};

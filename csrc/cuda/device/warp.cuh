@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the lanes of a warp tell one another. Every lane takes part.
+// Communication of the lanes of a warp. Every lane takes part.
 #pragma once
 
 namespace lampo::cuda {
@@ -12,7 +12,7 @@ __device__ inline T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(kAllLanes, value, mask);
 }
 
-/// What `lane` holds.
+/// The value of `lane`.
 template <class T>
 __device__ inline T shuffle(T value, int lane) {
   return __shfl_sync(kAllLanes, value, lane);
@@ -34,12 +34,12 @@ __device__ inline T warp_prefix_sum(T value) {
   return value;
 }
 
-/// For how many lanes it holds.
+/// Number of lanes with a true condition.
 __device__ inline int count_lanes(bool predicate) {
   return __popc(__ballot_sync(kAllLanes, predicate));
 }
 
-/// Orders the lanes' accesses to memory, as a barrier does a block's.
+/// Orders the lanes' accesses to memory, like a barrier of a block.
 __device__ inline void sync_warp() { __syncwarp(); }
 
 /// The sum over a warp, in every lane. Lanes are paired by a fixed butterfly, so the order of

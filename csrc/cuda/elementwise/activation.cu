@@ -6,11 +6,11 @@
 //
 // A thread takes one vector of 16 bytes of a row: of gate, of up (`size` columns further), of out.
 // A block takes up to 256 neighbouring vectors of one row (row_layout.h), so one row of decode is
-// spread over several multiprocessors. Rows that are not aligned to 16 bytes go element by element.
+// spread over several multiprocessors. Rows not aligned to 16 bytes are read element by element.
 //
-// Bytes: 3 values of T per output, 2 where not gated. silu: about 20 instructions per output, two
+// Bytes: 3 values of T per output, 2 if not gated. silu: about 20 instructions per output, two
 // of them MUFU (exponential, reciprocal): at 4.3 TB/s (an H200's measured copy rate) and bfloat16 a
-// multiprocessor must make 3.1 outputs a cycle of the 6 it could; memory-bound, but not by far,
+// multiprocessor makes 3.1 outputs per cycle, of 6 possible ones; memory-bound by a small margin,
 // hence no exact division. gelu's erf is some 25 instructions, tanh 20.
 // Expected, bfloat16, size 14336:  4096 rows  352 MB  82 us;  one row  86 KB  latency.
 //
@@ -37,7 +37,7 @@ __device__ inline float activate(float x) {
   }
 }
 
-/// Blocks of one row after the other; they stride over what the grid cannot hold.
+/// Blocks take vectors row by row, with the stride of the grid.
 template <class T, Activation kActivation, bool kAligned>
 __global__ void __launch_bounds__(256)
     activation_kernel(const __grid_constant__ ActivationParams p, int64_t blocks_per_row) {

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// out[t] = table[token_ids[t]], or out[t] += where `accumulate`, from a dense table or from one row of a strip of a packed one
-// (common/weight_format.h). The twin of cpu/elementwise/embedding.cpp, bit for bit. A token id
-// outside [0, vocab_size) gives a row of zeros.
+// out[t] = table[token_ids[t]], or out[t] += it, from a dense table or from one row of a strip of a
+// packed one (common/formats/formats.h). The twin of cpu/elementwise/embedding.cpp, bit for bit. A
+// token id outside [0, vocab_size) gives a row of zeros.
 //
 // Dense: a thread takes 16 bytes of a row of out. Packed: a thread takes one 4-byte word of a row,
-// which lies 64 bytes from the next: 4 outputs of Q8_0, 2 times 4 of Q4_0 and Q4_1. A block takes
-// up to 256 neighbouring vectors, or words, of one row (row_layout.h). Rows of out (or of a dense
-// table) that are not aligned to 16 bytes go element by element.
+// 64 bytes from the next: 4 outputs with 8-bit codes, 2 times 4 with 4-bit ones. A block takes up
+// to 256 neighbouring vectors, or words, of one row (row_layout.h). Rows of out (or of a dense
+// table) not aligned to 16 bytes are accessed element by element.
 //
-// Bytes: a row of the table, and of out, per token: always a small part of a step, and for one
-// token latency. A word of a strip costs a sector of 32 bytes: 8 times the row, 18 KB of Q4_0 at
+// Bytes: a row of the table and of out per token: a small part of a step; one token is bound by
+// latency. A word of a strip costs a sector of 32 bytes: 8 times the row, 18 KB with 4-bit codes at
 // hidden_size 4096.
 //
 // Limits: none on shapes. Not run on a GPU yet: compiled for sm_80 to sm_120 without spills, and
@@ -23,14 +23,14 @@
 namespace lampo::cuda {
 namespace {
 
-/// The token's row of the table; -1: none.
+/// Row of the table for a token; -1: none.
 __device__ inline int64_t row_of(const EmbeddingParams& p, int64_t token) {
   const int64_t id = p.id_dtype == DType::kI64 ? static_cast<const int64_t*>(p.token_ids)[token]
                                                : static_cast<const int32_t*>(p.token_ids)[token];
   return id >= 0 && id < p.vocab_size ? id : -1;
 }
 
-/// Blocks of one row after the other; they stride over what the grid cannot hold.
+/// Blocks take vectors row by row, with the stride of the grid.
 template <class Out, class T, bool kAligned>
 __global__ void __launch_bounds__(256)
     embedding_kernel(const __grid_constant__ EmbeddingParams p, int64_t blocks_per_row) {
@@ -73,44 +73,41 @@ __device__ inline void store_four(Out* to, Vector<float, 4> values, bool aligned
   }
 }
 
-/// As embedding_kernel, by words.
-template <class Out>
+/// As embedding_kernel, by words of a packed table.
+template <class Format, class Out>
 __global__ void __launch_bounds__(256)
-    embedding_packed_kernel(const __grid_constant__ EmbeddingParams p, StripLayout layout,
+    embedding_packed_kernel(const __grid_constant__ EmbeddingParams p, int64_t groups,
                             int64_t blocks_per_row, bool aligned) {
+  using Group = StripGroup<Format>;
   for (int64_t block = blockIdx.x; block < p.num_tokens * blocks_per_row; block += gridDim.x) {
     const int64_t token = block / blocks_per_row;
     const int64_t word = (block - token * blocks_per_row) * blockDim.x + threadIdx.x;
-    const int64_t group = word / layout.words;
-    const int within = static_cast<int>(word - group * layout.words);
-    if (group >= layout.groups) continue;
+    const int64_t group = word / Group::kWords;
+    const int within = static_cast<int>(word - group * Group::kWords);
+    if (group >= groups) continue;
     const int64_t row = row_of(p, token);
-    Vector<float, 4> low = {}, high = {};
+    Vector<float, 4> values[Group::kCodesPerByte] = {};
     if (row >= 0) {
       const uint8_t* packed = static_cast<const uint8_t*>(p.table) +
-                              row / kStripRows * layout.strip_bytes + group * layout.group_bytes;
+                              (row / kStripRows * groups + group) * Group::kBytes;
       const int64_t lane = row % kStripRows;
-      const auto half_at = [&](int offset) {
-        return to_float(reinterpret_cast<const F16*>(packed + offset)[lane]);
-      };
-      const float scale = half_at(layout.scale_offset);
-      const float minimum = layout.has_min ? half_at(layout.min_offset) : 0.0f;
-      const int offset = p.format == WeightFormat::kQ4_0 ? 8 : 0;
+      const float scale = scale_of<Format>(packed, lane);
+      const float minimum = minimum_of<Format>(packed, lane);
       const uint32_t bytes = reinterpret_cast<const uint32_t*>(packed)[within * kStripRows + lane];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int byte = static_cast<int>(bytes >> (8 * i) & 0xff);
-        if (layout.words == 8) {
-          low.value[i] = scale * static_cast<float>(static_cast<int8_t>(byte));
-        } else {
-          low.value[i] = scale * static_cast<float>((byte & 15) - offset) + minimum;
-          high.value[i] = scale * static_cast<float>((byte >> 4) - offset) + minimum;
+#pragma unroll
+        for (int part = 0; part < Group::kCodesPerByte; ++part) {
+          const int code = code_of<Format>(bytes >> 8 * i & 0xff, part);
+          values[part].value[i] = Format::decode(code, scale, minimum);
         }
       }
     }
     Out* out = static_cast<Out*>(p.out) + token * p.stride_out_token + group * kGroupSize;
-    store_four(out + 4 * within, low, aligned, p.accumulate);
-    if (layout.words == 4) store_four(out + 16 + 4 * within, high, aligned, p.accumulate);
+#pragma unroll
+    for (int part = 0; part < Group::kCodesPerByte; ++part) {
+      store_four(out + part * Group::kRowBytes + 4 * within, values[part], aligned, p.accumulate);
+    }
   }
 }
 
@@ -125,11 +122,11 @@ Launch launch_of(const EmbeddingParams& p, const ElementLayout& layout, int devi
   };
 }
 
-template <class Out>
+template <class Format, class Out>
 void run_packed(const EmbeddingParams& p, int device, Stream stream) {
-  const StripLayout strip = strip_layout(p.format, p.hidden_size);
-  const ElementLayout layout = choose_element_layout(strip.groups * strip.words * 4, 4);
-  launch(launch_of(p, layout, device, stream), embedding_packed_kernel<Out>, p, strip,
+  const int64_t groups = p.hidden_size / kGroupSize;
+  const ElementLayout layout = choose_element_layout(groups * StripGroup<Format>::kRowBytes, 4);
+  launch(launch_of(p, layout, device, stream), embedding_packed_kernel<Format, Out>, p, groups,
          layout.blocks_per_row, rows_aligned(p.out, p.stride_out_token, sizeof(Out)));
 }
 
@@ -152,7 +149,10 @@ void run(const EmbeddingParams& p, int device, Stream stream) {
 void embedding(const EmbeddingParams& p, int device, Stream stream) {
   if (p.num_tokens == 0 || p.hidden_size == 0) return;
   dispatch_dtype<float, BF16>(p.dtype, [&]<class Out>() {
-    if (p.packed) return run_packed<Out>(p, device, stream);
+    if (p.packed) {
+      return dispatch_format(p.format,
+                             [&]<class Format>() { run_packed<Format, Out>(p, device, stream); });
+    }
     dispatch_dtype<float, BF16, F16>(p.table_dtype,
                                      [&]<class T>() { run<Out, T>(p, device, stream); });
   });

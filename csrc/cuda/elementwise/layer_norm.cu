@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// out = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias, after residual += x where a residual is
-// given. The twin of cpu/elementwise/layer_norm.cpp: f32, the variance of centred values (no
+// out = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias, after residual += x if there is one.
+// The twin of cpu/elementwise/layer_norm.cpp: f32, the variance of centred values (no
 // cancellation), which also correct the mean.
 //
-// Rows to threads as in rms_norm.cu (row_layout.h: by the row's length alone, so the bits do not
-// depend on the batch): a warp or a block a row, its vectors kept in registers over both sums; rows
-// of more than 2048 vectors are read three times, twice of them from cache.
+// Rows are divided among threads as in rms_norm.cu (row_layout.h: by the row's length alone, so the
+// bits do not depend on the batch): a warp or a block per row, with its vectors in registers over
+// both sums; rows of more than 2048 vectors are read three times, twice from cache.
 //
 // Bytes per element: 2 sizes of T (x, out), 4 with a residual; weight and bias stay in cache. About
 // 8 FLOPs per element: memory-bound. At 4.3 TB/s (an H200's measured copy rate), bfloat16,
-// hidden_size 4096: 4096 rows  67 MB  16 us; with residual 134 MB 31 us. One row is latency.
+// hidden_size 4096: 4096 rows  67 MB  16 us; with residual 134 MB 31 us. One row is bound by
+// latency.
 //
 // Limits: none on shapes. Not run on a GPU yet: compiled for sm_80 to sm_120 without spills, and
 // run on the CPU (tests/cuda_on_cpu/).
@@ -28,7 +29,7 @@ struct SharedStorage {
   BlockSumStorage sums, drifts, squares;
 };
 
-/// Over all threads of a row; a row of one warp needs no barrier.
+/// Sum over all threads of a row; a row of one warp needs no barrier.
 __device__ inline float row_sum(float value, BlockSumStorage& storage) {
   const int num_threads = static_cast<int>(blockDim.x);
   if (num_threads == kWarpSize) return warp_sum(value);
@@ -43,7 +44,7 @@ __device__ inline float add_values(const Vector<T, N>& part, float sum) {
   return sum;
 }
 
-/// Sums of the values of a thread around an estimate of the row's mean.
+/// Sums of a thread's values around an estimate of the row's mean.
 struct Centred {
   float drift = 0.0f, squares = 0.0f;
 
@@ -86,7 +87,7 @@ __device__ inline Normalizer normalizer(const Centred& mine, float estimate,
   return {estimate, drift, 1.0f / sqrtf(variance + p.eps)};
 }
 
-/// 1 and 4 rounds occur only where a warp has a row, so those may use more registers.
+/// Threads per block: 1 and 4 rounds occur only with a warp per row and may use more registers.
 template <int kRounds>
 inline constexpr int kMaxThreads = kRounds == 1 || kRounds == 4 ? 32 * kWarpRowsPerBlock : 1024;
 
@@ -121,7 +122,7 @@ __global__ void __launch_bounds__(kMaxThreads<kRounds>)
         part[i] = load_part<kAligned, N>(x, first + i * step, size);
       }
       if (residual != nullptr) {
-        // All loads before the first store: the compiler must assume that rows overlap.
+        // Loads precede the first store: the compiler must assume that rows overlap.
         Vector<T, N> before[kRounds];
 #pragma unroll
         for (int i = 0; i < kRounds; ++i) {
@@ -157,7 +158,7 @@ __global__ void __launch_bounds__(kMaxThreads<kRounds>)
         }
         sum = add_values(part, sum);
       }
-      const T* source = residual != nullptr ? residual : x;  // each thread rereads what it wrote
+      const T* source = residual != nullptr ? residual : x;  // a thread rereads its own writes
       const float estimate = row_sum(sum, shared.sums) / static_cast<float>(size);
       for (int64_t begin = first; begin < size; begin += step) {
         centred.add(load_part<kAligned, N>(source, begin, size), estimate, size - begin);

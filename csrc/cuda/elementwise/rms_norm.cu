@@ -1,24 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-// out = x * weight / sqrt(mean(x^2) + eps), after residual += x where a residual is given.
+// out = x * weight / sqrt(mean(x^2) + eps), after residual += x if there is one.
 // The twin of cpu/elementwise/rms_norm.cpp: sums in f32, the residual rounded to T before it is
 // normed.
 //
-// A row belongs to a warp (up to 128 vectors of 16 bytes; four rows a block) or to a block. A
-// thread reads its vectors once and keeps them in registers until the sum is known; the
-// weight is asked for before the sum, so one row waits for memory once. Rows of more than 2048
-// vectors are read a second time, from cache. row_layout.h chooses, by the row's length alone:
-// the sum's order, and so its bits, do not depend on the batch. Rows that are not aligned to 16
-// bytes go element by element, twice, in the same order.
+// A row belongs to a warp (up to 128 vectors of 16 bytes; four rows per block) or to a block. A
+// thread keeps its vectors in registers until the sum is known; the weight is loaded before the
+// sum, so a row waits for memory once. Rows of more than 2048 vectors are read again, from cache.
+// row_layout.h chooses by the row's length alone: the sum's order and bits do not depend on the
+// batch. Rows not aligned to 16 bytes are read element by element, twice, in the same order.
 //
 // Bytes per element: 2 sizes of T (x, out), 4 with a residual; the weight stays in cache. About 4
 // FLOPs per element: memory-bound. At 4.3 TB/s (an H200's measured copy rate), bfloat16,
 // hidden_size 4096:  4096 rows  67 MB  16 us;  with residual  134 MB  31 us.
-// One row (16 KB, 33 KB with residual) is latency: launch, one trip to memory, a barrier.
+// One row (16 KB, 33 KB with residual) is bound by latency: launch, one trip to memory, a barrier.
 //
 // Limits: none on shapes. Not run on a GPU yet: compiled for sm_80 to sm_120 without spills, and
 // run on the CPU (tests/cuda_on_cpu/).
-// Not tried: several rows a block with the weight kept in registers, which would halve the reads
-// from L2; programmatic dependent launch.
+// Not tried: several rows per block with the weight in registers, which would halve the reads from
+// L2; programmatic dependent launch.
 #include "common/dispatch.h"
 #include "cuda/backend.h"
 #include "cuda/device/block.cuh"
@@ -55,7 +54,8 @@ __device__ inline Vector<T, kPerVector<T>> scale_part(const Vector<T, kPerVector
   return from_floats<T>(values);
 }
 
-/// Of a row's sum of squares. All threads of the row call it; a row of one warp needs no barrier.
+/// Scale of a row from its sum of squares. All threads of the row call it; one warp needs no
+/// barrier.
 __device__ inline float scale_of(float squares, const RmsNormParams& p) {
   const int thread = static_cast<int>(threadIdx.x);
   const int num_threads = static_cast<int>(blockDim.x);
@@ -65,7 +65,7 @@ __device__ inline float scale_of(float squares, const RmsNormParams& p) {
   return 1.0f / sqrtf(sum / static_cast<float>(p.hidden_size) + p.eps);
 }
 
-/// 1 and 4 rounds occur only where a warp has a row, so those may use more registers.
+/// Threads per block: 1 and 4 rounds occur only with a warp per row and may use more registers.
 template <int kRounds>
 inline constexpr int kMaxThreads = kRounds == 1 || kRounds == 4 ? 32 * kWarpRowsPerBlock : 1024;
 
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kMaxThreads<kRounds>)
         weights[i] = load_part_constant<kAligned, kPerVector<T>>(weight, first + i * step, size);
       }
       if (residual != nullptr) {
-        // All loads before the first store: the compiler must assume that rows overlap.
+        // Loads precede the first store: the compiler must assume that rows overlap.
         Vector<T, kPerVector<T>> before[kRounds];
 #pragma unroll
         for (int i = 0; i < kRounds; ++i) {
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kMaxThreads<kRounds>)
         squares = add_squares<T>(part, squares);
       }
       const float scale = scale_of(squares, p);
-      const T* source = residual != nullptr ? residual : x;  // each thread rereads what it wrote
+      const T* source = residual != nullptr ? residual : x;  // a thread rereads its own writes
       for (int64_t begin = first; begin < size; begin += step) {
         const auto part = load_part<kAligned, kPerVector<T>>(source, begin, size);
         const auto weights = load_part_constant<kAligned, kPerVector<T>>(weight, begin, size);

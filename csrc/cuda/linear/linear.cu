@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
-// out = norm(x) w^T + bias on dense weights (f32, bf16, f16), row-major as stored, and what may
-// follow: silu_mul, addition to out. For few tokens: the weight is read once per 16 of them.
-// The twin of cpu/linear/linear.cpp.
+// out = norm(x) w^T + bias on dense weights (f32, bf16, f16), row-major as stored, with gate or
+// residual. For small batches: the weight is read once per 16 tokens. The twin of
+// cpu/linear/linear.cpp.
 //
 // A block keeps x, normed and rounded, in shared memory and multiplies strips of 16 weight rows by
-// up to 16 tokens with mma.sync, one strip or two at a time (linear_tile.h); its 16 warps share a
-// strip along the inputs and their sums meet in shared memory, in order. mma.sync is used for a
-// single token too: it costs no more than memory leaves, and a token's bits depend neither on the
-// batch nor on the number of multiprocessors. No workspace, no atomics.
+// up to 16 tokens with mma.sync, one or two strips at a time (linear_tile.h). Its 16 warps divide a
+// strip along the inputs and add their sums in shared memory, in order. mma.sync serves a single
+// token too: it hides behind memory, and a token's bits depend neither on the batch nor on the
+// number of multiprocessors. No workspace, no atomics.
 //
-// mma.sync does not care in which order the inputs come, so a lane's fragments of two products are
-// 16 neighbouring bytes of two rows: straight from global memory to registers, past L1, 8 loads of
-// a lane on their way at a time, which the next group's follow without a gap. That is 64 KB of a
-// multiprocessor (an H200 needs 25 to 40 KB). x lies in shared memory in the same order.
+// mma.sync allows any order of inputs, so a lane's fragments of two products are 16 neighbouring
+// bytes of two rows: from global memory to registers, past L1, with 8 loads per lane in flight,
+// also from one group to the next. That is 64 KB per multiprocessor (an H200 needs 25 to 40 KB). x
+// in shared memory has the same order.
 //
-// x and the weight are multiplied as what they are where both are bfloat16 or both float16. Beside
-// bfloat16 weights another x is rounded to the sum of two bfloat16, or with activation_bits 8 and
-// float32 to one, as on the CPU. Otherwise both are split into sums of bfloat16 (a float is three,
-// a float16 two), whose products are added down to 2^-27 of the largest: as exact as float32, for 5
-// or 6 times the multiplications. An infinity that is split becomes NaN. Weights whose rows are not
-// aligned to 16 bytes go element by element.
+// Types: x and the weight are multiplied unchanged if both are bfloat16 or both float16. With a
+// bfloat16 weight, another x is rounded to the sum of two bfloat16, or with activation_bits 8 and
+// float32 to one, as on the CPU. Otherwise both are split into sums of bfloat16 (three for a float,
+// two for a float16); products are added down to 2^-27 of the largest: as exact as float32, for 5
+// or 6 times the multiplications. An infinity that is split becomes NaN. Weights with rows not
+// aligned to 16 bytes are read element by element.
 //
 // Bytes: the weight once, x and out once per block, from L2. FLOPs: 2 tokens per weight. On an H200
 // (4.3 TB/s copy, about 780 TFLOP/s), bfloat16, Llama-3.1-8B's gate and up [28672, 4096]:
@@ -29,7 +29,7 @@
 //
 // Limits: none on shapes; more tokens are launches of 16 each. Not run on a GPU yet: compiled for
 // sm_80 to sm_120 without spills, and run on the CPU (tests/cuda_on_cpu/).
-// Not tried: asking for the first weights' cache lines before x is normed; programmatic dependent
+// Not tried: prefetching the first weights before x is normed; programmatic dependent
 // launch; x from a cluster's shared memory in place of slabs.
 #include "common/dispatch.h"
 #include "cuda/backend.h"
@@ -52,7 +52,7 @@ __device__ inline void split_pair(float low, float high, uint32_t (&plane)[kPlan
   }
 }
 
-/// A chunk of a strip: of its rows 2 g and 2 g + 1 the inputs 8 t to 8 t + 7, as they are stored.
+/// A lane's part of a chunk of a strip: inputs 8 t to 8 t + 7 of rows 2 g and 2 g + 1, as stored.
 template <class W>
 struct DensePiece {
   uint32_t row[2][sizeof(W) / 2][4];
@@ -61,7 +61,7 @@ struct DensePiece {
 template <class W, bool kAligned>
 __device__ inline void load_part(uint32_t (&to)[sizeof(W) / 2][4], const W* row, int64_t begin,
                                  int64_t size) {
-  if constexpr (kAligned) {  // whole parts: size is a multiple of 8
+  if constexpr (kAligned) {  // size is a multiple of 8: parts are whole
 #pragma unroll
     for (int i = 0; i < static_cast<int>(sizeof(W)) / 2; ++i) {
       if (begin < size) {
@@ -77,7 +77,7 @@ __device__ inline void load_part(uint32_t (&to)[sizeof(W) / 2][4], const W* row,
   }
 }
 
-/// Planes of weights: 16-bit elements whose sums they are.
+/// Number of 16-bit planes that add up to a weight.
 template <class T, class W>
 inline constexpr int kWeightPlanes = std::is_same_v<T, W>     ? 1
                                      : std::is_same_v<W, F16> ? 2
@@ -129,7 +129,7 @@ struct DenseProduct {
   }
 
   __device__ void stage(int chunk, int num_chunks) const {
-    constexpr int kTogether = kPlanes == 1 ? 2 : 1;  // parts whose loads do not wait
+    constexpr int kTogether = kPlanes == 1 ? 2 : 1;  // parts with loads in flight
     const int parts = num_chunks * 4, num_tokens = static_cast<int>(p.num_tokens);
     for (int first = static_cast<int>(threadIdx.x); first < num_tokens * parts;
          first += kTogether * kLinearThreads) {
@@ -154,7 +154,7 @@ struct DenseProduct {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       float low = values.value[2 * j], high = values.value[2 * j + 1];
-      if (p.norm_weight != nullptr) {  // as rms_norm would have stored them
+      if (p.norm_weight != nullptr) {  // rounded as rms_norm stores them
         low = rounded(low, p.dtype), high = rounded(high, p.dtype);
       }
       if constexpr (std::is_same_v<T, F16>) {
@@ -173,8 +173,8 @@ struct DenseProduct {
     }
   }
 
-  /// In mma.sync's order of inputs, its columns 2 t, 2 t + 1 and 2 t + 8, 2 t + 9 are our 8 t ...
-  /// 8 t + 3, then in a second product 8 t + 4 ... 8 t + 7; its rows g and g + 8 our 2 g, 2 g + 1.
+  /// Order of inputs: columns 2 t, 2 t + 1, 2 t + 8, 2 t + 9 of mma.sync are inputs 8 t ... 8 t +
+  /// 3, in a second product 8 t + 4 ... 8 t + 7; its rows g and g + 8 are rows 2 g and 2 g + 1.
   __device__ void multiply(const Piece (&pieces)[kStrips], int place,
                            FragmentC<float> (&sum)[kStrips][kTokenTiles]) const {
     constexpr int kW = kWeightPlanes<T, W>;
@@ -191,7 +191,7 @@ struct DenseProduct {
 #pragma unroll
         for (int tile = 0; tile < kTokenTiles; ++tile) {
           if (tile > 0 && num_tokens <= tile * 8) break;
-          const int token = min(tile * 8 + at.g, num_tokens - 1);  // columns past that are ignored
+          const int token = min(tile * 8 + at.g, num_tokens - 1);  // later columns are ignored
 #pragma unroll
           for (int j = 0; j < kPlanes; ++j) {
             const FragmentB b = *x_part(place, j, half, token, at.t);
@@ -217,7 +217,7 @@ __global__ void __launch_bounds__(kLinearThreads)
   multiply_groups<kStrips>(p, tile, memory, product);
 }
 
-/// With kPlanes planes of x, W as stored or as planes of T.
+/// kPlanes: planes of x. W is multiplied as stored, or as planes of T.
 template <class T, class W, int kPlanes, bool kAligned>
 void run(const LinearParams& p, int device, Stream stream) {
   launch_linear(p, kPlanes * kLinearChunk * 2, dense_in_flight(sizeof(W)),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What linear.cu and linear_packed.cu have in common: how the warps of a block walk through their
-// strips (linear_tile.h), the norm of x before and what follows the sums (params.h).
+// Common parts of linear.cu and linear_packed.cu: the walk of a block's warps through its strips
+// (linear_tile.h), the norm of x, and the epilogue.
 #pragma once
 
 #include "cuda/device/block.cuh"
@@ -13,17 +13,17 @@
 namespace lampo::cuda {
 
 inline constexpr int kLinearThreads = kLinearWarps * kWarpSize;
-/// mma.sync takes 8 tokens at a time.
+/// Products of mma.sync, of 8 tokens, per strip.
 inline constexpr int kTokenTiles = kLinearTokens / 8;
-/// Elements of x that a thread reads at a time.
+/// Elements of x per read of a thread.
 inline constexpr int kPerRead = 8;
 
-/// What a block keeps in shared memory, in this order; all parts begin at multiples of 16 bytes.
+/// Shared memory of a block, in this order; all parts begin at multiples of 16 bytes.
 struct LinearMemory {
-  float* scale;      // [tokens][kLinearWarps], of the norm and on the way to it
+  float* scale;      // [tokens][kLinearWarps], of the norm; before, partial sums
   unsigned char* x;  // a slab
-  float* sums;       // [kLinearWarps][strips][tokens][kLinearSumStride]; in the place of x where
-                     // slabs of it come and go
+  float* sums;       // [kLinearWarps][strips][tokens][kLinearSumStride]; overlaps x unless x is
+                     // one slab
 
   __device__ LinearMemory(const LinearTile& tile, int64_t num_tokens) {
     scale = &shared_storage<float>();
@@ -32,14 +32,14 @@ struct LinearMemory {
   }
 };
 
-/// This thread's place: its warp, and lane 4 g + t of the warp's fragments.
+/// Position of this thread: its warp, and lane 4 g + t of the warp's fragments.
 struct LinearLane {
   int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   int g = static_cast<int>(threadIdx.x) % kWarpSize / 4;
   int t = static_cast<int>(threadIdx.x) % 4;
 };
 
-/// The first of the 16 rows of weight that are strip `r` of a group. It may lie past the end.
+/// First row of weight of strip `r` of a group. It may be past the end.
 template <int kStrips>
 __device__ inline int64_t strip_row(int64_t group, int r) {
   return (group * kStrips + r) * kStripRows;
@@ -51,7 +51,7 @@ __device__ inline float read_float(const void* from, DType dtype, int64_t i) {
   return to_float(static_cast<const BF16*>(from)[i]);
 }
 
-/// `value` as a `dtype` holds it.
+/// `value` rounded to `dtype`.
 __device__ inline float rounded(float value, DType dtype) {
   if (dtype == DType::kF32) return value;
   if (dtype == DType::kF16) return widen_f16(pack_f16(value, 0.0f));
@@ -81,7 +81,8 @@ __device__ inline Vector<float, kPerRead> read_floats(const void* row, DType dty
   return result;
 }
 
-/// x as the product takes it, before it is rounded. `aligned`: rows of 16 bytes, the norm's too.
+/// Input of the product, before rounding. aligned: rows of x and the norm's weight are aligned to
+/// 16 bytes.
 struct LinearInput {
   const LinearParams& p;
   const float* scale;  // of the norm
@@ -92,8 +93,8 @@ struct LinearInput {
     return static_cast<const char*>(p.x) + token * p.stride_x_token * size;
   }
 
-  /// 1 / rms of each token's row into to[token * kLinearWarps]; all threads. The order of additions
-  /// depends on in_features alone. The loads of kTogether tokens do not wait for one another.
+  /// Writes 1 / rms of a token's row to to[token * kLinearWarps]; all threads call it. The order of
+  /// additions depends on in_features alone. kTogether: tokens with loads in flight.
   template <int kTogether>
   __device__ void norm_rows(float* to) const {
     if (p.norm_weight == nullptr) return;
@@ -146,7 +147,7 @@ struct LinearInput {
   }
 };
 
-/// Adds up what the warps have of a group and writes its part of out.
+/// Adds the warps' sums of a group and writes its part of out.
 template <int kStrips>
 __device__ inline void finish_group(const LinearParams& p, int64_t group, const LinearLane& at,
                                     const FragmentC<float> (&sum)[kStrips][kTokenTiles],
@@ -155,7 +156,7 @@ __device__ inline void finish_group(const LinearParams& p, int64_t group, const 
   const auto place = [&](int warp, int r, int token) {
     return sums + ((warp * kStrips + r) * num_tokens + token) * kLinearSumStride;
   };
-  sync_block();  // all have read what is overwritten now: the last group's sums, or x
+  sync_block();  // the memory overwritten now, the last group's sums or x, has been read
 #pragma unroll
   for (int r = 0; r < kStrips; ++r) {
 #pragma unroll
@@ -198,15 +199,15 @@ __device__ inline void finish_group(const LinearParams& p, int64_t group, const 
   }
 }
 
-/// All groups of a block. Product has
-///   x, kNormedTogether                   the LinearInput, and how its norm_rows is called
-///   Piece, kInFlight                     a warp's chunk of a strip, and how many are on their way
-///   load(row, chunk) -> Piece            asks for a chunk of the strip whose rows begin there
+/// Multiplies all groups of a block. Product has
+///   x, kNormedTogether                   the LinearInput, and the argument of its norm_rows
+///   Piece, kInFlight                     a warp's chunk of a strip, and the number in flight
+///   load(row, chunk) -> Piece            loads a chunk of the strip that begins at `row`
 ///   stage(chunk, num_chunks)             x of these chunks to shared memory, by all threads
 ///   multiply(pieces, place, sum)         adds the products of strips' pieces, [kStrips], with the
 ///                                        chunk of x at `place` of the slab
-/// A piece's registers are asked for again as soon as it is multiplied, so loads go on over all
-/// barriers, and from one group to the next.
+/// The registers of a piece are loaded again as soon as it is multiplied, so loads continue over
+/// barriers and from one group to the next.
 template <int kStrips, class Product>
 __device__ inline void multiply_groups(const LinearParams& p, const LinearTile& tile,
                                        const LinearMemory& memory, const Product& product) {
@@ -237,7 +238,7 @@ __device__ inline void multiply_groups(const LinearParams& p, const LinearTile& 
     FragmentC<float> sum[kStrips][kTokenTiles] = {};
     for (int round = 0; round * kLinearWarps < num_chunks; round += kRounds) {
       if (!tile.one_slab && round % slab_rounds == 0) {
-        sync_block();  // all have read the last slab, and the last group's sums
+        sync_block();  // the last slab and the last group's sums have been read
         stage(round);
       }
       int next_round = round + kRounds;

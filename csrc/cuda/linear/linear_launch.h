@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The launches of a linear, for linear.cu and linear_packed.cu.
+// Launches of a linear, for linear.cu and linear_packed.cu.
 #pragma once
 
 #include <algorithm>
@@ -12,10 +12,10 @@
 
 namespace lampo::cuda {
 
-/// The last argument: x and its norm's weight may be read by 16 bytes.
+/// The last argument: rows of x and the norm's weight are aligned to 16 bytes.
 using LinearKernel = void (*)(LinearParams, LinearTile, bool);
 
-/// One launch for up to 16 tokens after the other; each reads the weight.
+/// Launches the kernel once per 16 tokens; every launch reads the weight.
 inline void launch_linear(const LinearParams& p, int chunk_bytes, int in_flight,
                           LinearKernel one_strip, LinearKernel two_strips, int device,
                           Stream stream) {
@@ -53,7 +53,7 @@ inline void launch_linear(const LinearParams& p, int chunk_bytes, int in_flight,
   }
 }
 
-/// The part of cuda::linear that lies in linear_packed.cu.
+/// The part of cuda::linear in linear_packed.cu.
 void linear_packed(const LinearParams& p, int device, Stream stream);
 
 }  // namespace lampo::cuda

@@ -1,30 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
-// out = norm(x) w^T + bias on packed 4- and 8-bit weights (weight_format.h), and what may follow.
-// The twin of cpu/linear/linear_packed.cpp: x is quantized in groups of 32 to int8, or with
-// activation_bits 9 or 16 to two planes of it, and a group of a weight row contributes
-//   dw dx (sum qw qx - offset sum qx) + m dx sum qx,      offset 8 for Q4_0, m for Q4_1 only
+// out = norm(x) w^T + bias on packed weights (common/formats/formats.h), with gate or residual. The
+// twin of cpu/linear/linear_packed.cpp: x is quantized in groups of 32 to int8, or with
+// activation_bits 9 or 16 to two planes of int8, and a group of a weight row contributes
+//   dw dx (sum qw qx - offset sum qx) + m dx sum qx
 // with exact integer sums, added in f32 in two fused steps. Only the order of groups differs.
 //
-// Work is shared out as in linear.cu: a block quantizes x into its shared memory and streams strips
-// past it. mma.sync multiplies a group of a strip by 8 tokens at a time. A strip's 16 rows are its
-// rows, in the order 0, 2, ... 14, 1, 3, ... 15: then the 4-byte words of its quants that a lane
-// needs lie side by side, and so do its two scales. A warp reads the 256 bytes of a group's
-// nibbles by one load of 8 bytes a lane: the lower nibbles are the fragment's first half, the upper
-// ones its second. 8-bit quants take two such loads, scales and minima 4 bytes a lane each.
-// Loads on their way: of 8 (Q8_0) to 16 (Q4_0) groups a warp, 61 to 74 KB of a multiprocessor (an
-// H200 needs 25 to 40 KB).
+// Work is divided as in linear.cu: a block quantizes x into its shared memory and streams strips
+// past it. mma.sync multiplies a group of a strip by 8 tokens at a time. Rows of the fragment are
+// rows of the strip in the order 0, 2, ... 14, 1, 3, ... 15: a lane's 4-byte words of codes are
+// then neighbours, and so are its two scales. A warp reads the 256 bytes of a group's 4-bit codes
+// by one load of 8 bytes per lane: lower halves are the fragment's first half, upper ones its
+// second.
+// 8-bit codes take two such loads, scales and minima 4 bytes per lane each.
+// Loads in flight: 8 (Q8_0) to 16 (Q4_0) groups per warp, 61 to 74 KB per multiprocessor (an H200
+// needs 25 to 40 KB).
 //
 // Bytes: 18, 20 or 34 per 32 weights. Instructions per group, warp and 8 tokens: about 20, and 12
-// for the weights themselves; at 4.3 TB/s a multiprocessor of an H200 has 62 issue slots for a
-// group of Q4_0. So up to 8 tokens it is bound by memory with a margin of two, for 16 tokens nearly
-// by instructions. Llama-3.1-8B's gate and up [28672, 4096] at 4.3 TB/s:
+// for the weights themselves; at 4.3 TB/s a multiprocessor of an H200 has 62 issue slots per group
+// of Q4_0. Bound by memory, with a margin of two, up to 8 tokens; nearly by instructions for 16.
+// Llama-3.1-8B's gate and up [28672, 4096] at 4.3 TB/s:
 //   Q4_0 66 MB  15 us;  Q4_1 73 MB  17 us;  Q8_0 125 MB  29 us
 //
 // Limits: in_features a multiple of 32; more tokens are launches of 16 each, which read the weight
-// again: a prompt is better dequantized. Not run on a GPU yet: compiled for sm_80 to sm_120 without
+// again: for a prompt dequantize it. Not run on a GPU yet: compiled for sm_80 to sm_120 without
 // spills, and run on the CPU (tests/cuda_on_cpu/).
-// Not tried: integers to floats by a magic number in the accumulator, which would take them off the
-// conversion unit; dp4a for a single token.
+// Not tried: conversion of integers to floats by a magic number in the accumulator, which would
+// relieve the conversion unit; dp4a for a single token.
 #include "common/dispatch.h"
 #include "cuda/backend.h"
 #include "cuda/device/ptx/global_memory.cuh"
@@ -35,24 +36,20 @@
 namespace lampo::cuda {
 namespace {
 
-template <WeightFormat kFormat>
-inline constexpr StripLayout kLayout = strip_layout(kFormat, kGroupSize);
-template <WeightFormat kFormat>
-inline constexpr bool kNibbles = kLayout<kFormat>.words == 4;
-
-/// A group of a strip: of its rows 2 g and 2 g + 1 the words t (and of 8 bits 4 + t), d and m.
-template <WeightFormat kFormat>
+/// A lane's part of a group of a strip: words t (with 8 bits also 4 + t), scales and minima of rows
+/// 2 g and 2 g + 1.
+template <class Format>
 struct PackedPiece {
-  uint32_t words[kLayout<kFormat>.words / 4][2];
+  uint32_t words[StripGroup<Format>::kWords / 4][2];
   uint32_t scales[1];
   uint32_t minima[1];
 };
 
-/// Of a token's group, beside its quants.
-template <WeightFormat kFormat>
+/// Scale and offset of a token's group.
+template <class Format>
 struct alignas(8) GroupScale {
   float scale;
-  std::conditional_t<kFormat == WeightFormat::kQ4_1, float, int> offset;  // scale * sum, or -8 sum
+  std::conditional_t<Format::kHasMinimum, float, int> offset;  // scale * sum, or -kOffset * sum
 };
 
 __device__ inline uint32_t pack_int8(const float* from) {
@@ -64,17 +61,18 @@ __device__ inline uint32_t pack_int8(const float* from) {
   return word;
 }
 
-/// Of 4 neighbouring lanes.
+/// Folds the values of 4 neighbouring lanes.
 template <class Fold>
 __device__ inline auto fold_quad(auto value, Fold fold) {
   value = fold(value, shuffle_xor(value, 1));
   return fold(value, shuffle_xor(value, 2));
 }
 
-template <WeightFormat kFormat, int kPlanes, int kStrips>
+template <class Format, int kPlanes, int kStrips>
 struct PackedProduct {
-  using Piece = PackedPiece<kFormat>;
-  static constexpr int kInFlight = packed_in_flight(kFormat);
+  using Piece = PackedPiece<Format>;
+  using Group = StripGroup<Format>;
+  static constexpr int kInFlight = packed_in_flight(Group::kBytes);
   static constexpr int kNormedTogether = 2;
   static constexpr int kChunkBytes = packed_chunk_bytes(kPlanes);
 
@@ -89,23 +87,24 @@ struct PackedProduct {
     auto* from = memory.x + chunk * num_tokens * kChunkBytes;
     return reinterpret_cast<FragmentB*>(from) + (plane * num_tokens + token) * 4 + t;
   }
-  __device__ GroupScale<kFormat>* x_scale(int chunk, int token) const {
-    return reinterpret_cast<GroupScale<kFormat>*>(x_part(chunk, kPlanes, 0, 0)) + token;
+  __device__ GroupScale<Format>* x_scale(int chunk, int token) const {
+    return reinterpret_cast<GroupScale<Format>*>(x_part(chunk, kPlanes, 0, 0)) + token;
   }
 
   __device__ Piece load(int64_t first_row, int chunk) const {
-    constexpr StripLayout layout = kLayout<kFormat>;
     const int64_t groups = p.in_features / kGroupSize;
     const int64_t last = (p.out_features + kStripRows - 1) / kStripRows - 1;
     const int64_t group = min(first_row / kStripRows, last) * groups + chunk;
-    const uint8_t* from = static_cast<const uint8_t*>(p.weight) + group * layout.group_bytes;
+    const uint8_t* from = static_cast<const uint8_t*>(p.weight) + group * Group::kBytes;
     Piece piece = {};
 #pragma unroll
-    for (int i = 0; i < layout.words / 4; ++i) {
+    for (int i = 0; i < Group::kWords / 4; ++i) {
       load_once(piece.words[i], from + (4 * i + at.t) * kStripRows * 4 + at.g * 8);
     }
-    load_once(piece.scales, from + layout.scale_offset + at.g * 4);
-    if constexpr (layout.has_min) load_once(piece.minima, from + layout.min_offset + at.g * 4);
+    load_once(piece.scales, from + Group::kScaleOffset + at.g * 4);
+    if constexpr (Format::kHasMinimum) {
+      load_once(piece.minima, from + Group::kMinimumOffset + at.g * 4);
+    }
     return piece;
   }
 
@@ -120,24 +119,24 @@ struct PackedProduct {
     }
   }
 
-  /// `quarter` of a group. All lanes call it; those that are not `valid` write nothing.
+  /// Quantizes `quarter` of a group. All lanes call it; those that are not `valid` write nothing.
   __device__ void quantize_part(const Vector<float, kPerRead>& values, int chunk, int token,
                                 int quarter, bool valid) const {
-    uint32_t largest = 0;  // of the magnitudes' bits, of which a NaN's are the largest
+    uint32_t largest = 0;  // bits of the magnitudes; those of a NaN are the largest
 #pragma unroll
     for (int i = 0; i < kPerRead; ++i) {
       largest = max(largest, bits_from_float(values.value[i]) & 0x7fffffffu);
     }
     largest = fold_quad(largest, [](uint32_t a, uint32_t b) { return max(a, b); });
     const float absmax = float_from_bits(largest);
-    const float unit = kPlanes == 1 ? absmax : absmax / 256.0f;  // what 127 stands for
+    const float unit = kPlanes == 1 ? absmax : absmax / 256.0f;  // value of q = 127
     const float inverse = unit > 0.0f ? 127.0f / unit : 0.0f;
     constexpr float kLargest = kPlanes == 1 ? 127.0f : 127.0f * 256.0f;
     float quants[kPlanes][kPerRead];
     int sum = 0;
 #pragma unroll
     for (int i = 0; i < kPerRead; ++i) {
-      // Of a NaN any integer: the scale carries it on.
+      // A NaN may become any integer: the scale passes it on.
       const float scaled = fminf(fmaxf(values.value[i] * inverse, -kLargest), kLargest);
       const float quant = rintf(scaled);
       sum += static_cast<int>(quant);
@@ -156,15 +155,15 @@ struct PackedProduct {
     }
     if (quarter > 0) return;
     const float scale = unit / 127.0f;
-    if constexpr (kFormat == WeightFormat::kQ4_1) {
+    if constexpr (Format::kHasMinimum) {
       *x_scale(chunk, token) = {scale, scale * static_cast<float>(sum)};
     } else {
-      *x_scale(chunk, token) = {scale, kFormat == WeightFormat::kQ4_0 ? -8 * sum : 0};
+      *x_scale(chunk, token) = {scale, -Format::kOffset * sum};
     }
   }
 
   __device__ static FragmentA fragment(const Piece& piece) {
-    if constexpr (kNibbles<kFormat>) {
+    if constexpr (Format::kCodeBits == 4) {
       constexpr uint32_t kLow = 0x0f0f0f0fu;
       const uint32_t (&w)[2] = piece.words[0];
       return {{w[0] & kLow, w[1] & kLow, w[0] >> 4 & kLow, w[1] >> 4 & kLow}};
@@ -179,12 +178,12 @@ struct PackedProduct {
 #pragma unroll
     for (int tile = 0; tile < kTokenTiles; ++tile) {
       if (tile > 0 && num_tokens <= tile * 8) break;
-      // Columns past the last token's are ignored.
+      // Columns past the last token are ignored.
       const int column = min(tile * 8 + at.g, num_tokens - 1);
       FragmentB right[kPlanes];
 #pragma unroll
       for (int i = 0; i < kPlanes; ++i) right[i] = *x_part(place, i, column, at.t);
-      GroupScale<kFormat> of[2];
+      GroupScale<Format> of[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         of[i] = *x_scale(place, min(tile * 8 + 2 * at.t + i, num_tokens - 1));
@@ -198,7 +197,7 @@ struct PackedProduct {
 #pragma unroll
           for (int i = 0; i < 4; ++i) dot.value[i] *= 256;
         }
-        if constexpr (kFormat == WeightFormat::kQ4_0) {
+        if constexpr (Format::kOffset != 0) {
 #pragma unroll
           for (int i = 0; i < 4; ++i) dot.value[i] += of[i % 2].offset;
         }
@@ -208,7 +207,7 @@ struct PackedProduct {
           const float scale = widen_f16(pieces[r].scales[0] >> 16 * (i / 2));
           float& total = sum[r][tile].value[i];
           total = fmaf(static_cast<float>(dot.value[i]), scale * of[i % 2].scale, total);
-          if constexpr (kFormat == WeightFormat::kQ4_1) {
+          if constexpr (Format::kHasMinimum) {
             const float minimum = widen_f16(pieces[r].minima[0] >> 16 * (i / 2));
             total = fmaf(minimum, of[i % 2].offset, total);
           }
@@ -218,37 +217,30 @@ struct PackedProduct {
   }
 };
 
-template <WeightFormat kFormat, int kPlanes, int kStrips>
+template <class Format, int kPlanes, int kStrips>
 __global__ void __launch_bounds__(kLinearThreads)
     linear_packed_kernel(const __grid_constant__ LinearParams p,
                          const __grid_constant__ LinearTile tile, bool x_aligned) {
   const LinearMemory memory(tile, p.num_tokens);
   const LinearInput x{p, memory.scale, x_aligned};
-  const PackedProduct<kFormat, kPlanes, kStrips> product{p, x, memory};
+  const PackedProduct<Format, kPlanes, kStrips> product{p, x, memory};
   multiply_groups<kStrips>(p, tile, memory, product);
 }
 
-template <WeightFormat kFormat>
+template <class Format>
 void run(const LinearParams& p, int device, Stream stream) {
   dispatch_int<8, 16>(p.activation_bits == 8 ? 8 : 16, [&]<int kBits>() {
     constexpr int kPlanes = kBits / 8;
-    launch_linear(p, packed_chunk_bytes(kPlanes), packed_in_flight(kFormat),
-                  linear_packed_kernel<kFormat, kPlanes, 1>,
-                  linear_packed_kernel<kFormat, kPlanes, 2>, device, stream);
+    launch_linear(p, packed_chunk_bytes(kPlanes), packed_in_flight(StripGroup<Format>::kBytes),
+                  linear_packed_kernel<Format, kPlanes, 1>,
+                  linear_packed_kernel<Format, kPlanes, 2>, device, stream);
   });
 }
 
 }  // namespace
 
 void linear_packed(const LinearParams& p, int device, Stream stream) {
-  switch (p.format) {
-    case WeightFormat::kQ4_0:
-      return run<WeightFormat::kQ4_0>(p, device, stream);
-    case WeightFormat::kQ4_1:
-      return run<WeightFormat::kQ4_1>(p, device, stream);
-    case WeightFormat::kQ8_0:
-      return run<WeightFormat::kQ8_0>(p, device, stream);
-  }
+  dispatch_format(p.format, [&]<class Format>() { run<Format>(p, device, stream); });
 }
 
 }  // namespace lampo::cuda

@@ -1,29 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
-// How linear's blocks share out a matrix: pure functions, for the launchers and the tests.
+// Division of a linear's weight among blocks: pure functions, for launchers and tests.
 #pragma once
 
 #include <cstdint>
 
-#include "common/weight_format.h"
+#include "common/formats/formats.h"
 
 namespace lampo::cuda {
 
-/// A block multiplies strips of 16 rows, its warps take turns along the inputs: chunk c of 32
-/// belongs to warp c % 16, in its round c / 16. A warp adds its chunks in order, and the warps'
-/// sums are added in order. Nothing below changes that: a token's bits depend on in_features alone.
+/// A block multiplies strips of 16 rows. Its warps alternate along the inputs: chunk c of 32 inputs
+/// belongs to warp c % 16, in round c / 16. A warp adds its chunks in order, and the warps' sums
+/// are added in order. Nothing below changes that: a token's bits depend on in_features alone.
 inline constexpr int kLinearWarps = 16;
 inline constexpr int kLinearChunk = 32;
 inline constexpr int kLinearTokens = 16;
 
-/// Floats from a token's sums to the next in a strip's: 16, and 4 so that stores meet no conflict.
+/// Floats between the sums of neighbouring tokens of a strip: 16, and 4 that avoid bank conflicts.
 inline constexpr int kLinearSumStride = kStripRows + 4;
 
 struct LinearTile {
-  int strips;           // that a block multiplies together: 1 or 2
-  int tokens;           // at most, in one launch
-  int64_t num_groups;   // of `strips` strips, each for one block at a time
-  int64_t slab_rounds;  // of x that lie in shared memory at a time
-  bool one_slab;        // all of x does
+  int strips;           // multiplied together by a block: 1 or 2
+  int tokens;           // of one launch, at most
+  int64_t num_groups;   // of `strips` strips; a block takes one at a time
+  int64_t slab_rounds;  // rounds of x in shared memory at a time
+  bool one_slab;        // all of x is in shared memory
   int64_t x_bytes;      // of a slab
   int64_t shared_bytes;
 };
@@ -34,33 +34,32 @@ struct LinearShape {
   int64_t out_columns;  // strips of 16 of them
   bool gated;           // silu_mul: a strip of gate and one of up together
   int chunk_bytes;      // of a token's chunk in shared memory
-  int in_flight;        // chunks of strips that a warp has asked for at a time, even
+  int in_flight;        // chunks of strips with loads in flight per warp, even
 };
 
-/// Before x in shared memory: of each token the warps' shares of its sum of squares.
+/// Bytes before x in shared memory: the warps' sums of squares of every token.
 constexpr int64_t linear_squares_bytes(int64_t tokens) { return tokens * kLinearWarps * 4; }
-/// The warps' sums of a group's outputs.
+/// Bytes of the warps' sums of a group's outputs.
 constexpr int64_t linear_sums_bytes(int64_t tokens, int strips) {
   return tokens * strips * kLinearWarps * kLinearSumStride * 4;
 }
 
-/// Of dense weights of so many bytes each: 128 bytes of every lane, 64 KB of a multiprocessor.
+/// Chunks in flight of dense weights of `weight_bytes` bytes: 128 bytes per lane, 64 KB per
+/// multiprocessor.
 constexpr int dense_in_flight(int weight_bytes) { return 8 / weight_bytes; }
 
-/// Of packed weights: 61 to 74 KB of a multiprocessor.
-constexpr int packed_in_flight(WeightFormat format) {
-  return format == WeightFormat::kQ4_0 ? 16 : format == WeightFormat::kQ4_1 ? 12 : 8;
-}
+/// Chunks in flight of packed weights: a multiple of four within 4.5 KB per warp. 16 of Q4_0, 12 of
+/// Q4_1, 8 of Q8_0: 61 to 74 KB per multiprocessor.
+constexpr int packed_in_flight(int group_bytes) { return 4608 / group_bytes / 4 * 4; }
 
-/// A token's chunk of x: so many planes of int8, and 8 bytes of scales.
+/// Bytes of a token's chunk of x: planes of int8, and 8 bytes of scales.
 constexpr int packed_chunk_bytes(int planes) { return planes * kLinearChunk + 8; }
 
-/// The blocks' time in strips is what the last of them takes, so a block takes two strips at a time
-/// (and reads x half as often from shared memory) where that is not later, and one otherwise. The
-/// normed or quantized x stays in shared memory while the weights stream by. Where it does not fit,
-/// slab after slab of it does, of whole turns of loads (in_flight / 2 rounds), for two strips at a
-/// time; the sums then use the slab's memory. Fewer tokens than 16 go together where not even that
-/// fits. bfloat16, 132 multiprocessors of 227 KB:
+/// Strips: two at a time, which halves the reads of x from shared memory, unless the last block
+/// then ends later than with one. x: normed or quantized, it stays in shared memory while weights
+/// stream past. If it does not fit, it is processed in slabs of whole turns of loads (in_flight / 2
+/// rounds), two strips at a time; the sums then use the slab's memory. If no slab fits either, a
+/// launch has fewer than 16 tokens. bfloat16, 132 multiprocessors of 227 KB:
 ///   tokens  in     out    strips  groups  x            of 227 KB
 ///        1  4096   28672  2       896     one slab     8 KB and 3 KB for sums
 ///       16  4096   6144   1       384     one slab     128 KB and 20 KB for sums

@@ -1,41 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// What this build and this machine offer of CUDA. Nothing here throws or needs a driver, and all of
-// it exists in builds without CUDA too.
+// Images, versions and devices for cuda_info(). Nothing here throws or needs a driver.
 #pragma once
 
-#include <cstdint>
-#include <string>
-#include <vector>
+#include "cuda_info.h"
 
 namespace lampo {
 
-struct CudaDevice {
-  int index = 0;
-  std::string name;
-  int major = 0;  // compute capability
-  int minor = 0;
-  int num_sms = 0;
-  int64_t memory_total = 0;  // bytes
-  int64_t memory_free = -1;  // bytes; -1: not asked for, or not to be had
-  std::string kernel_image;  // as kernel_image_for(); empty: none
-  std::string why;           // empty: lampo's kernels can run on it
-};
-
-struct CudaInfo {
-  bool compiled = false;  // this build has a CUDA backend
-  std::string decision;   // why, or why not, as found when it was built
-  std::string why;        // empty: usable; else what stands in the way, and what to do
-  std::vector<std::string> architectures;  // as in CMake: "80", "90a-real"
-  int runtime_version = 0;                 // 13000 is 13.0; 0: none
-  int driver_version = 0;                  // newest CUDA the driver knows; 0: no driver
-  std::vector<CudaDevice> devices;         // those this process may see
-};
-
-/// `measure_free` fills memory_free, which starts a CUDA context on every device.
-CudaInfo cuda_info(bool measure_free = false);
-
-/// Which of the compiled images runs on a GPU: "sm_90a", or "compute_80" where the driver must
-/// compile PTX first, or "" for none. Machine code runs on its own major version from its minor
+/// The compiled image that runs on a GPU: "sm_90a", or "compute_80" if the driver must compile PTX
+/// first, or "" for none. Machine code runs on its own major version from its minor
 /// version on ("a": on that version alone), PTX on everything from its version on.
 ///   kernel_image_for({"80", "90a-real"}, 8, 6) == "sm_80"
 ///   kernel_image_for({"80", "90a-real"}, 12, 0) == "compute_80"
@@ -48,7 +20,7 @@ std::vector<std::string> compiled_architectures();
 std::string cuda_version_string(int version);
 
 namespace cuda {
-/// Fills what only the CUDA runtime knows; in builds with CUDA.
+/// Fills the fields that need the CUDA runtime; only in builds with CUDA.
 void query_devices(CudaInfo& info, bool measure_free);
 }  // namespace cuda
 

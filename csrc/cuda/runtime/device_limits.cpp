@@ -30,7 +30,7 @@ DeviceLimits query(const char* op, int device) {
 
 const DeviceLimits& device_limits(const char* op, int device) {
   static std::mutex mutex;
-  static std::map<int, DeviceLimits> known;  // its elements stay where they are
+  static std::map<int, DeviceLimits> known;  // references to elements stay valid
   const std::lock_guard lock(mutex);
   const auto found = known.find(device);
   if (found != known.end()) return found->second;

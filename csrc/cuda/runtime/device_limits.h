@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What launchers ask of a device to choose tiles, splits and clusters.
+// Limits of a device that determine tiles, splits and clusters.
 #pragma once
 
 namespace lampo::cuda {
@@ -11,7 +11,7 @@ struct DeviceLimits {
   int shared_bytes_per_sm;
 };
 
-/// Asked of the driver once per device; later calls only read. Throws BackendError.
+/// Limits of a device; the driver is asked once. Throws BackendError.
 const DeviceLimits& device_limits(const char* op, int device);
 
 }  // namespace lampo::cuda

@@ -27,7 +27,7 @@ std::string no_image(int device) {
   cudaDeviceProp properties;
   if (cudaGetDeviceProperties(&properties, device) != cudaSuccess) return "no kernel for this GPU";
   const std::string why = missing_image(properties.name, properties.major, properties.minor);
-  // There is an image, so it is one that the driver had to compile.
+  // There is an image, so it is PTX that the driver had to compile.
   return why.empty() ? "the driver could not compile lampo's PTX for this GPU: update the driver, "
                        "or rebuild lampo for this GPU (LAMPO_CUDA_ARCHITECTURES)"
                      : why;
@@ -85,7 +85,7 @@ std::string cause_and_remedy(cudaError_t error, int device) {
 
 void check_cuda(cudaError_t error, const char* op, int device) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // forget it: the next launch is judged by itself
+  cudaGetLastError();  // clears the error for the next launch
   throw BackendError(std::string(op) + " on cuda:" + std::to_string(device) + ": " +
                      cause_and_remedy(error, device));
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// From a CUDA error code to a sentence with cause and remedy.
+// CUDA error codes as sentences with cause and remedy.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -8,10 +8,10 @@
 
 namespace lampo::cuda {
 
-/// What `error` means for this build on this machine and what to do about it.
+/// Meaning and remedy of `error` for this build on this machine.
 std::string cause_and_remedy(cudaError_t error, int device);
 
-/// What stops this build's kernels from running on a GPU; empty: nothing.
+/// Reason why this build's kernels cannot run on a GPU; empty: they can.
 std::string missing_image(const std::string& name, int major, int minor);
 
 /// Unless `error` is cudaSuccess, throws BackendError("<op> on cuda:<device>: <cause, remedy>").

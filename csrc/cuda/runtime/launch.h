@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The one way to launch a kernel: on the caller's device and stream, checked.
+// Kernel launches: on the caller's device and stream, checked.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -39,15 +39,14 @@ struct Launch {
   unsigned cluster = 1;     // blocks in x that share their memory; more than one from sm_90 on
 };
 
-/// A grid has at most this many blocks in x; kernels stride over what is left. Tests that run
-/// kernels on the CPU lower it, so that they do.
+/// Largest grid in x; kernels stride beyond it. Tests on the CPU lower it, so that kernels stride.
 #ifdef LAMPO_MAX_BLOCKS
 inline constexpr int64_t kMaxBlocks = LAMPO_MAX_BLOCKS;
 #else
 inline constexpr int64_t kMaxBlocks = 0x7fffffff;
 #endif
 
-/// What a kernel may ask for without saying so before.
+/// Dynamic shared memory that needs no cudaFuncSetAttribute.
 inline constexpr size_t kDefaultSharedBytes = 48 << 10;
 
 template <class... Params, class... Args>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How the threads of a block share out rows: pure functions, for the launchers and the tests.
+// Division of rows among the threads of a block: pure functions, for launchers and tests.
 #pragma once
 
 #include <cstdint>
@@ -12,16 +12,16 @@ inline constexpr int kWarpRowsPerBlock = 4;
 /// thread v % threads_per_row, in its round v / threads_per_row.
 struct RowLayout {
   int threads_per_row;  // a multiple of 32, at most 1024
-  int rows_per_block;   // more than one only where a warp is enough for a row
+  int rows_per_block;   // more than one only if a row belongs to one warp
   int rounds;           // vectors of a thread: 1, 2 or 4, kept in registers; 0: more, read twice
 };
 
-/// Depends on the row's length alone, so a row is summed in the same order, to the same bits,
-/// whatever batch it is part of and however it is aligned.
+/// Layout by the row's length alone: a row is summed in the same order, to the same bits, in any
+/// batch and at any alignment.
 ///
-/// Short rows get a warp each: no barrier. Else two vectors a thread, so that half of a
+/// Short rows: a warp per row, no barrier. Longer ones: two vectors per thread, so that half of a
 /// multiprocessor's threads keep 32 KB in flight (25 KB hide an H200's memory latency), until a
-/// block is full. Of bfloat16, 8 a vector:
+/// block is full. bfloat16, 8 per vector:
 ///   hidden_size   576 ->   72 vectors ->   32 threads a row, 4 rows a block, 4 rounds
 ///   hidden_size  4096 ->  512 vectors ->  256 threads,       1 row,          2 rounds
 ///   hidden_size 65536 -> 8192 vectors -> 1024 threads,       1 row,          8 rounds, read twice
@@ -40,7 +40,7 @@ constexpr RowLayout choose_row_layout(int64_t hidden_size, int element_size) {
   return {.threads_per_row = static_cast<int>(warps * 32), .rows_per_block = 1, .rounds = 2};
 }
 
-/// Threads of a block and blocks of a row for an elementwise op, one vector a thread. Of bfloat16:
+/// Threads of a block and blocks of a row for an elementwise op, one vector per thread. bfloat16:
 ///   size   192 ->   24 vectors ->  32 threads, 1 block a row
 ///   size 14336 -> 1792 vectors -> 256 threads, 7 blocks a row
 struct ElementLayout {

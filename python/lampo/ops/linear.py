@@ -39,7 +39,7 @@ _embedding_packed = register(
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """A weight in blocks of 32 quants, its rows interleaved by 16 (csrc/common/weight_format.h).
+    """A weight in blocks of 32 quants, its rows interleaved by 16 (csrc/common/formats/formats.h).
 
     The same bits as GGUF's blocks, in the order in which the kernels read them.
 
@@ -86,9 +86,7 @@ def pack_weight(
 
     Source: the GGUF block formats of ggml.
     """
-    block_bytes = {"q4_0": 18, "q4_1": 20, "q8_0": 34}.get(format)
-    if block_bytes is None:
-        raise ValueError(f"format: expected q4_0, q4_1 or q8_0, got {format!r}")
+    block_bytes = _C.packed_block_bytes(format)
     if blocks.ndim != 2 or blocks.shape[1] % block_bytes or not blocks.shape[1]:
         raise ValueError(
             f"blocks: expected [rows, n * {block_bytes}] for {format}, got {tuple(blocks.shape)}"

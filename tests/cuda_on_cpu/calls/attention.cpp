@@ -22,7 +22,7 @@ lampo::AttentionWorkspace workspace_of(const Call& c) {
 /// The plan alone, for any number of blocks and any tile.
 void plan_attention(const Call& c) {
   lampo::PagedAttentionParams p{};
-  p.causal = c.integer("causal") != 0;
+  p.mask = {c.integer("causal") != 0, c.integer("sliding_window")};
   p.batch_size = c["seq_lens"].shape[0];
   p.num_tokens = c.integer("num_tokens");
   p.num_qo_heads = c.integer("num_qo_heads");
@@ -30,7 +30,6 @@ void plan_attention(const Call& c) {
   p.num_pages = 1;
   p.page_size = 256;
   p.max_pages_per_seq = 1 << 22;
-  p.sliding_window = c.integer("sliding_window");
   p.seq_lens = c["seq_lens"].ptr<int32_t>();
   p.cu_seqlens_q = c["cu_seqlens_q"].ptr<int32_t>();
   lampo::cuda::TileLayout layout{};

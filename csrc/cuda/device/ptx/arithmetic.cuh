@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Arithmetic that C++ has no word for, an instruction a function.
+// Arithmetic instructions without an equivalent in C++, one per function.
 #pragma once
 
 #include <cstdint>
@@ -9,36 +9,36 @@
 
 namespace lampo::cuda {
 
-/// 1 / x within 1 ulp; 0 where the result would be subnormal.
+/// 1 / x within 1 ulp; 0 in place of subnormal results.
 __device__ inline float reciprocal(float x) {
   float result;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
 }
 
-/// Two floats to two neighbouring bfloat16, `low` at the lower address.
+/// Two floats as two neighbouring bfloat16, `low` at the lower address.
 __device__ inline uint32_t pack_bf16(float low, float high) {
   uint32_t bits;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
   return bits;
 }
 
-/// Two floats to two neighbouring halves, `low` at the lower address; overflow gives infinity.
+/// Two floats as two neighbouring halves, `low` at the lower address; overflow gives infinity.
 __device__ inline uint32_t pack_f16(float low, float high) {
   uint32_t bits;
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
   return bits;
 }
 
-/// 2^x within 2 ulp; 0 where that would be subnormal.
+/// 2^x within 2 ulp; 0 in place of subnormal results.
 __device__ inline float exp2_approximate(float x) {
   float result;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
 }
 
-/// Bytes i to i + 3 of the result are those of `value` that the four lowest digits of `selector`
-/// name, the lowest first; 4 gives a zero.
+/// Selects bytes of `value` by the four lowest hexadecimal digits of `selector`, the lowest first;
+/// 4 gives a zero.
 __device__ inline uint32_t select_bytes(uint32_t value, uint32_t selector) {
   uint32_t result;
   asm("prmt.b32 %0, %1, 0, %2;" : "=r"(result) : "r"(value), "r"(selector));

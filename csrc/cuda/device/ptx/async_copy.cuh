@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// cp.async: copies from global to shared memory that pass no register and arrive when waited for.
+// cp.async: copies from global to shared memory without registers, complete after a wait.
 #pragma once
 
 namespace lampo::cuda {
 
 /// Starts a copy of kBytes (4, 8 or 16; both addresses aligned to that) of which the first `valid`
-/// are read and the others are zeros. What it writes is nobody's until wait_copies().
+/// are read and the others are zeros. The destination must not be accessed before wait_copies().
 template <int kBytes>
 __device__ inline void copy_async(void* to_shared, const void* from, int valid = kBytes) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
   const auto to = static_cast<unsigned>(__cvta_generic_to_shared(to_shared));
-  if constexpr (kBytes == 16) {  // .cg: past L1, which streamed data would only sweep
+  if constexpr (kBytes == 16) {  // .cg: past L1, which streamed data would evict
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                  :
                  : "r"(to), "l"(from), "r"(valid)

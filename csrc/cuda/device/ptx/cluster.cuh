@@ -29,7 +29,7 @@ __device__ inline void sync_cluster() {
 #endif
 }
 
-/// What `address`, of this block's shared memory, is in that of block `rank` of the cluster.
+/// The address in the shared memory of block `rank` that corresponds to `address` in this block's.
 template <class T>
 __device__ inline T* map_shared(T* address, unsigned rank) {
   uint64_t mapped = 0;

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Loads from global memory that say how their data will be used.
+// Loads from global memory with cache hints.
 #pragma once
 
 #include <cstdint>
 
 namespace lampo::cuda {
 
-/// kWords (1, 2 or 4) times 4 bytes, aligned to their size, of memory that nothing writes while the
-/// kernel runs and that is read once: they pass L1 by. The load is issued where it is written.
+/// Loads kWords (1, 2 or 4) times 4 bytes, aligned to their size, past L1: for memory that is read
+/// once and not written during the kernel. The compiler does not move the load.
 template <int kWords>
 __device__ inline void load_once(uint32_t (&to)[kWords], const void* from) {
   static_assert(kWords == 1 || kWords == 2 || kWords == 4);

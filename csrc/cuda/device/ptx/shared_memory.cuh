@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The one way to shared memory.
+// Access to dynamic shared memory.
 #pragma once
 
 namespace lampo::cuda {
 
-/// The block's dynamic allocation as a SharedStorage, a plain struct that each kernel declares and
-/// whose size its launch asks for.
+/// The block's dynamic allocation as a SharedStorage, a plain struct of the kernel. The launch asks
+/// for its size.
 template <class SharedStorage>
 __device__ inline SharedStorage& shared_storage() {
   extern __shared__ __align__(128) unsigned char bytes[];

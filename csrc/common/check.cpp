@@ -77,7 +77,7 @@ void check_inner_contiguous(const char* name, const TensorView& t) {
 }
 
 void check_contiguous(const char* name, const TensorView& t) {
-  if (t.numel() == 0) return;  // its strides say nothing
+  if (t.numel() == 0) return;  // strides of an empty tensor are arbitrary
   int64_t expected = 1;
   for (int i = t.ndim - 1; i >= 0; --i) {
     if (t.shape[i] > 1 && t.stride[i] != expected) {
