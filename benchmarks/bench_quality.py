@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far each engine is from the exact model: what its speed costs.
 
-Every engine computes the logits after each token of one ordinary text, docs/design.md. "KL to its
+Every engine computes the logits after each token of one ordinary text, quality_text.md. "KL to its
 weights" is the mean Kullback-Leibler divergence to transformers in float32 on the dequantized
 weights of the same GGUF file: what the engine's own arithmetic costs. "KL to the model" is the one
 to the model that all files were made from, the default Q4_1 file: it has the cost of the format as
@@ -30,7 +30,7 @@ COLUMNS = ["engine", "format", "1000 x KL to its weights", "1000 x KL to the mod
 COLUMNS += ["same best %", "perplexity"]
 ENGINES = (*OURS, "llama.cpp", "llama.cpp q8_0 cache", "OpenVINO")
 REFERENCE = "Q4_1"
-TEXT = results.ROOT / "docs" / "design.md"
+TEXT = Path(__file__).with_name("quality_text.md")
 POSITIONS = 1024
 
 
