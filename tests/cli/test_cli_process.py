@@ -138,6 +138,44 @@ def test_interrupt() -> None:
     assert errors.endswith(b"interrupted\n")
 
 
+# A module that takes its time, and swallows what interrupts it.
+SLOW_MODULE = """
+import os, time
+os.write(1, b"importing")
+try:
+    time.sleep(60)
+except BaseException:
+    pass
+os._exit(99)
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [("typer", ["--help"]), ("torch", ["generate", "Hi", "-q"]), ("uvicorn", ["serve", "-q"])],
+)
+def test_interrupt_while_importing(
+    module: str, arguments: list[str], tiny: Path, tmp_path: Path
+) -> None:
+    (tmp_path / f"{module}.py").write_text(SLOW_MODULE)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    if arguments[0] in ("generate", "serve"):
+        arguments = [*arguments, "-m", str(tiny)]
+    process = subprocess.Popen(
+        [*LAMPO, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        env={**os.environ, "PYTHONPATH": path},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout is not None
+    assert process.stdout.read(9) == b"importing"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60) == (b"", b"")
+    assert process.returncode == 130
+
+
 @pytest.mark.model
 @pytest.mark.usefixtures("default_model")
 def test_closed_pipe() -> None:
