@@ -13,6 +13,8 @@ import torch
 
 from lampo import ops
 
+pytestmark = pytest.mark.long
+
 HERE = Path(__file__).parent
 # Of every op and of the model; the longest take a second or two.
 REPRESENTATIVE = (
