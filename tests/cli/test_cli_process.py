@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from checkpoints import make_checkpoint, make_gguf
 
+from lampo import LLM, SamplingParams
 from lampo.cli.main import main
 from lampo.weights.default_model import cached_default_model
 
@@ -97,7 +98,9 @@ def test_json_from_stdin() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     result = json.loads(done.stdout)
     assert result["prompt"] == prompt
-    assert "Paris" in result["text"]
+    with LLM() as llm:  # what the answer is, is the instruction set's to say
+        params = SamplingParams(temperature=0, max_tokens=8)
+        assert result["text"] == llm.generate(prompt, params)[0].outputs[0].text
     assert result["metrics"]["cache_bytes"] > 0
 
 
@@ -107,8 +110,15 @@ def test_chat_through_a_pipe() -> None:
     lines = "My name is Ada.\nWhat is my name?\n/stats\n"
     done = run("chat", "-q", "-t", "0", "-n", "40", stdin=lines)
     assert done.returncode == 0
-    assert "Ada" in done.stdout
     assert "4 messages" in done.stderr
+    messages = []
+    with LLM() as llm:  # the second answer is one to the whole conversation
+        params = SamplingParams(temperature=0, max_tokens=40)
+        for line in lines.splitlines()[:2]:
+            messages.append({"role": "user", "content": line})
+            text = llm.chat(messages, params)[0].outputs[0].text
+            assert text.strip() in done.stdout
+            messages.append({"role": "assistant", "content": text})
 
 
 LONG = ["generate", "Count to a thousand.", "--ignore-eos", "-n", "4000", "-t", "0"]
