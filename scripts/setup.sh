@@ -32,9 +32,10 @@ stage() {
 }
 
 # progress NAME: the latest line of stdin and the seconds so far, in place on a terminal, elsewhere
-# every 15 seconds. Of a compilation the line is Ninja's count and the file.
+# every progress_seconds. Of a compilation the line is Ninja's count and the file.
+progress_seconds=15
 progress() {
-  local name=$1 start=$SECONDS next=15 line='' part text width now
+  local name=$1 start=$SECONDS next=$progress_seconds line='' part text width now
   width=$(tput cols 2>/dev/null) || width=80
   while true; do
     part=''
@@ -51,7 +52,7 @@ progress() {
     if [ -t 2 ]; then
       printf '\r\033[K%s' "${text:0:width-1}" >&2
     elif [ "$now" -ge "$next" ]; then
-      next=$((now + 15))
+      next=$((now + progress_seconds))
       say "${text:0:120}"
     fi
   done
