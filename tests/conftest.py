@@ -45,8 +45,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         fixtures = {name for item in session.items for name in getattr(item, "fixturenames", ())}
         if "gpu" in fixtures and session.config.getoption("cuda_on_cpu"):
             fixtures.add("cuda_kernels")
-        reporter = session.config.pluginmanager.getplugin("terminalreporter")
-        build_for(fixtures, reporter.write_line)
+        with session.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            build_for(fixtures)
 
 
 @pytest.fixture

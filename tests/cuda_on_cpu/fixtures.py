@@ -6,7 +6,7 @@ from __future__ import annotations
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -38,15 +38,11 @@ def obstacle() -> str | None:
     return None
 
 
-def build_for(fixtures: set[str], say: Callable[[str], None]) -> None:
-    """Builds what these fixtures need, before the first test: no test's time limit counts it.
-
-    Args:
-        say: shows a line.
-    """
+def build_for(fixtures: set[str]) -> None:
+    """Builds what these fixtures need, before the first test: no test's time limit counts it."""
     for name in NEEDED:
         if name in fixtures and obstacle() is None:
-            say(f"building what {name} needs, as far as it is not there")
+            print(f"\ntests/cuda_on_cpu: {name}", flush=True)
             try:
                 build(*NEEDED[name])
             except RuntimeError as error:
