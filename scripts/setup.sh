@@ -36,7 +36,9 @@ stage() {
 progress_seconds=15
 progress() {
   local name=$1 start=$SECONDS next=$progress_seconds line='' part text width now
-  width=$(tput cols 2>/dev/null) || width=80
+  width=$(stty size <&2 2>/dev/null) || true
+  width=${width#* }
+  [ "${width:-0}" -ge 40 ] || width=80
   while true; do
     part=''
     if IFS= read -r -t 1 part; then

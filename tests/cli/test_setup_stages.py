@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 SETUP = Path(__file__).resolve().parents[2] / "scripts" / "setup.sh"
-NINJA = "  [{}/65] Building CXX object CMakeFiles/_C.dir/csrc/bindings/linear.cpp.o"
+NINJA = "  [{}/65] Building CXX object CMakeFiles/_C.dir/csrc/bindings/linear.cpp.o (and so on)"
 
 pytestmark = pytest.mark.skipif(not SETUP.is_file(), reason="needs the sources")
 
@@ -72,6 +72,7 @@ def test_the_latest_line_on_a_terminal(tmp_path: Path) -> None:
     for n in (1, 2):
         assert f"\r\x1b[Kwork{' ' * 28}0 s  [{n}/65] _C.dir/csrc/bindings/linear" in text
     assert "Building" not in text
+    assert all(len(line.removeprefix("\x1b[K")) < 80 for line in text.splitlines()), "no wrapping"
     assert text.index("[2/65]") < text.index("and goes on")
 
 
