@@ -186,6 +186,31 @@ def test_interrupt_while_importing(
     assert process.returncode == 130
 
 
+@pytest.mark.parametrize(
+    ("handler", "happens", "code"),
+    [
+        (signal.SIG_DFL, "raise KeyboardInterrupt", 130),  # while the first one was answered
+        (signal.SIG_DFL, "signal.raise_signal(signal.SIGINT)", 130),
+        (signal.SIG_IGN, "signal.raise_signal(signal.SIGINT)", 7),  # as of a shell's background job
+    ],
+)
+def test_interrupt_outside_of_main(handler: signal.Handlers, happens: str, code: int) -> None:
+    program = f"""if True:
+        import signal, lampo.cli.main as m
+        def main():
+            {happens}
+            return 7
+        m.main = main
+        m.program()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, handler),
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, b"", b"")
+
+
 @pytest.mark.model
 @pytest.mark.usefixtures("default_model")
 def test_closed_pipe() -> None:
