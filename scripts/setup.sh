@@ -14,18 +14,50 @@ die() {
   exit 1
 }
 
-# stage NAME COMMAND...: one line with the time it took, or the end of what it printed.
+# stage NAME COMMAND...: shows what the command is at, then the time it took, or the end of what it
+# printed, all of which is in build/setup.log.
 stage() {
-  local name=$1 start=$SECONDS log=build/setup.log
+  local name=$1 start=$SECONDS log=build/setup.log status=0
   shift
-  printf '%-44s' "$name" >&2
-  if "$@" >"$log" 2>&1 </dev/null; then
-    say "$((SECONDS - start)) s"
+  if [ -t 2 ]; then printf '%-32s' "$name" >&2; fi
+  "$@" 2>&1 </dev/null | tee "$log" | progress "$name" || status=$?
+  if [ -t 2 ]; then printf '\r\033[K' >&2; fi
+  if [ "$status" -eq 0 ]; then
+    say "$(printf '%-32s%d s' "$name" $((SECONDS - start)))"
   else
-    say "failed after $((SECONDS - start)) s:"
+    say "$(printf '%-32sfailed after %d s:' "$name" $((SECONDS - start)))"
     tail -n 40 "$log" >&2
     die "All of it is in $log."
   fi
+}
+
+# progress NAME: the latest line of stdin and the seconds so far, in place on a terminal, elsewhere
+# every progress_seconds. Of a compilation the line is Ninja's count and the file.
+progress_seconds=15
+progress() {
+  local name=$1 start=$SECONDS next=$progress_seconds line='' part text width now
+  width=$(stty size <&2 2>/dev/null) || true
+  width=${width#* }
+  [ "${width:-0}" -ge 40 ] || width=80
+  while true; do
+    part=''
+    if IFS= read -r -t 1 part; then
+      part=${part%$'\r'}
+      part=${part#"${part%%[! ]*}"}
+      part=${part/Building *CMakeFiles\//}
+      line=${part:-$line}
+    elif [ $? -le 128 ]; then # the end; above: a second without a line
+      break
+    fi
+    now=$((SECONDS - start))
+    printf -v text '%-32s%d s  %s' "$name" "$now" "$line"
+    if [ -t 2 ]; then
+      printf '\r\033[K%s' "${text:0:width-1}" >&2
+    elif [ "$now" -ge "$next" ]; then
+      next=$((now + progress_seconds))
+      say "${text:0:120}"
+    fi
+  done
 }
 
 sha256() { if command -v sha256sum >/dev/null; then sha256sum "$@"; else shasum -a 256 "$@"; fi; }
@@ -89,10 +121,12 @@ setup() {
   if [ "$(cat "$stamp" 2>/dev/null)" != "$(printf '%s\n' "$key" "$extras")" ]; then
     check_compiler
     # torch first and by name: whatever asks for a range of versions later is content with this one.
-    local pip=(.venv/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt)
+    local pip=(.venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt)
     stage "torch and build tools" "${pip[@]}" torch scikit-build-core pybind11 ninja \
       $(cmake_requirement)
-    stage "lampo: compile and install" "${pip[@]}" --no-build-isolation ".${extras:+[${extras// /,}]}"
+    # Verbose, else pip keeps to itself what CMake and Ninja print.
+    stage "lampo: compile and install" "${pip[@]}" -v --no-build-isolation ".${extras:+[${extras// /,}]}"
+    sed -n 's/^ *-- lampo: \(CUDA backend .*\)/\1/p' build/setup.log >&2
     printf '%s\n' "$key" "$extras" >"$stamp.new"
     mv "$stamp.new" "$stamp"
   fi

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from cuda_on_cpu.fixtures import client, clients, cuda_kernels, simulated_gpu  # noqa: F401
+from cuda_on_cpu.fixtures import build_for, client, clients, cuda_kernels, simulated_gpu  # noqa: F401
 from lampo import _C
 from lampo.runtime.device import cuda_info
 
@@ -44,17 +44,24 @@ def generator() -> torch.Generator:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--cuda-on-cpu",
-        nargs="?",
-        const="",
-        metavar="FOLDER",
-        help="run the GPU tests on kernels compiled for the CPU, kept in FOLDER",
+        action="store_true",
+        help="run the GPU tests on the kernels compiled for the CPU",
     )
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if not session.config.option.collectonly:
+        fixtures = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+        if "gpu" in fixtures and session.config.getoption("cuda_on_cpu"):
+            fixtures.add("cuda_kernels")
+        with session.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            build_for(fixtures)
 
 
 @pytest.fixture
 def gpu(request: pytest.FixtureRequest) -> torch.device:
     """A CUDA device that lampo and torch can both use; without one the test is skipped, aloud."""
-    if request.config.getoption("cuda_on_cpu") is not None:
+    if request.config.getoption("cuda_on_cpu"):
         if request.node.get_closest_marker("real_gpu"):
             pytest.skip("needs a real GPU: takes minutes with the kernels on the CPU")
         device: torch.device = request.getfixturevalue("simulated_gpu")

@@ -271,6 +271,7 @@ def test_buffers_exceed_the_cache(device):
     assert len(device.rotating(object, 100, warm=True)) == 1
 
 
+@pytest.mark.long
 def test_sample_on_a_simulated_gpu(simulated_gpu, tmp_path, monkeypatch):
     """What only a GPU has: captured calls that never wait for the host, timed by events."""
 

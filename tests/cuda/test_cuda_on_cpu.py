@@ -12,6 +12,8 @@ import torch
 
 from cuda_on_cpu.client import Client, Refused, SanitizerReport
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "tests" / "cuda_on_cpu"
 

@@ -17,6 +17,8 @@ from cuda_attention import check
 
 from cuda_on_cpu.client import Client, Refused
 
+pytestmark = pytest.mark.long
+
 SMALL = Heads(6, 2, 64)
 
 

@@ -13,6 +13,8 @@ import torch
 
 from lampo import ops
 
+pytestmark = pytest.mark.long
+
 HERE = Path(__file__).parent
 # Of every op and of the model; the longest take a second or two.
 REPRESENTATIVE = (
@@ -25,10 +27,10 @@ REPRESENTATIVE = (
 )
 
 
-def test_gpu_tests(cuda_kernels):
+@pytest.mark.usefixtures("cuda_kernels")
+def test_gpu_tests():
     """Those that are quick, in a process of their own."""
-    folder = Path(cuda_kernels.__file__).parent
-    options = ["-m", "gpu", "-k", REPRESENTATIVE, f"--cuda-on-cpu={folder}"]
+    options = ["-m", "gpu", "-k", REPRESENTATIVE, "--cuda-on-cpu"]
     files = [*HERE.glob("test_cuda_[!o]*.py"), HERE.parent / "ops/test_merge_states.py"]
     command = [sys.executable, "-m", "pytest", "-q", *options, *map(str, files)]
     ran = subprocess.run(command, capture_output=True, text=True)

@@ -12,6 +12,8 @@ from compare import assert_close
 from cuda_on_cpu.fixtures import assert_gaps_untouched, blank, padded
 from lampo import ops
 
+pytestmark = pytest.mark.long
+
 DTYPES = [torch.float32, torch.bfloat16]
 
 

@@ -12,6 +12,8 @@ from cuda_on_cpu.client import Client
 from cuda_on_cpu.fixtures import padded
 from lampo import _C, ops
 
+pytestmark = pytest.mark.long
+
 PAGE_SIZE, NUM_PAGES, MAX_POSITIONS = 4, 9, 500
 SLOTS = [5, 35, -1, 0, 20, 36, -2, 2**62, 7, 34, 1, 3, 2]  # of 36; each valid one once
 POSITIONS = [0, 499, 3, 250, 17, 4, 5, 6, -1, 500, 2**31 - 1, -(2**31), 77]

@@ -15,6 +15,8 @@ from cuda_on_cpu.client import Client, Refused
 from cuda_on_cpu.fixtures import assert_gaps_untouched, blank, padded
 from lampo import ops
 
+pytestmark = pytest.mark.long
+
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 

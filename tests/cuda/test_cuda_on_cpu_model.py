@@ -15,6 +15,8 @@ from lampo.models.decoder import Decoder
 from lampo.models.projection import ActivationBits
 from lampo.models.registry import load_model
 
+pytestmark = pytest.mark.long
+
 # Of log-probabilities, by the cache's type: what sums in another order, rounded to bfloat16 and to
 # 8 bits, make of a random model. Measured: 0.02 and 0.08.
 TOLERANCE = {"bfloat16": 0.05, "int8": 0.15}

@@ -1,20 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the CUDA sources for the CPU: the executor plain, the kernels with a sanitizer.
+"""Builds the CUDA sources for the CPU with Ninja, in build/cuda_on_cpu/: what changed since.
 
-python tests/cuda_on_cpu/build.py FOLDER     for use by hand; the tests do the same
+Two programs with a sanitizer each, in which the executor is plain, and a Python module without.
+python tests/cuda_on_cpu/build.py     builds all of them and shows how far it is, before pytest
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shlex
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import sysconfig
 from pathlib import Path
+
+import pybind11
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+FOLDER = ROOT / "build" / "cuda_on_cpu"
 
 # What is compiled with a sanitizer: the kernels, and what lies between them and the program.
 KERNELS = [*sorted((ROOT / "csrc/cuda").glob("*/*.cu")), HERE / "kernels/self_test.cu"]
@@ -47,53 +53,98 @@ FLAGS = [
     "-DLAMPO_SAMPLE_THREADS=128",  # and do not take minutes
 ]
 EXECUTOR_FLAGS = ["-fno-tree-loop-distribute-patterns"]
+BINDINGS = ("attention", "elementwise", "linear", "sampling", "tensor_arg")
+MODULE = [
+    *(ROOT / "csrc/bindings" / f"{name}.cpp" for name in BINDINGS),
+    *(HERE / "extension.cpp", HERE / "calls/cpu_absent.cpp"),
+]
 
-
-def _compile(source: Path, target: Path, flags: list[str]) -> Path:
-    launcher = ["ccache"] if shutil.which("ccache") else []
-    command = [*launcher, compiler(), "-x", "c++", "-c", str(source), "-o", str(target)]
-    ran = subprocess.run([*command, *FLAGS, *flags], capture_output=True, text=True)
-    if ran.returncode != 0:
-        raise RuntimeError(f"{source}:\n{ran.stderr[-6000:]}")
-    return target
+PROGRAMS = {name: FOLDER / name / "cuda_on_cpu" for name in SANITIZERS}
+EXTENSION = FOLDER / "extension" / f"cuda_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
+RULES = """
+rule compile
+  command = $launcher $compiler -x c++ -c $in -o $out -MD -MF $out.d $shared $flags
+  depfile = $out.d
+  deps = gcc
+  description = $out
+rule link
+  command = $compiler $flags $in -o $out
+  description = $out
+"""
 
 
 def compiler() -> str:
     return os.environ.get("CXX", "g++")
 
 
-def compile_all(sources: list[Path], folder: Path, flags: list[str]) -> list[Path]:
-    """Objects of the sources, in their order."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        futures = [
-            pool.submit(_compile, source, folder / f"{source.parent.name}_{source.name}.o", flags)
-            for source in sources
-        ]
-        return [future.result() for future in futures]
+def ninja() -> str | None:
+    """The one on PATH, or that of this interpreter's environment."""
+    return shutil.which("ninja", path=f"{os.environ['PATH']}:{Path(sys.executable).parent}")
 
 
-def link(objects: list[Path], target: Path, flags: list[str]) -> None:
-    command = [compiler(), *flags, *map(str, objects), "-o", str(target)]
-    ran = subprocess.run(command, capture_output=True, text=True)
+def build(*targets: Path) -> None:
+    """Makes these targets, or all, up to date; Ninja prints its progress on stdout.
+
+    Raises:
+        RuntimeError: something did not compile.
+    """
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with (FOLDER / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one process at a time
+        (FOLDER / "build.ninja").write_text(_rules())
+        command = [ninja() or "ninja", "-C", str(FOLDER), "-j", str(os.cpu_count())]
+        ran = subprocess.run([*command, *map(str, targets)])
     if ran.returncode != 0:
-        raise RuntimeError(ran.stderr[-6000:])
+        raise RuntimeError("tests/cuda_on_cpu does not compile; Ninja has said why")
 
 
-def build(folder: Path) -> dict[str, Path]:
-    """The programs, by sanitizer."""
-    programs = {}
+def _rules() -> str:
+    """The text of build.ninja."""
+    lines = [
+        f"launcher = {shutil.which('ccache') or ''}",
+        f"compiler = {compiler()}",
+        f"shared = {_words(FLAGS)}",
+        RULES,
+    ]
+
+    def compile_all(sources: list[Path], folder: Path, flags: list[str]) -> list[str]:
+        objects = []
+        for source in sources:
+            objects.append(str(folder / f"{source.parent.name}_{source.name}.o"))
+            edge = f"build {_path(objects[-1])}: compile {_path(source)}"
+            lines.append(f"{edge}\n  flags = {_words(flags)}")
+        return objects
+
+    def link(objects: list[str], target: Path, flags: list[str]) -> None:
+        edge = f"build {_path(target)}: link {' '.join(map(_path, objects))}"
+        lines.append(f"{edge}\n  flags = {_words(flags)}")
+
     for name, sanitize in SANITIZERS.items():
         # ThreadSanitizer must not see the executor's own accesses: they are no program's.
         plain = EXECUTOR + (PROGRAM if name == "thread" else [])
         checked = KERNELS + (PROGRAM if name == "address" else [])
-        objects = compile_all(checked, folder / name, [DEFINES[name], "-O1", *sanitize])
-        objects += compile_all(plain, folder / name, [DEFINES[name], "-O2", *EXECUTOR_FLAGS])
-        programs[name] = folder / name / "cuda_on_cpu"
-        link(objects, programs[name], sanitize)
-    return programs
+        objects = compile_all(checked, FOLDER / name, [DEFINES[name], "-O1", *sanitize])
+        objects += compile_all(plain, FOLDER / name, [DEFINES[name], "-O2", *EXECUTOR_FLAGS])
+        link(objects, PROGRAMS[name], sanitize)
+    includes = [pybind11.get_include(), sysconfig.get_path("include")]
+    flags = ["-O1", "-fPIC", "-fvisibility=hidden", *EXECUTOR_FLAGS]
+    flags += [flag for path in includes for flag in ("-isystem", path)]
+    sources = [*MODULE, *KERNELS, *EXECUTOR, *OPS]
+    link(compile_all(sources, EXTENSION.parent, flags), EXTENSION, ["-shared"])
+    return "\n".join(lines) + "\n"
+
+
+def _path(path: str | Path) -> str:
+    """A path in Ninja's language."""
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def _words(flags: list[str]) -> str:
+    return shlex.join(flags).replace("$", "$$")
 
 
 if __name__ == "__main__":
-    for program in build(Path(sys.argv[1])).values():
-        print(program)
+    try:
+        build()
+    except RuntimeError as error:
+        sys.exit(f"build.py: {error}")

@@ -14,45 +14,65 @@ import pytest
 import torch
 from compare import SENTINEL
 
-from cuda_on_cpu.build import build, compiler
+from cuda_on_cpu.build import EXTENSION, PROGRAMS, build, compiler, ninja
 from cuda_on_cpu.client import Client
 from cuda_on_cpu.device import GPU, cuda_on_cpu
-from cuda_on_cpu.extension import build_extension
+from cuda_on_cpu.extension import import_extension
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def skip_unless_executable() -> None:
-    """Skips, aloud, where the executor cannot be built or run."""
+# The fixtures that run what is built, and the targets of build.py that each of them needs.
+NEEDED = {"clients": tuple(PROGRAMS.values()), "cuda_kernels": (EXTENSION,)}
+_failures: dict[str, RuntimeError] = {}
+
+
+def obstacle() -> str | None:
+    """Why the executor cannot be built or run here."""
     if not (ROOT / "csrc").is_dir():
-        pytest.skip("needs the sources")
+        return "needs the sources"
     if platform.machine() not in ("x86_64", "AMD64") or sys.platform != "linux":
-        pytest.skip("the executor switches stacks on x86-64 Linux only")
-    if shutil.which(compiler()) is None:
-        pytest.skip("needs g++")
+        return "the executor switches stacks on x86-64 Linux only"
+    if shutil.which(compiler()) is None or ninja() is None:
+        return "needs g++ and ninja"
+    return None
+
+
+def build_for(fixtures: set[str]) -> None:
+    """Builds what these fixtures need, before the first test: no test's time limit counts it."""
+    for name in NEEDED:
+        if name in fixtures and obstacle() is None:
+            print(f"\ntests/cuda_on_cpu: {name}", flush=True)
+            try:
+                build(*NEEDED[name])
+            except RuntimeError as error:
+                _failures[name] = error
+
+
+def _require(name: str) -> None:
+    why = obstacle()
+    if why is not None:
+        pytest.skip(why)
+    if name in _failures:
+        raise _failures[name]
 
 
 @pytest.fixture(scope="session")
-def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Client]]:
+def clients() -> Iterator[dict[str, Client]]:
     """One for each sanitizer, and "both"."""
-    skip_unless_executable()
-    programs = build(tmp_path_factory.mktemp("cuda_on_cpu"))
-    clients = {name: Client(program) for name, program in programs.items()}
-    clients["both"] = Client(*programs.values())
+    _require("clients")
+    clients = {name: Client(program) for name, program in PROGRAMS.items()}
+    clients["both"] = Client(*PROGRAMS.values())
     yield clients
     for client in clients.values():
         client.close()
 
 
 @pytest.fixture(scope="session")
-def cuda_kernels(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> ModuleType:
-    """The kernels as a Python module, in the folder that --cuda-on-cpu names, or a new one."""
-    skip_unless_executable()
-    folder = request.config.getoption("cuda_on_cpu") or tmp_path_factory.mktemp("cuda_kernels")
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    return build_extension(Path(folder))
+def cuda_kernels() -> ModuleType:
+    """The kernels as a Python module."""
+    _require("cuda_kernels")
+    return import_extension()
 
 
 @pytest.fixture

@@ -69,6 +69,7 @@ def alone(folder, requests) -> Iterator[list[RequestOutput]]:
         yield [llm.generate([prompt], params)[0] for prompt, params in requests]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("prefix_caching", [False, True])
 @pytest.mark.parametrize(("num_pages", "chunk"), [(16, 7), (24, 64), (400, 512)])
 def test_equal_alone_and_together(folder, requests, alone, num_pages, chunk, prefix_caching):

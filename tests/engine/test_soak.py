@@ -141,7 +141,7 @@ class Clients:
 @pytest.mark.parametrize(
     "seconds",
     [
-        4.0,
+        pytest.param(4.0, marks=pytest.mark.long),
         pytest.param(
             float(os.environ.get("LAMPO_SOAK_SECONDS", "600")),
             marks=[pytest.mark.slow, pytest.mark.timeout(0)],

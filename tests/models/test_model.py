@@ -128,6 +128,7 @@ def smollm2() -> Iterator[Any]:
 
 
 @pytest.mark.model
+@pytest.mark.long
 @PATIENCE
 def test_smollm2_logits_match_transformers(smollm2):
     _, model, texts, twin = smollm2
@@ -137,6 +138,7 @@ def test_smollm2_logits_match_transformers(smollm2):
 
 
 @pytest.mark.model
+@pytest.mark.long
 @PATIENCE
 def test_smollm2_greedy_continuations_match_transformers(smollm2):
     """128 tokens after each text: each is transformers' choice after the same tokens."""
@@ -151,6 +153,7 @@ def test_smollm2_greedy_continuations_match_transformers(smollm2):
 
 
 @pytest.mark.model
+@pytest.mark.long
 @PATIENCE
 def test_smollm2_packed_weights_lose_little(smollm2):
     """Mean KL divergence to the exact model, and how often the best token is the same."""
@@ -168,6 +171,7 @@ def test_smollm2_packed_weights_lose_little(smollm2):
 
 
 @pytest.mark.model
+@pytest.mark.long
 @PATIENCE
 def test_smollm2_bfloat16_weights_lose_little(smollm2):
     """Mean KL divergence to float32 activations; what is rounded: csrc/cpu/linear/linear.cpp."""
@@ -193,6 +197,7 @@ def test_smollm2_bfloat16_weights_lose_little(smollm2):
 
 
 @pytest.mark.model
+@pytest.mark.long
 @PATIENCE
 @pytest.mark.parametrize(("kv_dtype", "limit"), [(torch.int8, 1e-2), (torch.float8_e4m3fn, 2e-2)])
 def test_smollm2_8_bit_caches_lose_little(smollm2, kv_dtype, limit):

@@ -21,6 +21,7 @@ import openai
 import pytest
 from checkpoints import make_checkpoint
 
+from lampo import LLM, SamplingParams
 from lampo.cli.main import main
 from lampo.weights.default_model import cached_default_model
 
@@ -322,13 +323,17 @@ def test_without_the_extra(
 def test_the_default_model() -> None:
     if cached_default_model() is None:
         pytest.skip("the default model is not cached; `lampo pull` fetches it")
+    messages: Any = [{"role": "user", "content": "What is the capital of France?"}]
+    with LLM() as llm:  # what the answer is, is the instruction set's to say
+        params = SamplingParams(temperature=0, max_tokens=20)
+        expected = llm.chat(messages, params)[0].outputs[0]
     with serving() as server, server.client() as client:
         done = client.chat.completions.create(
             model="SmolLM2-135M-Instruct",
-            messages=[{"role": "user", "content": "What is the capital of France?"}],
+            messages=messages,
             temperature=0,
             max_completion_tokens=20,
         )
-        assert "Paris" in (done.choices[0].message.content or "")
-        assert done.choices[0].finish_reason == "stop"
+        assert done.choices[0].message.content == expected.text
+        assert done.choices[0].finish_reason == expected.finish_reason
         assert server.stop()[0] == 0

@@ -6,8 +6,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import NoReturn
 
 from lampo.cli.job import EXIT_CLOSED_PIPE, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USER
@@ -23,13 +25,44 @@ def program() -> NoReturn:
     of garbage on; it would take 0.2 s. Nor is torch taken apart at the end, which takes 0.4 s.
     """
     gc.disable()
-    code = main()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
+        signal.signal(signal.SIGINT, _interrupt)
+    try:
+        code = main()
+    except KeyboardInterrupt:  # the second one, while the first was being answered
+        code = EXIT_INTERRUPTED
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the answer is complete
     if "torch" in sys.modules:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):  # closed, absent, or nobody reads it
-                stream.flush()
-        os._exit(code)
+        _exit_now(code)
     sys.exit(code)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """The handler of SIGINT: KeyboardInterrupt, but during an import the end of the process.
+
+    Modules swallow exceptions while they are imported: many probe for optional parts.
+    """
+    if _is_importing(frame):
+        if sys.stderr.isatty():
+            os.write(sys.stderr.fileno(), b"\n")
+        _exit_now(EXIT_INTERRUPTED)
+    raise KeyboardInterrupt
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "importlib._bootstrap":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _exit_now(code: int) -> NoReturn:
+    """Ends the process without Python's own end; what was printed still arrives."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # closed, absent, or nobody reads it
+            stream.flush()
+    os._exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
