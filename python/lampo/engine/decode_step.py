@@ -14,7 +14,7 @@ import torch
 
 from lampo import ops
 from lampo.engine.kv_pool import KVPool
-from lampo.engine.sequence import Sequence
+from lampo.engine.request import Sequence
 from lampo.engine.step_inputs import StepInputs
 from lampo.models.decoder import Decoder
 from lampo.runtime.program import Program

@@ -14,7 +14,7 @@ from lampo import _C
 from lampo.engine.cuda_decode_step import CudaDecodeStep
 from lampo.engine.decode_step import DecodeStep
 from lampo.engine.kv_pool import KVPool
-from lampo.engine.sequence import Sequence
+from lampo.engine.request import Sequence
 from lampo.models.decoder import Decoder, Step
 from lampo.runtime.program import OpTiming
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from lampo import ops
-from lampo.engine.sequence import Sequence
+from lampo.engine.request import Sequence
 from lampo.outputs import Logprob, LogprobTable
 
 NO_FINITE_LOGIT = "the model gave no finite logit (or the request's masks left none)"

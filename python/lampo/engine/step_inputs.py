@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lampo.engine.sequence import Sequence
+from lampo.engine.request import Sequence
 from lampo.models.decoder import Step
 
 
