@@ -173,6 +173,8 @@ class SamplingParams:
         }
         defaults = neutral | default_fields(generation_config)
         changes = {k: v for k, v in defaults.items() if getattr(self, k) is None}
+        if changes.get("top_k", self.top_k) == -1:
+            changes["top_k"] = 0
         return dataclasses.replace(self, **changes)
 
 

@@ -309,7 +309,7 @@ class LLMEngine:
         if admits or len(scheduler.running) != len(sequences):
             return None
         for s in sequences:
-            if s.done or s.changes_logits or s.output.logprobs is not None:
+            if s.done or s.needs_own_draw:
                 return None
             if not s.request.prompt_computed or len(s.token_ids) + 1 >= s.max_len:
                 return None

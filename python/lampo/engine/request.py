@@ -158,8 +158,8 @@ class Sequence:
         penalties: the counts that penalties need; None without them.
         grammar: the state of the structure that it has to have; None without one.
         stop_tokens_banned: whether min_tokens keeps stop tokens from being drawn.
-        changes_logits: whether its tokens are not simply drawn by temperature and cuts: penalties,
-            biases, masks or banned tokens come first, or processed log-probabilities are wanted.
+        needs_own_draw: whether a draw by temperature and cuts alone does not do: penalties, biases,
+            masks or banned tokens change the logits, or log-probabilities are wanted.
         prompt_logprobs: filled during prefill where asked for.
         output: the result so far.
     """
@@ -182,7 +182,7 @@ class Sequence:
         self.penalties = PenaltyCounts(rules) if rules.has_penalties else None
         self.grammar = None if rules.grammar is None else rules.grammar.fork()
         self.stop_tokens_banned = params.min_tokens > 0
-        self.changes_logits = rules.changes_logits or self.stop_tokens_banned
+        self.needs_own_draw = rules.needs_own_draw or self.stop_tokens_banned
         self.prompt_logprobs: list[LogprobTable | None] | None = (
             [None] if params.prompt_logprobs is not None and index == 0 else None
         )
@@ -248,7 +248,7 @@ class Sequence:
             return
         if self.stop_tokens_banned and len(output.token_ids) >= self.params.min_tokens:
             self.stop_tokens_banned = False
-            self.changes_logits = rules.changes_logits
+            self.needs_own_draw = rules.needs_own_draw
         if self.grammar is not None and (error := self.grammar.accept(token_id)):
             self.fail(error)
             return

@@ -34,6 +34,7 @@ class SamplingRules:
         stops: finds the stop strings; None without any.
         allowed: [ceil(vocab_size / 32)] mask of the allowed tokens; None if all are.
         grammar: the structure that a completion begins with; None without one.
+        needs_own_draw: whether a draw by temperature and cuts alone does not do.
 
     Raises:
         ValueError: a token id that is not in the vocabulary, or a grammar that cannot be followed.
@@ -80,13 +81,13 @@ class SamplingRules:
             if params.structured_outputs is None
             else compile_grammar(params.structured_outputs, tokenizer, vocab_size, eos_token_ids)
         )
-        self.changes_logits = bool(
+        self.needs_own_draw = bool(
             self.has_penalties
             or params.logit_bias
             or params.bad_words
             or self.allowed is not None
             or self.grammar is not None
-            or (params.logprobs is not None and params.logprobs_mode == "processed")
+            or params.logprobs is not None
         )
 
     def biases(self, output: list[int], ban_stop_tokens: bool) -> tuple[Ints, Floats]:
