@@ -24,40 +24,18 @@ if TYPE_CHECKING:
     from lampo.llm import LLM
 
 
+@o.with_options(*o.options_of(o.ModelOptions, max_num_seqs=8), *o.options_of(SamplingParams))
 def generate(
-    ctx: typer.Context,
     prompt: Annotated[
         str | None,
         typer.Argument(help="The prompt. Absent or -: read from stdin.", show_default=False),
     ] = None,
-    model: o.Model = None,
+    *,
     raw: o.Raw = False,
     system: o.System = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "cpu",
-    kv_cache_dtype: o.KvCacheDtype = "auto",
-    max_model_len: o.MaxModelLen = None,
-    threads: o.Threads = None,
-    max_tokens: o.MaxTokens = None,
-    min_tokens: o.MinTokens = 0,
-    stop: o.Stop = None,
-    stop_token_ids: o.StopTokenIds = None,
-    ignore_eos: o.IgnoreEos = False,
-    temperature: o.Temperature = None,
-    top_p: o.TopP = None,
-    top_k: o.TopK = None,
-    min_p: o.MinP = None,
-    seed: o.Seed = None,
-    n: o.N = 1,
-    repetition_penalty: o.RepetitionPenalty = None,
-    presence_penalty: o.PresencePenalty = 0.0,
-    frequency_penalty: o.FrequencyPenalty = 0.0,
-    logit_bias: o.LogitBias = None,
-    logprobs: o.Logprobs = None,
-    prompt_logprobs: o.PromptLogprobs = None,
-    show_special_tokens: o.ShowSpecialTokens = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
+    **options: Any,
 ) -> Job:
     """Answer one prompt: text to stdout as it comes, statistics to stderr.
 
@@ -66,12 +44,12 @@ def generate(
     """
     if raw and system is not None:
         raise ValueError("system: a raw prompt has no messages; leave out --raw or --system")
-    params = o.sampling_params(ctx.params)
+    params = o.sampling_params(options)
     if prompt in (None, "-"):
         if prompt is None and sys.stdin.isatty():
             raise ValueError("prompt: missing; give it as an argument, or pipe it in")
         prompt = None
-    run = _Run(o.ModelOptions.of(ctx.params), params, raw, system, as_json, quiet)
+    run = _Run(o.ModelOptions.of(options), params, raw, system, as_json, quiet)
     return functools.partial(run, prompt)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lampo.llm import LLM
 
 
-def open_llm(options: ModelOptions, quiet: bool, max_num_seqs: int = 8) -> LLM:
+def open_llm(options: ModelOptions, quiet: bool) -> LLM:
     """Fetches the model if it is not here, and loads it. Raises: as `LLM`."""
     from lampo.weights.read_ahead import read_ahead
 
@@ -30,14 +30,7 @@ def open_llm(options: ModelOptions, quiet: bool, max_num_seqs: int = 8) -> LLM:
     read_ahead(path)
     from lampo.llm import LLM
 
-    llm = LLM(
-        path,
-        dtype=options.dtype,
-        device=options.device,
-        kv_cache_dtype=options.kv_cache_dtype,
-        max_model_len=options.max_model_len,
-        max_num_seqs=max_num_seqs,
-    )
+    llm = LLM(path, **options.arguments())
     gc.freeze()  # it and torch stay to the end, so no collection need go through them
     gc.enable()
     return llm
