@@ -14,6 +14,8 @@
 //   top-p keeps the shortest prefix of the order whose mass is at least
 //           ceil(p * mass of what top-k kept), the product taken in double.
 //   min-p keeps the tokens with m_i >= min_p * 2^40.
+//   The log-probability of a kept token is (l_i - max l) / temperature - ln(kept mass / 2^40), in
+//           double; it is 0 for the one token that a greedy row keeps, and -inf for cut tokens.
 //
 // The draw is a race of exponential variates, which is the argmax of log-probability plus Gumbel
 // noise (-ln of an exponential variate is a Gumbel variate): argmax over i of m_i / E_i draws i
@@ -48,6 +50,14 @@ LAMPO_HOST_DEVICE static inline uint64_t top_p_target(float p, uint64_t total) {
   if (static_cast<double>(target) < product) ++target;
   if (target < 1) target = 1;
   return target < total ? target : total;
+}
+
+/// Log-probability of a kept token; `temperature` is 1 for a greedy row,
+/// log_mass ln(kept mass / 2^40).
+LAMPO_HOST_DEVICE static inline float processed_logprob(float logit, float max, float temperature,
+                                                        double log_mass) {
+  const double excess = static_cast<double>(logit) - static_cast<double>(max);
+  return static_cast<float>(excess / static_cast<double>(temperature) - log_mass);
 }
 
 /// Repetition penalty, then presence and frequency: `count` is how often the output has the token.

@@ -56,6 +56,10 @@ bool is_edited(const SampleParams& p, int64_t b) {
   return any(p.penalties) || any(p.bias) || p.allowed_mask != nullptr;
 }
 
+bool wants_kept(const SampleParams& p) {
+  return p.kept != nullptr || p.num_kept != nullptr || p.processed_logprobs != nullptr;
+}
+
 /// This thread's blocks of the processed logits: penalties, bias, mask.
 template <class In>
 void edit_row(const SampleParams& p, int64_t b, const LogitRow<In>& raw, Share blocks, float* out) {
@@ -98,6 +102,18 @@ struct Survivors {
   Kept kept;
   uint64_t mass;          // of the blocks
   uint64_t row_mass = 0;  // of all tokens; 0: not computed
+};
+
+/// From a kept token's logit to its log-probability among all that are kept.
+struct ProcessedLogprob {
+  float max, temperature;
+  double log_mass;
+
+  ProcessedLogprob(float row_max, float row_temperature, uint64_t mass)
+      : max(row_max),
+        temperature(row_temperature),
+        log_mass(__builtin_log(static_cast<double>(mass) / kMassOne)) {}
+  float operator()(float l) const { return processed_logprob(l, max, temperature, log_mass); }
 };
 
 /// Step (3) to (5): fills slot.block_mass and says what is kept.
@@ -181,8 +197,8 @@ struct Drawn {
 
 /// For the leader.
 template <class E>
-Drawn draw(const SampleSlot& slot, const LogitRow<E>& row, MassScale mass, const Survivors& s,
-           int64_t seed, int64_t position) {
+Drawn draw(const SampleSlot& slot, const LogitRow<E>& row, MassScale mass, float temperature,
+           const Survivors& s, int64_t seed, int64_t position) {
   Race blocks(seed, position, Heat::kBlocks);
   const int64_t num_blocks = row.num_blocks();
   for (int64_t first = 0; first < num_blocks; first += kRaceRunners) {
@@ -203,14 +219,52 @@ Drawn draw(const SampleSlot& slot, const LogitRow<E>& row, MassScale mass, const
   Race tokens(seed, position, Heat::kTokens);
   tokens.run(masses, begin, left < kSampleBlock ? static_cast<int>(left) : kSampleBlock);
   const int64_t token = tokens.winner();
-  const double share = static_cast<double>(masses[token - begin]) / static_cast<double>(s.mass);
-  return {token, static_cast<float>(__builtin_log(share))};
+  return {token, ProcessedLogprob(mass.max, temperature, s.mass)(row.at(token))};
 }
 
-void mark_kept(uint8_t* out, int64_t i, int64_t size, Mask kept) {
-  const uint32_t bits = lane_bits(kept);
-  for (int lane = 0; lane < F32::kWidth && i + lane < size; ++lane)
-    out[i + lane] = bits >> lane & 1;
+/// What was kept of a row, for those who want it: the outputs of its length, and their number.
+template <class E>
+void write_kept(const SampleParams& p, int64_t b, RowTeam& team, const LogitRow<E>& row,
+                MassScale mass, const Kept& kept, const ProcessedLogprob& logprob) {
+  uint8_t* marks = p.kept != nullptr ? p.kept + b * p.stride_kept_row : nullptr;
+  float* logprobs =
+      p.processed_logprobs != nullptr ? p.processed_logprobs + b * p.stride_processed_row : nullptr;
+  ScanPart part = {};
+  for (int64_t block = team.blocks.begin; block < team.blocks.end; ++block) {
+    row.for_block(block, [&](int64_t i, F32 l) {
+      const Mask here = kept(l, mass(l), i);
+      const uint32_t bits = lane_bits(here);
+      part.total += static_cast<uint64_t>(__builtin_popcount(bits));
+      const int64_t left = row.size - i;
+      const int n = left < F32::kWidth ? static_cast<int>(left) : F32::kWidth;
+      if (marks != nullptr) {
+        for (int lane = 0; lane < n; ++lane) marks[i + lane] = bits >> lane & 1;
+      }
+      if (logprobs != nullptr) {
+        float lanes[F32::kWidth];
+        store(lanes, l);
+        for (int lane = 0; lane < F32::kWidth; ++lane) lanes[lane] = logprob(lanes[lane]);
+        store_n(logprobs + i, blend(here, load(lanes), F32(-kInf)), n);
+      }
+    });
+  }
+  if (p.num_kept == nullptr) return;
+  const auto count = static_cast<int32_t>(team.meet(part).total);
+  if (team.leads()) p.num_kept[b] = count;
+}
+
+/// A row without a candidate.
+void write_nothing_kept(const SampleParams& p, int64_t b, const RowTeam& team) {
+  const int64_t begin = team.blocks.begin * kSampleBlock;
+  int64_t end = team.blocks.end * kSampleBlock;
+  if (end > p.vocab_size) end = p.vocab_size;
+  for (int64_t i = begin; i < end; ++i) {
+    if (p.kept != nullptr) p.kept[b * p.stride_kept_row + i] = 0;
+    if (p.processed_logprobs != nullptr) {
+      p.processed_logprobs[b * p.stride_processed_row + i] = -kInf;
+    }
+  }
+  if (p.num_kept != nullptr && team.leads()) p.num_kept[b] = 0;
 }
 
 /// Steps (2) to (6) on processed logits.
@@ -222,6 +276,8 @@ Drawn sample_processed(const SampleParams& p, int64_t b, RowTeam& team, const Lo
   Drawn drawn = {-1, 0.0f};
   Kept kept = {row_max, 0, 0.0f};
   MassScale mass = {row_max, 0.0f};
+  auto kept_mass = static_cast<uint64_t>(kMassOne);
+  float temperature = 1.0f;
   if (f.temperature == 0.0f) {
     if (team.leads()) {
       drawn.token = find_tie(row, slot.block_max, row_max, 1);
@@ -231,22 +287,23 @@ Drawn sample_processed(const SampleParams& p, int64_t b, RowTeam& team, const Lo
     mass.scale = exponent_scale(f.temperature);
     const Survivors s = filter_row(team, row, mass, f);
     kept = s.kept;
+    kept_mass = s.mass;
+    temperature = f.temperature;
     if (team.leads()) {
-      drawn = draw(slot, row, mass, s, p.seeds[b], p.positions != nullptr ? p.positions[b] : 0);
+      drawn = draw(slot, row, mass, temperature, s, p.seeds[b],
+                   p.positions != nullptr ? p.positions[b] : 0);
     }
     drawn.row_mass = s.row_mass;
   }
-  if (p.kept == nullptr) return drawn;
+  if (!wants_kept(p)) return drawn;
   team.team.sync();
-  if (team.leads()) *slot.news = {static_cast<uint64_t>(kept.last), kept.value, 0.0f, 0};
+  if (team.leads()) {
+    *slot.news = {static_cast<uint64_t>(kept.last), kept.value, 0.0f, 0, kept_mass};
+  }
   team.team.sync();
   kept.value = slot.news->low;
   kept.last = static_cast<int64_t>(slot.news->number);
-  uint8_t* out = p.kept + b * p.stride_kept_row;
-  for (int64_t block = team.blocks.begin; block < team.blocks.end; ++block) {
-    row.for_block(block,
-                  [&](int64_t i, F32 l) { mark_kept(out, i, row.size, kept(l, mass(l), i)); });
-  }
+  write_kept(p, b, team, row, mass, kept, ProcessedLogprob(row_max, temperature, slot.news->mass));
   return drawn;
 }
 
@@ -299,12 +356,8 @@ void sample_row(const SampleParams& p, int64_t b, bool has_next, const Team& row
   if (row_max > -kInf) {
     drawn = direct ? sample_processed(p, b, team, raw, row_max)
                    : sample_processed(p, b, team, edited, row_max);
-  } else if (p.kept != nullptr) {
-    uint8_t* out = p.kept + b * p.stride_kept_row;
-    for (int64_t i = team.blocks.begin * kSampleBlock;
-         i < team.blocks.end * kSampleBlock && i < raw.size; ++i) {
-      out[i] = 0;
-    }
+  } else if (wants_kept(p)) {
+    write_nothing_kept(p, b, team);
   }
   if (team.leads()) {
     p.token_ids[b] = drawn.token;

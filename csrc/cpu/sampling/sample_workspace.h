@@ -24,6 +24,7 @@ struct alignas(64) RowNews {
   uint64_t number;
   float low, high;
   int64_t ties;
+  uint64_t mass;
 };
 
 struct SampleSlot {

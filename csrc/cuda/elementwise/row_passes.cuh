@@ -25,6 +25,7 @@ struct SampleRowState {
   float kept_value;     // l > value is kept, l == value up to token kept_last,
   float kept_mass;      // and all that only with this mass
   int64_t kept_last;
+  double log_mass;  // of what is kept: processed_logprob()
 };
 static_assert(sizeof(SampleRowState) <= 128);
 

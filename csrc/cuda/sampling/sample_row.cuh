@@ -277,8 +277,9 @@ struct RowDraw {
     const int64_t token = race(seed, position, Heat::kTokens, begin,
                                min(work.vocab_size - begin, kSampleBlock), mass_of);
     if (token < 0) return {-1, 0.0f};
-    const double share = static_cast<double>(mass_of(token)) / static_cast<double>(total);
-    return {token, static_cast<float>(log(share))};
+    const double log_mass = log(static_cast<double>(total) / kMassOne);
+    if (threadIdx.x == 0) scratch.state->log_mass = log_mass;
+    return {token, processed_logprob(row.logits.at(token), row.max, f.temperature, log_mass)};
   }
 
   /// The first of the largest.
@@ -303,6 +304,7 @@ struct RowDraw {
       scratch.state->kept_value = row.max;
       scratch.state->kept_last = token;
       scratch.state->kept_mass = 0.0f;
+      scratch.state->log_mass = 0.0;
     }
     return {token, 0.0f};
   }

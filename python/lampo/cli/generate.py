@@ -95,9 +95,7 @@ class _Run:
         return llm.encode_chat(messages)
 
     def _answers(self, llm: LLM, token_ids: list[int]) -> list[Answer]:
-        resolved = self.params.resolved(llm.generation_config)
-        needed = Candidates.num_needed(self.params.logprobs, resolved)
-        params = dataclasses.replace(self.params, logprobs=needed)
+        params = self.params
         writer = TextWriter()
         if params.n == 1:
             return [stream_answer(llm, token_ids, params, None if self.as_json else writer)]
@@ -119,8 +117,7 @@ class _Run:
         tables = []
         request = answers[0].request
         if request is not None and request.prompt_logprobs is not None:
-            rows = list(zip(token_ids, request.prompt_logprobs, strict=True))
-            tables.append((self.params.prompt_logprobs, rows, "prompt"))
+            tables.append((self.params.prompt_logprobs, _prompt_rows(request), "prompt"))
         for i, answer in enumerate(answers):
             if answer.logprobs:
                 title = "output" if len(answers) == 1 else f"output {i + 1}"
@@ -145,8 +142,8 @@ class _Run:
         if request is not None and request.prompt_logprobs is not None:
             prompt_view = self._candidates(llm, self.params.prompt_logprobs)
             result["prompt_logprobs"] = [
-                table and prompt_view.json(table, token_id)
-                for token_id, table in zip(token_ids, request.prompt_logprobs, strict=True)
+                table and prompt_view.json(table, token_id, num_kept)
+                for token_id, table, num_kept in _prompt_rows(request)
             ]
         result["metrics"] = metrics_json(answers[0].metrics, llm.load_time)
         print(json.dumps(result, ensure_ascii=True, allow_nan=False))
@@ -163,6 +160,7 @@ def _answer(request: RequestOutput, index: int) -> Answer:
         text=output.text,
         token_ids=output.token_ids,
         logprobs=output.logprobs,
+        num_kept=output.num_kept,
         finish_reason=output.finish_reason,
         stop_reason=output.stop_reason,
         error=output.error,
@@ -171,18 +169,25 @@ def _answer(request: RequestOutput, index: int) -> Answer:
     )
 
 
-def _rows(answer: Answer) -> list[tuple[int, LogprobTable | None]]:
-    return list(zip(answer.token_ids, answer.logprobs or [], strict=True))
+Row = tuple[int, LogprobTable | None, int | None]
+
+
+def _rows(answer: Answer) -> list[Row]:
+    return list(zip(answer.token_ids, answer.logprobs or [], answer.num_kept or [], strict=True))
+
+
+def _prompt_rows(request: RequestOutput) -> list[Row]:
+    tables, num_kept = request.prompt_logprobs or [], request.prompt_num_kept or []
+    return list(zip(request.prompt_token_ids, tables, num_kept, strict=True))
 
 
 def _answer_json(answer: Answer, view: Candidates) -> dict[str, Any]:
-    tables = answer.logprobs
     return {
         "text": answer.text,
         "token_ids": answer.token_ids,
         "finish_reason": answer.finish_reason,
         "stop_reason": answer.stop_reason,
         "logprobs": None
-        if tables is None
-        else [view.json(t, i) for i, t in zip(answer.token_ids, tables, strict=True)],
+        if answer.logprobs is None
+        else [table and view.json(table, token, kept) for token, table, kept in _rows(answer)],
     }

@@ -48,6 +48,7 @@ class Answer:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[LogprobTable] | None = None
+    num_kept: list[int] | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     error: str | None = None
@@ -66,7 +67,9 @@ def stream_answer(
 
     Raises: ValueError, TypeError: as `LLM.stream`, before anything has been written.
     """
-    answer = Answer(logprobs=None if params.logprobs is None else [])
+    answer = Answer()
+    if params.logprobs is not None:
+        answer.logprobs, answer.num_kept = [], []
     start = time.perf_counter()
     first = last = None
     stream = llm.stream(prompt, params)
@@ -76,8 +79,9 @@ def stream_answer(
             first = first or last
             answer.token_ids += piece.token_ids
             answer.text += piece.text
-            if answer.logprobs is not None:
+            if answer.logprobs is not None and answer.num_kept is not None:
                 answer.logprobs += piece.logprobs or []
+                answer.num_kept += piece.num_kept or []
             if writer is not None:
                 writer.write(piece.text)
             if piece.request is not None:

@@ -386,8 +386,8 @@ class LLMEngine:
             self._updated.update(dict.fromkeys(children))
 
     def _score_prompt(self, sequence: Sequence, start: int, hidden: torch.Tensor) -> None:
-        """Tables for the prompt tokens that positions start, start + 1, ... predict."""
-        assert sequence.prompt_logprobs is not None
+        """Tables of the prompt tokens that positions start, start + 1, ... predict."""
+        assert sequence.prompt_logprobs is not None and sequence.prompt_num_kept is not None
         num_top = sequence.params.prompt_logprobs or 0
         # A sequence that is computed anew has some already, and maybe output after its prompt.
         done = max(len(sequence.prompt_logprobs) - (start + 1), 0)
@@ -397,6 +397,10 @@ class LLMEngine:
             wanted = targets[first : first + _LOGITS_ROWS]
             logits = self.runner.logits(hidden[first : first + len(wanted)])
             sequence.prompt_logprobs += self._sampler.tables(logits, wanted, num_top)
+            if sequence.rules.changes_logits or sequence.params.min_tokens:
+                sequence.prompt_num_kept += [None] * len(wanted)
+            else:
+                sequence.prompt_num_kept += self._sampler.num_kept(logits, sequence)
 
     def _end_overdue(self) -> None:
         now = time.monotonic()

@@ -133,6 +133,7 @@ class Request:
             prompt=self.prompt,
             prompt_token_ids=self.prompt_token_ids,
             prompt_logprobs=first.prompt_logprobs,
+            prompt_num_kept=first.prompt_num_kept,
             outputs=[s.output for s in self.sequences],
             metrics=metrics,
         )
@@ -160,7 +161,7 @@ class Sequence:
         stop_tokens_banned: whether min_tokens keeps stop tokens from being drawn.
         needs_own_draw: whether a draw by temperature and cuts alone does not do: penalties, biases,
             masks or banned tokens change the logits, or log-probabilities are wanted.
-        prompt_logprobs: filled during prefill where asked for.
+        prompt_logprobs, prompt_num_kept: filled during prefill where asked for.
         output: the result so far.
     """
 
@@ -186,7 +187,12 @@ class Sequence:
         self.prompt_logprobs: list[LogprobTable | None] | None = (
             [None] if params.prompt_logprobs is not None and index == 0 else None
         )
-        self.output = CompletionOutput(index, logprobs=[] if params.logprobs is not None else None)
+        self.prompt_num_kept: list[int | None] | None = (
+            None if self.prompt_logprobs is None else [None]
+        )
+        self.output = CompletionOutput(index)
+        if params.logprobs is not None:
+            self.output.logprobs, self.output.num_kept = [], []
         self.first_token_time: float | None = None
         self.last_token_time: float | None = None
         # Handed out already: characters of output.text, tokens, and the end.
@@ -223,7 +229,11 @@ class Sequence:
         return len(self.output.token_ids)
 
     def append(
-        self, token_id: int, logprobs: LogprobTable | None = None, now: float | None = None
+        self,
+        token_id: int,
+        logprobs: LogprobTable | None = None,
+        now: float | None = None,
+        num_kept: int = 0,
     ) -> None:
         """Takes a sampled token: extends the text and applies the stop rules.
 
@@ -231,6 +241,7 @@ class Sequence:
             token_id: the token.
             logprobs: its table, where asked for.
             now: time.perf_counter(), of the step.
+            num_kept: tokens that could be drawn, beside `logprobs`.
         """
         self.last_token_time = time.perf_counter() if now is None else now
         if self.first_token_time is None:
@@ -240,6 +251,8 @@ class Sequence:
         output.token_ids.append(token_id)
         if logprobs is not None and output.logprobs is not None:
             output.logprobs.append(logprobs)
+            if output.num_kept is not None:
+                output.num_kept.append(num_kept)
         if self.penalties is not None:
             self.penalties.add(token_id)
         if token_id in rules.stop_ids and not self.stop_tokens_banned:
@@ -290,6 +303,7 @@ class Sequence:
             text=self.new_text(),
             token_ids=output.token_ids[start:end],
             logprobs=None if output.logprobs is None else output.logprobs[start:end],
+            num_kept=None if output.num_kept is None else output.num_kept[start:end],
             finish_reason=output.finish_reason if done else None,
             request_id=self.request.request_id,
             index=output.index,

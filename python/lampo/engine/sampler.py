@@ -8,13 +8,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from lampo import ops
 from lampo.engine.request import Sequence
 from lampo.engine.sample_rows import sample_inputs
-from lampo.ops import SampleInputs
 from lampo.outputs import Logprob, LogprobTable
 
 NO_FINITE_LOGIT = "the model gave no finite logit (or the request's masks left none)"
@@ -27,6 +25,7 @@ class _Draw:
     token_id: int
     error: str | None
     table: LogprobTable | None = None
+    num_kept: int = 0
 
 
 class Sampler:
@@ -70,12 +69,26 @@ class Sampler:
         _append(sequences, draws)
 
     def tables(
-        self, logits: torch.Tensor, token_ids: list[int], num_top: int
+        self,
+        logits: torch.Tensor,
+        token_ids: list[int],
+        num_top: int,
+        *,
+        normalized: bool = False,
     ) -> list[LogprobTable]:
-        """For each row the log-probabilities of the given token and of the `num_top` best ones."""
-        logprob, rank, top_ids, top_logprobs = ops.token_logprobs(
-            logits, torch.tensor(token_ids, device=logits.device), num_top
-        )
+        """For each row the log-probabilities of the given token and of the `num_top` best ones.
+
+        Args:
+            logits: [len(token_ids), vocab_size] float32.
+            token_ids: one for each row.
+            num_top: entries beside it.
+            normalized: the rows are log-probabilities already.
+        """
+        chosen = torch.tensor(token_ids, device=logits.device)
+        logprob, rank, top_ids, top_logprobs = ops.token_logprobs(logits, chosen, num_top)
+        if normalized:
+            logprob = logits.gather(1, chosen[:, None])[:, 0]
+            top_logprobs = logits.gather(1, top_ids.long())
         rows = zip(
             token_ids,
             logprob.tolist(),
@@ -92,51 +105,50 @@ class Sampler:
             tables.append(table)
         return tables
 
+    def num_kept(self, logits: torch.Tensor, sequence: Sequence) -> list[int]:
+        """How many tokens a sequence's temperature and cuts leave of each row of logits."""
+        inputs, _ = sample_inputs([sequence] * len(logits), logits.shape[1], logits.device)
+        num_kept = torch.empty(len(logits), dtype=torch.int32, device=logits.device)
+        ops.sample(logits, inputs, num_kept=num_kept)
+        found: list[int] = num_kept.tolist()
+        return found
+
     def _draw(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[_Draw]:
         """A draw with all that the sequences ask for, log-probabilities too."""
         inputs, errors = sample_inputs(sequences, logits.shape[1], logits.device)
-        wants = [None if s.params.logprobs is None else s.params.logprobs_mode for s in sequences]
-        kept = None
-        if "processed" in wants:
-            kept = torch.empty(logits.shape, dtype=torch.bool, device=logits.device)
-        status = torch.empty(len(sequences), dtype=torch.int32, device=logits.device)
-        token_ids = ops.sample(logits, inputs, kept=kept, status=status).tolist()
+        modes = [None if s.params.logprobs is None else s.params.logprobs_mode for s in sequences]
+        count, device = len(sequences), logits.device
+        status = torch.empty(count, dtype=torch.int32, device=device)
+        num_kept = processed = None
+        if any(modes):
+            num_kept = torch.empty(count, dtype=torch.int32, device=device)
+        if "processed" in modes:
+            processed = torch.empty(logits.shape, dtype=torch.float32, device=device)
+        token_ids = ops.sample(
+            logits, inputs, status=status, num_kept=num_kept, processed_logprobs=processed
+        )
         draws = [
             _Draw(token_id, error or (NO_FINITE_LOGIT if bad else None))
-            for token_id, bad, error in zip(token_ids, status.tolist(), errors, strict=True)
-        ]
-        for mode in ("raw", "processed"):
-            rows = [i for i, want in enumerate(wants) if want == mode and draws[i].error is None]
-            if not rows:
-                continue
-            if mode == "raw":
-                taken = take_rows(logits, rows)
-            else:
-                assert kept is not None
-                taken = _processed_logits(logits, kept, inputs, sequences, rows)
-            chosen = [draws[i].token_id for i in rows]
-            tables = self._chosen_tables(taken, chosen, [sequences[i] for i in rows])
-            for i, table in zip(rows, tables, strict=True):
-                draws[i].table = table
-        return draws
-
-    def _chosen_tables(
-        self, logits: torch.Tensor, chosen: list[int], sequences: list[Sequence]
-    ) -> list[LogprobTable]:
-        """Tables of the chosen tokens, each of the size that its request asks for."""
-        wanted = [s.params.logprobs or 0 for s in sequences]
-        found = self.tables(logits, chosen, min(max(wanted), logits.shape[1]))
-        return [
-            {
-                token: entry
-                for token, entry in table.items()
-                if token == own
-                or (entry.rank <= keep and (mode == "raw" or math.isfinite(entry.logprob)))
-            }
-            for own, keep, table, mode in zip(
-                chosen, wanted, found, [s.params.logprobs_mode for s in sequences], strict=True
+            for token_id, bad, error in zip(
+                token_ids.tolist(), status.tolist(), errors, strict=True
             )
         ]
+        if num_kept is not None:
+            for draw, kept in zip(draws, num_kept.tolist(), strict=True):
+                draw.num_kept = kept
+        for mode, source in (("raw", logits), ("processed", processed)):
+            rows = [i for i, m in enumerate(modes) if m == mode and draws[i].error is None]
+            if rows and source is not None:
+                wanted = [sequences[i].params.logprobs or 0 for i in rows]
+                found = self.tables(
+                    take_rows(source, rows),
+                    [draws[i].token_id for i in rows],
+                    min(max(wanted), logits.shape[1]),
+                    normalized=mode == "processed",
+                )
+                for i, table, keep in zip(rows, found, wanted, strict=True):
+                    draws[i].table = _cut_table(table, draws[i].token_id, keep, mode)
+        return draws
 
     def _logprob(self, token_id: int, logprob: float, rank: int) -> Logprob:
         return Logprob(logprob, rank, self._token_text(token_id))
@@ -148,39 +160,16 @@ def _append(sequences: list[Sequence], draws: list[_Draw]) -> None:
         if draw.error is not None:
             sequence.fail(draw.error)
         else:
-            sequence.append(draw.token_id, draw.table, now)
+            sequence.append(draw.token_id, draw.table, now, draw.num_kept)
 
 
-def _processed_logits(
-    logits: torch.Tensor,
-    kept: torch.Tensor,
-    inputs: SampleInputs,
-    sequences: list[Sequence],
-    rows: list[int],
-) -> torch.Tensor:
-    """Logits of the distribution that was drawn from, -inf where tokens were cut."""
-    out = logits.float().cpu().numpy()[rows]
-    out[np.isnan(out)] = -np.inf
-    for values, row in zip(out, rows, strict=True):
-        sequence = sequences[row]
-        params = sequence.params
-        if sequence.penalties is not None:
-            ids, counts = sequence.penalties.ids, sequence.penalties.counts
-            repetition = np.float32(params.repetition_penalty or 1.0)
-            old = values[ids]
-            values[ids] = np.where(old > 0, old / repetition, old * repetition) - (counts > 0) * (
-                params.presence_penalty + params.frequency_penalty * counts
-            )
-        ids, biases = sequence.rules.biases(sequence.output.token_ids, sequence.stop_tokens_banned)
-        values[ids] += biases
-        if params.temperature:
-            values /= params.temperature
-        values[~kept[row].cpu().numpy()] = -np.inf
-        if inputs.allowed_mask is not None:
-            mask = inputs.allowed_mask[row].cpu().numpy()
-            bits = np.unpackbits(mask.view(np.uint8), bitorder="little")
-            values[bits[: len(values)] == 0] = -np.inf
-    return torch.from_numpy(out).to(logits.device)
+def _cut_table(table: LogprobTable, own: int, keep: int, mode: str) -> LogprobTable:
+    """The `keep` best entries and the chosen token's; of processed ones, those not cut."""
+    return {
+        token: entry
+        for token, entry in table.items()
+        if token == own or (entry.rank <= keep and (mode == "raw" or math.isfinite(entry.logprob)))
+    }
 
 
 def take_rows(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:

@@ -34,6 +34,7 @@ class SamplingRules:
         stops: finds the stop strings; None without any.
         allowed: [ceil(vocab_size / 32)] mask of the allowed tokens; None if all are.
         grammar: the structure that a completion begins with; None without one.
+        changes_logits: whether penalties, biases or masks come before temperature and cuts.
         needs_own_draw: whether a draw by temperature and cuts alone does not do.
 
     Raises:
@@ -81,14 +82,14 @@ class SamplingRules:
             if params.structured_outputs is None
             else compile_grammar(params.structured_outputs, tokenizer, vocab_size, eos_token_ids)
         )
-        self.needs_own_draw = bool(
+        self.changes_logits = bool(
             self.has_penalties
             or params.logit_bias
             or params.bad_words
             or self.allowed is not None
             or self.grammar is not None
-            or params.logprobs is not None
         )
+        self.needs_own_draw = self.changes_logits or params.logprobs is not None
 
     def biases(self, output: list[int], ban_stop_tokens: bool) -> tuple[Ints, Floats]:
         """Token ids and what is added to their logits after these tokens of a completion."""

@@ -16,7 +16,8 @@ _ROWS = ", ".join(
 )
 _sample = register(
     f"sample(Tensor logits, {_ROWS}, Tensor(a!) token_ids, Tensor(b!) status, "
-    "Tensor(c!)? logprobs, Tensor(d!)? kept, Tensor(e!) workspace) -> ()",
+    "Tensor(c!)? logprobs, Tensor(d!)? kept, Tensor(e!)? num_kept, "
+    "Tensor(f!)? processed_logprobs, Tensor(g!) workspace) -> ()",
     _C.sample,
 )
 _token_logprobs = register(
@@ -63,6 +64,8 @@ def sample(
     status: torch.Tensor | None = None,
     logprobs: torch.Tensor | None = None,
     kept: torch.Tensor | None = None,
+    num_kept: torch.Tensor | None = None,
+    processed_logprobs: torch.Tensor | None = None,
     workspace: torch.Tensor | None = None,
     **rows: torch.Tensor | None,
 ) -> torch.Tensor:
@@ -79,6 +82,9 @@ def sample(
         token_ids, status: [batch_size] int64 and int32, written; -1 and 1 without a candidate.
         logprobs: [batch_size, 2] float32, written: raw log-softmax; log of the drawn probability.
         kept: [batch_size, vocab_size] bool, written: what survives (1) to (5).
+        num_kept: [batch_size] int32, written: how many do; 1 of a greedy row, 0 of no candidate.
+        processed_logprobs: [batch_size, vocab_size] float32, written: the logarithms of the
+            probabilities that were drawn from, -inf for what did not survive.
         workspace: [:func:`sampling_workspace_size`] uint8.
 
     Returns:
@@ -98,7 +104,17 @@ def sample(
         status = logits.new_empty(batch_size, dtype=torch.int32)
     if workspace is None:
         workspace = _workspace(logits)
-    _sample(logits, *inputs.tensors(), token_ids, status, logprobs, kept, workspace)
+    _sample(
+        logits,
+        *inputs.tensors(),
+        token_ids,
+        status,
+        logprobs,
+        kept,
+        num_kept,
+        processed_logprobs,
+        workspace,
+    )
     return token_ids
 
 
