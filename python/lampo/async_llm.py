@@ -47,7 +47,7 @@ class EngineDeadError(RuntimeError):
 
 @dataclass(frozen=True)
 class Health:
-    """What the loop is doing.
+    """The state of the step loop.
 
     Attributes:
         alive: whether it runs.
@@ -299,7 +299,7 @@ class AsyncLLM:
         if self._draining:
             raise EngineDeadError("the model is being closed")
 
-    # What follows runs in the thread.
+    # All methods from here on run in the thread.
 
     def _loop(self) -> None:
         try:

@@ -265,7 +265,7 @@ class LLM:
 
         Args:
             prompt: a text or token ids.
-            params: how to continue it; what they leave open is the model's default.
+            params: how to continue it; fields at None take the model's default.
             request_id: a name of your own, unique among the unfinished requests.
             priority: smaller is sooner; a level stands for 10 seconds of waiting.
             timeout: seconds from now until the request is aborted.
@@ -384,7 +384,7 @@ class LLM:
             the ops of each replay, in order.
 
         Raises:
-            ValueError: the KV cache has no room for so many tokens.
+            ValueError: the KV cache has no room for these tokens.
         """
         params = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
         token_ids = [0] * (depth + 1)
@@ -394,7 +394,7 @@ class LLM:
             return shared.engine.replay_decode([r.sequences[0] for r in requests], repeats)
 
     def shared_engine(self) -> SharedEngine:
-        """What the requests run on, for a stack that makes the steps itself.
+        """The engine of all requests, for a stack that makes the steps itself.
 
         Raises:
             RuntimeError: the model is closed.

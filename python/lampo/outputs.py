@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a request gives back, in the shape that vLLM made common."""
+"""The results of a request, in the shape that vLLM made common."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a parameter is besides its name and default: range, meaning, and place in the help.
+"""The range, the meaning and the group of a parameter, as metadata of its field.
 
 A dataclass whose fields carry a :class:`Parameter` is checked by :func:`check_parameters`; the
 command line's options and the server's schema are derived from the same fields.

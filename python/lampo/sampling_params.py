@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a request asks for."""
+"""The parameters of a request."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@
 // 2. One pass computes all masses, sums those above an estimated bracket by block, and lists the
 //    logits inside it; the exact cut is sought in the list (mass_select.h, bracket_estimate.h).
 //    A small top-k passes over the row without masses and goes on with its list alone.
-// 3. A race of the blocks, then of the winning block's tokens (race.h).
+// 3. The draw of a block, then of one of its tokens (draw.h).
 // 4. Where logprobs are wanted: the mass of all raw logits, another pass.
 //
 // Threads take whole rows; rows left over are shared block by block, with about five barriers each.
@@ -23,14 +23,14 @@
 //
 // Rejected, with the same rows: a list that vectors append to where a branch says so, with token
 // numbers and masses (145, 87, 152); that, and no fetching ahead (157, 101, 165); that, and all
-// sums for all blocks (43 more for N(0,1)). Noise for every token: the race's 757 variates
+// sums for all blocks (43 more for N(0,1)). Noise for every token: the draw's 757 variates
 // take 2.3, 128256 would take 390 at that rate. A random number sought in the running sum of masses
-// costs no more than the race, but where the nucleus is wide a rounding error of the logits changes
+// costs no more than the draw, but where the nucleus is wide a rounding error of the logits changes
 // its token far more often.
 #include "common/dispatch.h"
 #include "cpu/kernel_table.h"
 #include "cpu/sampling/bracket_estimate.h"
-#include "cpu/sampling/race.h"
+#include "cpu/sampling/draw.h"
 #include "cpu/sampling/row_teams.h"
 
 namespace lampo::cpu::LAMPO_ISA {
@@ -97,7 +97,7 @@ void edit_row(const SampleParams& p, int64_t b, const LogitRow<In>& raw, Share b
   }
 }
 
-/// What steps (1) to (5) left of a row; all but row_mass known to the leader alone.
+/// The tokens left by steps (1) to (5); all but row_mass is known to the leader alone.
 struct Survivors {
   Kept kept;
   uint64_t mass;          // of the blocks
@@ -128,18 +128,18 @@ Survivors filter_row(RowTeam& team, const LogitRow<E>& row, MassScale mass, cons
     return min_mass > 0.0f ? cut_row<MassWeight, true>(team, row, mass, target, min_mass, bracket)
                            : cut_row<MassWeight, false>(team, row, mass, target, min_mass, bracket);
   };
-  // Everybody learns the last kept token and sums the kept masses of its blocks.
+  // All threads get the last kept token and sum the kept masses of their blocks.
   const auto keep = [&](const RowCut& cut, float least) {
     if (team.leads()) {
-      slot.news->number = static_cast<uint64_t>(
+      slot.broadcast->number = static_cast<uint64_t>(
           cut.ties > 0 ? find_tie(row, slot.block_max, cut.value, cut.ties) : -1);
     }
     team.team.sync();
     Survivors s = {
-        {cut.ties > 0 ? cut.value : -kInf, static_cast<int64_t>(slot.news->number), least}, 0};
+        {cut.ties > 0 ? cut.value : -kInf, static_cast<int64_t>(slot.broadcast->number), least}, 0};
     ScanPart part = {};
     part.total = scan_kept(row, team.blocks, slot.block_max, mass, s.kept, slot.block_mass);
-    s.mass = team.meet(part).total;
+    s.mass = team.all_reduce(part).total;
     return s;
   };
   // The leader adds the kept tokens of the list to their blocks.
@@ -199,30 +199,30 @@ struct Drawn {
 template <class E>
 Drawn draw(const SampleSlot& slot, const LogitRow<E>& row, MassScale mass, float temperature,
            const Survivors& s, int64_t seed, int64_t position) {
-  Race blocks(seed, position, Heat::kBlocks);
+  ExponentialDraw blocks(seed, position, DrawStage::kBlocks);
   const int64_t num_blocks = row.num_blocks();
-  for (int64_t first = 0; first < num_blocks; first += kRaceRunners) {
-    float masses[kRaceRunners];
+  for (int64_t first = 0; first < num_blocks; first += kDrawCandidates) {
+    float masses[kDrawCandidates];
     const int64_t left = num_blocks - first;
-    const int count = left < kRaceRunners ? static_cast<int>(left) : kRaceRunners;
+    const int count = left < kDrawCandidates ? static_cast<int>(left) : kDrawCandidates;
     for (int i = 0; i < count; ++i)
       masses[i] = static_cast<float>(static_cast<int64_t>(slot.block_mass[first + i]));
-    blocks.run(masses, first, count);
+    blocks.add(masses, first, count);
   }
   float masses[kSampleBlock];
-  const int64_t begin = blocks.winner() * kSampleBlock;
-  row.for_block(blocks.winner(), [&](int64_t i, F32 l) {
+  const int64_t begin = blocks.chosen() * kSampleBlock;
+  row.for_block(blocks.chosen(), [&](int64_t i, F32 l) {
     const F32 m = mass(l);
     store(masses + (i - begin), blend(s.kept(l, m, i), m, F32()));
   });
   const int64_t left = row.size - begin;
-  Race tokens(seed, position, Heat::kTokens);
-  tokens.run(masses, begin, left < kSampleBlock ? static_cast<int>(left) : kSampleBlock);
-  const int64_t token = tokens.winner();
+  ExponentialDraw tokens(seed, position, DrawStage::kTokens);
+  tokens.add(masses, begin, left < kSampleBlock ? static_cast<int>(left) : kSampleBlock);
+  const int64_t token = tokens.chosen();
   return {token, ProcessedLogprob(mass.max, temperature, s.mass)(row.at(token))};
 }
 
-/// What was kept of a row, for those who want it: the outputs of its length, and their number.
+/// Writes the optional outputs about the kept tokens: their marks, log-probabilities and number.
 template <class E>
 void write_kept(const SampleParams& p, int64_t b, RowTeam& team, const LogitRow<E>& row,
                 MassScale mass, const Kept& kept, const ProcessedLogprob& logprob) {
@@ -249,7 +249,7 @@ void write_kept(const SampleParams& p, int64_t b, RowTeam& team, const LogitRow<
     });
   }
   if (p.num_kept == nullptr) return;
-  const auto count = static_cast<int32_t>(team.meet(part).total);
+  const auto count = static_cast<int32_t>(team.all_reduce(part).total);
   if (team.leads()) p.num_kept[b] = count;
 }
 
@@ -298,12 +298,13 @@ Drawn sample_processed(const SampleParams& p, int64_t b, RowTeam& team, const Lo
   if (!wants_kept(p)) return drawn;
   team.team.sync();
   if (team.leads()) {
-    *slot.news = {static_cast<uint64_t>(kept.last), kept.value, 0.0f, 0, kept_mass};
+    *slot.broadcast = {static_cast<uint64_t>(kept.last), kept.value, 0.0f, 0, kept_mass};
   }
   team.team.sync();
-  kept.value = slot.news->low;
-  kept.last = static_cast<int64_t>(slot.news->number);
-  write_kept(p, b, team, row, mass, kept, ProcessedLogprob(row_max, temperature, slot.news->mass));
+  kept.value = slot.broadcast->low;
+  kept.last = static_cast<int64_t>(slot.broadcast->number);
+  write_kept(p, b, team, row, mass, kept,
+             ProcessedLogprob(row_max, temperature, slot.broadcast->mass));
   return drawn;
 }
 
@@ -326,7 +327,7 @@ void sample_row(const SampleParams& p, int64_t b, bool has_next, const Team& row
     edit_row(p, b, raw, team.blocks, slot.row);
     find_block_maxima(edited, team.blocks, slot.block_max);
   }
-  const float raw_max = team.meet(part).raw_max;
+  const float raw_max = team.all_reduce(part).raw_max;
   F32 maxima(-kInf);
   for_list(slot.block_max, raw.num_blocks(), -kInf,
            [&](F32 block_max, int64_t, int) { maxima = max(block_max, maxima); });

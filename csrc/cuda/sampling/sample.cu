@@ -3,15 +3,15 @@
 // of cpu/sampling/sample.cpp, which chooses the very same tokens.
 //
 // A row is shared by `parts` CUDA blocks (sample_plan.h), a warp takes 256 tokens at a time, 8 a
-// lane. A fixed sequence of kernels, which meet in the workspace and need nothing of the host:
+// lane. A fixed sequence of kernels, which share the workspace and need nothing of the host:
 //   edit       rows with penalties, bias or a mask are copied and edited; others are never copied
 //   maxima     of every 256 tokens, and of the row
 //   histogram  mass (and number) of tokens in 2048 buckets of (max - l): in shared memory, by
 //              integer atomics, then to the row's; only where top-k or top-p asks for it
 //   gather     every block finds the buckets of the cuts in the histogram; tokens above them are
 //              kept and summed by 256, those inside are listed (a few hundred of 128256)
-//   draw       a CUDA block a row: the exact cut in the list (sample_row.cuh), the race of the
-//              blocks, then of the winning block's tokens
+//   draw       a CUDA block a row: the exact cut in the list (sample_row.cuh), the draw of
+//              a block, then of one of its tokens
 //   mark       writes what is kept, where it is wanted: mask, number, log-probabilities
 // and with logprobs raw_mass: the mass of the row as it came. All sums are integers, so the number
 // of parts, the order of atomics and of the list do not show. A list that overflows (more than 4096

@@ -207,7 +207,7 @@ def _print(summary: Summary) -> None:
 
 
 def _document(values: dict[str, Any], summary: Summary) -> dict[str, Any]:
-    """The results with all that is needed to repeat and to judge them."""
+    """The results with machine, versions, commit and command."""
     from lampo.cli.provenance import provenance
 
     names = ("requests_per_second", "output_tokens_per_second", "total_tokens_per_second")

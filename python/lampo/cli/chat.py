@@ -53,7 +53,7 @@ def _run(model: o.ModelOptions, params: SamplingParams, system: str | None, quie
         if not quiet:
             note(f"{llm.path.name}, loaded in {llm.load_time:.2f} s; /help lists the commands")
         conversation = Conversation(llm, params, system)
-        if isinstance(sys.stdin, io.TextIOWrapper):  # what is no UTF-8 ends no conversation
+        if isinstance(sys.stdin, io.TextIOWrapper):  # invalid UTF-8 does not end the conversation
             sys.stdin.reconfigure(errors="replace")
         interactive = sys.stdin.isatty()
         failed = False
@@ -74,7 +74,7 @@ def _run(model: o.ModelOptions, params: SamplingParams, system: str | None, quie
 
 
 class Conversation:
-    """The messages so far, and what a line of the user does to them."""
+    """The messages so far, and the commands of the user."""
 
     def __init__(self, llm: LLM, params: SamplingParams, system: str | None) -> None:
         self._llm = llm
@@ -157,7 +157,7 @@ def _read_line() -> str | None:
     with contextlib.suppress(ImportError):  # gives `input` line editing and a history
         import readline  # noqa: F401
     prompt = _PROMPT
-    if not sys.stdout.isatty():  # input() would write its prompt into what is piped
+    if not sys.stdout.isatty():  # input() would write its prompt into the pipe
         print(prompt, end="", file=sys.stderr, flush=True)
         prompt = ""
     try:

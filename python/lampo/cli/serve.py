@@ -177,7 +177,7 @@ def _model_name(model: str | None) -> str:
 
 
 def _log(access: bool) -> None:
-    """What went wrong, with tracebacks, on stderr; and one line per call if asked for."""
+    """Errors with tracebacks on stderr, and one line per call if asked for."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("lampo: %(message)s"))
     levels = {"lampo.server": logging.WARNING, "uvicorn.error": logging.ERROR}

@@ -38,7 +38,7 @@ def open_llm(options: ModelOptions, quiet: bool) -> LLM:
 
 @dataclass
 class Answer:
-    """What came of one prompt, whole or, after Ctrl-C, in part.
+    """The answer to one prompt, whole or, after Ctrl-C, in part.
 
     Attributes:
         request: the whole result; None if it was interrupted.

@@ -39,7 +39,7 @@ class EngineStats:
     Attributes:
         num_running, num_waiting: completions that hold pages, and that wait for some.
         num_pages, num_free_pages, num_cached_pages: of the KV cache; cached pages are held by
-            nobody and kept for requests that begin with the same tokens.
+            no sequence and kept for requests that begin with the same tokens.
         num_steps, num_preemptions: since the start, as the following.
         num_prompt_tokens, num_cached_prompt_tokens: of requests, and found in the prefix cache.
         num_output_tokens: generated.
@@ -86,7 +86,7 @@ class LLMEngine:
 
     Args:
         runner: computes steps; any object like :class:`lampo.engine.runner.ModelRunner`.
-        pool: whose pages it computes in.
+        pool: the pages of its keys and values.
         token_text: the text of a token, for log-probabilities.
         max_num_seqs: completions that run at the same time.
         max_num_batched_tokens: prompt tokens computed in a step.
@@ -263,7 +263,7 @@ class LLMEngine:
         self.pool.idle(self.scheduler.allocator.num_ever_used)
 
     def _advance(self) -> None:
-        """Launches the next step, and reads what is in flight."""
+        """Launches the next step, and reads the results of the one in flight."""
         in_flight, self._in_flight = self._in_flight, None
         if in_flight is not None:
             if plan := self._plan_ahead(in_flight.sequences):
@@ -297,12 +297,12 @@ class LLMEngine:
             self._updated.update(dict.fromkeys(sequences))
 
     def _plan_ahead(self, sequences: list[Sequence]) -> Plan | None:
-        """The step after one of `sequences` whose tokens are not known yet; None: they are needed.
+        """The step after the one in flight; None if the tokens of that one are needed first.
 
-        A sequence that ends with such a token gives its pages back while the device may still
-        write the next token's key and value there. That is sound because whatever uses those
-        pages next is launched later, and the device keeps the order; and what is written lies
-        behind all that the prefix cache knows.
+        A sequence that ends in the step in flight gives its pages back while the device may still
+        write the next token's key and value there. This is sound: the next user of those pages is
+        launched later, and the device keeps the order; and the key and value lie behind all tokens
+        that the prefix cache knows.
         """
         scheduler = self.scheduler
         admits = scheduler.waiting and len(scheduler.running) < scheduler.max_num_seqs
@@ -316,7 +316,7 @@ class LLMEngine:
         return scheduler.plan_ahead(sequences)
 
     def _complete(self, step: _InFlight) -> None:
-        """Reads what is in flight; rows of sequences that have ended meanwhile are void."""
+        """Reads the results of a step; rows of sequences that have ended meanwhile are void."""
         rows = [i for i, s in enumerate(step.sequences) if not s.done]
         result = step.result
         if len(rows) == len(step.sequences):
@@ -439,5 +439,5 @@ class LLMEngine:
 
 
 def _internal_error(error: Exception) -> str:
-    """What a request is told: the kind of error, but not its text, which may tell too much."""
+    """A request is told the kind of an error, but not its text, which may tell too much."""
     return f"internal error ({type(error).__name__})"

@@ -57,7 +57,7 @@ class SharedEngine:
                         self.abort(request_id)
 
     def steps_until(self, ended: Callable[[], bool]) -> Iterator[None]:
-        """Makes steps, in turn with other threads, until the caller has what it wants."""
+        """Makes steps, in turn with other threads, until `ended` says so."""
         while not ended():
             with self.lock:
                 if not ended():

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bodies of requests. Types and names are checked here, ranges by SamplingParams, whose fields
-are theirs.
+"""The bodies of requests. Types and names are checked here, ranges by SamplingParams, which
+has the same fields.
 
 JSON is read strictly: no NaN, no lone surrogates, no coercion of types, no unknown fields. Lists
 stop at their first bad item, so that a long list of mistakes costs no more than a short one.
@@ -37,7 +37,7 @@ Ignored = Annotated[Any, Field(description="Accepted and ignored.")]
 
 
 class Body(BaseModel):
-    """A request's body: what is not listed is refused."""
+    """A request's body: fields that are not listed are refused."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -108,7 +108,7 @@ _SamplingFields: Any = create_model("_SamplingFields", __base__=Body, **_definit
 
 
 class SamplingBody(_SamplingFields):  # type: ignore[misc]
-    """What both kinds of completion can be told; null is as good as absent."""
+    """The fields of both kinds of completion; null is as good as absent."""
 
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -162,7 +162,7 @@ Tools = Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=1024)]
 
 
 class ChatInput(Body):
-    """What a chat template is given."""
+    """The input of a chat template."""
 
     messages: Messages
     tools: Tools | None = None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all endpoints share: the engine, the settings, and text turned into tokens off the loop."""
+"""Shared by all endpoints: the engine, the settings, and text turned into tokens off the loop."""
 
 from __future__ import annotations
 
