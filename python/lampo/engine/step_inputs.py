@@ -99,7 +99,7 @@ class StepInputs:
 
 
 class _HostRows:
-    """The arrays of one step, a row a sequence; what a row still holds is not written again."""
+    """The arrays of one step, a row a sequence; values that a row already holds are not written."""
 
     def __init__(self, arrays: dict[str, NDArray[Any]]) -> None:
         self._token_ids = arrays["token_ids"]
@@ -140,3 +140,52 @@ class _HostRows:
         for array in (self._token_ids, self._positions, self._seq_lens):
             array[count:] = 0
         self._members[count:] = [None] * (len(self._members) - count)
+
+
+def prompt_step(
+    work: list[tuple[Sequence, int]],
+    last_of: list[int] | None,
+    page_size: int,
+    device: torch.device,
+) -> Step:
+    """The step that computes the next `count` tokens of each sequence, in tensors of its own.
+
+    Args:
+        work: sequences, with pages enough, and counts.
+        last_of: as in :meth:`lampo.engine.runner.Runner.run`.
+        page_size: of the pages.
+        device: of the tensors.
+    """
+    batch_size, num_tokens = len(work), sum(count for _, count in work)
+    token_ids = np.empty(num_tokens, dtype=np.int64)
+    positions = np.empty(num_tokens, dtype=np.int64)
+    slot_mapping = np.empty(num_tokens, dtype=np.int64)
+    cu_seqlens_q = np.zeros(batch_size + 1, dtype=np.int32)
+    seq_lens = np.empty(batch_size, dtype=np.int32)
+    max_pages = max(len(s.pages) for s, _ in work)
+    page_table = np.zeros((batch_size, max_pages), dtype=np.int32)
+    at = 0
+    for i, (sequence, count) in enumerate(work):
+        start, end = sequence.num_computed, sequence.num_computed + count
+        pages = np.asarray(sequence.pages, dtype=np.int64)
+        where = np.arange(start, end)
+        token_ids[at : at + count] = sequence.token_ids[start:end]
+        positions[at : at + count] = where
+        slot_mapping[at : at + count] = pages[where // page_size] * page_size + where % page_size
+        at += count
+        cu_seqlens_q[i + 1] = at
+        seq_lens[i] = end
+        page_table[i, : len(pages)] = pages
+
+    def tensor(array: NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(array).to(device)
+
+    return Step(
+        token_ids=tensor(token_ids),
+        positions=tensor(positions),
+        slot_mapping=tensor(slot_mapping),
+        cu_seqlens_q=tensor(cu_seqlens_q),
+        seq_lens=tensor(seq_lens),
+        page_table=tensor(page_table),
+        last_of=None if last_of is None else tensor(np.array(last_of, dtype=np.int64)),
+    )
