@@ -105,8 +105,8 @@ def overhead(report: results.Report, args: Any, batch_size: int) -> None:
     params = SamplingParams(temperature=0, max_tokens=128, ignore_eos=True)
     with LLM(max_num_seqs=batch_size) as llm:
         engine = llm.shared_engine().engine
-        for i, prompt in enumerate(random_prompts(batch_size, 16, batch_size)):
-            engine.add_request(str(i), llm.sequences(prompt, params, "prompt", 0.0))
+        for prompt in random_prompts(batch_size, 16, batch_size):
+            engine.add(llm.request(prompt, params))
         for _ in range(8):  # prompts, and the recording of the step
             engine.step()
         Program.replay = timed_replay  # type: ignore[method-assign]

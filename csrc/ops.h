@@ -156,6 +156,8 @@ struct SampleArguments {
   const TensorView& status;                     // [batch_size] int32
   OptionalTensor logprobs = nullptr;            // [batch_size, 2] float32
   OptionalTensor kept = nullptr;                // [batch_size, vocab_size] bool or uint8
+  OptionalTensor num_kept = nullptr;            // [batch_size] int32
+  OptionalTensor processed_logprobs = nullptr;  // [batch_size, vocab_size] float32
   const TensorView& workspace;                  // sampling_workspace_size() bytes, uint8
 };
 void sample(const SampleArguments& a, Stream stream = {});

@@ -252,10 +252,13 @@ struct SampleParams {
   int32_t* status;              // [batch_size]: SampleStatus
   float* logprobs;              // [batch_size, 2]: raw, processed; null: not wanted
   uint8_t* kept;                // [batch_size, vocab_size]: 1 where a token survives; null
+  int32_t* num_kept;            // [batch_size]: tokens that survive; null
+  float* processed_logprobs;    // [batch_size, vocab_size]: of those, -inf of the others; null
   void* workspace;              // sampling_workspace_size() bytes
   int64_t stride_logits_row;
   int64_t stride_mask_row;
   int64_t stride_kept_row;
+  int64_t stride_processed_row;
 };
 
 struct TokenLogprobsParams {

@@ -26,7 +26,8 @@ ARROWS: dict[str, set[str]] = {
     "weights": set(),
     "runtime": {"ops", "_C"},
     "models": {"ops", "runtime", "weights"},
-    "sampling_params": {"checks", "text"},
+    "parameters": {"checks"},
+    "sampling_params": {"parameters", "text"},
     "prompts": {"sampling_params"},
     "engine": {
         *("models", "ops", "runtime", "text", "_C"),
@@ -40,10 +41,10 @@ ARROWS: dict[str, set[str]] = {
     "async_llm": {"llm", "engine", "checks", "outputs", "prompts", "sampling_params"},
     "profiling": {"llm", "checks", "_C"},
     "bench": {"async_llm", "checks", "sampling_params"},
-    "server": {"async_llm", "outputs", "sampling_params", "text", "lampo"},
+    "server": {"async_llm", "outputs", "sampling_params", "parameters", "text", "lampo"},
     "cli": {
-        *("llm", "async_llm", "profiling", "bench", "server", "engine", "runtime", "weights"),
-        *("ops", "_C", "checks", "outputs", "sampling_params", "lampo"),
+        *("llm", "async_llm", "profiling", "bench", "server", "runtime", "weights"),
+        *("ops", "_C", "outputs", "parameters", "sampling_params", "lampo"),
     },
     "__main__": {"cli"},
     # The package itself offers the public names.

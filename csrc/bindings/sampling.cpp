@@ -12,8 +12,8 @@ void bind_sampling(py::module_& m) {
                      py::handle repetition_penalty, py::handle presence_penalty,
                      py::handle frequency_penalty, py::handle bias_ids, py::handle bias_values,
                      py::handle cu_bias, py::handle allowed_mask, py::handle token_ids,
-                     py::handle status, py::handle logprobs, py::handle kept,
-                     py::handle workspace) {
+                     py::handle status, py::handle logprobs, py::handle kept, py::handle num_kept,
+                     py::handle processed_logprobs, py::handle workspace) {
     const TensorArg logits_("logits", logits), temperature_("temperature", temperature);
     const OptionalArg top_k_("top_k", top_k), top_p_("top_p", top_p), min_p_("min_p", min_p),
         seeds_("seeds", seeds), positions_("positions", positions),
@@ -26,7 +26,9 @@ void bind_sampling(py::module_& m) {
         allowed_mask_("allowed_mask", allowed_mask);
     const OutArg token_ids_("token_ids", token_ids), status_("status", status),
         workspace_("workspace", workspace);
-    const OptionalOutArg logprobs_("logprobs", logprobs), kept_("kept", kept);
+    const OptionalOutArg logprobs_("logprobs", logprobs), kept_("kept", kept),
+        num_kept_("num_kept", num_kept),
+        processed_logprobs_("processed_logprobs", processed_logprobs);
     const Stream stream = logits_.stream();
     without_gil([&] {
       sample({.logits = logits_,
@@ -50,6 +52,8 @@ void bind_sampling(py::module_& m) {
               .status = status_,
               .logprobs = logprobs_,
               .kept = kept_,
+              .num_kept = num_kept_,
+              .processed_logprobs = processed_logprobs_,
               .workspace = workspace_},
              stream);
     });

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What `sample` means, to the bit, for both backends. Everything that decides which token is drawn
-// is here or in deterministic_math.h and philox.h; how to get there fast is the backend's affair.
+// The definition of `sample`, to the bit, for both backends. All that decides which token is drawn
+// is here or in deterministic_math.h and philox.h; the backends choose how to compute it.
 //
 //   l_i   processed logit of token i: float(logit), NaN read as -inf, then penalties, bias, mask.
 //   order descending l, ties by ascending i. All comparisons are of floats.
@@ -8,18 +8,20 @@
 //   m_i   = exp2_times_2_40(y_i): probability relative to the most likely token, times 2^40.
 //   w_i   = m_i to the nearest integer: the mass. Sums of masses are exact in 64 bits (a row of up
 //           to 2^23 tokens), hence the same in any order, on any number of threads. A token less
-//           likely than the top one by 2^-41 has mass 0; all that is lost so in a row of V tokens
+//           likely than the top one by 2^-41 has mass 0; the loss of a row of V tokens
 //           is below V * 2^-41 of the top token's probability, 6e-8 for V = 128256.
 //   top-k keeps the first k tokens of the order.
 //   top-p keeps the shortest prefix of the order whose mass is at least
 //           ceil(p * mass of what top-k kept), the product taken in double.
 //   min-p keeps the tokens with m_i >= min_p * 2^40.
+//   The log-probability of a kept token is (l_i - max l) / temperature - ln(kept mass / 2^40), in
+//           double; it is 0 for the one token that a greedy row keeps, and -inf for cut tokens.
 //
-// The draw is a race of exponential variates, which is the argmax of log-probability plus Gumbel
+// The draw divides by exponential variates, which is the argmax of log-probability plus Gumbel
 // noise (-ln of an exponential variate is a Gumbel variate): argmax over i of m_i / E_i draws i
-// with probability m_i / sum m. It is run in two heats, exact by the same law: first between the
-// blocks of 256 consecutive token ids, each with the mass of its kept tokens, then between the
-// kept tokens of the winning block. So a row of 128256 tokens needs 757 variates and not 128256,
+// with probability m_i / sum m. It has two stages, exact by the same law: first among the blocks of
+// 256 consecutive token ids, each with the mass of its kept tokens, then among the kept tokens of
+// the chosen block. A row of 128256 tokens needs 757 variates instead of 128256,
 // and the noise stays a function of (seed, position, token): a small change of the logits seldom
 // changes the token, as it would with a random number sought in a running sum.
 #pragma once
@@ -50,6 +52,14 @@ LAMPO_HOST_DEVICE static inline uint64_t top_p_target(float p, uint64_t total) {
   return target < total ? target : total;
 }
 
+/// Log-probability of a kept token; `temperature` is 1 for a greedy row, log_mass is
+/// ln(kept mass / 2^40). The last sum makes +0 of -0, which a maximum of zeros may have as sign.
+LAMPO_HOST_DEVICE static inline float processed_logprob(float logit, float max, float temperature,
+                                                        double log_mass) {
+  const double excess = static_cast<double>(logit) - static_cast<double>(max);
+  return static_cast<float>(excess / static_cast<double>(temperature) - log_mass + 0.0);
+}
+
 /// Repetition penalty, then presence and frequency: `count` is how often the output has the token.
 LAMPO_HOST_DEVICE static inline float penalize(float logit, int32_t count, float repetition,
                                                float presence, float frequency) {
@@ -58,21 +68,21 @@ LAMPO_HOST_DEVICE static inline float penalize(float logit, int32_t count, float
   return sub_rn(l, add_rn(presence, mul_rn(frequency, static_cast<float>(count))));
 }
 
-enum class Heat : uint32_t { kTokens = 0, kBlocks = 1 };
+enum class DrawStage : uint32_t { kTokens = 0, kBlocks = 1 };
 
-/// Random words of runners 4 * quad to 4 * quad + 3: tokens, or blocks, by number.
-LAMPO_HOST_DEVICE static inline PhiloxCounter race_noise(int64_t seed, int64_t position, Heat heat,
-                                                         uint32_t quad) {
+/// Random words of candidates 4 * quad to 4 * quad + 3: tokens, or blocks, by number.
+LAMPO_HOST_DEVICE static inline PhiloxCounter draw_noise(int64_t seed, int64_t position,
+                                                         DrawStage stage, uint32_t quad) {
   const uint64_t s = static_cast<uint64_t>(seed);
   const uint64_t at = static_cast<uint64_t>(position);
-  return philox4x32_10({{quad, static_cast<uint32_t>(heat), static_cast<uint32_t>(at),
+  return philox4x32_10({{quad, static_cast<uint32_t>(stage), static_cast<uint32_t>(at),
                          static_cast<uint32_t>(at >> 32)}},
                        {{static_cast<uint32_t>(s), static_cast<uint32_t>(s >> 32)}});
 }
 
-/// The runner with the highest score wins, of several the one with the lowest number. A block's
-/// mass is converted from its integer sum, a token's is m_i.
-LAMPO_HOST_DEVICE static inline float race_score(float mass, uint32_t random) {
+/// The candidate with the highest score is drawn, of several the one with the lowest number. A
+/// block's mass is converted from its integer sum, a token's is m_i.
+LAMPO_HOST_DEVICE static inline float draw_score(float mass, uint32_t random) {
   return div_rn(mass, exponential_variate(random));
 }
 

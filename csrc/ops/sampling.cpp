@@ -181,6 +181,19 @@ void sample(const SampleArguments& a, Stream stream) {
     p.kept = a.kept->ptr<uint8_t>();
     p.stride_kept_row = a.kept->stride[0];
   }
+  if (a.num_kept != nullptr) {
+    p.num_kept = output_data<int32_t>("num_kept", *a.num_kept, DType::kI32, {batch_size}, device);
+  }
+  if (a.processed_logprobs != nullptr) {
+    const TensorView& processed = *a.processed_logprobs;
+    check_shape("processed_logprobs", processed, {batch_size, vocab_size});
+    check_dtype("processed_logprobs", processed, {DType::kF32});
+    check_inner_contiguous("processed_logprobs", processed);
+    check_writable("processed_logprobs", processed);
+    check_device("processed_logprobs", processed, device);
+    p.processed_logprobs = processed.ptr<float>();
+    p.stride_processed_row = processed.stride[0];
+  }
   check_workspace(a.workspace, vocab_size, batch_size, device);
   p.workspace = a.workspace.data;
   if (device.type == DeviceType::kCPU) return cpu::sample(p);

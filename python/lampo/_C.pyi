@@ -173,6 +173,8 @@ def sample(
     status: Tensor,
     logprobs: Tensor | None,
     kept: Tensor | None,
+    num_kept: Tensor | None,
+    processed_logprobs: Tensor | None,
     workspace: Tensor,
     /,
 ) -> None: ...

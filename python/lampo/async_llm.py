@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lampo.checks import check_integer, check_number
+from lampo.checks import check_integer
 from lampo.engine.llm_engine import EngineStats
-from lampo.engine.sequence import Sequence
+from lampo.engine.request import Request
 from lampo.llm import LLM
 from lampo.outputs import StreamOutput
 from lampo.prompts import Messages, Prompt
@@ -23,13 +23,8 @@ from lampo.sampling_params import SamplingParams
 
 logger = logging.getLogger("lampo")
 
-MAX_TIMEOUT = 86400.0
-MAX_PRIORITY = 1000
-MAX_NAME_LENGTH = 256
-
 # Longer texts are tokenized off the event loop.
 _LONG_TEXT = 4096
-
 
 Piece = StreamOutput | Exception
 
@@ -52,7 +47,7 @@ class EngineDeadError(RuntimeError):
 
 @dataclass(frozen=True)
 class Health:
-    """What the loop is doing.
+    """The state of the step loop.
 
     Attributes:
         alive: whether it runs.
@@ -124,7 +119,7 @@ class RequestStream:
         self._arrived.set()
 
 
-Letter = tuple[asyncio.AbstractEventLoop, RequestStream, Piece]
+Message = tuple[asyncio.AbstractEventLoop, RequestStream, Piece]
 
 
 class AsyncLLM:
@@ -145,9 +140,9 @@ class AsyncLLM:
         self.max_waiting = check_integer("max_waiting", max_waiting, 1, 1 << 20)
         self._shared = llm.shared_engine()
         self._streams: dict[str, tuple[asyncio.AbstractEventLoop, RequestStream]] = {}
-        self._mail: list[Letter] = []
-        # What is to be done between two steps.
-        self._added: deque[tuple[RequestStream, list[Sequence], dict[str, Any]]] = deque()
+        self._outbox: list[Message] = []
+        # To be done between two steps.
+        self._added: deque[tuple[RequestStream, Request]] = deque()
         self._aborted: deque[str] = deque()
         self._wake = threading.Event()
         self._closing = self._draining = False
@@ -181,16 +176,15 @@ class AsyncLLM:
             QueueFullError: `max_waiting` was reached.
             EngineDeadError: the model is closed.
         """
-        self._check_open()
-        text = prompt if isinstance(prompt, str) else None
-        token_ids = await _maybe_in_thread(len(prompt), self.llm.encode, prompt)
-        options = {
-            "prompt": text,
-            "priority": priority,
-            "timeout": timeout,
-            "cache_salt": cache_salt,
-        }
-        return await self._add(token_ids, sampling_params, request_id, options)
+        return await self._add(
+            prompt,
+            sampling_params or SamplingParams(),
+            request_id=request_id,
+            priority=priority,
+            timeout=timeout,
+            cache_salt=cache_salt,
+            start_time=time.perf_counter(),
+        )
 
     async def chat(
         self,
@@ -205,9 +199,16 @@ class AsyncLLM:
     ) -> RequestStream:
         """Queues one conversation, by the model's chat template; else as :meth:`add_request`."""
         self._check_open()
-        token_ids = await asyncio.to_thread(self.llm.encode_chat, messages, chat_template_kwargs)
-        options = {"priority": priority, "timeout": timeout, "cache_salt": cache_salt}
-        return await self._add(token_ids, sampling_params, request_id, options)
+        start_time = time.perf_counter()
+        return await self._add(
+            await asyncio.to_thread(self.llm.encode_chat, messages, chat_template_kwargs),
+            sampling_params or SamplingParams(),
+            request_id=request_id,
+            priority=priority,
+            timeout=timeout,
+            cache_salt=cache_salt,
+            start_time=start_time,
+        )
 
     def abort(self, request_id: str) -> None:
         """Ends a request early; its stream gets a last piece. Unknown names are ignored."""
@@ -250,35 +251,45 @@ class AsyncLLM:
 
     async def _add(
         self,
-        token_ids: list[int],
-        sampling_params: SamplingParams | None,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
         request_id: str | None,
-        options: dict[str, Any],
+        priority: int,
+        timeout: float | None,
+        cache_salt: str | None,
+        start_time: float,
     ) -> RequestStream:
-        start = time.perf_counter()
-        check_integer("priority", options["priority"], -MAX_PRIORITY, MAX_PRIORITY)
-        if options["timeout"] is not None:
-            check_number("timeout", options["timeout"], 0.0, MAX_TIMEOUT, True)
-        for name, value in (("cache_salt", options["cache_salt"]), ("request_id", request_id)):
-            if value is not None and not 0 < len(value) <= MAX_NAME_LENGTH:
-                raise ValueError(f"{name}: expected 1 to {MAX_NAME_LENGTH} characters")
-        params = sampling_params or SamplingParams()
-        size = len(token_ids) + 1024 * (params.n - 1)
-        if params.structured_outputs is not None:  # takes up to a second to compile
-            size += _LONG_TEXT
-        sequences = await _maybe_in_thread(
-            size, self.llm.sequences, token_ids, params, "prompt", start
-        )
         self._check_open()
+
+        def make() -> Request:
+            return self.llm.request(
+                prompt,
+                params,
+                request_id=request_id,
+                priority=priority,
+                timeout=timeout,
+                cache_salt=cache_salt,
+                start_time=start_time,
+            )
+
+        size = len(prompt) + 1024 * (params.n - 1)
+        try:
+            # A grammar takes up to a second to compile.
+            if size > _LONG_TEXT or params.structured_outputs is not None:
+                request = await asyncio.to_thread(make)
+            else:
+                request = make()
+        finally:
+            self._check_open()  # it may have been closed meanwhile
         waiting = len(self._shared.engine.scheduler.waiting) + len(self._added)
         if waiting >= self.max_waiting:
             raise QueueFullError(waiting, retry_after=1.0 + waiting / 32)
-        request_id = request_id or self._shared.new_request_id()
-        if request_id in self._streams:
-            raise ValueError(f"request_id: {request_id!r} is in use")
-        stream = RequestStream(request_id, token_ids, self.abort)
-        self._streams[request_id] = (asyncio.get_running_loop(), stream)
-        self._added.append((stream, sequences, options))
+        if request.request_id in self._streams:
+            raise ValueError(f"request_id: {request.request_id!r} is in use")
+        stream = RequestStream(request.request_id, request.prompt_token_ids, self.abort)
+        self._streams[request.request_id] = (asyncio.get_running_loop(), stream)
+        self._added.append((stream, request))
         self._wake.set()
         return stream
 
@@ -288,7 +299,7 @@ class AsyncLLM:
         if self._draining:
             raise EngineDeadError("the model is being closed")
 
-    # What follows runs in the thread.
+    # All methods from here on run in the thread.
 
     def _loop(self) -> None:
         try:
@@ -300,8 +311,8 @@ class AsyncLLM:
                 self._wake.clear()
                 with self._shared.lock:
                     self._one_step()
-                    mail, self._mail = self._mail, []
-                _post(mail)
+                    messages, self._outbox = self._outbox, []
+                _post(messages)
         except BaseException:
             logger.exception("the step loop has ended")
         finally:
@@ -317,12 +328,10 @@ class AsyncLLM:
             self._heartbeat = time.monotonic()
             self._shared.step()
 
-    def _submit(
-        self, stream: RequestStream, sequences: list[Sequence], options: dict[str, Any]
-    ) -> None:
+    def _submit(self, stream: RequestStream, request: Request) -> None:
         try:
-            self._shared.add(stream.request_id, sequences, self._take, **options)
-        except Exception as error:  # somebody who steps the engine himself has that name in use
+            self._shared.add(request, self._take)
+        except Exception as error:  # the name is in use by another caller of the engine
             self._take_out(stream.request_id, error)
 
     def _take(self, piece: StreamOutput) -> None:
@@ -330,11 +339,11 @@ class AsyncLLM:
         if piece.request is not None:
             self._take_out(piece.request_id, piece)
         else:
-            self._mail.append((*self._streams[piece.request_id], piece))
+            self._outbox.append((*self._streams[piece.request_id], piece))
         self._wake.set()
 
     def _take_out(self, request_id: str, last: Piece) -> None:
-        self._mail.append((*self._streams.pop(request_id), last))
+        self._outbox.append((*self._streams.pop(request_id), last))
 
     def _end(self) -> None:
         """Tells every stream that nothing more will come."""
@@ -347,24 +356,17 @@ class AsyncLLM:
             for request_id in list(self._streams):
                 error = EngineDeadError("the model was closed while the request ran")
                 self._take_out(request_id, error)
-            mail, self._mail = self._mail, []
-        _post(mail)
+            messages, self._outbox = self._outbox, []
+        _post(messages)
 
 
-def _post(mail: list[Letter]) -> None:
+def _post(messages: list[Message]) -> None:
     """Hands the pieces of a step to the event loops, one call each."""
 
-    def put(letters: list[Letter]) -> None:
-        for _, stream, piece in letters:
+    def put(batch: list[Message]) -> None:
+        for _, stream, piece in batch:
             stream.put(piece)
 
-    for loop in dict.fromkeys(loop for loop, _, _ in mail):
+    for loop in dict.fromkeys(loop for loop, _, _ in messages):
         with contextlib.suppress(RuntimeError):  # that loop is closed
-            loop.call_soon_threadsafe(put, [letter for letter in mail if letter[0] is loop])
-
-
-async def _maybe_in_thread(size: int, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls it here if the work is small, else in a thread, so that the event loop goes on."""
-    if size <= _LONG_TEXT:
-        return function(*arguments)
-    return await asyncio.to_thread(function, *arguments)
+            loop.call_soon_threadsafe(put, [m for m in messages if m[0] is loop])

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as SequenceABC
@@ -18,9 +17,8 @@ from lampo.checks import check_integer
 from lampo.engine.kv_pool import KVPool, page_bytes, pages_per_sequence, plan_num_pages, window_of
 from lampo.engine.llm_engine import LLMEngine
 from lampo.engine.memory_plan import plan_memory
+from lampo.engine.request import Request
 from lampo.engine.runner import ModelRunner
-from lampo.engine.sampling_rules import SamplingRules
-from lampo.engine.sequence import Sequence
 from lampo.engine.shared_engine import SharedEngine
 from lampo.models.checkpoint import Checkpoint, load_checkpoint
 from lampo.models.loader import DTYPES, load_model
@@ -190,9 +188,14 @@ class LLM:
         """
         start = time.perf_counter()
         listed = prompt_list(prompts)
-        encoded = [self.encode(prompt, f"prompts[{i}]") for i, prompt in enumerate(listed)]
-        texts = [prompt if isinstance(prompt, str) else None for prompt in listed]
-        return self._generate(texts, encoded, sampling_params, start, progress)
+        params = params_list(sampling_params, len(listed))
+        return self._generate(
+            [
+                self.request(prompt, p, name=f"prompts[{i}]", start_time=start)
+                for i, (prompt, p) in enumerate(zip(listed, params, strict=True))
+            ],
+            progress,
+        )
 
     def chat(
         self,
@@ -218,8 +221,19 @@ class LLM:
             raise ValueError("messages: expected at least one message")
         if isinstance(messages[0], Mapping):
             conversations = [messages]
-        encoded = [self.encode_chat(m, chat_template_kwargs) for m in conversations]
-        return self._generate([None] * len(encoded), encoded, sampling_params, start, progress)
+        params = params_list(sampling_params, len(conversations))
+        return self._generate(
+            [
+                self.request(
+                    self.encode_chat(conversation, chat_template_kwargs),
+                    p,
+                    name=f"prompts[{i}]",
+                    start_time=start,
+                )
+                for i, (conversation, p) in enumerate(zip(conversations, params, strict=True))
+            ],
+            progress,
+        )
 
     def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None
@@ -232,15 +246,65 @@ class LLM:
         Raises:
             ValueError, TypeError: as :meth:`generate`, at the call; also for ``n`` other than 1.
         """
-        start = time.perf_counter()
-        token_ids = self.encode(prompt)
-        text = prompt if isinstance(prompt, str) else None
-        params = sampling_params or SamplingParams()
-        if params.n != 1:
-            raise ValueError(f"n: a stream has one completion, got {params.n}")
-        shared = self.shared_engine()
-        sequences = self.sequences(token_ids, params, "prompt", start)
-        return self._stream(shared, text, sequences)
+        if sampling_params is not None and sampling_params.n != 1:
+            raise ValueError(f"n: a stream has one completion, got {sampling_params.n}")
+        return self._stream(self.request(prompt, sampling_params))
+
+    def request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+        cache_salt: str | None = None,
+        name: str = "prompt",
+        start_time: float | None = None,
+    ) -> Request:
+        """A request for :meth:`LLMEngine.add`: one prompt with its completions, checked.
+
+        Args:
+            prompt: a text or token ids.
+            params: how to continue it; fields at None take the model's default.
+            request_id: a name of your own, unique among the unfinished requests.
+            priority: smaller is sooner; a level stands for 10 seconds of waiting.
+            timeout: seconds from now until the request is aborted.
+            cache_salt: requests share prefixes only with those of the same salt.
+            name: what an error calls the prompt.
+            start_time: time.perf_counter() from which the time to the first token counts: that of
+                this call, if absent.
+
+        Raises:
+            ValueError, TypeError: an argument that does not fit, by name: the prompt is too long,
+                or an id in `params` is out of range.
+        """
+        if start_time is None:
+            start_time = time.perf_counter()
+        page_size = self.shared_engine().engine.pool.page_size
+        token_ids = self.encode(prompt, name)
+        params = (params or SamplingParams()).resolved(self.generation_config)
+        room = self.max_model_len - (1 if params.max_tokens else 0)
+        if len(token_ids) > room:
+            raise ValueError(
+                f"{name}: has {len(token_ids)} tokens, but the context of {self.max_model_len} "
+                f"leaves room for {room}"
+            )
+        return Request(
+            token_ids,
+            params,
+            tokenizer=self.tokenizer,
+            vocab_size=self.config.vocab_size,
+            eos_token_ids=self.eos_token_ids,
+            max_len=self.max_model_len,
+            page_size=page_size,
+            prompt=prompt if isinstance(prompt, str) else None,
+            request_id=request_id,
+            priority=priority,
+            timeout=timeout,
+            cache_salt=cache_salt,
+            start_time=start_time,
+        )
 
     def encode_chat(
         self, messages: Messages, chat_template_kwargs: Mapping[str, Any] | None = None
@@ -263,39 +327,25 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _generate(
-        self,
-        texts: list[str | None],
-        encoded: list[list[int]],
-        sampling_params: SamplingParams | SequenceABC[SamplingParams] | None,
-        start: float,
-        progress: bool | None,
-    ) -> list[RequestOutput]:
+    def _generate(self, requests: list[Request], progress: bool | None) -> list[RequestOutput]:
         shared = self.shared_engine()
-        params = params_list(sampling_params, len(encoded))
-        groups = [
-            self.sequences(ids, p, f"prompts[{i}]", start)
-            for i, (ids, p) in enumerate(zip(encoded, params, strict=True))
-        ]
-        everything = [sequence for group in groups for sequence in group]
         results: dict[str, RequestOutput] = {}
 
         def sink(piece: StreamOutput) -> None:
             if piece.request is not None:
                 results[piece.request_id] = piece.request
 
-        with shared.submitted(zip(texts, groups, strict=True), sink) as request_ids:
-            steps = shared.steps_until(lambda: len(results) == len(request_ids))
-            for _ in track_tokens(steps, everything, progress):
+        with shared.submitted(requests, sink):
+            steps = shared.steps_until(lambda: len(results) == len(requests))
+            for _ in track_tokens(steps, requests, progress):
                 pass
-        return [results[request_id] for request_id in request_ids]
+        return [results[request.request_id] for request in requests]
 
-    def _stream(
-        self, shared: SharedEngine, text: str | None, sequences: list[Sequence]
-    ) -> Iterator[StreamOutput]:
+    def _stream(self, request: Request) -> Iterator[StreamOutput]:
+        shared = self.shared_engine()
         pieces: list[StreamOutput] = []
         shown = 0
-        with shared.submitted([(text, sequences)], pieces.append):
+        with shared.submitted([request], pieces.append):
             for _ in shared.steps_until(lambda: bool(pieces and pieces[-1].request)):
                 new = pieces[shown:]
                 shown += len(new)
@@ -323,50 +373,6 @@ class LLM:
             raise ValueError(f"{name}: is empty")
         return token_ids
 
-    def sequences(
-        self, token_ids: list[int], params: SamplingParams, name: str, start: float
-    ) -> list[Sequence]:
-        """The completions of a checked prompt, for :meth:`LLMEngine.add_request`.
-
-        Args:
-            token_ids: the prompt.
-            params: how to continue it; what they leave open is the model's default.
-            name: what an error calls the prompt.
-            start: time.perf_counter() from which the time to the first token counts.
-
-        Raises:
-            ValueError: the prompt is too long, or an id in `params` is out of range.
-        """
-        params = params.resolved(self.generation_config)
-        room = self.max_model_len - (1 if params.max_tokens else 0)
-        if len(token_ids) > room:
-            raise ValueError(
-                f"{name}: has {len(token_ids)} tokens, but the context of {self.max_model_len} "
-                f"leaves room for {room}"
-            )
-        rules = SamplingRules(
-            params,
-            token_ids,
-            tokenizer=self.tokenizer,
-            vocab_size=self.config.vocab_size,
-            eos_token_ids=self.eos_token_ids,
-        )
-        seed = secrets.randbits(62) if params.seed is None else params.seed
-        return [
-            Sequence(
-                token_ids,
-                params,
-                index=i,
-                seed=(seed + i + 2**63) % 2**64 - 2**63,
-                max_len=self.max_model_len,
-                eos_token_ids=self.eos_token_ids,
-                tokenizer=self.tokenizer,
-                start_time=start,
-                rules=rules,
-            )
-            for i in range(params.n)
-        ]
-
     def replay_decode(self, batch_size: int, depth: int, repeats: int) -> list[list[OpTiming]]:
         """Replays one decode step with a clock: what :func:`lampo.profile` reads.
 
@@ -379,17 +385,17 @@ class LLM:
             the ops of each replay, in order.
 
         Raises:
-            ValueError: the KV cache has no room for so many tokens.
+            ValueError: the KV cache has no room for these tokens.
         """
         params = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
         token_ids = [0] * (depth + 1)
-        sequences = [self.sequences(token_ids, params, "depth", 0.0)[0] for _ in range(batch_size)]
+        requests = [self.request(token_ids, params, name="depth") for _ in range(batch_size)]
         shared = self.shared_engine()
         with shared.lock:
-            return shared.engine.replay_decode(sequences, repeats)
+            return shared.engine.replay_decode([r.sequences[0] for r in requests], repeats)
 
     def shared_engine(self) -> SharedEngine:
-        """What the requests run on, for a stack that makes the steps itself.
+        """The engine of all requests, for a stack that makes the steps itself.
 
         Raises:
             RuntimeError: the model is closed.

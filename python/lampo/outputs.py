@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a request gives back, in the shape that vLLM made common."""
+"""The results of a request, in the shape that vLLM made common."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Logprob:
-    """One token's log-probability, of the model's own distribution (before temperature and cuts).
+    """One token's log-probability: see `SamplingParams.logprobs_mode`.
 
     Attributes:
         logprob: natural logarithm of the probability.
@@ -29,7 +29,7 @@ class CompletionOutput:
     """One completion of a prompt.
 
     Attributes:
-        index: which of the prompt's n completions.
+        index: of the completion, among the prompt's n.
         text: the generated text, without a stop string.
         token_ids: all generated tokens, a final stop token included.
         logprobs: per token, token id -> Logprob, the chosen token always among them; None if not
@@ -39,6 +39,8 @@ class CompletionOutput:
             or None while it goes on.
         stop_reason: the stop string or stop token id that ended it; None for end of sequence.
         error: one line, where finish_reason is "abort" or "error".
+        num_kept: per token, how many tokens could be drawn in its place: what masks, top-k, top-p
+            and min-p left, 1 where the choice was greedy; None without logprobs.
     """
 
     index: int
@@ -48,6 +50,7 @@ class CompletionOutput:
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     error: str | None = None
+    num_kept: list[int] | None = None
 
 
 @dataclass
@@ -82,6 +85,8 @@ class RequestOutput:
             None if not asked for.
         outputs: the n completions.
         metrics: times and sizes.
+        prompt_num_kept: beside prompt_logprobs, how many tokens temperature and cuts would have
+            left in the place of each; None for the first, and all with penalties, biases or masks.
     """
 
     prompt: str | None
@@ -89,6 +94,7 @@ class RequestOutput:
     prompt_logprobs: list[LogprobTable | None] | None
     outputs: list[CompletionOutput]
     metrics: RequestMetrics
+    prompt_num_kept: list[int | None] | None = None
 
 
 @dataclass(slots=True)
@@ -102,8 +108,9 @@ class StreamOutput:
         logprobs: as in CompletionOutput, for these tokens.
         finish_reason: set in the last piece of the completion.
         request: the whole result, in the last piece of the request.
-        request_id: whose piece it is.
-        index: of which of the n completions.
+        request_id: of the request.
+        index: of the completion, among the request's n.
+        num_kept: as in CompletionOutput, for these tokens.
     """
 
     text: str
@@ -113,3 +120,4 @@ class StreamOutput:
     request: RequestOutput | None = None
     request_id: str = ""
     index: int = 0
+    num_kept: list[int] | None = None

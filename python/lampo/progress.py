@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A progress bar for long work, on stderr, where somebody looks."""
+"""A progress bar for long work, on stderr, where that is a terminal."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from lampo.engine.sequence import Sequence
+    from lampo.engine.request import Request
 
 T = TypeVar("T")
 
 
-def track_tokens(
-    steps: Iterable[T], sequences: list[Sequence], progress: bool | None
-) -> Iterator[T]:
+def track_tokens(steps: Iterable[T], requests: list[Request], progress: bool | None) -> Iterator[T]:
     """Passes the steps on and shows how many completions are done, and the tokens per second.
 
     Args:
         steps: the engine's steps.
-        sequences: what they work on.
+        requests: what the steps work on.
         progress: whether to show it; None: if stderr is a terminal.
     """
     if not (sys.stderr.isatty() if progress is None else progress):
@@ -38,6 +36,7 @@ def track_tokens(
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        sequences = [sequence for request in requests for sequence in request.sequences]
         task = bar.add_task("generating", total=len(sequences), rate="")
         shown = 0.0
         for step in steps:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The other commands: help, doctor, pull; how many tokens the table of candidates calls kept."""
+"""The other commands: help, doctor, pull."""
 
 from __future__ import annotations
 
@@ -14,18 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import lampo
 from lampo.cli import probes
 from lampo.cli.doctor import rows
 from lampo.cli.main import main
-from lampo.cli.nucleus import num_kept
 from lampo.cli.report import bytes_text
 from lampo.cli.terminal import show_logging
 from lampo.runtime.device import CudaDevice, CudaInfo
-from lampo.sampling_params import SamplingParams
 from lampo.weights import ModelNotFoundError
 
 
@@ -184,53 +181,3 @@ def test_bytes_text() -> None:
     assert [bytes_text(n) for n in (0, 999, 1000, 2_764_800, 5e12)] == [
         *("0 bytes", "999 bytes", "1.0 kB", "2.8 MB", "5000.0 GB")
     ]
-
-
-def brute_kept(p: np.ndarray, params: SamplingParams) -> int:
-    """Sorts everything, as the definition of the cuts says."""
-    weights = np.sort(p ** (1.0 / (params.temperature or 1.0)))[::-1]
-    if params.top_k:
-        weights = weights[: params.top_k]
-    weights = weights / weights.sum()
-    count = len(weights)
-    if params.top_p != 1.0:
-        count = int(np.searchsorted(np.cumsum(weights), params.top_p)) + 1
-    return min(count, int((weights >= (params.min_p or 0.0) * weights[0]).sum()), len(weights))
-
-
-def test_num_kept_brackets_the_truth() -> None:
-    rng = np.random.default_rng(0)
-    certain = 0
-    for _ in range(300):
-        logits = rng.normal(size=1000) * rng.choice([1.0, 3.0, 6.0])
-        p = np.exp(logits - logits.max())
-        p /= p.sum()
-        params = SamplingParams(
-            temperature=float(rng.choice([0.3, 0.7, 1.0, 1.5])),
-            top_p=float(rng.choice([0.5, 0.9, 0.99, 1.0])),
-            top_k=int(rng.choice([0, 20, 300])),
-            min_p=float(rng.choice([0.0, 0.05])),
-            repetition_penalty=1.0,
-        )
-        best = np.log(np.sort(p)[::-1][:64])
-        kept = num_kept(list(best), params, 1000)
-        assert kept is not None
-        low, high = kept
-        truth = brute_kept(p, params)
-        assert low <= truth <= high
-        certain += low == high
-    assert certain > 150
-
-
-def test_num_kept_special_cases() -> None:
-    def kept(**fields: object) -> tuple[int, int] | None:
-        params = SamplingParams(**fields).resolved({})  # type: ignore[arg-type]
-        return num_kept([np.log(0.6), np.log(0.3)], params, 3)
-
-    assert kept(temperature=0) == (1, 1)
-    assert kept() == (3, 3)
-    assert kept(top_k=2) == (2, 2)
-    assert kept(top_p=0.9 - 1e-6) == (2, 2)
-    assert kept(top_p=0.95) == (3, 3)
-    for penalty in ({"repetition_penalty": 1.1}, {"presence_penalty": 1}, {"logit_bias": {0: 1}}):
-        assert kept(**penalty) is None

@@ -6,14 +6,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_sample import CASES, KINDS, full, make_rows, ragged, run, same_everywhere
+from test_sample import CASES, KINDS, Outputs, full, make_rows, ragged, run, same_everywhere
 
 from cuda_on_cpu.client import Client
 from lampo import ops
 
 pytestmark = pytest.mark.long
-
-OUTPUTS = ("token_ids", "status", "logprobs", "kept")
 
 
 def sample_there(
@@ -23,26 +21,30 @@ def sample_there(
     *,
     order: str = "forward",
     **options: torch.Tensor,
-) -> tuple[torch.Tensor, ...]:
+) -> Outputs:
     """As test_sample.run, on the device."""
     batch_size, vocab_size = logits.shape
     if not isinstance(temperature, torch.Tensor):
         temperature = full(batch_size, temperature)
     options.setdefault("seeds", torch.arange(batch_size))
     kept = torch.full((batch_size, vocab_size + 3), 7, dtype=torch.uint8)
+    processed = torch.full((batch_size, vocab_size + 3), 7.0)
     out = {
         "token_ids": torch.full((batch_size,), -7),
         "status": torch.full((batch_size,), -7, dtype=torch.int32),
         "logprobs": torch.full((batch_size, 2), 1.25e30),
         "kept": kept[:, :vocab_size],
+        "num_kept": torch.full((batch_size,), -7, dtype=torch.int32),
+        "processed_logprobs": processed[:, :vocab_size],
     }
     client.call("sample", order=order, logits=logits, temperature=temperature, **options, **out)
-    assert (kept[:, vocab_size:] == 7).all(), "wrote past a row"
-    return out["token_ids"], out["status"], out["logprobs"], out["kept"].bool()
+    for rows in (kept, processed):
+        assert (rows[:, vocab_size:] == 7).all(), "wrote past a row"
+    return Outputs(**out | {"kept": out["kept"].bool()})
 
 
-def assert_same(there: tuple[torch.Tensor, ...], here: tuple[torch.Tensor, ...]) -> None:
-    for name, a, b in zip(OUTPUTS, there, here, strict=True):
+def assert_same(there: Outputs, here: Outputs) -> None:
+    for name, a, b in zip(Outputs._fields, there, here, strict=True):
         if name == "logprobs":
             a, b = a.view(torch.int32), b.view(torch.int32)  # NaN is what it is
         assert torch.equal(a, b), (name, a, b)

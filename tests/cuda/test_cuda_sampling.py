@@ -19,18 +19,20 @@ def assert_same(gpu, logits, temperature, **options):
         "status": torch.full((batch_size,), -7, dtype=torch.int32, device=gpu),
         "logprobs": torch.full((batch_size, 2), 1.25e30, device=gpu),
         "kept": torch.ones(batch_size, vocab_size, dtype=torch.bool, device=gpu),
+        "num_kept": torch.full((batch_size,), -7, dtype=torch.int32, device=gpu),
+        "processed_logprobs": torch.full((batch_size, vocab_size), 1.25e30, device=gpu),
     }
     options.setdefault("seeds", torch.arange(batch_size))
     there = {k: v.to(gpu) for k, v in options.items()}
     ops.sample(logits.to(gpu), temperature=temperature.to(gpu), **out, **there)
-    token_ids, status, logprobs, kept = run(logits, temperature, **options)
-    assert torch.equal(out["status"].cpu(), status)
-    assert torch.equal(out["kept"].cpu(), kept)
-    assert torch.equal(out["token_ids"].cpu(), token_ids)
-    # The logarithm of a double may differ in its last place.
-    torch.testing.assert_close(
-        out["logprobs"].cpu(), logprobs, rtol=2e-7, atol=1e-9, equal_nan=True
-    )
+    here = run(logits, temperature, **options)
+    for name in ("status", "kept", "num_kept", "token_ids"):
+        assert torch.equal(out[name].cpu(), getattr(here, name)), name
+    for name in ("logprobs", "processed_logprobs"):
+        # The logarithm of a double may differ in its last place.
+        torch.testing.assert_close(
+            out[name].cpu(), getattr(here, name), rtol=2e-7, atol=1e-9, equal_nan=True
+        )
 
 
 @pytest.mark.parametrize("options", CASES, ids=str)

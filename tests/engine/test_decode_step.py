@@ -16,8 +16,8 @@ import lampo
 from lampo import _C, LLM, SamplingParams
 from lampo.cli.main import main
 from lampo.engine.decode_step import DecodeStep, Drawn
+from lampo.engine.request import Sequence
 from lampo.engine.runner import decode_bucket
-from lampo.engine.sequence import Sequence
 from lampo.models.decoder import Decoder
 from lampo.profiling import read_bandwidth
 
@@ -181,9 +181,7 @@ def test_a_step_with_rows_to_spare(llm):
     runner: Any = engine.runner
     pool = engine.pool
     params = SamplingParams(temperature=1.5, seed=2, max_tokens=8, ignore_eos=True)
-    sequences = [
-        llm.sequences(llm.tokenizer.encode(text), params, "prompt", 0.0)[0] for text in TEXTS
-    ]
+    sequences = [llm.request(text, params).sequences[0] for text in TEXTS]
     page = 0
     for sequence in sequences:
         count = -(-len(sequence.token_ids) // pool.page_size)

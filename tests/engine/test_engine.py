@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from checkpoints import make_checkpoint
-from fake_runner import make_engine, make_sequences, next_token
+from fake_runner import make_engine, make_request, next_token
 
 from lampo import LLM, SamplingParams
 from lampo.engine.llm_engine import ABORTED, TIMED_OUT, LLMEngine
@@ -92,8 +93,8 @@ def test_equal_alone_and_together(folder, requests, alone, num_pages, chunk, pre
         while pending or engine.has_unfinished:
             while pending and rng.random() < 0.4:
                 i, (prompt, params) = pending.pop(0)
-                sequences = llm.sequences(prompt, params, "prompt", 0.0)
-                engine.add_request(str(i), sequences, priority=rng.randrange(3))
+                priority = rng.randrange(3)
+                engine.add(llm.request(prompt, params, request_id=str(i), priority=priority))
             for piece in engine.step():
                 pieces.setdefault((piece.request_id, piece.index), []).extend(piece.token_ids)
                 if piece.request is not None:
@@ -129,7 +130,7 @@ def test_completions_share_the_prompt(folder):
     params = SamplingParams(temperature=2.0, seed=1, n=4, max_tokens=20, ignore_eos=True)
     with LLM(folder, page_size=16, enable_prefix_caching=False) as llm:
         engine = llm.shared_engine().engine
-        engine.add_request("a", llm.sequences(prompt, params, "prompt", 0.0))
+        engine.add(llm.request(prompt, params, request_id="a"))
         engine.step()
         assert engine.stats().num_running == 4
         used = engine.pool.num_pages - engine.stats().num_free_pages
@@ -143,9 +144,9 @@ def test_completions_share_the_prompt(folder):
 
 def test_prompts_do_not_stop_those_that_decode():
     engine = make_engine(64, 4, max_num_seqs=4, max_num_batched_tokens=8)
-    engine.add_request("short", make_sequences([1, 2], max_tokens=20))
+    engine.add(make_request("short", [1, 2], max_tokens=20))
     engine.step()
-    engine.add_request("long", make_sequences(list(range(60)), max_tokens=3))
+    engine.add(make_request("long", list(range(60)), max_tokens=3))
     for _ in range(7):
         pieces = engine.step()
         assert [(p.request_id, len(p.token_ids)) for p in pieces] == [("short", 1)]
@@ -156,7 +157,7 @@ def test_first_come_first_served_and_priorities():
     engine = make_engine(64, 4, max_num_seqs=1)
     order = [("late", 0), ("urgent", -1), ("idle", 1), ("last", 0)]
     for name, priority in order:
-        engine.add_request(name, make_sequences([1, 2], max_tokens=2), priority=priority)
+        engine.add(make_request(name, [1, 2], max_tokens=2, priority=priority))
     assert list(finish(engine)) == ["urgent", "late", "last", "idle"]
 
 
@@ -164,11 +165,11 @@ def test_a_low_priority_is_overtaken_for_a_bounded_time(monkeypatch):
     engine = make_engine(64, 4, max_num_seqs=1)
     now = 1000.0
     monkeypatch.setattr("lampo.engine.llm_engine.time.monotonic", lambda: now)
-    engine.add_request("idle", make_sequences([1], max_tokens=1), priority=2)
+    engine.add(make_request("idle", [1], max_tokens=1, priority=2))
     now += 19
-    engine.add_request("overtakes", make_sequences([1], max_tokens=1))
+    engine.add(make_request("overtakes", [1], max_tokens=1))
     now += 2
-    engine.add_request("comes too late", make_sequences([1], max_tokens=1))
+    engine.add(make_request("comes too late", [1], max_tokens=1))
     assert list(finish(engine)) == ["overtakes", "idle", "comes too late"]
 
 
@@ -176,7 +177,7 @@ def test_who_came_first_keeps_its_pages():
     engine = make_engine(12, 4, max_num_seqs=4)
     prompts = {name: [i] * 8 for i, name in enumerate(("first", "second", "third"))}
     for name, prompt in prompts.items():
-        engine.add_request(name, make_sequences(prompt, max_tokens=24))
+        engine.add(make_request(name, prompt, max_tokens=24))
     results = finish(engine)
     assert engine.stats().num_preemptions > 0
     assert next(iter(results)) == "first"
@@ -188,8 +189,8 @@ def test_running_ahead():
     """Tokens come a step late, and the step after one that turns out to be the last is void."""
     engine = make_engine(64, 4, run_ahead=True)
     ends = expected([5, 6], 9)[6:7]
-    engine.add_request("long", make_sequences([1, 2, 3], max_tokens=12))
-    engine.add_request("stops", make_sequences([5, 6], max_tokens=20, stop_token_ids=ends))
+    engine.add(make_request("long", [1, 2, 3], max_tokens=12))
+    engine.add(make_request("stops", [5, 6], max_tokens=20, stop_token_ids=ends))
     results = finish(engine)
     assert results["long"].outputs[0].token_ids == expected([1, 2, 3], 12)
     assert results["stops"].outputs[0].token_ids == expected([5, 6], 7)
@@ -201,14 +202,14 @@ def test_running_ahead():
 def test_not_ahead_where_the_token_is_needed():
     for fields in ({"logprobs": 1}, {"repetition_penalty": 1.5}, {"min_tokens": 3}):
         engine = make_engine(64, 4, run_ahead=True)
-        engine.add_request("a", make_sequences([1, 2, 3], max_tokens=6, **fields))
+        engine.add(make_request("a", [1, 2, 3], max_tokens=6, **fields))
         assert len(finish(engine)["a"].outputs[0].token_ids) == 6
         assert engine.runner.num_ahead == (2 if "min_tokens" in fields else 0)
 
 
 def test_more_completions_than_run_at_once():
     engine = make_engine(64, 4, max_num_seqs=3)
-    engine.add_request("many", make_sequences([1, 2, 3, 4, 5], n=8, max_tokens=4))
+    engine.add(make_request("many", [1, 2, 3, 4, 5], n=8, max_tokens=4))
     result = finish(engine)["many"]
     assert [c.token_ids for c in result.outputs] == [expected([1, 2, 3, 4, 5], 4)] * 8
     assert [c.index for c in result.outputs] == list(range(8))
@@ -224,10 +225,10 @@ def test_abort_in_every_state(state):
     engine = make_engine(8, 4, max_num_seqs=2, max_num_batched_tokens=8)
     prompt, n = [1] * 12, 2 if state == "forked" else 1
     if state in ("waiting", "preempted"):
-        engine.add_request("other", make_sequences([3] * 12, max_tokens=18))
+        engine.add(make_request("other", [3] * 12, max_tokens=18))
         engine.step()
         engine.step()
-    engine.add_request("it", make_sequences(prompt, n=n, max_tokens=12))
+    engine.add(make_request("it", prompt, n=n, max_tokens=12))
     steps = {"waiting": 0, "in its prompt": 1, "decoding": 4, "forked": 4, "preempted": 30}[state]
     for _ in range(steps):
         if state != "preempted" or not engine.scheduler.num_preemptions:
@@ -247,8 +248,8 @@ def test_deadlines(monkeypatch):
     engine = make_engine(64, 4)
     now = 0.0
     monkeypatch.setattr("lampo.engine.llm_engine.time.monotonic", lambda: now)
-    engine.add_request("timed", make_sequences([1], max_tokens=100), timeout=5.0)
-    engine.add_request("free", make_sequences([1], max_tokens=10))
+    engine.add(make_request("timed", [1], max_tokens=100, timeout=5.0))
+    engine.add(make_request("free", [1], max_tokens=10))
     engine.step()
     engine.step()
     now = 5.0
@@ -260,7 +261,7 @@ def test_deadlines(monkeypatch):
 def test_a_failing_step_fails_those_it_works_on(caplog):
     engine = make_engine(64, 4, max_num_seqs=2)
     for name in ("a", "b", "waits"):
-        engine.add_request(name, make_sequences([1, 2, 3], max_tokens=5))
+        engine.add(make_request(name, [1, 2, 3], max_tokens=5))
     engine.step()
     engine.runner.fail_with = RuntimeError("/secret/path")
     pieces = engine.step()
@@ -276,7 +277,7 @@ def test_a_failing_step_fails_those_it_works_on(caplog):
 
 def test_a_scheduler_that_fails_does_not_turn_for_ever(monkeypatch):
     engine = make_engine(64, 4)
-    engine.add_request("a", make_sequences([1]))
+    engine.add(make_request("a", [1]))
     monkeypatch.setattr(engine.scheduler, "plan", lambda: 1 / 0)
     assert completion(engine.step(), "a").error == "internal error (ZeroDivisionError)"
     assert not engine.has_unfinished
@@ -284,16 +285,62 @@ def test_a_scheduler_that_fails_does_not_turn_for_ever(monkeypatch):
 
 def test_names_are_unique_among_the_unfinished():
     engine = make_engine(64, 4)
-    engine.add_request("a", make_sequences([1]))
+    engine.add(make_request("a", [1]))
     with pytest.raises(ValueError, match="request_id: 'a' is in use"):
-        engine.add_request("a", make_sequences([1]))
+        engine.add(make_request("a", [1]))
     finish(engine)
-    engine.add_request("a", make_sequences([1]))
+    engine.add(make_request("a", [1]))
+
+
+def test_a_request_is_used_once():
+    engine = make_engine(64, 4)
+    request = make_request("a", [1])
+    engine.add(request)
+    with pytest.raises(ValueError, match="request_id: 'a' is in use"):
+        engine.add(request)
+    finish(engine)
+    with pytest.raises(ValueError, match="request: 'a' has ended"):
+        engine.add(request)
+    assert not engine.has_unfinished
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({"priority": 1001}, "priority: expected a value in"),
+        ({"priority": 0.5}, "priority: expected an integer"),
+        ({"timeout": 0.0}, "timeout: expected a value in"),
+        ({"cache_salt": ""}, "cache_salt: expected 1 to 256 characters"),
+        ({"request_id": "x" * 257}, "request_id: expected 1 to 256 characters"),
+        ({"prompt": []}, "prompt: is empty"),
+        ({"prompt": [320]}, r"prompt\[0\]: expected a value in"),
+        ({"prompt": [1] * 256}, "prompt: has 256 tokens"),
+    ],
+)
+def test_bad_requests(folder, fields, error):
+    with LLM(folder) as llm:
+        assert llm.max_model_len == 256
+        with pytest.raises((ValueError, TypeError), match=error):
+            llm.request(**{"prompt": [1], "params": SamplingParams(max_tokens=2)} | fields)
+
+
+def test_a_request_takes_its_own_time(folder):
+    with LLM(folder) as llm:
+        engine = llm.shared_engine().engine
+        before = time.perf_counter()
+        requests = [llm.request([1], SamplingParams(max_tokens=2)) for _ in range(2)]
+        assert len({request.request_id for request in requests}) == 2
+        for request in requests:
+            engine.add(request)
+        results = finish(engine)
+        for request in requests:
+            metrics = results[request.request_id].metrics
+            assert 0 < metrics.time_to_first_token <= time.perf_counter() - before
 
 
 def test_a_request_that_needs_nothing():
     engine = make_engine(64, 4)
-    engine.add_request("a", make_sequences([1], max_tokens=0, n=2))
+    engine.add(make_request("a", [1], max_tokens=0, n=2))
     (first, last) = engine.step()
     assert first.request is None and last.request is not None
     assert engine.stats().num_steps == 0
@@ -302,8 +349,8 @@ def test_a_request_that_needs_nothing():
 def test_the_pool_hears_when_nothing_is_to_be_done():
     engine = make_engine(num_pages=8, page_size=4)
     assert engine.pool.idle_after == 0
-    engine.add_request("a", make_sequences([1] * 5, max_tokens=5))
-    engine.add_request("b", make_sequences([2] * 3, max_tokens=2))
+    engine.add(make_request("a", [1] * 5, max_tokens=5))
+    engine.add(make_request("b", [2] * 3, max_tokens=2))
     while engine.has_unfinished:
         assert engine.pool.idle_after is None or engine.stats().num_steps == 0
         engine.step()
@@ -315,7 +362,7 @@ def test_the_pool_hears_when_nothing_is_to_be_done():
 def test_stats_count():
     engine = make_engine(64, 4)
     for name in "ab":
-        engine.add_request(name, make_sequences(list(range(9)), max_tokens=3, n=2))
+        engine.add(make_request(name, list(range(9)), max_tokens=3, n=2))
         finish(engine)
     stats = engine.stats()
     assert (stats.num_prompt_tokens, stats.num_cached_prompt_tokens) == (18, 8)

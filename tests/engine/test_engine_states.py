@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fake_runner import make_engine, make_sequences, next_token
+from fake_runner import make_engine, make_request, next_token
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -73,16 +73,20 @@ class Engine(RuleBasedStateMachine):
     ) -> None:
         self.count += 1
         name = f"r{self.count}"
-        sequences = make_sequences(
+        request = make_request(
+            name,
             prompt,
-            MAX_LEN,
+            max_len=MAX_LEN,
+            page_size=PAGE_SIZE,
+            priority=priority,
+            cache_salt=salt,
             n=n,
             max_tokens=max_tokens,
             temperature=0.0 if greedy else 5.0,
             prompt_logprobs=0 if scored else None,
             stop_token_ids=stop,
         )
-        self.engine.add_request(name, sequences, priority=priority, cache_salt=salt)
+        self.engine.add(request)
         self.running[name] = {
             "prompt": prompt,
             "n": n,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -525,3 +526,46 @@ def test_a_row_without_finite_logits_fails_its_request_alone(folder):
         assert "no finite logit" in outputs[0].outputs[0].error
         decoder.logits = logits
         assert ids_of(outputs[1:]) == ids_of(llm.generate("world", GREEDY))
+
+
+CUTS = SamplingParams(
+    temperature=0.8, top_p=0.7, min_p=0.001, seed=5, max_tokens=8, ignore_eos=True
+)
+
+
+def test_num_kept(llm):
+    """As many tokens as the processed table lists, whichever log-probabilities are wanted."""
+    (processed,) = llm.generate("Hello", change(CUTS, logprobs=256, logprobs_mode="processed"))
+    output = processed.outputs[0]
+    assert output.num_kept == [len(table) for table in output.logprobs]
+    assert min(output.num_kept) > 1 and max(output.num_kept) < 256
+    for table in output.logprobs:
+        assert sum(math.exp(entry.logprob) for entry in table.values()) == pytest.approx(1)
+    (raw,) = llm.generate("Hello", change(CUTS, logprobs=0, n=2))
+    assert raw.outputs[0].token_ids == output.token_ids
+    assert raw.outputs[0].num_kept == output.num_kept
+    assert [len(c.num_kept) for c in raw.outputs] == [8, 8]
+    (none,) = llm.generate("Hello", CUTS)
+    assert none.outputs[0].num_kept is None and none.prompt_num_kept is None
+    (greedy,) = llm.generate("Hello", change(CUTS, temperature=0, logprobs=0))
+    assert greedy.outputs[0].num_kept == [1] * 8
+    (everything,) = llm.generate("Hello", change(CUTS, top_p=1, min_p=0, logprobs=0))
+    assert everything.outputs[0].num_kept == [llm.config.vocab_size] * 8
+    (few,) = llm.generate("Hello", change(CUTS, top_p=1, logprobs=0, allowed_token_ids=[5, 6, 7]))
+    assert set(few.outputs[0].num_kept) <= {1, 2, 3}
+    pieces = list(llm.stream("Hello", change(CUTS, logprobs=0)))
+    assert [kept for piece in pieces for kept in piece.num_kept] == output.num_kept
+
+
+def test_num_kept_of_a_prompt(llm):
+    """What would be kept after each of its tokens, as if the prompt ended there."""
+    prompt = llm.encode("Hello there")
+    params = change(CUTS, logprobs=0, prompt_logprobs=0, max_tokens=1)
+    (scored,) = llm.generate([prompt], params)
+    assert scored.prompt_num_kept[0] is None
+    for i in range(1, len(prompt)):
+        (shorter,) = llm.generate([prompt[:i]], params)
+        assert scored.prompt_num_kept[i] == shorter.outputs[0].num_kept[0]
+    (penalized,) = llm.generate([prompt], change(params, presence_penalty=1))
+    assert penalized.prompt_num_kept == [None] * len(prompt)
+    assert len(penalized.prompt_logprobs) == len(prompt)

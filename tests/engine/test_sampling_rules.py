@@ -63,9 +63,10 @@ def test_biases_and_banned_stop_tokens():
 
 
 @pytest.mark.parametrize(
-    ("fields", "changes"),
+    ("fields", "needs"),
     [
-        ({"temperature": 0.5, "top_p": 0.5, "stop": "x", "logprobs": 3}, False),
+        ({"temperature": 0.5, "top_p": 0.5, "stop": "x"}, False),
+        ({"logprobs": 0}, True),
         ({"presence_penalty": 0.1}, True),
         ({"repetition_penalty": 1.1}, True),
         ({"logit_bias": {1: 1.0}}, True),
@@ -74,8 +75,8 @@ def test_biases_and_banned_stop_tokens():
         ({"logprobs_mode": "processed"}, False),
     ],
 )
-def test_which_requests_change_logits(fields, changes):
-    assert make_rules(**fields).changes_logits is changes
+def test_which_requests_need_a_draw_of_their_own(fields, needs):
+    assert make_rules(**fields).needs_own_draw is needs
 
 
 def test_a_token_costs_microseconds_whatever_the_prompt():

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import reference
@@ -22,7 +24,7 @@ def threads():
 
 
 def run(logits: torch.Tensor, temperature: float | torch.Tensor = 1.0, **options):
-    """All outputs of one call: token ids, status, logprobs, kept."""
+    """All outputs of one call."""
     batch_size, vocab_size = logits.shape
     if not isinstance(temperature, torch.Tensor):
         temperature = torch.full((batch_size,), temperature)
@@ -32,11 +34,34 @@ def run(logits: torch.Tensor, temperature: float | torch.Tensor = 1.0, **options
         "status": torch.full((batch_size,), -7, dtype=torch.int32),
         "logprobs": torch.full((batch_size, 2), 1.25e30),
         "kept": torch.ones(batch_size, vocab_size, dtype=torch.bool),
+        "num_kept": torch.full((batch_size,), -7, dtype=torch.int32),
+        "processed_logprobs": torch.full((batch_size, vocab_size), 1.25e30),
     }
     before = logits.clone()
     assert ops.sample(logits, temperature=temperature, **out, **options) is out["token_ids"]
     assert torch.equal(logits.nan_to_num(), before.nan_to_num()), "logits were modified"
-    return out["token_ids"], out["status"], out["logprobs"], out["kept"]
+    outputs = Outputs(**out)
+    check_consistent(outputs)
+    return outputs
+
+
+class Outputs(NamedTuple):
+    token_ids: torch.Tensor
+    status: torch.Tensor
+    logprobs: torch.Tensor
+    kept: torch.Tensor
+    num_kept: torch.Tensor
+    processed_logprobs: torch.Tensor
+
+
+def check_consistent(outputs: Outputs) -> None:
+    """What outputs tell in several ways they tell alike, to the bit."""
+    token_ids, status, logprobs, kept, num_kept, processed = outputs
+    assert torch.equal(num_kept, kept.sum(1, dtype=torch.int32))
+    assert torch.equal(num_kept == 0, status == 1)
+    assert (processed[~kept] == -torch.inf).all()
+    drawn = processed.gather(1, token_ids.clamp(min=0)[:, None])[:, 0]
+    assert torch.equal(drawn[status == 0], logprobs[status == 0, 1])
 
 
 def full(batch_size: int, value: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -117,7 +142,7 @@ def kept_bounds(
 
 
 def check_kept(bounds: list[tuple[torch.Tensor, torch.Tensor]], outputs) -> None:
-    token_ids, status, logprobs, kept = outputs
+    token_ids, status, logprobs, kept, *_ = outputs
     for b, (least, most) in enumerate(bounds):
         assert not (least & ~kept[b]).any(), f"row {b}: missing {(least & ~kept[b]).nonzero()}"
         assert not (kept[b] & ~most).any(), f"row {b}: too many {(kept[b] & ~most).nonzero()}"
@@ -165,6 +190,58 @@ def test_kept_set_equals_the_sort_based_one(each_isa, generator, kind):
     assert loose <= 2 + rows // 20, f"{loose} of {rows} rows could fall on either side"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_processed_logprobs(each_isa, generator, kind):
+    """Of what is kept, the logarithm of its share, against float64."""
+    for batch_size, vocab_size in [(24, 1), (24, 17), (24, 300), (12, 5000)]:
+        logits = make_rows(kind, (batch_size, vocab_size), generator)
+        pick = torch.randint(0, 6, (4, batch_size), generator=generator)
+        filters = {
+            "temperature": torch.tensor([1, 0, 0.7, 0.3, 1.5, 10])[pick[0]],
+            "top_k": torch.tensor([0, 0, 1, 5, 50, vocab_size])[pick[1]].to(torch.int32),
+            "top_p": torch.tensor([1, 1, 0.9, 0.99, 0.5, 0.1])[pick[2]],
+            "min_p": torch.tensor([0, 0, 0, 0, 0.01, 0.2])[pick[3]],
+        }
+        exact = reference.processed_logits(logits)
+        for _ in each_isa():
+            found = run(logits, **filters)
+            for b in range(batch_size):
+                kept = found.kept[b]
+                temperature = float(filters["temperature"][b])
+                p = reference.probabilities(exact[b], temperature or 1.0) * kept
+                if temperature == 0:
+                    p = kept.double()
+                expected = torch.log(p / p.sum())[kept & (p > 0)]
+                values = found.processed_logprobs[b][kept & (p > 0)]
+                torch.testing.assert_close(values.double(), expected, rtol=2e-7, atol=1e-6)
+
+
+def test_processed_logprobs_without_cuts_are_the_raw_ones(each_isa, generator):
+    logits = torch.randn(3, 5000, generator=generator)
+    top, ids = logits.max(1).values, torch.arange(3)
+    for _ in each_isa():
+        found = run(logits)
+        assert found.num_kept.tolist() == [5000] * 3
+        assert torch.equal(found.logprobs[:, 0], found.logprobs[:, 1])
+        expected, _, top_ids, _ = ops.token_logprobs(logits, ids, 1)
+        assert torch.equal(found.processed_logprobs[ids, ids], expected)
+        assert torch.equal(logits[ids, top_ids[:, 0].long()], top)
+
+
+def test_outputs_that_are_not_wanted(generator):
+    """Each output alone is what it is with the others; rows of outputs may lie apart."""
+    logits = make_rows("zipf", (4, 1000), generator)
+    inputs = {"temperature": full(4, 0.8), "top_p": full(4, 0.8), "seeds": torch.arange(4)}
+    expected = run(logits, **inputs)
+    apart = torch.full((4, 1009), 7.0)
+    ops.sample(logits, **inputs, processed_logprobs=apart[:, :1000])
+    assert torch.equal(apart[:, :1000], expected.processed_logprobs)
+    assert (apart[:, 1000:] == 7).all()
+    num_kept = torch.zeros(4, dtype=torch.int32)
+    tokens = ops.sample(logits, **inputs, num_kept=num_kept)
+    assert torch.equal(num_kept, expected.num_kept) and torch.equal(tokens, expected.token_ids)
+
+
 @pytest.mark.parametrize("top_p", [1e-6, 0.1, 0.5, 0.9, 0.99, 0.9999, 1.0])
 @pytest.mark.parametrize("kind", ["flat", "peaked", "zipf", "ascending", "equal"])
 def test_top_p_alone(generator, kind, top_p):
@@ -184,7 +261,7 @@ def test_top_k_alone(generator, kind, top_k):
 def test_greedy_takes_the_first_of_the_largest(isa, generator):
     for vocab_size in (1, 5, 16, 255, 1000, 128256):
         logits = torch.randn(4, vocab_size, generator=generator).round()
-        token_ids, status, logprobs, kept = run(logits, 0.0)
+        token_ids, status, logprobs, kept, *_ = run(logits, 0.0)
         assert torch.equal(token_ids, logits.argmax(1))
         assert torch.equal(kept.nonzero()[:, 1], token_ids)
         assert (status == 0).all() and (logprobs[:, 1] == 0).all()
@@ -207,7 +284,7 @@ def test_rows_without_a_candidate(isa):
     logits[1, 7] = 0.0
     logits[2] = torch.nan
     for temperature in (0.0, 1.0):
-        token_ids, status, logprobs, kept = run(logits, temperature, top_p=full(3, 0.9))
+        token_ids, status, logprobs, kept, *_ = run(logits, temperature, top_p=full(3, 0.9))
         assert token_ids.tolist() == [-1, 7, -1]
         assert status.tolist() == [1, 0, 1]
         assert logprobs.isnan().all(1).tolist() == [True, False, True]
@@ -217,7 +294,7 @@ def test_rows_without_a_candidate(isa):
 def test_infinite_logits_share_all_probability(isa):
     logits = torch.randn(400, 300)
     logits[:, [5, 17, 280]] = torch.inf
-    token_ids, _, logprobs, kept = run(logits)
+    token_ids, _, logprobs, kept, *_ = run(logits)
     assert set(token_ids.tolist()) == {5, 17, 280}
     assert torch.allclose(logprobs, torch.tensor(1 / 3).log(), atol=1e-6)
     assert kept.sum(1).eq(3).all()
@@ -270,7 +347,7 @@ def test_penalties_bias_and_mask(each_isa, generator, dtype, vocab_size):
     for _ in each_isa():
         check_kept(nucleus, run(logits, top_p=half, **step_one))
         check_kept(everything, run(logits, **step_one))
-        token_ids, _, logprobs, _ = run(logits, 0.0, **step_one)
+        token_ids, _, logprobs, _, *_ = run(logits, 0.0, **step_one)
         assert torch.equal(token_ids, expected.argmax(1))
         chosen = raw.gather(1, token_ids[:, None])[:, 0]
         assert torch.allclose(logprobs[:, 0].double(), chosen, atol=1e-5)
@@ -285,7 +362,7 @@ def test_logprobs(isa, generator, options, dtype):
     temperature = torch.rand(40, generator=generator) + 0.3
     dtypes = {"top_k": torch.int32}
     values = {k: full(40, v, dtypes.get(k, torch.float32)) for k, v in options.items()}
-    token_ids, _, logprobs, kept = run(logits, temperature, **values)
+    token_ids, _, logprobs, kept, *_ = run(logits, temperature, **values)
     at = token_ids[:, None]
     raw = torch.log_softmax(logits.double(), dim=1).gather(1, at)[:, 0]
     scaled = (logits.double() / temperature.double()[:, None]).masked_fill(~kept, -torch.inf)
@@ -299,7 +376,7 @@ def test_logprobs(isa, generator, options, dtype):
 def test_raw_logprobs_are_those_of_token_logprobs(isa, generator, temperature):
     logits = torch.randn(5, 3000, generator=generator)
     for options in ({}, {"top_p": full(5, 0.8)}, {"top_k": full(5, 9, torch.int32)}):
-        token_ids, _, logprobs, _ = run(logits, temperature, **options)
+        token_ids, _, logprobs, _, *_ = run(logits, temperature, **options)
         assert torch.equal(logprobs[:, 0], ops.token_logprobs(logits, token_ids)[0])
 
 
@@ -455,6 +532,7 @@ def test_opcheck(generator):
     logits = torch.randn(2, 100, generator=generator)
     arguments = [logits, full(2, 1.0), None, full(2, 0.9), None, torch.arange(2), *[None] * 11]
     arguments += [torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int32), None, None]
+    arguments += [torch.zeros(2, dtype=torch.int32), torch.zeros(2, 100)]
     arguments += [torch.zeros(ops.sampling_workspace_size(100), dtype=torch.uint8)]
     torch.library.opcheck(torch.ops.lampo.sample.default, tuple(arguments))
 
@@ -491,6 +569,10 @@ def test_opcheck(generator):
         ({"status": torch.zeros(2)}, "status: expected int32, got float32"),
         ({"logprobs": torch.zeros(2, 3)}, r"logprobs: expected shape \[2, 2\]"),
         ({"kept": torch.zeros(2, 9, dtype=torch.bool)}, r"kept: expected shape \[2, 8\]"),
+        ({"num_kept": torch.zeros(2)}, "num_kept: expected int32, got float32"),
+        ({"num_kept": torch.zeros(3, dtype=torch.int32)}, r"num_kept: expected shape \[2\]"),
+        ({"processed_logprobs": torch.zeros(2, 9)}, r"processed_logprobs: expected shape \[2, 8\]"),
+        ({"processed_logprobs": torch.zeros(2, 8).int()}, "processed_logprobs: expected float32"),
         ({"workspace": torch.zeros(10, dtype=torch.uint8)}, "workspace: expected at least"),
     ],
 )

@@ -21,6 +21,7 @@ from lampo.sampling_params import SamplingParams
 
 PROBABILITIES = [0.5, 0.3, 0.1, 0.05, 0.05]
 """Of the candidates at every position: the answer's character, then "b", "c", "d" and "e"."""
+NUM_KEPT = 2
 
 
 class FakeLLM:
@@ -73,7 +74,14 @@ class FakeLLM:
         assert request is not None
         first = request.outputs[0]
         request.outputs = [
-            CompletionOutput(i, f"{first.text}{i}", first.token_ids, first.logprobs, "stop")
+            CompletionOutput(
+                i,
+                f"{first.text}{i}",
+                first.token_ids,
+                first.logprobs,
+                "stop",
+                num_kept=first.num_kept,
+            )
             for i in range(params.n)
         ]
         return [request]
@@ -85,6 +93,7 @@ class FakeLLM:
         output = CompletionOutput(0, text[:room], [ord(c) for c in text[:room]])
         if params.logprobs is not None:
             output.logprobs = [_table(c) for c in output.text]
+            output.num_kept = [NUM_KEPT] * len(output.text)
         scored = params.prompt_logprobs is not None
         request = RequestOutput(
             None,
@@ -92,10 +101,16 @@ class FakeLLM:
             [None, *(_table(chr(t)) for t in token_ids[1:])] if scored else None,
             [output],
             RequestMetrics(0.05, 0.01, len(token_ids), len(output.text), 5_000_000),
+            [None, *[NUM_KEPT] * (len(token_ids) - 1)] if scored else None,
         )
         for i, char in enumerate(output.text[:-1]):
             self._on_step(i)
-            yield StreamOutput(char, [ord(char)], output.logprobs and output.logprobs[i : i + 1])
+            yield StreamOutput(
+                char,
+                [ord(char)],
+                output.logprobs and output.logprobs[i : i + 1],
+                num_kept=output.num_kept and output.num_kept[i : i + 1],
+            )
         output.finish_reason = reason
         yield StreamOutput(
             output.text[-1:],
@@ -103,6 +118,7 @@ class FakeLLM:
             output.logprobs and output.logprobs[-1:],
             reason,
             request,
+            num_kept=output.num_kept and output.num_kept[-1:],
         )
 
     def __enter__(self) -> FakeLLM:

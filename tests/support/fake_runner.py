@@ -15,8 +15,7 @@ import torch
 from lampo import SamplingParams, ops
 from lampo.engine.llm_engine import LLMEngine
 from lampo.engine.page_allocator import FREED
-from lampo.engine.sampling_rules import SamplingRules
-from lampo.engine.sequence import Sequence
+from lampo.engine.request import Request, Sequence
 
 VOCAB_SIZE = 64
 
@@ -186,28 +185,29 @@ def make_engine(
     return LLMEngine(FakeRunner(pool), pool, FakeTokenizer().token_to_text, **options)
 
 
-def make_sequences(prompt: list[int], max_len: int = 1 << 20, **fields: Any) -> list[Sequence]:
+def make_request(
+    request_id: str,
+    prompt: list[int],
+    *,
+    max_len: int = 1 << 20,
+    page_size: int = 4,
+    priority: int = 0,
+    timeout: float | None = None,
+    cache_salt: str | None = None,
+    **fields: Any,
+) -> Request:
+    """A request for the engine of :func:`make_engine`; fields are those of SamplingParams."""
     fields = {"temperature": 0, "max_tokens": 8, "ignore_eos": True, "seed": 0} | fields
-    params = SamplingParams(**fields).resolved({})
-    tokenizer = FakeTokenizer()
-    rules = SamplingRules(
-        params,
+    return Request(
         prompt,
-        tokenizer=tokenizer,
+        SamplingParams(**fields).resolved({}),
+        tokenizer=FakeTokenizer(),
         vocab_size=VOCAB_SIZE,
         eos_token_ids=frozenset(),
+        max_len=max_len,
+        page_size=page_size,
+        request_id=request_id,
+        priority=priority,
+        timeout=timeout,
+        cache_salt=cache_salt,
     )
-    return [
-        Sequence(
-            prompt,
-            params,
-            index=i,
-            seed=params.seed + i,
-            max_len=max_len,
-            eos_token_ids=frozenset(),
-            tokenizer=tokenizer,
-            start_time=0.0,
-            rules=rules,
-        )
-        for i in range(params.n)
-    ]

@@ -12,7 +12,8 @@ constexpr int64_t kSampleChunks = 128;
 constexpr int64_t kSampleChunk = 16;  // tokens, a cache line of float32
 constexpr float kSigmas = 3.5f;
 constexpr int kBisections = 14;
-/// So few tokens in and above the bracket: listing them all costs little and cannot miss upwards.
+/// If at most this many tokens lie in and above the bracket, all are listed: cheap, and the bracket
+/// cannot lie too low.
 constexpr float kFewTokens = 2048.0f;
 
 /// Values with weights, of which those from `num_known` on stand for `multiple` tokens each.

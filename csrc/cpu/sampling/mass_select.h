@@ -41,8 +41,8 @@ struct RowTeam {
   }
   bool leads() const { return team.rank == 0; }
 
-  /// Everybody's parts as one. A meeting: all writes before it are seen by all after it.
-  ScanPart meet(const ScanPart& mine) {
+  /// The parts of all threads as one. A barrier: all threads see all writes before it.
+  ScanPart all_reduce(const ScanPart& mine) {
     ScanPart* parts = slot.parts + turn * team.size;
     turn ^= 1;
     parts[team.rank] = mine;
@@ -59,19 +59,19 @@ struct RowTeam {
     return all;
   }
 
-  /// What the leader's fn() returns, for everybody. The common scratch memory is the leader's.
+  /// The result of the leader's fn(), for all threads. The common scratch memory is the leader's.
   template <class Fn>
   Bracket from_leader(Fn&& fn) const {
     if (leads()) {
       const Bracket bracket = fn();
-      slot.news->low = bracket.low;
-      slot.news->high = bracket.high;
+      slot.broadcast->low = bracket.low;
+      slot.broadcast->high = bracket.high;
     }
     team.sync();
-    return {slot.news->low, slot.news->high};
+    return {slot.broadcast->low, slot.broadcast->high};
   }
 
-  /// Moves the parts of the list together, in slot.list; for the leader, after meet().
+  /// Moves the parts of the list together, in slot.list; for the leader, after all_reduce().
   int64_t gather_list() const {
     const ScanPart* parts = slot.parts + (turn ^ 1) * team.size;
     const int64_t capacity = slot.list_capacity / team.size;
@@ -173,7 +173,7 @@ static inline ListCut cut_list(ListView list, uint64_t target, float* buffer) {
   return cut;
 }
 
-/// What the cut should weigh: an exact weight, or top_p_target(p, total) of a total that the first
+/// The weight of the cut: an exact one, or top_p_target(p, total) of a total that the first
 /// pass finds.
 struct Target {
   uint64_t weight;
@@ -225,7 +225,7 @@ static inline RowCut cut_row(RowTeam& team, const LogitRow<E>& row, MassScale ma
   Bracket outer = kWholeRow;  // surely holds the cut
   const SampleSlot& slot = team.slot;
   for (;;) {
-    const ScanPart all = team.meet(scan_bracket<Weight, kMinP>(
+    const ScanPart all = team.all_reduce(scan_bracket<Weight, kMinP>(
         row, team.blocks, slot.block_max, mass, bracket, min_mass, team.list, slot.block_mass));
     if (target.p != 0.0f) target = {top_p_target(target.p, all.total), 0.0f};
     cut.total = all.total;
@@ -260,12 +260,12 @@ static inline RowCut cut_row(RowTeam& team, const LogitRow<E>& row, MassScale ma
       if (bracket.low != bracket.high) {
         found = cut_list<Weight>({slot.list, slot.list_mass, cut.list_size}, missing, slot.scratch);
       }
-      slot.news->low = found.value;
-      slot.news->ties = ties_needed<Weight>(found.value, missing - found.above, mass);
+      slot.broadcast->low = found.value;
+      slot.broadcast->ties = ties_needed<Weight>(found.value, missing - found.above, mass);
     }
     team.team.sync();
-    cut.value = slot.news->low;
-    cut.ties = slot.news->ties;
+    cut.value = slot.broadcast->low;
+    cut.ties = slot.broadcast->ties;
     cut.listed = !all.overflow;
     cut.list_only = cut.listed && all.above == 0;
     return cut;

@@ -126,8 +126,8 @@ struct BracketList {
 
 /// One thread's part of a selection pass: weights above and inside the bracket, the list of those
 /// inside, and, by mass, the total and each block's mass of tokens above the bracket that have at
-/// least min_mass. Vectors append to the list whether they have something for it or not: whether
-/// they do is a coin toss, and a branch mispredicted costs more than the append.
+/// least min_mass. All vectors append to the list, even nothing: whether they have something
+/// is unpredictable, and a mispredicted branch costs more than the append.
 template <class Weight, bool kMinP, class E>
 static inline ScanPart scan_bracket(const LogitRow<E>& row, Share blocks, const float* block_max,
                                     MassScale mass, Bracket bracket, float min_mass,
@@ -199,8 +199,8 @@ static inline ScanPart scan_bracket(const LogitRow<E>& row, Share blocks, const 
   return part;
 }
 
-/// What the filters keep: l > value, or l == value up to number `last`; and m >= min_mass. Numbers
-/// are of tokens, or of places in a list.
+/// The tokens that the filters keep: l > value, or l == value up to number `last`; and m >=
+/// min_mass. Numbers are of tokens, or of places in a list.
 struct Kept {
   float value;
   int64_t last;

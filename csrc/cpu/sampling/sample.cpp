@@ -6,7 +6,7 @@
 // 2. One pass computes all masses, sums those above an estimated bracket by block, and lists the
 //    logits inside it; the exact cut is sought in the list (mass_select.h, bracket_estimate.h).
 //    A small top-k passes over the row without masses and goes on with its list alone.
-// 3. A race of the blocks, then of the winning block's tokens (race.h).
+// 3. The draw of a block, then of one of its tokens (draw.h).
 // 4. Where logprobs are wanted: the mass of all raw logits, another pass.
 //
 // Threads take whole rows; rows left over are shared block by block, with about five barriers each.
@@ -23,14 +23,14 @@
 //
 // Rejected, with the same rows: a list that vectors append to where a branch says so, with token
 // numbers and masses (145, 87, 152); that, and no fetching ahead (157, 101, 165); that, and all
-// sums for all blocks (43 more for N(0,1)). Noise for every token: the race's 757 variates
+// sums for all blocks (43 more for N(0,1)). Noise for every token: the draw's 757 variates
 // take 2.3, 128256 would take 390 at that rate. A random number sought in the running sum of masses
-// costs no more than the race, but where the nucleus is wide a rounding error of the logits changes
+// costs no more than the draw, but where the nucleus is wide a rounding error of the logits changes
 // its token far more often.
 #include "common/dispatch.h"
 #include "cpu/kernel_table.h"
 #include "cpu/sampling/bracket_estimate.h"
-#include "cpu/sampling/race.h"
+#include "cpu/sampling/draw.h"
 #include "cpu/sampling/row_teams.h"
 
 namespace lampo::cpu::LAMPO_ISA {
@@ -54,6 +54,10 @@ bool is_edited(const SampleParams& p, int64_t b) {
     return list.ids != nullptr && list.cu[b] < list.cu[b + 1];
   };
   return any(p.penalties) || any(p.bias) || p.allowed_mask != nullptr;
+}
+
+bool wants_kept(const SampleParams& p) {
+  return p.kept != nullptr || p.num_kept != nullptr || p.processed_logprobs != nullptr;
 }
 
 /// This thread's blocks of the processed logits: penalties, bias, mask.
@@ -93,11 +97,23 @@ void edit_row(const SampleParams& p, int64_t b, const LogitRow<In>& raw, Share b
   }
 }
 
-/// What steps (1) to (5) left of a row; all but row_mass known to the leader alone.
+/// The tokens left by steps (1) to (5); all but row_mass is known to the leader alone.
 struct Survivors {
   Kept kept;
   uint64_t mass;          // of the blocks
   uint64_t row_mass = 0;  // of all tokens; 0: not computed
+};
+
+/// From a kept token's logit to its log-probability among all that are kept.
+struct ProcessedLogprob {
+  float max, temperature;
+  double log_mass;
+
+  ProcessedLogprob(float row_max, float row_temperature, uint64_t mass)
+      : max(row_max),
+        temperature(row_temperature),
+        log_mass(__builtin_log(static_cast<double>(mass) / kMassOne)) {}
+  float operator()(float l) const { return processed_logprob(l, max, temperature, log_mass); }
 };
 
 /// Step (3) to (5): fills slot.block_mass and says what is kept.
@@ -112,18 +128,18 @@ Survivors filter_row(RowTeam& team, const LogitRow<E>& row, MassScale mass, cons
     return min_mass > 0.0f ? cut_row<MassWeight, true>(team, row, mass, target, min_mass, bracket)
                            : cut_row<MassWeight, false>(team, row, mass, target, min_mass, bracket);
   };
-  // Everybody learns the last kept token and sums the kept masses of its blocks.
+  // All threads get the last kept token and sum the kept masses of their blocks.
   const auto keep = [&](const RowCut& cut, float least) {
     if (team.leads()) {
-      slot.news->number = static_cast<uint64_t>(
+      slot.broadcast->number = static_cast<uint64_t>(
           cut.ties > 0 ? find_tie(row, slot.block_max, cut.value, cut.ties) : -1);
     }
     team.team.sync();
     Survivors s = {
-        {cut.ties > 0 ? cut.value : -kInf, static_cast<int64_t>(slot.news->number), least}, 0};
+        {cut.ties > 0 ? cut.value : -kInf, static_cast<int64_t>(slot.broadcast->number), least}, 0};
     ScanPart part = {};
     part.total = scan_kept(row, team.blocks, slot.block_max, mass, s.kept, slot.block_mass);
-    s.mass = team.meet(part).total;
+    s.mass = team.all_reduce(part).total;
     return s;
   };
   // The leader adds the kept tokens of the list to their blocks.
@@ -181,36 +197,74 @@ struct Drawn {
 
 /// For the leader.
 template <class E>
-Drawn draw(const SampleSlot& slot, const LogitRow<E>& row, MassScale mass, const Survivors& s,
-           int64_t seed, int64_t position) {
-  Race blocks(seed, position, Heat::kBlocks);
+Drawn draw(const SampleSlot& slot, const LogitRow<E>& row, MassScale mass, float temperature,
+           const Survivors& s, int64_t seed, int64_t position) {
+  ExponentialDraw blocks(seed, position, DrawStage::kBlocks);
   const int64_t num_blocks = row.num_blocks();
-  for (int64_t first = 0; first < num_blocks; first += kRaceRunners) {
-    float masses[kRaceRunners];
+  for (int64_t first = 0; first < num_blocks; first += kDrawCandidates) {
+    float masses[kDrawCandidates];
     const int64_t left = num_blocks - first;
-    const int count = left < kRaceRunners ? static_cast<int>(left) : kRaceRunners;
+    const int count = left < kDrawCandidates ? static_cast<int>(left) : kDrawCandidates;
     for (int i = 0; i < count; ++i)
       masses[i] = static_cast<float>(static_cast<int64_t>(slot.block_mass[first + i]));
-    blocks.run(masses, first, count);
+    blocks.add(masses, first, count);
   }
   float masses[kSampleBlock];
-  const int64_t begin = blocks.winner() * kSampleBlock;
-  row.for_block(blocks.winner(), [&](int64_t i, F32 l) {
+  const int64_t begin = blocks.chosen() * kSampleBlock;
+  row.for_block(blocks.chosen(), [&](int64_t i, F32 l) {
     const F32 m = mass(l);
     store(masses + (i - begin), blend(s.kept(l, m, i), m, F32()));
   });
   const int64_t left = row.size - begin;
-  Race tokens(seed, position, Heat::kTokens);
-  tokens.run(masses, begin, left < kSampleBlock ? static_cast<int>(left) : kSampleBlock);
-  const int64_t token = tokens.winner();
-  const double share = static_cast<double>(masses[token - begin]) / static_cast<double>(s.mass);
-  return {token, static_cast<float>(__builtin_log(share))};
+  ExponentialDraw tokens(seed, position, DrawStage::kTokens);
+  tokens.add(masses, begin, left < kSampleBlock ? static_cast<int>(left) : kSampleBlock);
+  const int64_t token = tokens.chosen();
+  return {token, ProcessedLogprob(mass.max, temperature, s.mass)(row.at(token))};
 }
 
-void mark_kept(uint8_t* out, int64_t i, int64_t size, Mask kept) {
-  const uint32_t bits = lane_bits(kept);
-  for (int lane = 0; lane < F32::kWidth && i + lane < size; ++lane)
-    out[i + lane] = bits >> lane & 1;
+/// Writes the optional outputs about the kept tokens: their marks, log-probabilities and number.
+template <class E>
+void write_kept(const SampleParams& p, int64_t b, RowTeam& team, const LogitRow<E>& row,
+                MassScale mass, const Kept& kept, const ProcessedLogprob& logprob) {
+  uint8_t* marks = p.kept != nullptr ? p.kept + b * p.stride_kept_row : nullptr;
+  float* logprobs =
+      p.processed_logprobs != nullptr ? p.processed_logprobs + b * p.stride_processed_row : nullptr;
+  ScanPart part = {};
+  for (int64_t block = team.blocks.begin; block < team.blocks.end; ++block) {
+    row.for_block(block, [&](int64_t i, F32 l) {
+      const Mask here = kept(l, mass(l), i);
+      const uint32_t bits = lane_bits(here);
+      part.total += static_cast<uint64_t>(__builtin_popcount(bits));
+      const int64_t left = row.size - i;
+      const int n = left < F32::kWidth ? static_cast<int>(left) : F32::kWidth;
+      if (marks != nullptr) {
+        for (int lane = 0; lane < n; ++lane) marks[i + lane] = bits >> lane & 1;
+      }
+      if (logprobs != nullptr) {
+        float lanes[F32::kWidth];
+        store(lanes, l);
+        for (int lane = 0; lane < F32::kWidth; ++lane) lanes[lane] = logprob(lanes[lane]);
+        store_n(logprobs + i, blend(here, load(lanes), F32(-kInf)), n);
+      }
+    });
+  }
+  if (p.num_kept == nullptr) return;
+  const auto count = static_cast<int32_t>(team.all_reduce(part).total);
+  if (team.leads()) p.num_kept[b] = count;
+}
+
+/// A row without a candidate.
+void write_nothing_kept(const SampleParams& p, int64_t b, const RowTeam& team) {
+  const int64_t begin = team.blocks.begin * kSampleBlock;
+  int64_t end = team.blocks.end * kSampleBlock;
+  if (end > p.vocab_size) end = p.vocab_size;
+  for (int64_t i = begin; i < end; ++i) {
+    if (p.kept != nullptr) p.kept[b * p.stride_kept_row + i] = 0;
+    if (p.processed_logprobs != nullptr) {
+      p.processed_logprobs[b * p.stride_processed_row + i] = -kInf;
+    }
+  }
+  if (p.num_kept != nullptr && team.leads()) p.num_kept[b] = 0;
 }
 
 /// Steps (2) to (6) on processed logits.
@@ -222,6 +276,8 @@ Drawn sample_processed(const SampleParams& p, int64_t b, RowTeam& team, const Lo
   Drawn drawn = {-1, 0.0f};
   Kept kept = {row_max, 0, 0.0f};
   MassScale mass = {row_max, 0.0f};
+  auto kept_mass = static_cast<uint64_t>(kMassOne);
+  float temperature = 1.0f;
   if (f.temperature == 0.0f) {
     if (team.leads()) {
       drawn.token = find_tie(row, slot.block_max, row_max, 1);
@@ -231,22 +287,24 @@ Drawn sample_processed(const SampleParams& p, int64_t b, RowTeam& team, const Lo
     mass.scale = exponent_scale(f.temperature);
     const Survivors s = filter_row(team, row, mass, f);
     kept = s.kept;
+    kept_mass = s.mass;
+    temperature = f.temperature;
     if (team.leads()) {
-      drawn = draw(slot, row, mass, s, p.seeds[b], p.positions != nullptr ? p.positions[b] : 0);
+      drawn = draw(slot, row, mass, temperature, s, p.seeds[b],
+                   p.positions != nullptr ? p.positions[b] : 0);
     }
     drawn.row_mass = s.row_mass;
   }
-  if (p.kept == nullptr) return drawn;
+  if (!wants_kept(p)) return drawn;
   team.team.sync();
-  if (team.leads()) *slot.news = {static_cast<uint64_t>(kept.last), kept.value, 0.0f, 0};
-  team.team.sync();
-  kept.value = slot.news->low;
-  kept.last = static_cast<int64_t>(slot.news->number);
-  uint8_t* out = p.kept + b * p.stride_kept_row;
-  for (int64_t block = team.blocks.begin; block < team.blocks.end; ++block) {
-    row.for_block(block,
-                  [&](int64_t i, F32 l) { mark_kept(out, i, row.size, kept(l, mass(l), i)); });
+  if (team.leads()) {
+    *slot.broadcast = {static_cast<uint64_t>(kept.last), kept.value, 0.0f, 0, kept_mass};
   }
+  team.team.sync();
+  kept.value = slot.broadcast->low;
+  kept.last = static_cast<int64_t>(slot.broadcast->number);
+  write_kept(p, b, team, row, mass, kept,
+             ProcessedLogprob(row_max, temperature, slot.broadcast->mass));
   return drawn;
 }
 
@@ -269,7 +327,7 @@ void sample_row(const SampleParams& p, int64_t b, bool has_next, const Team& row
     edit_row(p, b, raw, team.blocks, slot.row);
     find_block_maxima(edited, team.blocks, slot.block_max);
   }
-  const float raw_max = team.meet(part).raw_max;
+  const float raw_max = team.all_reduce(part).raw_max;
   F32 maxima(-kInf);
   for_list(slot.block_max, raw.num_blocks(), -kInf,
            [&](F32 block_max, int64_t, int) { maxima = max(block_max, maxima); });
@@ -299,12 +357,8 @@ void sample_row(const SampleParams& p, int64_t b, bool has_next, const Team& row
   if (row_max > -kInf) {
     drawn = direct ? sample_processed(p, b, team, raw, row_max)
                    : sample_processed(p, b, team, edited, row_max);
-  } else if (p.kept != nullptr) {
-    uint8_t* out = p.kept + b * p.stride_kept_row;
-    for (int64_t i = team.blocks.begin * kSampleBlock;
-         i < team.blocks.end * kSampleBlock && i < raw.size; ++i) {
-      out[i] = 0;
-    }
+  } else if (wants_kept(p)) {
+    write_nothing_kept(p, b, team);
   }
   if (team.leads()) {
     p.token_ids[b] = drawn.token;

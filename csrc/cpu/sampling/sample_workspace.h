@@ -9,7 +9,7 @@
 
 namespace lampo::cpu {
 
-/// What one thread found in its part of a row.
+/// The sums of one thread's part of a row.
 struct alignas(64) ScanPart {
   uint64_t total;   // mass of all its tokens
   uint64_t above;   // weight above the bracket
@@ -19,11 +19,12 @@ struct alignas(64) ScanPart {
   float raw_max;
 };
 
-/// What rank 0 tells the others.
-struct alignas(64) RowNews {
+/// Values that rank 0 gives to all threads.
+struct alignas(64) RowBroadcast {
   uint64_t number;
   float low, high;
   int64_t ties;
+  uint64_t mass;
 };
 
 struct SampleSlot {
@@ -35,7 +36,7 @@ struct SampleSlot {
   int32_t* block_end;    // [num_blocks] where each block's part of the list ends
   float* scratch;        // [2][list_capacity + kListSlack], also the bracket estimate's
   ScanPart* parts;       // [2][num_threads], used in turn; slot 0 only
-  RowNews* news;
+  RowBroadcast* broadcast;
   int64_t list_capacity;
 };
 
@@ -73,7 +74,7 @@ static inline int64_t lay_out_slot(char* base, int64_t vocab, int num_threads, S
   const int64_t scratch = 4 * (num_blocks + kListSlack) + 2 * (slot->list_capacity + kListSlack);
   slot->scratch = static_cast<float*>(take(scratch * 4));
   slot->parts = static_cast<ScanPart*>(take(2 * num_threads * int64_t{sizeof(ScanPart)}));
-  slot->news = static_cast<RowNews*>(take(sizeof(RowNews)));
+  slot->broadcast = static_cast<RowBroadcast*>(take(sizeof(RowBroadcast)));
   return at;
 }
 

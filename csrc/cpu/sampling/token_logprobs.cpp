@@ -14,7 +14,7 @@
 #include "common/dispatch.h"
 #include "cpu/kernel_table.h"
 #include "cpu/sampling/bracket_estimate.h"
-#include "cpu/sampling/race.h"
+#include "cpu/sampling/draw.h"
 #include "cpu/sampling/row_teams.h"
 
 namespace lampo::cpu::LAMPO_ISA {
@@ -96,13 +96,13 @@ void table_row(const TokenLogprobsParams& p, int64_t b, const Team& row_team,
   RowTeam team(row_team, slot, row.num_blocks());
   ScanPart part = {};
   part.raw_max = find_block_maxima(row, team.blocks, slot.block_max);
-  const float row_max = team.meet(part).raw_max;
+  const float row_max = team.all_reduce(part).raw_max;
   const RawLogprob logprob = find_normalizer(team, row, row_max);
 
   const int64_t token = p.token_ids[b];
   part = {};
   if (token >= 0) part.total = count_above(team, row, row.at(token));
-  const uint64_t above = team.meet(part).total;
+  const uint64_t above = team.all_reduce(part).total;
   if (team.leads()) {
     p.logprob[b] = token >= 0 ? logprob(row.at(token)) : __builtin_nanf("");
     p.rank[b] = token >= 0 ? static_cast<int32_t>(above) + 1 : 0;

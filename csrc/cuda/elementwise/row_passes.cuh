@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The passes over rows of logits that sample and token_logprobs share. A row is shared by several
 // CUDA blocks (sample_plan.h), each with a range of sample blocks of 256 tokens, a warp a block.
-// What they add up are integers and maxima, so neither their number nor their order shows.
+// Sums are of integers, so neither the number of parts nor their order changes the result.
 #pragma once
 
 #include "cuda/device/logit_row.cuh"
@@ -14,7 +14,7 @@ namespace {
 
 constexpr int kWarps = kSampleThreads / kWarpSize;
 
-/// What gather_kernel found out about a row, and draw_kernel after it.
+/// A row's cuts, from gather_kernel, and what is kept, from draw_kernel.
 struct SampleRowState {
   int k_bucket;         // that holds top-k's cut; kBuckets: nothing is cut off
   int p_first, p_last;  // between which top-p's cut is; kBuckets: off
@@ -25,6 +25,7 @@ struct SampleRowState {
   float kept_value;     // l > value is kept, l == value up to token kept_last,
   float kept_mass;      // and all that only with this mass
   int64_t kept_last;
+  double log_mass;  // of what is kept: processed_logprob()
 };
 static_assert(sizeof(SampleRowState) <= 128);
 

@@ -3,16 +3,16 @@
 // of cpu/sampling/sample.cpp, which chooses the very same tokens.
 //
 // A row is shared by `parts` CUDA blocks (sample_plan.h), a warp takes 256 tokens at a time, 8 a
-// lane. A fixed sequence of kernels, which meet in the workspace and need nothing of the host:
+// lane. A fixed sequence of kernels, which share the workspace and need nothing of the host:
 //   edit       rows with penalties, bias or a mask are copied and edited; others are never copied
 //   maxima     of every 256 tokens, and of the row
 //   histogram  mass (and number) of tokens in 2048 buckets of (max - l): in shared memory, by
 //              integer atomics, then to the row's; only where top-k or top-p asks for it
 //   gather     every block finds the buckets of the cuts in the histogram; tokens above them are
 //              kept and summed by 256, those inside are listed (a few hundred of 128256)
-//   draw       a CUDA block a row: the exact cut in the list (sample_row.cuh), the race of the
-//              blocks, then of the winning block's tokens
-//   mark       writes the kept mask, where it is wanted
+//   draw       a CUDA block a row: the exact cut in the list (sample_row.cuh), the draw of
+//              a block, then of one of its tokens
+//   mark       writes what is kept, where it is wanted: mask, number, log-probabilities
 // and with logprobs raw_mass: the mass of the row as it came. All sums are integers, so the number
 // of parts, the order of atomics and of the list do not show. A list that overflows (more than 4096
 // tokens of one bucket: thousands of equal logits, very high temperatures) is not used: draw reads
@@ -222,6 +222,7 @@ __global__ void __launch_bounds__(kSampleThreads)
       p.token_ids[b] = drawn.token;
       p.status[b] = drawn.token >= 0 ? kSampleOk : kSampleNoCandidate;
       if (drawn.token < 0) scratch.state->kept_value = __builtin_huge_valf();  // nothing
+      if (p.num_kept != nullptr) p.num_kept[b] = 0;  // the next kernel adds to it
       if (p.logprobs != nullptr) {
         const auto raw_at = [&](int64_t token) {
           const int64_t at = b * p.stride_logits_row + token;
@@ -244,21 +245,33 @@ __global__ void __launch_bounds__(kSampleThreads)
     mark_kernel(const __grid_constant__ SampleParams p, const __grid_constant__ SampleWork work,
                 Rows<E> rows) {
   for_each_part(work, [&](const RowPart& part) {
-    const ProcessedRow<E> row = processed_row(work, rows, part.row, filters_of(p, part.row));
+    const RowFilters f = filters_of(p, part.row);
+    const ProcessedRow<E> row = processed_row(work, rows, part.row, f);
     SampleRowState kept = *work.scratch(part.row).state;
     if (kept.kept_value == __builtin_huge_valf()) kept.kept_last = -1;
-    uint8_t* out = p.kept + part.row * p.stride_kept_row;
+    const float temperature = f.temperature > 0.0f ? f.temperature : 1.0f;
+    Weight count = 0;
     part.for_blocks([&](int64_t block) {
       const LaneTokens tokens = row.logits.load_block(block);
 #pragma unroll
       for (int j = 0; j < kTokensPerLane; ++j) {
         const int64_t token = tokens.token(j);
+        if (token >= work.vocab_size) continue;
         const float l = tokens.l[j];
-        if (token < work.vocab_size) {
-          out[token] = RowDraw<E>::is_kept(kept, l, row.mass(l), token) ? 1 : 0;
+        const bool here = RowDraw<E>::is_kept(kept, l, row.mass(l), token);
+        count += here ? 1 : 0;
+        if (p.kept != nullptr) p.kept[part.row * p.stride_kept_row + token] = here ? 1 : 0;
+        if (p.processed_logprobs != nullptr) {
+          p.processed_logprobs[part.row * p.stride_processed_row + token] =
+              here ? processed_logprob(l, row.max, temperature, kept.log_mass) : minus_infinity();
         }
       }
     });
+    if (p.num_kept == nullptr) return;
+    count = block_fold(count, Sum{}, shared_storage<MassStorage>().sums);
+    if (threadIdx.x == 0) {
+      atomicAdd(reinterpret_cast<unsigned*>(p.num_kept + part.row), static_cast<unsigned>(count));
+    }
   });
 }
 
@@ -281,9 +294,9 @@ void draw_tokens(const SampleParams& p, const SampleWork& work, const Rows<E>& r
                  Stream stream) {
   launch(launch_of("sample", work.num_rows, sizeof(SelectStorage), device, stream), draw_kernel<E>,
          p, work, rows);
-  if (p.kept == nullptr) return;
-  launch(launch_of("sample", work.num_rows * work.parts, 0, device, stream), mark_kernel<E>, p,
-         work, rows);
+  if (p.kept == nullptr && p.num_kept == nullptr && p.processed_logprobs == nullptr) return;
+  launch(launch_of("sample", work.num_rows * work.parts, sizeof(MassStorage), device, stream),
+         mark_kernel<E>, p, work, rows);
 }
 
 template <class In>
@@ -343,6 +356,8 @@ SampleParams rows_of(const SampleParams& p, int64_t first, int64_t count) {
   move(part.status, 1);
   move(part.logprobs, 2);
   move(part.kept, p.stride_kept_row);
+  move(part.num_kept, 1);
+  move(part.processed_logprobs, p.stride_processed_row);
   return part;
 }
 

@@ -77,8 +77,8 @@ __device__ inline Weight mass_before(const RowScratch& scratch, int end, SelectS
   return block_fold(sum, Sum{}, storage.sums);
 }
 
-/// What top-k keeps of its bucket decides the mass that top-p is a share of: between the least and
-/// the most that this can be lies top-p's cut.
+/// Top-p is a share of the mass that top-k keeps, which depends on the tokens kept of top-k's
+/// bucket: top-p's cut lies between those of the least and of the greatest such mass.
 __device__ inline Cuts find_cuts(const RowFilters& f, int64_t vocab_size, const RowScratch& scratch,
                                  SelectStorage& storage) {
   Cuts cuts;
@@ -226,23 +226,24 @@ struct RowDraw {
            mass >= kept.kept_mass;
   }
 
-  /// The runner with the best score, of several the first; mass_of(runner) for `count` runners from
-  /// `first`, a multiple of 4, on. -1: none has a chance.
+  /// One stage of the draw: the candidate with the best score, of several the first, among `count`
+  /// candidates from `first`, a multiple of 4, on. -1: all have mass 0.
   template <class MassOf>
-  __device__ int64_t race(int64_t seed, int64_t position, Heat heat, int64_t first, int64_t count,
-                          MassOf&& mass_of) const {
-    Weight best = 0;  // the score's bits, and below them what is larger for the first runner
+  __device__ int64_t draw_candidate(int64_t seed, int64_t position, DrawStage stage, int64_t first,
+                                    int64_t count, MassOf&& mass_of) const {
+    Weight best =
+        0;  // the score's bits, and below them a number that is larger for the first candidate
     for (int64_t quad = threadIdx.x; 4 * quad < count; quad += kSampleThreads) {
       const PhiloxCounter noise =
-          race_noise(seed, position, heat, static_cast<uint32_t>(first / 4 + quad));
+          draw_noise(seed, position, stage, static_cast<uint32_t>(first / 4 + quad));
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int64_t runner = first + 4 * quad + i;
-        if (runner >= first + count) continue;
-        const float score = race_score(mass_of(runner), noise.word[i]);
+        const int64_t candidate = first + 4 * quad + i;
+        if (candidate >= first + count) continue;
+        const float score = draw_score(mass_of(candidate), noise.word[i]);
         if (!(score > 0.0f)) continue;
         const Weight entry =
-            Weight{bits_from_float(score)} << 32 | (0xffffffffu - static_cast<uint32_t>(runner));
+            Weight{bits_from_float(score)} << 32 | (0xffffffffu - static_cast<uint32_t>(candidate));
         best = max(best, entry);
       }
     }
@@ -263,9 +264,9 @@ struct RowDraw {
       total += scratch.block_mass[block];
     }
     total = block_fold(total, Sum{}, storage.sums);
-    const int64_t block =
-        race(seed, position, Heat::kBlocks, 0, work.num_blocks(), [&](int64_t runner) {
-          return static_cast<float>(static_cast<int64_t>(scratch.block_mass[runner]));
+    const int64_t block = draw_candidate(
+        seed, position, DrawStage::kBlocks, 0, work.num_blocks(), [&](int64_t candidate) {
+          return static_cast<float>(static_cast<int64_t>(scratch.block_mass[candidate]));
         });
     if (block < 0) return {-1, 0.0f};
     const int64_t begin = block * kSampleBlock;
@@ -274,11 +275,12 @@ struct RowDraw {
       const float mass = row.mass(l);
       return is_kept(kept, l, mass, token) ? mass : 0.0f;
     };
-    const int64_t token = race(seed, position, Heat::kTokens, begin,
-                               min(work.vocab_size - begin, kSampleBlock), mass_of);
+    const int64_t token = draw_candidate(seed, position, DrawStage::kTokens, begin,
+                                         min(work.vocab_size - begin, kSampleBlock), mass_of);
     if (token < 0) return {-1, 0.0f};
-    const double share = static_cast<double>(mass_of(token)) / static_cast<double>(total);
-    return {token, static_cast<float>(log(share))};
+    const double log_mass = log(static_cast<double>(total) / kMassOne);
+    if (threadIdx.x == 0) scratch.state->log_mass = log_mass;
+    return {token, processed_logprob(row.logits.at(token), row.max, f.temperature, log_mass)};
   }
 
   /// The first of the largest.
@@ -303,6 +305,7 @@ struct RowDraw {
       scratch.state->kept_value = row.max;
       scratch.state->kept_last = token;
       scratch.state->kept_mass = 0.0f;
+      scratch.state->log_mass = 0.0;
     }
     return {token, 0.0f};
   }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sends a load, and notes when each piece of every answer came."""
+"""Sends a load, and records the time of each piece of every answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lampo.bench.workload import Call
 
 @dataclass
 class Record:
-    """What became of a call. Times are of time.perf_counter.
+    """The record of a call. Times are of time.perf_counter.
 
     Attributes:
         sent: when it was sent.

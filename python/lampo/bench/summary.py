@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a load showed, in numbers."""
+"""The measurements of a load, summarized."""
 
 from __future__ import annotations
 

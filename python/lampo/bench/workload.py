@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a load consists of: prompts and lengths, drawn from a seed."""
+"""The prompts and lengths of a load, drawn from a seed."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def draw_calls(
 ) -> list[Call]:
     """Prompts of random tokens among `token_ids`; the first `prefix` are common to all.
 
-    What is common depends on the tokens only, so that it is the same in every run.
+    The common part depends on the tokens only, so that it is the same in every run.
     """
     rng = random.Random(seed)
     known = sorted(set(token_ids))

@@ -130,5 +130,5 @@ _add(pull, "lampo pull", "lampo pull HuggingFaceTB/SmolLM2-360M", "lampo pull or
 
 
 def command() -> Any:
-    """The click command; what a subcommand returns is a job for `main` to run, or nothing."""
+    """The click command; a subcommand returns a job for `main` to run, or nothing."""
     return typer.main.get_command(app)

@@ -33,8 +33,10 @@ def _option(*names: str, help: str, **settings: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=_LOAD, **settings)
 
 
+@o.with_options(*o.options_of(ModelOptions))
 def serve(
     ctx: typer.Context,
+    *,
     url: Annotated[
         str | None,
         _option(
@@ -81,16 +83,8 @@ def serve(
     ] = 8,
     temperature: Annotated[float, _option("--temperature", "-t", help="0 is greedy.")] = 0.0,
     seed: Annotated[int, _option("--seed", help="Of prompts, lengths and arrivals.")] = 0,
-    model: o.Model = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "cpu",
-    kv_cache_dtype: o.KvCacheDtype = "auto",
-    max_model_len: o.MaxModelLen = None,
-    threads: o.Threads = None,
-    max_num_seqs: Annotated[
-        int, _option("--max-num-seqs", help="Sequences decoded together, if loaded here.")
-    ] = 64,
     as_json: o.Json = False,
+    **options: Any,
 ) -> Job:
     """Measure serving: times to the first and between tokens, and throughput, under load.
 
@@ -137,7 +131,7 @@ def _target(values: dict[str, Any]) -> Iterator[Target]:
         return
     from lampo.cli.session import open_llm
 
-    llm = open_llm(ModelOptions.of(values), values["as_json"], values["max_num_seqs"])
+    llm = open_llm(ModelOptions.of(values), values["as_json"])
     from lampo.async_llm import AsyncLLM
 
     engine = AsyncLLM(llm, max_waiting=values["num_requests"] + values["warmup"])
@@ -168,7 +162,7 @@ async def _measure(
 
 @contextlib.contextmanager
 def _bar(count: int) -> Iterator[Callable[[Record], None]]:
-    """A progress bar on stderr, where somebody looks."""
+    """A progress bar on stderr, where that is a terminal."""
     if not sys.stderr.isatty():
         yield lambda record: None
         return
@@ -213,7 +207,7 @@ def _print(summary: Summary) -> None:
 
 
 def _document(values: dict[str, Any], summary: Summary) -> dict[str, Any]:
-    """The results with all that is needed to repeat and to judge them."""
+    """The results with machine, versions, commit and command."""
     from lampo.cli.provenance import provenance
 
     names = ("requests_per_second", "output_tokens_per_second", "total_tokens_per_second")

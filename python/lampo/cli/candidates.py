@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The candidates for every token: what a model thought, and what the cuts left of it."""
+"""The candidates for every token: their probabilities, and the number that the cuts left."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lampo.cli.nucleus import num_kept
 from lampo.outputs import Logprob, LogprobTable
-from lampo.sampling_params import MAX_LOGPROBS, SamplingParams
+from lampo.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,28 +40,22 @@ class Candidates:
         self._vocab_size = vocab_size
         self._token_bytes = token_bytes
 
-    @staticmethod
-    def num_needed(num_shown: int | None, params: SamplingParams) -> int | None:
-        """Log-probabilities to ask for: as many as possible where top-p or min-p need them."""
-        cuts = params.top_p not in (None, 1.0) or bool(params.min_p)
-        return MAX_LOGPROBS if num_shown is not None and cuts else num_shown
-
-    def json(self, table: LogprobTable, token_id: int) -> dict[str, Any]:
-        """One token; `num_kept` is null where it is not certain."""
-        low, high = self._kept(table) or (0, 1)
+    def json(self, table: LogprobTable, token_id: int, num_kept: int | None) -> dict[str, Any]:
+        """One token; `num_kept` is null where it is not known."""
         return {
             **_entry(token_id, table[token_id]),
-            "num_kept": low if low == high else None,
+            "num_kept": num_kept,
             "candidates": [_entry(other, entry) for other, entry in self._best(table)],
         }
 
     def table(
-        self, tables: Sequence[tuple[int, LogprobTable | None]], title: str, width: int
+        self, tables: Sequence[tuple[int, LogprobTable | None, int | None]], title: str, width: int
     ) -> Table:
         """A table for people: token, probability, rank, number kept, candidates.
 
         Args:
-            tables: for each token its id and its candidates, None where there is no prediction.
+            tables: for each token its id, its candidates, None where there is no prediction, and
+                how many tokens could be drawn, None where that is not known.
             title: above it.
             width: columns of the terminal.
         """
@@ -71,29 +64,30 @@ class Candidates:
         from rich.text import Text
 
         rows = []
-        for position, (token_id, table) in enumerate(tables):
+        for position, (token_id, table, num_kept) in enumerate(tables):
             if table is not None:
                 own = table[token_id]
                 cells = [str(position), self._token(token_id, own), _percent(own), str(own.rank)]
-                rows.append(([*cells, self._kept_text(table)], table))
+                rows.append(([*cells, self._kept_text(num_kept)], table, num_kept))
         shown = Table(title=Text(title), title_justify="left")
         shown.caption, shown.caption_justify = Text(self._caption()), "left"
         left = width - 3 * len(_COLUMNS) - 4
         for i, name in enumerate(_COLUMNS):
             justify = "left" if name == "token" else "right"
             shown.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-            left -= max(cell_len(text) for text in [name, *(cells[i] for cells, _ in rows)])
+            left -= max(cell_len(text) for text in [name, *(cells[i] for cells, *_ in rows)])
         shown.add_column("candidates", no_wrap=True)
-        for cells, table in rows:
-            shown.add_row(*map(Text, cells), self._candidates_text(table, max(left, _LEAST_WIDTH)))
+        for cells, table, num_kept in rows:
+            candidates = self._candidates_text(table, num_kept, max(left, _LEAST_WIDTH))
+            shown.add_row(*map(Text, cells), candidates)
         return shown
 
-    def _candidates_text(self, table: LogprobTable, width: int) -> Text:
+    def _candidates_text(self, table: LogprobTable, num_kept: int | None, width: int) -> Text:
         """Lines of candidates, those that cannot be drawn behind a bar."""
         from rich.text import Text
 
-        kept = self._kept(table)
-        num_kept = self._vocab_size if kept is None else kept[0]
+        if num_kept is None or not self._drawn_in_this_order:
+            num_kept = self._vocab_size
         text, used = Text(), 0
         for rank, (token_id, entry) in enumerate(self._best(table), 1):
             bar = "| " if rank == num_kept + 1 else ""
@@ -125,26 +119,32 @@ class Candidates:
             cuts += [f"top-k {p.top_k}"] if p.top_k and p.top_k > 0 else []
             cuts += [f"top-p {p.top_p:g}"] if p.top_p not in (None, 1.0) else []
             cuts += [f"min-p {p.min_p:g}"] if p.min_p else []
+        own = "the model's own, before temperature and cuts"
+        if p.logprobs_mode == "processed":
+            own = "of the distribution drawn from, after temperature and cuts"
         return (
-            "probability: the model's own, before temperature and cuts; kept: how many tokens could"
-            f" be drawn with {', '.join(cuts)}; they stand before the bar"
+            f"probability: {own}; kept: how many tokens could be drawn with {', '.join(cuts)}; "
+            "they stand before the bar"
         )
 
-    def _kept(self, table: LogprobTable) -> tuple[int, int] | None:
-        ordered = sorted(table.values(), key=lambda entry: entry.rank)
-        best = [e.logprob for i, e in enumerate(ordered, 1) if e.rank <= i]
-        return num_kept(best, self._params, self._vocab_size) if best else None
+    @property
+    def _drawn_in_this_order(self) -> bool:
+        """Whether the tokens kept are the first ones: nothing has changed the logits' order."""
+        p = self._params
+        return p.logprobs_mode == "processed" or not (
+            p.repetition_penalty not in (None, 1.0)
+            or p.presence_penalty
+            or p.frequency_penalty
+            or p.logit_bias
+            or p.allowed_token_ids
+            or p.bad_words
+            or p.min_tokens
+        )
 
-    def _kept_text(self, table: LogprobTable) -> str:
-        kept = self._kept(table)
-        if kept is None:
+    def _kept_text(self, num_kept: int | None) -> str:
+        if num_kept is None:
             return "?"
-        low, high = kept
-        if low == self._vocab_size:
-            return "all"
-        if low == high:
-            return str(low)
-        return f"{low}-{high}" if high <= len(table) else f">={low}"
+        return "all" if num_kept == self._vocab_size else str(num_kept)
 
     def _best(self, table: LogprobTable) -> list[tuple[int, Logprob]]:
         ordered = sorted(table.items(), key=lambda item: item[1].rank)

@@ -7,9 +7,7 @@ import contextlib
 import functools
 import io
 import sys
-from typing import TYPE_CHECKING
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from lampo.cli import options as o
 from lampo.cli.job import EXIT_INTERRUPTED, EXIT_USER, Job
@@ -31,33 +29,20 @@ _HELP = """\
 Ctrl-C stops an answer and keeps the conversation."""
 
 
-def chat(
-    ctx: typer.Context,
-    model: o.Model = None,
-    system: o.System = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "cpu",
-    kv_cache_dtype: o.KvCacheDtype = "auto",
-    max_model_len: o.MaxModelLen = None,
-    threads: o.Threads = None,
-    max_tokens: o.MaxTokens = None,
-    stop: o.Stop = None,
-    temperature: o.Temperature = None,
-    top_p: o.TopP = None,
-    top_k: o.TopK = None,
-    min_p: o.MinP = None,
-    seed: o.Seed = None,
-    repetition_penalty: o.RepetitionPenalty = None,
-    presence_penalty: o.PresencePenalty = 0.0,
-    frequency_penalty: o.FrequencyPenalty = 0.0,
-    quiet: o.Quiet = False,
-) -> Job:
+# A conversation is streamed, one answer to a message.
+_WITHOUT = ("n", "logprobs", "prompt_logprobs", "logprobs_mode")
+
+
+@o.with_options(
+    *o.options_of(o.ModelOptions, max_num_seqs=8), *o.options_of(SamplingParams, without=_WITHOUT)
+)
+def chat(*, system: o.System = None, quiet: o.Quiet = False, **options: Any) -> Job:
     """Talk with a model. /help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.
 
     When stdin is no terminal, each line is a message; an answer that failed makes the exit code 2.
     """
-    params = o.sampling_params(ctx.params)
-    return functools.partial(_run, o.ModelOptions.of(ctx.params), params, system, quiet)
+    params = o.sampling_params(options)
+    return functools.partial(_run, o.ModelOptions.of(options), params, system, quiet)
 
 
 def _run(model: o.ModelOptions, params: SamplingParams, system: str | None, quiet: bool) -> int:
@@ -68,7 +53,7 @@ def _run(model: o.ModelOptions, params: SamplingParams, system: str | None, quie
         if not quiet:
             note(f"{llm.path.name}, loaded in {llm.load_time:.2f} s; /help lists the commands")
         conversation = Conversation(llm, params, system)
-        if isinstance(sys.stdin, io.TextIOWrapper):  # what is no UTF-8 ends no conversation
+        if isinstance(sys.stdin, io.TextIOWrapper):  # invalid UTF-8 does not end the conversation
             sys.stdin.reconfigure(errors="replace")
         interactive = sys.stdin.isatty()
         failed = False
@@ -89,7 +74,7 @@ def _run(model: o.ModelOptions, params: SamplingParams, system: str | None, quie
 
 
 class Conversation:
-    """The messages so far, and what a line of the user does to them."""
+    """The messages so far, and the commands of the user."""
 
     def __init__(self, llm: LLM, params: SamplingParams, system: str | None) -> None:
         self._llm = llm
@@ -172,7 +157,7 @@ def _read_line() -> str | None:
     with contextlib.suppress(ImportError):  # gives `input` line editing and a history
         import readline  # noqa: F401
     prompt = _PROMPT
-    if not sys.stdout.isatty():  # input() would write its prompt into what is piped
+    if not sys.stdout.isatty():  # input() would write its prompt into the pipe
         print(prompt, end="", file=sys.stderr, flush=True)
         prompt = ""
     try:

@@ -24,40 +24,18 @@ if TYPE_CHECKING:
     from lampo.llm import LLM
 
 
+@o.with_options(*o.options_of(o.ModelOptions, max_num_seqs=8), *o.options_of(SamplingParams))
 def generate(
-    ctx: typer.Context,
     prompt: Annotated[
         str | None,
         typer.Argument(help="The prompt. Absent or -: read from stdin.", show_default=False),
     ] = None,
-    model: o.Model = None,
+    *,
     raw: o.Raw = False,
     system: o.System = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "cpu",
-    kv_cache_dtype: o.KvCacheDtype = "auto",
-    max_model_len: o.MaxModelLen = None,
-    threads: o.Threads = None,
-    max_tokens: o.MaxTokens = None,
-    min_tokens: o.MinTokens = 0,
-    stop: o.Stop = None,
-    stop_token_ids: o.StopTokenIds = None,
-    ignore_eos: o.IgnoreEos = False,
-    temperature: o.Temperature = None,
-    top_p: o.TopP = None,
-    top_k: o.TopK = None,
-    min_p: o.MinP = None,
-    seed: o.Seed = None,
-    n: o.N = 1,
-    repetition_penalty: o.RepetitionPenalty = None,
-    presence_penalty: o.PresencePenalty = 0.0,
-    frequency_penalty: o.FrequencyPenalty = 0.0,
-    logit_bias: o.LogitBias = None,
-    logprobs: o.Logprobs = None,
-    prompt_logprobs: o.PromptLogprobs = None,
-    show_special_tokens: o.ShowSpecialTokens = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
+    **options: Any,
 ) -> Job:
     """Answer one prompt: text to stdout as it comes, statistics to stderr.
 
@@ -66,12 +44,12 @@ def generate(
     """
     if raw and system is not None:
         raise ValueError("system: a raw prompt has no messages; leave out --raw or --system")
-    params = o.sampling_params(ctx.params)
+    params = o.sampling_params(options)
     if prompt in (None, "-"):
         if prompt is None and sys.stdin.isatty():
             raise ValueError("prompt: missing; give it as an argument, or pipe it in")
         prompt = None
-    run = _Run(o.ModelOptions.of(ctx.params), params, raw, system, as_json, quiet)
+    run = _Run(o.ModelOptions.of(options), params, raw, system, as_json, quiet)
     return functools.partial(run, prompt)
 
 
@@ -117,9 +95,7 @@ class _Run:
         return llm.encode_chat(messages)
 
     def _answers(self, llm: LLM, token_ids: list[int]) -> list[Answer]:
-        resolved = self.params.resolved(llm.generation_config)
-        needed = Candidates.num_needed(self.params.logprobs, resolved)
-        params = dataclasses.replace(self.params, logprobs=needed)
+        params = self.params
         writer = TextWriter()
         if params.n == 1:
             return [stream_answer(llm, token_ids, params, None if self.as_json else writer)]
@@ -141,8 +117,7 @@ class _Run:
         tables = []
         request = answers[0].request
         if request is not None and request.prompt_logprobs is not None:
-            rows = list(zip(token_ids, request.prompt_logprobs, strict=True))
-            tables.append((self.params.prompt_logprobs, rows, "prompt"))
+            tables.append((self.params.prompt_logprobs, _prompt_rows(request), "prompt"))
         for i, answer in enumerate(answers):
             if answer.logprobs:
                 title = "output" if len(answers) == 1 else f"output {i + 1}"
@@ -167,8 +142,8 @@ class _Run:
         if request is not None and request.prompt_logprobs is not None:
             prompt_view = self._candidates(llm, self.params.prompt_logprobs)
             result["prompt_logprobs"] = [
-                table and prompt_view.json(table, token_id)
-                for token_id, table in zip(token_ids, request.prompt_logprobs, strict=True)
+                table and prompt_view.json(table, token_id, num_kept)
+                for token_id, table, num_kept in _prompt_rows(request)
             ]
         result["metrics"] = metrics_json(answers[0].metrics, llm.load_time)
         print(json.dumps(result, ensure_ascii=True, allow_nan=False))
@@ -185,6 +160,7 @@ def _answer(request: RequestOutput, index: int) -> Answer:
         text=output.text,
         token_ids=output.token_ids,
         logprobs=output.logprobs,
+        num_kept=output.num_kept,
         finish_reason=output.finish_reason,
         stop_reason=output.stop_reason,
         error=output.error,
@@ -193,18 +169,25 @@ def _answer(request: RequestOutput, index: int) -> Answer:
     )
 
 
-def _rows(answer: Answer) -> list[tuple[int, LogprobTable | None]]:
-    return list(zip(answer.token_ids, answer.logprobs or [], strict=True))
+Row = tuple[int, LogprobTable | None, int | None]
+
+
+def _rows(answer: Answer) -> list[Row]:
+    return list(zip(answer.token_ids, answer.logprobs or [], answer.num_kept or [], strict=True))
+
+
+def _prompt_rows(request: RequestOutput) -> list[Row]:
+    tables, num_kept = request.prompt_logprobs or [], request.prompt_num_kept or []
+    return list(zip(request.prompt_token_ids, tables, num_kept, strict=True))
 
 
 def _answer_json(answer: Answer, view: Candidates) -> dict[str, Any]:
-    tables = answer.logprobs
     return {
         "text": answer.text,
         "token_ids": answer.token_ids,
         "finish_reason": answer.finish_reason,
         "stop_reason": answer.stop_reason,
         "logprobs": None
-        if tables is None
-        else [view.json(t, i) for i, t in zip(answer.token_ids, tables, strict=True)],
+        if answer.logprobs is None
+        else [table and view.json(table, token, kept) for token, table, kept in _rows(answer)],
     }

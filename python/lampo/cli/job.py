@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a parsed command line is: a job to run, and the exit code it returns."""
+"""A parsed command line: a job to run, and the exit code it returns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 Job = Callable[[], int]
 
 # 0: done. Above 128: 128 + the signal's number, as shells count.
-EXIT_INTERNAL = 1  # what should not happen
+EXIT_INTERNAL = 1  # a bug
 EXIT_USER = 2  # what the user can mend
 EXIT_INTERRUPTED = 130  # Ctrl-C
 EXIT_CLOSED_PIPE = 141  # the reader of our output has gone

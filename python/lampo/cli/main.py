@@ -14,12 +14,12 @@ from typing import NoReturn
 
 from lampo.cli.job import EXIT_CLOSED_PIPE, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USER
 
-# What the library raises for bad arguments, files and environments; its messages are one line.
+# Raised by the library for bad arguments, files and environments; messages are one line.
 _USER_ERRORS = (ValueError, TypeError, MemoryError, OSError)
 
 
 def program() -> NoReturn:
-    """What the shell's `lampo` runs: `main`, in a process of its own that has to be quick.
+    """The shell's `lampo`: `main`, in a process of its own that has to start and end quickly.
 
     Nothing but modules and the model is made until `open_llm` returns, which turns the collection
     of garbage on; it would take 0.2 s. Nor is torch taken apart at the end, which takes 0.4 s.

@@ -1,191 +1,233 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that commands share, one for each field of SamplingParams and for the model.
-
-Ranges are not repeated here: SamplingParams and LLM check values and name them.
-"""
+"""Options that commands share, derived from the fields of SamplingParams and ModelOptions."""
 
 from __future__ import annotations
 
-import dataclasses
+import inspect
 import os
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeVar
 
 import typer
 
+from lampo import sampling_params as s
+from lampo.cli.job import Job
+from lampo.parameters import (
+    Choice,
+    Flag,
+    Integer,
+    Number,
+    Parameter,
+    Strings,
+    Text,
+    TokenIds,
+    TokenValues,
+    check_parameters,
+    parameter,
+    parameters,
+)
 from lampo.sampling_params import SamplingParams
 
-_MODEL = "Model"
-_LENGTH = "Length and stopping"
-_SAMPLING = "Sampling (defaults are the model's own)"
-_PENALTIES = "Penalties and bias"
-_OUTPUT = "Output"
+C = TypeVar("C", bound=Callable[..., Job])
+
+MODEL, MEMORY = "model", "memory"
+_PANELS = {
+    MODEL: "Model",
+    MEMORY: "Batches and memory",
+    s.LENGTH: "Length and stopping",
+    s.SAMPLING: "Sampling (defaults are the model's own)",
+    s.PENALTIES: "Penalties and bias",
+    s.OUTPUT: "Output",
+}
+_LETTERS = {"model": "-m", "max_tokens": "-n", "temperature": "-t"}
+# Options that turn off a flag which is on by default.
+_NEGATIONS = {
+    "skip_special_tokens": ("--show-special-tokens", "Keep special tokens in the text."),
+    "enable_prefix_caching": (
+        "--no-prefix-caching",
+        "Do not keep the pages of finished work for prompts that begin alike.",
+    ),
+}
+# Where the command line does more than the parameter says.
+_HELP = {
+    "n": "Completions of the prompt; more than one are not streamed.",
+    "logprobs": "For every token, show this many of the most probable candidates, and how many of "
+    "them temperature, top-k, top-p and min-p keep.",
+}
+_TYPES: dict[type, Any] = {
+    Integer: int,
+    Number: float,
+    Text: str,
+    Choice: str,
+    Flag: bool,
+    Strings: list[str],
+    TokenIds: list[int],
+    TokenValues: list[str],
+}
+_REPEATED = (Strings, TokenIds, TokenValues)
+
+
+@dataclass
+class ModelOptions:
+    """Which model, and how to load it: the arguments of `LLM`, and the number of threads.
+
+    Raises:
+        ValueError, TypeError: a value that does not fit, by name.
+    """
+
+    model: str | None = field(
+        default=None,
+        metadata=parameter(
+            Text(),
+            MODEL,
+            "A GGUF file, a folder with config.json and safetensors, or a Hugging Face id "
+            "(org/name, or org/name:Q4_0 for a GGUF file). Default: SmolLM2-135M-Instruct.",
+        ),
+    )
+    dtype: str = field(
+        default="auto",
+        metadata=parameter(
+            Text(),
+            MODEL,
+            "auto keeps weights as stored, 4- and 8-bit blocks packed; float32 computes exactly; "
+            "bfloat16.",
+        ),
+    )
+    device: str = field(
+        default="cpu", metadata=parameter(Text(), MODEL, "cpu, cuda or cuda:<index>.")
+    )
+    kv_cache_dtype: str = field(
+        default="auto",
+        metadata=parameter(
+            Text(),
+            MODEL,
+            "auto, float32, float16, bfloat16, or with half the memory int8 or fp8.",
+        ),
+    )
+    max_model_len: int | None = field(
+        default=None,
+        metadata=parameter(
+            Integer(1),
+            MODEL,
+            "Longest sequence, prompt and output, in tokens. Default: the model's context.",
+        ),
+    )
+    threads: int | None = field(
+        default=None,
+        metadata=parameter(
+            Integer(1, 1024),
+            MODEL,
+            "Worker threads. Default: LAMPO_NUM_THREADS, else the cores this process may use.",
+        ),
+    )
+    kv_cache_memory: int | None = field(
+        default=None,
+        metadata=parameter(
+            Integer(1, 1 << 50),
+            MEMORY,
+            "Bytes for the KV cache, at most. Default: half of the free memory, but no more than "
+            "4 GiB unless one sequence needs it; on a GPU what weights and workspace leave.",
+        ),
+    )
+    page_size: int = field(
+        default=64,
+        metadata=parameter(
+            Integer(1, 256), MEMORY, "Tokens per page of the KV cache, a power of two. Default: 64."
+        ),
+    )
+    max_num_seqs: int = field(
+        default=64,
+        metadata=parameter(
+            Integer(1, 4096), MEMORY, "Sequences that are decoded together. Default: {}."
+        ),
+    )
+    max_num_batched_tokens: int = field(
+        default=512,
+        metadata=parameter(
+            Integer(1, 1 << 20),
+            MEMORY,
+            "Prompt tokens computed in one step; smaller steps delay others less. Default: 512.",
+        ),
+    )
+    enable_prefix_caching: bool = field(
+        default=True,
+        metadata=parameter(
+            Flag(), MEMORY, "Keep the pages of finished work for prompts that begin alike."
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        check_parameters(self)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> ModelOptions:
+        """Reads them out of a command's values; `threads` goes where the kernels look for it."""
+        options = cls(**_read(cls, values))
+        if options.threads is not None:
+            os.environ["LAMPO_NUM_THREADS"] = str(options.threads)
+        return options
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `LLM`, but for the model."""
+        return {k: v for k, v in vars(self).items() if k not in ("model", "threads")}
 
 
 def _option(panel: str, *names: str, help: str, **settings: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **settings)
 
 
-Model = Annotated[
-    str | None,
-    _option(
-        _MODEL,
-        "--model",
-        "-m",
-        help="A GGUF file, a folder with config.json and safetensors, or a Hugging Face id "
-        "(org/name, or org/name:Q4_0 for a GGUF file). Default: SmolLM2-135M-Instruct.",
-    ),
-]
-Dtype = Annotated[
-    str,
-    _option(
-        _MODEL,
-        "--dtype",
-        help="auto keeps weights as stored, 4- and 8-bit blocks packed; float32 computes exactly; "
-        "bfloat16.",
-    ),
-]
-Device = Annotated[
-    str,
-    _option(_MODEL, "--device", help="cpu, cuda or cuda:<index>."),
-]
-KvCacheDtype = Annotated[
-    str,
-    _option(
-        _MODEL,
-        "--kv-cache-dtype",
-        help="auto, float32, float16, bfloat16, or with half the memory int8 or fp8.",
-    ),
-]
-MaxModelLen = Annotated[
-    int | None,
-    _option(
-        _MODEL,
-        "--max-model-len",
-        help="Longest sequence, prompt and output, in tokens. Default: the model's context.",
-    ),
-]
-Threads = Annotated[
-    int | None,
-    _option(
-        _MODEL,
-        "--threads",
-        help="Worker threads. Default: LAMPO_NUM_THREADS, else the cores this process may use.",
-        min=1,
-        max=1024,
-    ),
-]
-
-MaxTokens = Annotated[
-    int | None,
-    _option(
-        _LENGTH, "--max-tokens", "-n", help="Most tokens to generate. Default: the model's, or 256."
-    ),
-]
-MinTokens = Annotated[
-    int, _option(_LENGTH, "--min-tokens", help="Do not stop before this many tokens.")
-]
-Stop = Annotated[
-    list[str] | None,
-    _option(_LENGTH, "--stop", help="Stop before this string. May be repeated."),
-]
-StopTokenIds = Annotated[
-    list[int] | None,
-    _option(_LENGTH, "--stop-token-id", help="Stop at this token id. May be repeated."),
-]
-IgnoreEos = Annotated[
-    bool, _option(_LENGTH, "--ignore-eos", help="Go on after an end-of-sequence token.")
-]
-
-Temperature = Annotated[
-    float | None,
-    _option(_SAMPLING, "--temperature", "-t", help="Divides the logits; 0 is greedy."),
-]
-TopP = Annotated[
-    float | None,
-    _option(
-        _SAMPLING, "--top-p", help="Keep the most probable tokens whose mass reaches this; 1: all."
-    ),
-]
-TopK = Annotated[
-    int | None,
-    _option(_SAMPLING, "--top-k", help="Keep this many of the most probable tokens; 0: all."),
-]
-MinP = Annotated[
-    float | None,
-    _option(_SAMPLING, "--min-p", help="Keep tokens of this share of the best one's probability."),
-]
-Seed = Annotated[
-    int | None,
-    _option(_SAMPLING, "--seed", help="Makes the draw reproducible. Default: random."),
-]
-N = Annotated[
-    int,
-    _option(_SAMPLING, "--n", help="Completions of the prompt; more than one are not streamed."),
-]
-
-RepetitionPenalty = Annotated[
-    float | None,
-    _option(
-        _PENALTIES,
-        "--repetition-penalty",
-        help="Above 1, makes tokens of the prompt and output less likely.",
-    ),
-]
-PresencePenalty = Annotated[
-    float,
-    _option(
-        _PENALTIES, "--presence-penalty", help="Subtracted from logits of tokens in the output."
-    ),
-]
-FrequencyPenalty = Annotated[
-    float,
-    _option(_PENALTIES, "--frequency-penalty", help="The same, once for every occurrence."),
-]
-LogitBias = Annotated[
-    list[str] | None,
-    _option(
-        _PENALTIES,
-        "--logit-bias",
-        help="Add VALUE to the logit of token ID. May be repeated.",
-        metavar="ID=VALUE",
-    ),
-]
-
-Logprobs = Annotated[
-    int | None,
-    _option(
-        _OUTPUT,
-        "--logprobs",
-        help="For every token, show this many of the most probable candidates, and how many of "
-        "them temperature, top-k, top-p and min-p keep.",
-    ),
-]
-PromptLogprobs = Annotated[
-    int | None,
-    _option(_OUTPUT, "--prompt-logprobs", help="The same for every token of the prompt."),
-]
-ShowSpecialTokens = Annotated[
-    bool, _option(_OUTPUT, "--show-special-tokens", help="Keep special tokens in the text.")
-]
 Json = Annotated[
-    bool, _option(_OUTPUT, "--json", help="Print one JSON object, and nothing else, on stdout.")
+    bool,
+    _option("Output", "--json", help="Print one JSON object, and nothing else, on stdout."),
 ]
 Quiet = Annotated[
-    bool, _option(_OUTPUT, "--quiet", "-q", help="No statistics and notes, only warnings.")
+    bool, _option("Output", "--quiet", "-q", help="No statistics and notes, only warnings.")
 ]
 Raw = Annotated[
     bool,
     _option(
-        _MODEL,
+        "Model",
         "--raw",
         help="Continue the prompt as it is. By default it becomes a user's message in the model's "
         "chat template, if the model has one.",
     ),
 ]
 System = Annotated[
-    str | None, _option(_MODEL, "--system", help="A system message that starts the conversation.")
+    str | None, _option("Model", "--system", help="A system message that starts the conversation.")
 ]
+
+
+def options_of(
+    dataclass: Any, *, without: Collection[str] = (), **defaults: Any
+) -> list[inspect.Parameter]:
+    """A command's option for each parameter of SamplingParams or ModelOptions.
+
+    Args:
+        dataclass: one of them.
+        without: names that the command has no option for.
+        defaults: of the command, where they are not the parameter's.
+    """
+    return [
+        _option_of(name, found, defaults.get(name, default))
+        for name, (found, default) in parameters(dataclass).items()
+        if name not in without and type(found.kind) in _TYPES
+    ]
+
+
+def with_options(*options: inspect.Parameter) -> Callable[[C], C]:
+    """Gives a command these options, before its own; it takes their values as ``**options``."""
+
+    def add(command: C) -> C:
+        signature = inspect.signature(command, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        first = [p for p in own if p.kind is not p.KEYWORD_ONLY]
+        listed = [*first, *options, *own[len(first) :]]
+        command.__signature__ = signature.replace(parameters=listed)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in listed}
+        return command
+
+    return add
 
 
 def sampling_params(values: Mapping[str, Any]) -> SamplingParams:
@@ -193,36 +235,53 @@ def sampling_params(values: Mapping[str, Any]) -> SamplingParams:
 
     Raises: ValueError, TypeError: one that does not fit, by name.
     """
-    names = {field.name for field in dataclasses.fields(SamplingParams)}
-    fields = {k: v for k, v in values.items() if k in names and v is not None}
-    if "logit_bias" in fields:
-        fields["logit_bias"] = dict(map(_bias, fields["logit_bias"]))
-    if values.get("show_special_tokens"):
-        fields["skip_special_tokens"] = False
-    return SamplingParams(**fields)
+    return SamplingParams(**_read(SamplingParams, values))
 
 
-def _bias(text: str) -> tuple[int, float]:
+def _option_of(name: str, found: Parameter, default: Any) -> inspect.Parameter:
+    kind, settings = type(found.kind), {}
+    option, help = "--" + name.replace("_", "-"), _HELP.get(name, found.help)
+    if name in _NEGATIONS:
+        (option, help), default = _NEGATIONS[name], False
+    annotation = _TYPES[kind]
+    if kind in _REPEATED:
+        default, help = None, f"{help} May be repeated."
+        if kind is TokenValues:
+            settings["metavar"] = "ID=VALUE"
+        else:
+            option = option.removesuffix("s")
+    if name == "threads":  # no argument of the library, which would check it
+        settings |= {"min": found.kind.low, "max": found.kind.high}  # type: ignore[attr-defined]
+    names = [option, *([_LETTERS[name]] if name in _LETTERS else [])]
+    if default is None:
+        annotation = annotation | None
+    info = _option(_PANELS[found.group], *names, help=help.replace("{}", str(default)), **settings)
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[annotation, info],
+    )
+
+
+def _read(dataclass: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a dataclass among a command's values, but for options that were not given."""
+    fields = {}
+    for name, (found, _) in parameters(dataclass).items():
+        value = values.get(name)
+        if value is None or (type(found.kind) in _REPEATED and not value):
+            continue
+        if name in _NEGATIONS:
+            value = not value
+        elif isinstance(found.kind, TokenValues):
+            value = dict(_token_value(name, text) for text in value)
+        fields[name] = value
+    return fields
+
+
+def _token_value(name: str, text: str) -> tuple[int, float]:
     token_id, _, value = text.partition("=")
     try:
         return int(token_id), float(value)
     except ValueError:
-        raise ValueError(f"logit_bias: expected ID=VALUE, got {text!r}") from None
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelOptions:
-    """Which model, and how to load it."""
-
-    model: str | None = None
-    dtype: str = "auto"
-    device: str = "cpu"
-    kv_cache_dtype: str = "auto"
-    max_model_len: int | None = None
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> ModelOptions:
-        """Reads them out of a command's values; `threads` goes where the kernels look for it."""
-        if values.get("threads") is not None:
-            os.environ["LAMPO_NUM_THREADS"] = str(values["threads"])
-        return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
+        raise ValueError(f"{name}: expected ID=VALUE, got {text!r}") from None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `lampo doctor` finds out; a probe returns plain values."""
+"""The probes of `lampo doctor`; each returns plain values."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from lampo.profiling import Profile
 
 
+@options.with_options(*options.options_of(ModelOptions, without=("device", "max_num_seqs")))
 def profile(
+    *,
     batch_size: Annotated[
         int, typer.Option("--batch-size", "-b", help="Sequences that are decoded together.")
     ] = 1,
@@ -26,34 +28,21 @@ def profile(
         int, typer.Option("--depth", "-d", help="Tokens that each has in the cache.")
     ] = 0,
     repeats: Annotated[int, typer.Option("--repeats", help="Replays; the medians count.")] = 20,
-    model: options.Model = None,
-    dtype: options.Dtype = "auto",
-    kv_cache_dtype: options.KvCacheDtype = "auto",
-    max_model_len: options.MaxModelLen = None,
-    threads: options.Threads = None,
     as_json: options.Json = False,
+    **values: Any,
 ) -> Job:
     """Show where the time of a decode step goes: time and bytes per op, beside the memory's limit.
 
     The limit is the bandwidth, measured here, of reading a buffer as large as what a step moves.
     """
-    chosen = ModelOptions.of(
-        {
-            "model": model,
-            "dtype": dtype,
-            "device": "cpu",
-            "kv_cache_dtype": kv_cache_dtype,
-            "max_model_len": max_model_len,
-            "threads": threads,
-        }
-    )
+    chosen = ModelOptions.of({**values, "max_num_seqs": max(batch_size, 1)})
     return functools.partial(_run, chosen, batch_size, depth, repeats, as_json)
 
 
 def _run(chosen: ModelOptions, batch_size: int, depth: int, repeats: int, as_json: bool) -> int:
     from lampo.cli.session import open_llm
 
-    with open_llm(chosen, quiet=as_json, max_num_seqs=max(batch_size, 1)) as llm:
+    with open_llm(chosen, quiet=as_json) as llm:
         from lampo.profiling import profile
 
         found = profile(llm, batch_size=batch_size, depth=depth, repeats=repeats)

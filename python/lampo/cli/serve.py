@@ -27,9 +27,10 @@ def _option(panel: str, *names: str, help: str, **settings: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=panel, **settings)
 
 
+@o.with_options(*o.options_of(ModelOptions))
 def serve(
     ctx: typer.Context,
-    model: o.Model = None,
+    *,
     served_model_name: Annotated[
         str | None,
         _option(
@@ -39,11 +40,6 @@ def serve(
             show_default=False,
         ),
     ] = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "cpu",
-    kv_cache_dtype: o.KvCacheDtype = "auto",
-    max_model_len: o.MaxModelLen = None,
-    threads: o.Threads = None,
     host: Annotated[
         str,
         _option(_SERVER, "--host", help="Address to listen on; 0.0.0.0 for other machines too."),
@@ -75,9 +71,6 @@ def serve(
         bool, _option(_SERVER, "--access-log", help="One line on stderr for every call.")
     ] = False,
     quiet: o.Quiet = False,
-    max_num_seqs: Annotated[
-        int, _option(_LIMITS, "--max-num-seqs", help="Sequences that are decoded together.")
-    ] = 64,
     max_waiting: Annotated[
         int, _option(_LIMITS, "--max-waiting", help="Requests in the queue; more get 429.")
     ] = 256,
@@ -106,6 +99,7 @@ def serve(
         float,
         _option(_LIMITS, "--drain-timeout", help="Seconds for running requests after SIGTERM."),
     ] = 30.0,
+    **options: Any,
 ) -> Job:
     """Serve a model over HTTP, compatible with OpenAI's API: completions, chat, streams.
 
@@ -147,7 +141,7 @@ def _run(values: dict[str, Any]) -> int:
 def _serve(values: dict[str, Any], settings: Any, sock: socket.socket) -> int:
     from lampo.cli.session import open_llm
 
-    llm = open_llm(ModelOptions.of(values), values["quiet"], max_num_seqs=values["max_num_seqs"])
+    llm = open_llm(ModelOptions.of(values), values["quiet"])
     from lampo.async_llm import AsyncLLM
     from lampo.server.listen import url_of
     from lampo.server.run import Server
@@ -183,7 +177,7 @@ def _model_name(model: str | None) -> str:
 
 
 def _log(access: bool) -> None:
-    """What went wrong, with tracebacks, on stderr; and one line per call if asked for."""
+    """Errors with tracebacks on stderr, and one line per call if asked for."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("lampo: %(message)s"))
     levels = {"lampo.server": logging.WARNING, "uvicorn.error": logging.ERROR}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lampo.llm import LLM
 
 
-def open_llm(options: ModelOptions, quiet: bool, max_num_seqs: int = 8) -> LLM:
+def open_llm(options: ModelOptions, quiet: bool) -> LLM:
     """Fetches the model if it is not here, and loads it. Raises: as `LLM`."""
     from lampo.weights.read_ahead import read_ahead
 
@@ -30,14 +30,7 @@ def open_llm(options: ModelOptions, quiet: bool, max_num_seqs: int = 8) -> LLM:
     read_ahead(path)
     from lampo.llm import LLM
 
-    llm = LLM(
-        path,
-        dtype=options.dtype,
-        device=options.device,
-        kv_cache_dtype=options.kv_cache_dtype,
-        max_model_len=options.max_model_len,
-        max_num_seqs=max_num_seqs,
-    )
+    llm = LLM(path, **options.arguments())
     gc.freeze()  # it and torch stay to the end, so no collection need go through them
     gc.enable()
     return llm
@@ -45,7 +38,7 @@ def open_llm(options: ModelOptions, quiet: bool, max_num_seqs: int = 8) -> LLM:
 
 @dataclass
 class Answer:
-    """What came of one prompt, whole or, after Ctrl-C, in part.
+    """The answer to one prompt, whole or, after Ctrl-C, in part.
 
     Attributes:
         request: the whole result; None if it was interrupted.
@@ -55,6 +48,7 @@ class Answer:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[LogprobTable] | None = None
+    num_kept: list[int] | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     error: str | None = None
@@ -73,7 +67,9 @@ def stream_answer(
 
     Raises: ValueError, TypeError: as `LLM.stream`, before anything has been written.
     """
-    answer = Answer(logprobs=None if params.logprobs is None else [])
+    answer = Answer()
+    if params.logprobs is not None:
+        answer.logprobs, answer.num_kept = [], []
     start = time.perf_counter()
     first = last = None
     stream = llm.stream(prompt, params)
@@ -83,8 +79,9 @@ def stream_answer(
             first = first or last
             answer.token_ids += piece.token_ids
             answer.text += piece.text
-            if answer.logprobs is not None:
+            if answer.logprobs is not None and answer.num_kept is not None:
                 answer.logprobs += piece.logprobs or []
+                answer.num_kept += piece.num_kept or []
             if writer is not None:
                 writer.write(piece.text)
             if piece.request is not None:

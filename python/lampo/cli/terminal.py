@@ -81,7 +81,7 @@ class _Handler(logging.Handler):
 
 
 def show_logging(quiet: bool) -> None:
-    """Sends the library's log to stderr: what it decided, or warnings only."""
+    """Sends the library's log to stderr: its decisions, or warnings only."""
     logger = logging.getLogger("lampo")
     for handler in [h for h in logger.handlers if isinstance(h, _Handler)]:
         logger.removeHandler(handler)

@@ -11,7 +11,7 @@ import torch
 
 from lampo.engine.decode_step import DecodeStep, Drawn, HostResult
 from lampo.engine.kv_pool import KVPool
-from lampo.engine.sequence import Sequence
+from lampo.engine.request import Sequence
 from lampo.models.decoder import Decoder
 from lampo.ops._registry import keep_arguments
 

@@ -14,7 +14,7 @@ import torch
 
 from lampo import ops
 from lampo.engine.kv_pool import KVPool
-from lampo.engine.sequence import Sequence
+from lampo.engine.request import Sequence
 from lampo.engine.step_inputs import StepInputs
 from lampo.models.decoder import Decoder
 from lampo.runtime.program import Program
@@ -102,15 +102,9 @@ class DecodeStep:
     def _call_ops(self) -> None:
         hidden = self._model.forward(self._inputs.step, self._pool.cache)
         self._model.logits(hidden, out=self._logits)
-        inputs = self._inputs.tensors
         ops.sample(
             self._logits,
-            temperature=inputs["temperature"],
-            top_k=inputs["top_k"],
-            top_p=inputs["top_p"],
-            min_p=inputs["min_p"],
-            seeds=inputs["seeds"],
-            positions=inputs["drawn_positions"],
+            self._inputs.sample,
             token_ids=self._token_ids,
             status=self._status,
             workspace=self._workspace,

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 import torch
 
 from lampo.engine.kv_pool import KVPool
-from lampo.engine.page_allocator import FREED, PageAllocator, PrefixChain
-from lampo.engine.request import Request
+from lampo.engine.page_allocator import FREED, PageAllocator
+from lampo.engine.request import Request, Sequence
 from lampo.engine.runner import DecodeResult, Runner
 from lampo.engine.sampler import Sampler, take_rows
 from lampo.engine.scheduler import Plan, Scheduler
-from lampo.engine.sequence import Sequence
 from lampo.engine.snapshot import SequenceSnapshot, Snapshot
 from lampo.outputs import StreamOutput
 from lampo.runtime.program import OpTiming
@@ -40,7 +39,7 @@ class EngineStats:
     Attributes:
         num_running, num_waiting: completions that hold pages, and that wait for some.
         num_pages, num_free_pages, num_cached_pages: of the KV cache; cached pages are held by
-            nobody and kept for requests that begin with the same tokens.
+            no sequence and kept for requests that begin with the same tokens.
         num_steps, num_preemptions: since the start, as the following.
         num_prompt_tokens, num_cached_prompt_tokens: of requests, and found in the prefix cache.
         num_output_tokens: generated.
@@ -87,7 +86,7 @@ class LLMEngine:
 
     Args:
         runner: computes steps; any object like :class:`lampo.engine.runner.ModelRunner`.
-        pool: whose pages it computes in.
+        pool: the pages of its keys and values.
         token_text: the text of a token, for log-probabilities.
         max_num_seqs: completions that run at the same time.
         max_num_batched_tokens: prompt tokens computed in a step.
@@ -125,64 +124,35 @@ class LLMEngine:
         self._sampler = Sampler(token_text)
         self._requests: dict[str, Request] = {}
         self._timed: dict[str, Request] = {}  # of them, those with a deadline
-        self._touched: dict[Sequence, None] = {}  # with something to hand out
+        self._updated: dict[Sequence, None] = {}  # sequences with something to hand out
         self._run_ahead = run_ahead
         self._in_flight: _InFlight | None = None
-        self._open: list[Plan] = []  # not committed, in the order in which they were made
-        self._numbers = itertools.count()
+        self._pending: list[Plan] = []  # not committed, in the order in which they were made
         self._num_steps = self._num_prompt_tokens = self._num_output_tokens = 0
         self._num_cached_prompt_tokens = 0
         self._finished: Counter[str] = Counter()
-        self._rest()
+        self._idle()
 
     @property
     def has_unfinished(self) -> bool:
         return bool(self._requests)
 
-    def add_request(
-        self,
-        request_id: str,
-        sequences: list[Sequence],
-        *,
-        prompt: str | None = None,
-        priority: int = 0,
-        timeout: float | None = None,
-        cache_salt: str | None = None,
-    ) -> None:
-        """Queues a request.
-
-        Args:
-            request_id: its name in what :meth:`step` returns.
-            sequences: its completions, as `lampo.LLM.sequences` makes them: checked and resolved.
-            prompt: its text, for the result.
-            priority: smaller is sooner.
-            timeout: seconds from now until it is aborted.
-            cache_salt: requests of different salts never share pages.
+    def add(self, request: Request) -> None:
+        """Queues a request, which `lampo.LLM.request` has made, checked and resolved.
 
         Raises:
-            ValueError: an unfinished request has that name.
+            ValueError: an unfinished request has its name, or it has ended already.
         """
-        if request_id in self._requests:
-            raise ValueError(f"request_id: {request_id!r} is in use")
-        now = time.monotonic()
-        request = Request(
-            request_id,
-            prompt,
-            sequences,
-            arrival=now,
-            number=next(self._numbers),
-            priority=priority,
-            deadline=math.inf if timeout is None else now + timeout,
-        )
-        salt = b"" if cache_salt is None else b"salt:" + cache_salt.encode()
-        for sequence in sequences:
-            sequence.chain = PrefixChain(self.pool.page_size, salt)
-        self._requests[request_id] = request
-        if timeout is not None:
-            self._timed[request_id] = request
-        self._touched.update(dict.fromkeys(s for s in sequences if s.done))
-        if not sequences[0].done:
-            self.scheduler.add(sequences[0])
+        if request.request_id in self._requests:
+            raise ValueError(f"request_id: {request.request_id!r} is in use")
+        if request.num_unfinished == 0:
+            raise ValueError(f"request: {request.request_id!r} has ended; make a new one")
+        self._requests[request.request_id] = request
+        if request.deadline < math.inf:
+            self._timed[request.request_id] = request
+        self._updated.update(dict.fromkeys(s for s in request.sequences if s.done))
+        if not request.sequences[0].done:
+            self.scheduler.add(request.sequences[0])
 
     def abort(self, request_id: str) -> list[StreamOutput]:
         """Ends a request and frees its pages. Unknown names are ignored.
@@ -204,23 +174,23 @@ class LLMEngine:
         """
         self.pool.busy()
         if self._timed:
-            self._end_what_is_late()
+            self._end_overdue()
         try:
             self._advance()
         except BaseException as error:
-            everybody = [s for r in self._requests.values() for s in r.sequences]
-            at_work = [s for plan in self._open[-1:] for s in plan.work]
-            for plan in reversed(self._open or [Plan()]):
-                self.scheduler.roll_back(plan, everybody)
-            self._open.clear()
+            all_sequences = [s for r in self._requests.values() for s in r.sequences]
+            in_step = [s for plan in self._pending[-1:] for s in plan.work]
+            for plan in reversed(self._pending or [Plan()]):
+                self.scheduler.roll_back(plan, all_sequences)
+            self._pending.clear()
             self._in_flight = None
             if not isinstance(error, Exception):  # an interruption, which concerns no request
                 raise
-            logger.exception("a step failed, and with it %d sequences", len(at_work))
-            self._fail(at_work or everybody, _internal_error(error), "error")
+            logger.exception("a step failed, and with it %d sequences", len(in_step))
+            self._fail(in_step or all_sequences, _internal_error(error), "error")
         pieces = self._hand_out()
         if not self._requests:
-            self._rest()
+            self._idle()
         return pieces
 
     def replay_decode(self, sequences: list[Sequence], repeats: int) -> list[list[OpTiming]]:
@@ -294,7 +264,7 @@ class LLMEngine:
                     done=sequence.done,
                     num_tokens=len(sequence.token_ids),
                     num_computed=sequence.num_computed,
-                    num_in_flight=sum(sequence in plan.work for plan in self._open),
+                    num_in_flight=sum(sequence in plan.work for plan in self._pending),
                     pages=tuple(sequence.pages),
                     state_slot=sequence.state_slot,
                 )
@@ -303,26 +273,26 @@ class LLMEngine:
             ),
         )
 
-    def _rest(self) -> None:
+    def _idle(self) -> None:
         self.pool.idle(self.scheduler.allocator.num_ever_used)
 
     def _advance(self) -> None:
-        """Launches the next step, and reads what is in flight."""
-        flying, self._in_flight = self._in_flight, None
-        if flying is not None:
-            if plan := self._plan_ahead(flying.sequences):
-                self._open.append(plan)
+        """Launches the next step, and reads the results of the one in flight."""
+        in_flight, self._in_flight = self._in_flight, None
+        if in_flight is not None:
+            if plan := self._plan_ahead(in_flight.sequences):
+                self._pending.append(plan)
                 self._num_steps += 1
-                result = self.runner.decode(flying.sequences, after=flying.result)
-                self._in_flight = _InFlight(plan, flying.sequences, result)
-            self._land(flying)
+                result = self.runner.decode(in_flight.sequences, after=in_flight.result)
+                self._in_flight = _InFlight(plan, in_flight.sequences, result)
+            self._complete(in_flight)
         if self._in_flight is None:
-            for sequence in self._touched:
+            for sequence in self._updated:
                 if sequence.done:
                     self.scheduler.remove(sequence)
             plan = self.scheduler.plan()
             if plan.work:
-                self._open.append(plan)
+                self._pending.append(plan)
                 self._num_steps += 1
                 self._compute(plan)
 
@@ -332,35 +302,35 @@ class LLMEngine:
         sequences = list(plan.work)
         if all(s.num_pending == 1 for s in sequences):
             result = self.runner.decode(sequences)
-            if self._run_ahead and not plan.copies:  # an open plan holds no pages of its own
+            if self._run_ahead and not plan.copies:  # a pending plan must hold no pages of its own
                 self._in_flight = _InFlight(plan, sequences, result)
             else:
                 self._accept(plan, sequences, result)
         else:
             self._compute_prompts(plan, sequences)
-            self._touched.update(dict.fromkeys(sequences))
+            self._updated.update(dict.fromkeys(sequences))
 
     def _plan_ahead(self, sequences: list[Sequence]) -> Plan | None:
-        """The step after one of `sequences` whose tokens are not known yet; None: they are needed.
+        """The step after the one in flight; None if the tokens of that one are needed first.
 
-        A sequence that ends with such a token gives its pages back while the device may still
-        write the next token's key and value there. That is sound because whatever uses those
-        pages next is launched later, and the device keeps the order; and what is written lies
-        behind all that the prefix cache knows.
+        A sequence that ends in the step in flight gives its pages back while the device may still
+        write the next token's key and value there. This is sound: the next user of those pages is
+        launched later, and the device keeps the order; and the key and value lie behind all tokens
+        that the prefix cache knows.
         """
         scheduler = self.scheduler
-        newcomers = scheduler.waiting and len(scheduler.running) < scheduler.max_num_seqs
-        if newcomers or len(scheduler.running) != len(sequences):
+        admits = scheduler.waiting and len(scheduler.running) < scheduler.max_num_seqs
+        if admits or len(scheduler.running) != len(sequences):
             return None
         for s in sequences:
-            if s.done or s.changes_logits or s.output.logprobs is not None:
+            if s.done or s.needs_own_draw:
                 return None
             if not s.request.prompt_computed or len(s.token_ids) + 1 >= s.max_len:
                 return None
         return scheduler.plan_ahead(sequences)
 
-    def _land(self, step: _InFlight) -> None:
-        """Reads what is in flight; rows of sequences that have ended meanwhile are void."""
+    def _complete(self, step: _InFlight) -> None:
+        """Reads the results of a step; rows of sequences that have ended meanwhile are void."""
         rows = [i for i, s in enumerate(step.sequences) if not s.done]
         result = step.result
         if len(rows) == len(step.sequences):
@@ -382,11 +352,11 @@ class LLMEngine:
         self._commit(plan)
         self._sampler.accept(result.logits, sequences, token_ids, status)
         self._fork(sequences, result.logits)
-        self._touched.update(dict.fromkeys(sequences))
+        self._updated.update(dict.fromkeys(sequences))
 
     def _commit(self, plan: Plan) -> None:
         self.scheduler.commit(plan)
-        self._open.remove(plan)
+        self._pending.remove(plan)
 
     def _compute_prompts(self, plan: Plan, sequences: list[Sequence]) -> None:
         work, starts = list(plan.work.items()), [s.num_computed for s in sequences]
@@ -427,11 +397,11 @@ class LLMEngine:
                     children.append(child)
         if children:
             self._sampler.sample(take_rows(logits, parents), children)
-            self._touched.update(dict.fromkeys(children))
+            self._updated.update(dict.fromkeys(children))
 
     def _score_prompt(self, sequence: Sequence, start: int, hidden: torch.Tensor) -> None:
-        """Tables for the prompt tokens that positions start, start + 1, ... predict."""
-        assert sequence.prompt_logprobs is not None
+        """Tables of the prompt tokens that positions start, start + 1, ... predict."""
+        assert sequence.prompt_logprobs is not None and sequence.prompt_num_kept is not None
         num_top = sequence.params.prompt_logprobs or 0
         # A sequence that is computed anew has some already, and maybe output after its prompt.
         done = max(len(sequence.prompt_logprobs) - (start + 1), 0)
@@ -441,8 +411,12 @@ class LLMEngine:
             wanted = targets[first : first + _LOGITS_ROWS]
             logits = self.runner.logits(hidden[first : first + len(wanted)])
             sequence.prompt_logprobs += self._sampler.tables(logits, wanted, num_top)
+            if sequence.rules.changes_logits or sequence.params.min_tokens:
+                sequence.prompt_num_kept += [None] * len(wanted)
+            else:
+                sequence.prompt_num_kept += self._sampler.num_kept(logits, sequence)
 
-    def _end_what_is_late(self) -> None:
+    def _end_overdue(self) -> None:
         now = time.monotonic()
         for request in self._timed.values():
             if now >= request.deadline:
@@ -455,11 +429,11 @@ class LLMEngine:
                 if not sequence.done:
                     sequence.fail(why, reason)
                     self.scheduler.remove(sequence)
-                    self._touched[sequence] = None
+                    self._updated[sequence] = None
 
     def _hand_out(self) -> list[StreamOutput]:
         pieces: list[StreamOutput] = []
-        for sequence in self._touched:
+        for sequence in self._updated:
             piece = sequence.new_piece()
             if piece is None:
                 continue
@@ -474,10 +448,10 @@ class LLMEngine:
                     self._timed.pop(request.request_id, None)
                     piece.request = request.result(self.pool.page_size, self.pool.bytes_per_page)
             pieces.append(piece)
-        self._touched.clear()
+        self._updated.clear()
         return pieces
 
 
 def _internal_error(error: Exception) -> str:
-    """What a request is told: the kind of error, but not its text, which may tell too much."""
+    """A request is told the kind of an error, but not its text, which may tell too much."""
     return f"internal error ({type(error).__name__})"

@@ -4,19 +4,17 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from lampo import _C
 from lampo.engine.cuda_decode_step import CudaDecodeStep
 from lampo.engine.decode_step import DecodeStep
 from lampo.engine.kv_pool import KVPool
-from lampo.engine.sequence import Sequence
+from lampo.engine.request import Sequence
+from lampo.engine.step_inputs import prompt_step
 from lampo.models.decoder import Decoder
-from lampo.models.step import Step
 from lampo.runtime.program import OpTiming
 
 
@@ -128,47 +126,8 @@ class ModelRunner:
         self, work: list[tuple[Sequence, int]], last_of: list[int] | None = None
     ) -> torch.Tensor:
         """As :meth:`Runner.run`."""
-        return self.model.forward(self._step(work, last_of), self.pool.cache)
-
-    def _step(self, work: list[tuple[Sequence, int]], last_of: list[int] | None) -> Step:
-        page_size = self.pool.page_size
-        batch_size, num_tokens = len(work), sum(count for _, count in work)
-        token_ids = np.empty(num_tokens, dtype=np.int64)
-        positions = np.empty(num_tokens, dtype=np.int64)
-        slot_mapping = np.empty(num_tokens, dtype=np.int64)
-        cu_seqlens_q = np.zeros(batch_size + 1, dtype=np.int32)
-        seq_lens = np.empty(batch_size, dtype=np.int32)
-        max_pages = max(len(s.pages) for s, _ in work)
-        page_table = np.zeros((batch_size, max_pages), dtype=np.int32)
-        state_slots = np.empty(batch_size, dtype=np.int64)
-        at = 0
-        for i, (sequence, count) in enumerate(work):
-            start, end = sequence.num_computed, sequence.num_computed + count
-            pages = np.asarray(sequence.pages, dtype=np.int64)
-            where = np.arange(start, end)
-            token_ids[at : at + count] = sequence.token_ids[start:end]
-            positions[at : at + count] = where
-            slot_mapping[at : at + count] = pages[where // page_size] * page_size + (
-                where % page_size
-            )
-            at += count
-            cu_seqlens_q[i + 1] = at
-            seq_lens[i] = end
-            page_table[i, : len(pages)] = pages
-            state_slots[i] = sequence.state_slot or 0
-        return Step(
-            token_ids=self._tensor(token_ids),
-            positions=self._tensor(positions),
-            slot_mapping=self._tensor(slot_mapping),
-            cu_seqlens_q=self._tensor(cu_seqlens_q),
-            seq_lens=self._tensor(seq_lens),
-            page_table=self._tensor(page_table),
-            state_slots=self._tensor(state_slots),
-            last_of=None if last_of is None else self._tensor(np.array(last_of, dtype=np.int64)),
-        )
-
-    def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
-        return torch.from_numpy(array).to(self.device)
+        step = prompt_step(work, last_of, self.pool.page_size, self.device)
+        return self.model.forward(step, self.pool.cache)
 
 
 def decode_bucket(batch_size: int, max_num_seqs: int) -> int:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a request's sampling parameters mean to the sampler: arrays, made once and kept up to date.
+"""A request's sampling parameters as arrays, made once and kept up to date.
 
-A step must cost the same whether a request has 65,536 biases, a prompt of 65,536 tokens under a
+A step costs the same whether a request has 65,536 biases, a prompt of 65,536 tokens under a
 repetition penalty, or neither.
 """
 
@@ -34,6 +34,8 @@ class SamplingRules:
         stops: finds the stop strings; None without any.
         allowed: [ceil(vocab_size / 32)] mask of the allowed tokens; None if all are.
         grammar: the structure that a completion begins with; None without one.
+        changes_logits: whether penalties, biases or masks come before temperature and cuts.
+        needs_own_draw: whether a draw by temperature and cuts alone does not do.
 
     Raises:
         ValueError: a token id that is not in the vocabulary, or a grammar that cannot be followed.
@@ -72,7 +74,7 @@ class SamplingRules:
         for ids in bad:
             if len(ids) > 1:
                 self._bad_after.setdefault(ids[-2], []).append(ids)
-        # Only a repetition penalty heeds the prompt.
+        # The repetition penalty alone acts on tokens of the prompt.
         prompt = prompt_token_ids if params.repetition_penalty != 1.0 else []
         self.prompt_ids = np.unique(np.array(prompt, dtype=np.int32))
         self.grammar = (
@@ -86,11 +88,11 @@ class SamplingRules:
             or params.bad_words
             or self.allowed is not None
             or self.grammar is not None
-            or (params.logprobs is not None and params.logprobs_mode == "processed")
         )
+        self.needs_own_draw = self.changes_logits or params.logprobs is not None
 
     def biases(self, output: list[int], ban_stop_tokens: bool) -> tuple[Ints, Floats]:
-        """Token ids and what is added to their logits after these tokens of a completion."""
+        """Token ids, and the values added to their logits after these tokens of a completion."""
         ids, values = self._biases_and_bans if ban_stop_tokens else self._biases
         if self._bad_after and output:
             ends = [

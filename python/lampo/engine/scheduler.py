@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 
 from lampo.engine.page_allocator import FREED, PageAllocator
-from lampo.engine.sequence import Sequence
+from lampo.engine.request import Sequence
 
 _order = attrgetter("order")
 

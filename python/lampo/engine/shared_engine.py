@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from lampo.engine.llm_engine import LLMEngine
-from lampo.engine.sequence import Sequence
+from lampo.engine.request import Request
 from lampo.outputs import StreamOutput
 
 Sink = Callable[[StreamOutput], None]
@@ -28,15 +26,11 @@ class SharedEngine:
         self.engine = engine
         self.lock = threading.Lock()
         self._sinks: dict[str, Sink] = {}
-        self._numbers = itertools.count()
 
-    def new_request_id(self) -> str:
-        return f"request-{next(self._numbers)}"
-
-    def add(self, request_id: str, sequences: list[Sequence], sink: Sink, **options: Any) -> None:
-        """Adds a request; options and errors are those of :meth:`LLMEngine.add_request`. Locked."""
-        self.engine.add_request(request_id, sequences, **options)
-        self._sinks[request_id] = sink
+    def add(self, request: Request, sink: Sink) -> None:
+        """Adds a request. Raises: as :meth:`LLMEngine.add`. Locked."""
+        self.engine.add(request)
+        self._sinks[request.request_id] = sink
 
     def abort(self, request_id: str) -> None:
         """Ends a request, if it has not ended; its sink gets the last pieces. Locked."""
@@ -47,29 +41,23 @@ class SharedEngine:
         self._deliver(self.engine.step())
 
     @contextmanager
-    def submitted(
-        self, requests: Iterable[tuple[str | None, list[Sequence]]], sink: Sink
-    ) -> Iterator[list[str]]:
-        """Adds (prompt, completions) pairs, and aborts what is left of them at the end.
-
-        Yields:
-            their ids.
-        """
-        request_ids: list[str] = []
+    def submitted(self, requests: Iterable[Request], sink: Sink) -> Iterator[None]:
+        """Adds requests, and aborts at the end those that have not ended."""
+        added: list[str] = []
         try:
             with self.lock:
-                for prompt, sequences in requests:
-                    request_ids.append(self.new_request_id())
-                    self.add(request_ids[-1], sequences, sink, prompt=prompt)
-            yield request_ids
+                for request in requests:
+                    self.add(request, sink)
+                    added.append(request.request_id)
+            yield
         finally:
             with self.lock:
-                for request_id in request_ids:
+                for request_id in added:
                     if request_id in self._sinks:
                         self.abort(request_id)
 
     def steps_until(self, ended: Callable[[], bool]) -> Iterator[None]:
-        """Makes steps, in turn with other threads, until the caller has what it wants."""
+        """Makes steps, in turn with other threads, until `ended` says so."""
         while not ended():
             with self.lock:
                 if not ended():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a decode step reads, in tensors that stay where they are."""
+"""The inputs of steps: those of decode steps in tensors that stay at their addresses."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lampo.engine.sequence import Sequence
+from lampo.engine.request import Sequence
+from lampo.engine.sample_rows import SampleRows, row_dtypes
 from lampo.models.step import Step
+from lampo.ops import SampleInputs
+
+# Prefix of the names of the draw's tensors.
+_SAMPLE = "sample_"
 
 
 def _layout(
     batch_size: int, max_pages_per_seq: int
 ) -> dict[str, tuple[type[np.generic], tuple[int, ...]]]:
-    rows, i64, i32, f32 = (batch_size,), np.int64, np.int32, np.float32
+    rows, i64, i32 = (batch_size,), np.int64, np.int32
     return {
         "token_ids": (i64, rows),
         "positions": (i64, rows),
         "slot_mapping": (i64, rows),
-        "drawn_positions": (i64, rows),
-        "seeds": (i64, rows),
         "seq_lens": (i32, rows),
         "cu_seqlens_q": (i32, (batch_size + 1,)),
-        "top_k": (i32, rows),
-        "temperature": (f32, rows),
-        "top_p": (f32, rows),
-        "min_p": (f32, rows),
         "page_table": (i32, (batch_size, max_pages_per_seq)),
         "state_slots": (i64, rows),
+        **{_SAMPLE + name: (kind, rows) for name, kind in row_dtypes().items()},
     }
 
 
@@ -44,7 +44,8 @@ class StepInputs:
 
     Attributes:
         tensors: by name, on the device.
-        step: of them, what the model wants.
+        step: of them, the model's.
+        sample: of them, those of the draw.
     """
 
     def __init__(self, batch_size: int, max_pages_per_seq: int, device: torch.device) -> None:
@@ -80,6 +81,7 @@ class StepInputs:
                 )
             }
         )
+        self.sample = SampleInputs(**{name: self.tensors[_SAMPLE + name] for name in row_dtypes()})
 
     def write(self, sequences: list[Sequence], page_size: int, ahead: int = 0) -> None:
         """Describes the next step; rows behind the last sequence are padding.
@@ -98,7 +100,7 @@ class StepInputs:
 
 
 class _HostRows:
-    """The arrays of one step, a row a sequence; what a row still holds is not written again."""
+    """The arrays of one step, a row a sequence; values that a row already holds are not written."""
 
     def __init__(self, arrays: dict[str, NDArray[Any]]) -> None:
         self._token_ids = arrays["token_ids"]
@@ -106,17 +108,12 @@ class _HostRows:
         self._slots = arrays["slot_mapping"]
         self._seq_lens = arrays["seq_lens"]
         self._cu_seqlens_q = arrays["cu_seqlens_q"]
-        self._drawn_positions = arrays["drawn_positions"]
         self._page_table = arrays["page_table"]
         self._state_slots = arrays["state_slots"]
-        self._seeds = arrays["seeds"]
-        self._temperature = arrays["temperature"]
-        self._top_k = arrays["top_k"]
-        self._top_p = arrays["top_p"]
-        self._min_p = arrays["min_p"]
-        # Whose parameters the rows hold; the lists that the page table was copied from.
-        self._members: list[Sequence | None] = [None] * len(self._seeds)
-        self._copied: list[tuple[list[int], int]] = [([], 0)] * len(self._seeds)
+        self._sample = SampleRows({name: arrays[_SAMPLE + name] for name in row_dtypes()})
+        # The sequences with their parameters in the rows; the lists in the rows of the page table.
+        self._members: list[Sequence | None] = [None] * len(self._positions)
+        self._copied: list[tuple[list[int], int]] = [([], 0)] * len(self._positions)
         self._num_rows = -1
 
     def write(self, sequences: list[Sequence], page_size: int, ahead: int) -> None:
@@ -125,7 +122,7 @@ class _HostRows:
             self._token_ids[i] = 0 if ahead else sequence.token_ids[position]
             self._positions[i] = position
             self._slots[i] = pages[position // page_size] * page_size + position % page_size
-            self._seq_lens[i] = self._drawn_positions[i] = position + 1
+            self._seq_lens[i] = self._sample.positions[i] = position + 1
             copied, count = self._copied[i]
             if copied is not pages or count != len(pages):
                 self._page_table[i, : len(pages)] = pages
@@ -133,24 +130,68 @@ class _HostRows:
             self._state_slots[i] = sequence.state_slot or 0
             if self._members[i] is not sequence:
                 self._members[i] = sequence
-                self._take_parameters(i, sequence)
+                self._sample.take(i, sequence)
         if self._num_rows != len(sequences):
             self._num_rows = len(sequences)
             self._pad(len(sequences))
 
-    def _take_parameters(self, row: int, sequence: Sequence) -> None:
-        params = sequence.params
-        self._seeds[row] = sequence.seed
-        self._temperature[row] = params.temperature
-        self._top_k[row] = max(params.top_k or 0, 0)
-        self._top_p[row] = params.top_p
-        self._min_p[row] = params.min_p
-
     def _pad(self, count: int) -> None:
-        """Rows without a sequence have no query, write nothing, and are drawn for nobody."""
+        """Rows without a sequence have no query and write nothing; their draws are not read."""
         self._cu_seqlens_q[:] = np.minimum(np.arange(len(self._cu_seqlens_q)), count)
         self._slots[count:] = -1
-        self._top_p[count:] = 1
-        for array in (self._token_ids, self._positions, self._seq_lens, self._temperature):
+        self._sample.clear(count)
+        for array in (self._token_ids, self._positions, self._seq_lens):
             array[count:] = 0
         self._members[count:] = [None] * (len(self._members) - count)
+
+
+def prompt_step(
+    work: list[tuple[Sequence, int]],
+    last_of: list[int] | None,
+    page_size: int,
+    device: torch.device,
+) -> Step:
+    """The step that computes the next `count` tokens of each sequence, in tensors of its own.
+
+    Args:
+        work: sequences, with pages enough, and counts.
+        last_of: as in :meth:`lampo.engine.runner.Runner.run`.
+        page_size: of the pages.
+        device: of the tensors.
+    """
+    batch_size, num_tokens = len(work), sum(count for _, count in work)
+    token_ids = np.empty(num_tokens, dtype=np.int64)
+    positions = np.empty(num_tokens, dtype=np.int64)
+    slot_mapping = np.empty(num_tokens, dtype=np.int64)
+    cu_seqlens_q = np.zeros(batch_size + 1, dtype=np.int32)
+    seq_lens = np.empty(batch_size, dtype=np.int32)
+    max_pages = max(len(s.pages) for s, _ in work)
+    page_table = np.zeros((batch_size, max_pages), dtype=np.int32)
+    state_slots = np.empty(batch_size, dtype=np.int64)
+    at = 0
+    for i, (sequence, count) in enumerate(work):
+        start, end = sequence.num_computed, sequence.num_computed + count
+        pages = np.asarray(sequence.pages, dtype=np.int64)
+        where = np.arange(start, end)
+        token_ids[at : at + count] = sequence.token_ids[start:end]
+        positions[at : at + count] = where
+        slot_mapping[at : at + count] = pages[where // page_size] * page_size + where % page_size
+        at += count
+        cu_seqlens_q[i + 1] = at
+        seq_lens[i] = end
+        page_table[i, : len(pages)] = pages
+        state_slots[i] = sequence.state_slot or 0
+
+    def tensor(array: NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(array).to(device)
+
+    return Step(
+        token_ids=tensor(token_ids),
+        positions=tensor(positions),
+        slot_mapping=tensor(slot_mapping),
+        cu_seqlens_q=tensor(cu_seqlens_q),
+        seq_lens=tensor(seq_lens),
+        page_table=tensor(page_table),
+        state_slots=tensor(state_slots),
+        last_of=None if last_of is None else tensor(np.array(last_of, dtype=np.int64)),
+    )

@@ -20,10 +20,12 @@ from lampo.ops.linear import (
     packed_strip_bytes,
 )
 from lampo.ops.norm import layer_norm, rms_norm
+from lampo.ops.sample_inputs import SampleInputs
 from lampo.ops.sampling import sample, sampling_workspace_size, token_logprobs
 
 __all__ = [
     "PackedWeight",
+    "SampleInputs",
     "Weight",
     "append_kv",
     "embedding",

@@ -9,14 +9,15 @@ import torch
 
 from lampo import _C
 from lampo.ops._registry import register
+from lampo.ops.sample_inputs import SAMPLE_INPUT_NAMES, SampleInputs
 
+_ROWS = ", ".join(
+    f"Tensor{'' if name == 'temperature' else '?'} {name}" for name in SAMPLE_INPUT_NAMES
+)
 _sample = register(
-    "sample(Tensor logits, Tensor temperature, Tensor? top_k, Tensor? top_p, Tensor? min_p, "
-    "Tensor? seeds, Tensor? positions, Tensor? penalty_ids, Tensor? penalty_counts, "
-    "Tensor? cu_penalties, Tensor? repetition_penalty, Tensor? presence_penalty, "
-    "Tensor? frequency_penalty, Tensor? bias_ids, Tensor? bias_values, Tensor? cu_bias, "
-    "Tensor? allowed_mask, Tensor(a!) token_ids, Tensor(b!) status, Tensor(c!)? logprobs, "
-    "Tensor(d!)? kept, Tensor(e!) workspace) -> ()",
+    f"sample(Tensor logits, {_ROWS}, Tensor(a!) token_ids, Tensor(b!) status, "
+    "Tensor(c!)? logprobs, Tensor(d!)? kept, Tensor(e!)? num_kept, "
+    "Tensor(f!)? processed_logprobs, Tensor(g!) workspace) -> ()",
     _C.sample,
 )
 _token_logprobs = register(
@@ -57,28 +58,16 @@ def _workspace(logits: torch.Tensor) -> torch.Tensor:
 
 def sample(
     logits: torch.Tensor,
+    inputs: SampleInputs | None = None,
     *,
-    temperature: torch.Tensor,
-    top_k: torch.Tensor | None = None,
-    top_p: torch.Tensor | None = None,
-    min_p: torch.Tensor | None = None,
-    seeds: torch.Tensor | None = None,
-    positions: torch.Tensor | None = None,
-    penalty_ids: torch.Tensor | None = None,
-    penalty_counts: torch.Tensor | None = None,
-    cu_penalties: torch.Tensor | None = None,
-    repetition_penalty: torch.Tensor | None = None,
-    presence_penalty: torch.Tensor | None = None,
-    frequency_penalty: torch.Tensor | None = None,
-    bias_ids: torch.Tensor | None = None,
-    bias_values: torch.Tensor | None = None,
-    cu_bias: torch.Tensor | None = None,
-    allowed_mask: torch.Tensor | None = None,
     token_ids: torch.Tensor | None = None,
     status: torch.Tensor | None = None,
     logprobs: torch.Tensor | None = None,
     kept: torch.Tensor | None = None,
+    num_kept: torch.Tensor | None = None,
+    processed_logprobs: torch.Tensor | None = None,
     workspace: torch.Tensor | None = None,
+    **rows: torch.Tensor | None,
 ) -> torch.Tensor:
     """Draw one token per row of logits; csrc/common/sampling.h defines every step to the bit.
 
@@ -89,17 +78,13 @@ def sample(
 
     Args:
         logits: [batch_size, vocab_size] float32 or bfloat16, not modified.
-        temperature: [batch_size] float32, 0: argmax.
-        top_k, top_p, min_p: [batch_size] int32 (0: off), float32 in (0, 1], float32 in [0, 1].
-        seeds, positions: [batch_size] int64; seeds may be left out if all rows are greedy.
-        penalty_ids, penalty_counts, cu_penalties: [nnz], [nnz], [batch_size + 1] int32: row b's
-            distinct ids lie at cu[b] to cu[b + 1]; counts are of the output, 0: prompt only.
-        repetition_penalty, presence_penalty, frequency_penalty: [batch_size] float32.
-        bias_ids, bias_values, cu_bias: [nnz] int32, [nnz] float32, [batch_size + 1] int32.
-        allowed_mask: [batch_size, ceil(vocab_size / 32)] int32, bit ``i % 32`` of word ``i // 32``.
+        inputs: how; or its fields as arguments of their own: ``sample(logits, temperature=t)``.
         token_ids, status: [batch_size] int64 and int32, written; -1 and 1 without a candidate.
         logprobs: [batch_size, 2] float32, written: raw log-softmax; log of the drawn probability.
         kept: [batch_size, vocab_size] bool, written: what survives (1) to (5).
+        num_kept: [batch_size] int32, written: how many do; 1 of a greedy row, 0 of no candidate.
+        processed_logprobs: [batch_size, vocab_size] float32, written: the logarithms of the
+            probabilities that were drawn from, -inf for what did not survive.
         workspace: [:func:`sampling_workspace_size`] uint8.
 
     Returns:
@@ -108,6 +93,10 @@ def sample(
     Raises:
         ValueError, TypeError: an argument that does not fit, by name.
     """
+    if inputs is None:
+        inputs = SampleInputs(**rows)  # type: ignore[arg-type]
+    elif rows:
+        raise TypeError(f"{next(iter(rows))}: is a field of inputs, which are given")
     batch_size = logits.shape[0]
     if token_ids is None:
         token_ids = logits.new_empty(batch_size, dtype=torch.int64)
@@ -117,26 +106,13 @@ def sample(
         workspace = _workspace(logits)
     _sample(
         logits,
-        temperature,
-        top_k,
-        top_p,
-        min_p,
-        seeds,
-        positions,
-        penalty_ids,
-        penalty_counts,
-        cu_penalties,
-        repetition_penalty,
-        presence_penalty,
-        frequency_penalty,
-        bias_ids,
-        bias_values,
-        cu_bias,
-        allowed_mask,
+        *inputs.tensors(),
         token_ids,
         status,
         logprobs,
         kept,
+        num_kept,
+        processed_logprobs,
         workspace,
     )
     return token_ids

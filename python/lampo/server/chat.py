@@ -188,7 +188,7 @@ def _num_logprobs(service: Service, body: ChatRequest) -> int | None:
 
 
 def _structured_outputs(body: ChatRequest) -> dict[str, Any]:
-    """What response_format asks for; a schema holds whether or not it is called strict."""
+    """The structure of response_format; a schema holds whether or not it is called strict."""
     wanted = body.response_format
     if wanted is None or wanted.type == "text":
         return {}

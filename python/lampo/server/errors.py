@@ -40,7 +40,7 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """What every error looks like."""
+    """The body of every error."""
 
     error: ErrorDetail
 

@@ -34,7 +34,7 @@ class Generation:
 
     Attributes:
         id: of the call.
-        results: what is finished, by prompt.
+        results: of the finished prompts, by their index.
     """
 
     def __init__(self, service: Service, kind: str, params: SamplingParams) -> None:
@@ -94,13 +94,13 @@ class Generation:
         return [self.results[i] for i in range(len(self._streams))]
 
     async def aclose(self) -> None:
-        """Leaves the requests; what is unfinished is aborted."""
+        """Leaves the requests; unfinished ones are aborted."""
         streams, self._streams = self._streams, []
         for stream in streams:
             await stream.aclose()
 
     def usage(self) -> Usage:
-        """Tokens so far; those found in the prefix cache are known of what is finished."""
+        """Tokens so far; those found in the prefix cache are known of finished prompts only."""
         num_prompt, num_output = self._num_prompt_tokens, self._num_output_tokens
         cached = sum(result.metrics.num_cached_tokens for result in self.results.values())
         return {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Prometheus may read: times that the server measured, and the engine's own counts."""
+"""Metrics for Prometheus: times that the server measured, and the engine's own counts."""
 
 from __future__ import annotations
 

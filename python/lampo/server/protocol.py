@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bodies of requests. Types and names are checked here, ranges by SamplingParams.
+"""The bodies of requests. Types and names are checked here, ranges by SamplingParams, which
+has the same fields.
 
 JSON is read strictly: no NaN, no lone surrogates, no coercion of types, no unknown fields. Lists
 stop at their first bad item, so that a long list of mistakes costs no more than a short one.
@@ -9,15 +10,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
-from lampo.sampling_params import (
-    MAX_ALLOWED_TOKEN_IDS,
-    MAX_BAD_WORDS,
-    MAX_LOGIT_BIAS,
-    MAX_STOP_STRINGS,
-    MAX_STOP_TOKEN_IDS,
+from lampo.parameters import (
+    Choice,
+    Flag,
+    Instance,
+    Integer,
+    Kind,
+    Number,
+    Strings,
+    TokenIds,
+    TokenValues,
+    parameters,
 )
+from lampo.sampling_params import SamplingParams
 from lampo.text.structured_limits import MAX_CHOICES
 
 T = TypeVar("T")
@@ -25,12 +32,12 @@ MAX_TOKENS_LISTED = 1 << 22  # more than a body holds
 MAX_MESSAGES = 1 << 16
 
 ListOf = Annotated[list[T], Field(fail_fast=True, max_length=MAX_TOKENS_LISTED)]
-TokenIds = ListOf[int]
+Ids = ListOf[int]
 Ignored = Annotated[Any, Field(description="Accepted and ignored.")]
 
 
 class Body(BaseModel):
-    """A request's body: what is not listed is refused."""
+    """A request's body: fields that are not listed are refused."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -67,38 +74,45 @@ class Structure(BaseModel):
     disable_any_whitespace: bool = False
 
 
-class SamplingBody(Body):
-    """What both kinds of completion can be told; null is as good as absent."""
+_SCALARS = {Integer: int, Number: float, Flag: bool}
+# max_tokens and the log-probabilities are each endpoint's own.
+SAMPLING_FIELDS = [
+    name
+    for name in parameters(SamplingParams)
+    if name not in ("max_tokens", "logprobs", "prompt_logprobs")
+]
 
-    n: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=MAX_LOGIT_BIAS)] | None = None
-    seed: int | None = None
-    stop: str | Annotated[list[str], Field(fail_fast=True, max_length=MAX_STOP_STRINGS)] | None = (
-        None
-    )
+
+def _type_of(kind: Kind) -> Any:
+    """The type of a sampling parameter in JSON."""
+    match kind:
+        case Strings(max_items):
+            return str | Annotated[list[str], Field(fail_fast=True, max_length=max_items)]
+        case TokenIds(max_items):
+            return Annotated[list[int], Field(fail_fast=True, max_length=max_items)]
+        case TokenValues(max_items):
+            return Annotated[dict[str, float], Field(max_length=max_items)]
+        case Choice():
+            return Annotated[str, Field(max_length=64)]
+        case Instance():
+            return Structure
+    return _SCALARS[type(kind)]
+
+
+_definitions: dict[str, Any] = {
+    name: (_type_of(found.kind) | None, Field(None, description=found.help))
+    for name, (found, _) in parameters(SamplingParams).items()
+    if name in SAMPLING_FIELDS
+}
+_SamplingFields: Any = create_model("_SamplingFields", __base__=Body, **_definitions)
+
+
+class SamplingBody(_SamplingFields):  # type: ignore[misc]
+    """The fields of both kinds of completion; null is as good as absent."""
+
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    min_tokens: int | None = None
-    ignore_eos: bool | None = None
-    stop_token_ids: (
-        Annotated[list[int], Field(fail_fast=True, max_length=MAX_STOP_TOKEN_IDS)] | None
-    ) = None
-    allowed_token_ids: (
-        Annotated[list[int], Field(fail_fast=True, max_length=MAX_ALLOWED_TOKEN_IDS)] | None
-    ) = None
-    bad_words: Annotated[list[str], Field(fail_fast=True, max_length=MAX_BAD_WORDS)] | None = None
-    skip_special_tokens: bool | None = None
-    include_stop_str_in_output: bool | None = None
-    logprobs_mode: str | None = Field(None, max_length=64, description="raw or processed.")
-    structured_outputs: Structure | None = None
     priority: int | None = Field(None, description="Smaller is sooner.")
     cache_salt: str | None = Field(
         None, min_length=1, max_length=256, description="Prefixes are shared under one salt only."
@@ -113,7 +127,7 @@ class SamplingBody(Body):
 
 
 Prompt = Annotated[
-    str | TokenIds | ListOf[str] | ListOf[TokenIds],
+    str | Ids | ListOf[str] | ListOf[Ids],
     Field(description="A text, token ids, or a list of either."),
 ]
 
@@ -148,7 +162,7 @@ Tools = Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=1024)]
 
 
 class ChatInput(Body):
-    """What a chat template is given."""
+    """The input of a chat template."""
 
     messages: Messages
     tools: Tools | None = None
@@ -177,4 +191,4 @@ class TokenizeRequest(Body):
 
 
 class DetokenizeRequest(Body):
-    tokens: TokenIds
+    tokens: Ids

@@ -61,8 +61,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            # What is here stays. Else a body of 340,000 empty lists would have torch's objects gone
-            # through again and again, which took ten times as long as reading it.
+            # All objects so far stay. Else the collector would visit torch's objects again and
+            # again for a body of 340,000 empty lists, which took ten times as long as reading it.
             gc.collect()
             gc.freeze()
             self._on_start()

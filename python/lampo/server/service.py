@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all endpoints share: the engine, the settings, and text turned into tokens off the loop."""
+"""Shared by all endpoints: the engine, the settings, and text turned into tokens off the loop."""
 
 from __future__ import annotations
 
@@ -13,18 +13,13 @@ from lampo.async_llm import AsyncLLM
 from lampo.sampling_params import SamplingParams
 from lampo.server.errors import APIError, bad_value
 from lampo.server.metrics import Metrics
-from lampo.server.protocol import Body, SamplingBody
+from lampo.server.protocol import SAMPLING_FIELDS, Body, SamplingBody
 from lampo.server.settings import Settings
 from lampo.text.structured_outputs import StructuredOutputs
 from lampo.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
 LONG_TEXT = 4096  # characters that are tokenized in a millisecond or so, which the loop can spare
-_SAMPLING_FIELDS = """
-    n temperature top_p top_k min_p presence_penalty frequency_penalty repetition_penalty seed stop
-    stop_token_ids allowed_token_ids bad_words min_tokens ignore_eos skip_special_tokens
-    logprobs_mode include_stop_str_in_output
-""".split()  # noqa: SIM905
 
 
 class Service:
@@ -81,7 +76,7 @@ class Service:
 
     def sampling_params(self, body: SamplingBody, **more: Any) -> SamplingParams:
         """The sampling parameters of a body. Raises: APIError naming the field."""
-        fields = {name: getattr(body, name) for name in _SAMPLING_FIELDS}
+        fields = {name: getattr(body, name) for name in SAMPLING_FIELDS}
         fields |= {"logit_bias": _token_keys(body.logit_bias or {}), **more}
         try:
             if body.structured_outputs is not None:

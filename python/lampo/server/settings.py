@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the operator of a server decides."""
+"""The settings of a server's operator."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Settings:
 
     Attributes:
         model_name: what clients call the model.
-        api_keys: one of them must come with every call but GET /health; none: anybody may call.
+        api_keys: one of them must come with every call but GET /health; none: all may call.
         allowed_hosts: names in the Host header that are answered; None: any. Keeps a web page
             from reaching a server on loopback under a name of its own (DNS rebinding).
         max_body_bytes: of a request.
@@ -24,7 +24,7 @@ class Settings:
         max_prompts, max_n, max_sequences: prompts per call, completions per prompt, their product.
         max_logprobs: alternatives per token.
         allow_grammars: whether clients may send Lark grammars. Schemas, expressions and choices are
-            always allowed: what they cost is bounded more tightly.
+            always allowed: their cost is bounded more tightly.
         request_timeout: from the call to the last token; None: no limit.
         drain_timeout: for running requests to end after SIGTERM.
         hung_after: a busy step loop without a heartbeat for so long is reported as hung.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Server-sent events: an answer in pieces, given up when nobody reads it."""
+"""Server-sent events: an answer in pieces, given up when it is not read."""
 
 from __future__ import annotations
 

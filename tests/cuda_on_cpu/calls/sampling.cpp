@@ -45,6 +45,8 @@ const Calls kSamplingCalls = {
                       .status = c["status"],
                       .logprobs = c.optional("logprobs"),
                       .kept = c.optional("kept"),
+                      .num_kept = c.optional("num_kept"),
+                      .processed_logprobs = c.optional("processed_logprobs"),
                       .workspace = workspace_for(c["logits"], &memory)});
      }},
     {"token_logprobs",

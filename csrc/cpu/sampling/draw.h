@@ -1,44 +1,45 @@
 // SPDX-License-Identifier: Apache-2.0
-// The draw's heats (common/sampling.h), and the masses of a bracket's list.
+// The stages of the draw (common/sampling.h), and the masses of a bracket's list.
 #pragma once
 
 #include "cpu/sampling/mass_select.h"
 
 namespace lampo::cpu::LAMPO_ISA {
 
-constexpr int kRaceRunners = 256;
+constexpr int kDrawCandidates = 256;
 
-/// Runners come in order of their numbers, so that of equal scores the first wins. The loops are
-/// plain: the compiler vectorizes them, and correctly rounded operations give the same bits then.
-class Race {
+/// One stage. Candidates come in the order of their numbers, so that the first of equal scores is
+/// chosen. The compiler vectorizes the loops; correctly rounded operations give the same bits then.
+class ExponentialDraw {
  public:
-  Race(int64_t seed, int64_t position, Heat heat) : seed_(seed), position_(position), heat_(heat) {}
+  ExponentialDraw(int64_t seed, int64_t position, DrawStage stage)
+      : seed_(seed), position_(position), stage_(stage) {}
 
-  /// `first` is a multiple of 4; count <= kRaceRunners.
-  void run(const float* masses, int64_t first, int count) {
-    uint32_t random[kRaceRunners];
+  /// `first` is a multiple of 4; count <= kDrawCandidates.
+  void add(const float* masses, int64_t first, int count) {
+    uint32_t random[kDrawCandidates];
     const auto first_quad = static_cast<uint32_t>(first / 4);
     for (int quad = 0; quad < (count + 3) / 4; ++quad) {
       const PhiloxCounter words =
-          race_noise(seed_, position_, heat_, first_quad + static_cast<uint32_t>(quad));
+          draw_noise(seed_, position_, stage_, first_quad + static_cast<uint32_t>(quad));
       for (int i = 0; i < 4; ++i) random[4 * quad + i] = words.word[i];
     }
-    float scores[kRaceRunners];
-    for (int i = 0; i < count; ++i) scores[i] = race_score(masses[i], random[i]);
+    float scores[kDrawCandidates];
+    for (int i = 0; i < count; ++i) scores[i] = draw_score(masses[i], random[i]);
     for (int i = 0; i < count; ++i) {
       if (scores[i] > best_) {
         best_ = scores[i];
-        winner_ = first + i;
+        chosen_ = first + i;
       }
     }
   }
-  int64_t winner() const { return winner_; }
+  int64_t chosen() const { return chosen_; }
 
  private:
   int64_t seed_, position_;
-  Heat heat_;
+  DrawStage stage_;
   float best_ = 0.0f;
-  int64_t winner_ = 0;
+  int64_t chosen_ = 0;
 };
 
 /// Place in the list of the n-th value that equals `value`, from 1: it is there.
@@ -129,11 +130,11 @@ static inline RawLogprob find_normalizer(RowTeam& team, const LogitRow<E>& row, 
         part.total += static_cast<uint64_t>(__builtin_popcount(lane_bits(equal(l, F32(kInf)))));
       });
     }
-    const auto count = static_cast<double>(team.meet(part).total);
+    const auto count = static_cast<double>(team.all_reduce(part).total);
     return {row_max, __builtin_log(count)};
   }
   part.total = total_mass(row, team.blocks, MassScale{row_max, exponent_scale(1.0f)});
-  return normalizer(row_max, team.meet(part).total);
+  return normalizer(row_max, team.all_reduce(part).total);
 }
 
 }  // namespace lampo::cpu::LAMPO_ISA
