@@ -139,7 +139,9 @@ def test_windows_bound_the_memory_of_a_sequence(tmp_path: Path) -> None:
     with LLM(tmp_path, dtype="float32", page_size=16, max_num_seqs=1, **options) as llm:
         engine = llm.shared_engine().engine
         assert engine.pool.num_pages == pages < 700 // 16
-        assert llm.generate([prompt], params)[0].outputs[0].token_ids == expected
+        output = llm.generate([prompt], params)[0]
+        assert output.outputs[0].token_ids == expected
+        assert 0 < output.metrics.cache_bytes <= pages * page
         assert engine.scheduler.num_preemptions == 0
         assert engine.scheduler.allocator.num_available == pages
     with pytest.raises(

@@ -446,7 +446,9 @@ class LLMEngine:
                 if request.num_unfinished == 0:
                     del self._requests[request.request_id]
                     self._timed.pop(request.request_id, None)
-                    piece.request = request.result(self.pool.page_size, self.pool.bytes_per_page)
+                    piece.request = request.result(
+                        self.scheduler.allocator, self.pool.bytes_per_page
+                    )
             pieces.append(piece)
         self._updated.clear()
         return pieces

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from lampo.checks import check_integer, check_number
-from lampo.engine.page_allocator import PrefixChain
+from lampo.engine.page_allocator import PageAllocator, PrefixChain
 from lampo.engine.sampling_rules import PenaltyCounts, SamplingRules
 from lampo.outputs import (
     CompletionOutput,
@@ -119,12 +119,18 @@ class Request:
             for i in range(params.n)
         ]
 
-    def result(self, page_size: int, bytes_per_page: int) -> RequestOutput:
-        """The whole result; metrics count prompt pages that completions share once."""
+    def result(self, allocator: PageAllocator, bytes_per_page: int) -> RequestOutput:
+        """The whole result; metrics count prompt pages that completions share once, and pages that
+        fell out of all windows not at all."""
         first = self.sequences[0]
-        pages = sum(-(-s.num_computed // page_size) for s in self.sequences)
-        shared = sum(s.num_computed > 0 for s in self.sequences[1:])
-        pages -= shared * (first.num_prompt_tokens // page_size)
+        unseen = [allocator.first_seen(s.num_computed) for s in self.sequences]
+        pages = sum(allocator.pages_for(s.num_computed) for s in self.sequences) - sum(unseen)
+        prompt_pages = first.num_prompt_tokens // allocator.page_size
+        pages -= sum(
+            max(prompt_pages - freed, 0)
+            for s, freed in zip(self.sequences[1:], unseen[1:], strict=True)
+            if s.num_computed > 0
+        )
         metrics = first.metrics()
         metrics.num_output_tokens = sum(s.num_output_tokens for s in self.sequences)
         metrics.num_cached_tokens = self.num_cached_tokens
