@@ -15,7 +15,8 @@ from checkpoints import ROPES, SHAPE, make_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lampo.models.config import HEAD_DIMS, ModelConfig, generation_config_from_hf
+from lampo.models.config import ModelConfig, generation_config_from_hf
+from lampo.models.config_reader import HEAD_DIMS
 from lampo.models.registry import config_from_gguf, config_from_hf
 from lampo.models.rope import RopeConfig
 from lampo.weights.fields import read_json_object

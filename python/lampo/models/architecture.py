@@ -11,11 +11,11 @@ from typing import ClassVar
 
 from lampo.models.config import (
     AttentionConfig,
-    ConfigReader,
     FeedForwardConfig,
     LayerConfig,
     ModelConfig,
 )
+from lampo.models.config_reader import ConfigReader
 from lampo.models.layers import Block
 from lampo.models.projection import Norm
 from lampo.models.weight_loader import WeightLoader

@@ -10,7 +10,8 @@ import re
 from typing import ClassVar
 
 from lampo.models.architecture import Architecture, Tensors, matrix, vector
-from lampo.models.config import ConfigReader, LayerConfig, ModelConfig
+from lampo.models.config import LayerConfig, ModelConfig
+from lampo.models.config_reader import ConfigReader
 from lampo.models.layers import Block
 from lampo.models.projection import Norm
 from lampo.models.weight_loader import WeightLoader

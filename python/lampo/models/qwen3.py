@@ -13,7 +13,8 @@ from lampo.models.architecture import (
     gated_tensors,
     vector,
 )
-from lampo.models.config import ConfigReader, LayerConfig, ModelConfig
+from lampo.models.config import LayerConfig, ModelConfig
+from lampo.models.config_reader import ConfigReader
 from lampo.models.layers import Block
 from lampo.models.weight_loader import WeightLoader
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lampo.models.architecture import Architecture
-from lampo.models.config import ConfigReader, ModelConfig, gguf_fields, hf_fields
+from lampo.models.config import ModelConfig
+from lampo.models.config_reader import ConfigReader, gguf_fields, hf_fields
 from lampo.models.gpt2 import GPT2
 from lampo.models.llama import Llama
 from lampo.models.mistral import Mistral
