@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from lampo.checks import check_integer, check_number
+from lampo.engine.output_text import OutputText
 from lampo.engine.page_allocator import PageAllocator, PrefixChain
 from lampo.engine.sampling_rules import PenaltyCounts, SamplingRules
 from lampo.outputs import (
@@ -20,7 +21,6 @@ from lampo.outputs import (
     StreamOutput,
 )
 from lampo.sampling_params import SamplingParams
-from lampo.text.detokenizer import StreamDecoder
 
 if TYPE_CHECKING:
     from lampo.text.tokenizer import Tokenizer
@@ -204,15 +204,10 @@ class Sequence:
             self.output.logprobs, self.output.num_kept = [], []
         self.first_token_time: float | None = None
         self.last_token_time: float | None = None
-        # Handed out already: characters of output.text, tokens, and the end.
-        self._num_streamed = self._num_streamed_tokens = 0
+        # Handed out already: tokens, and the end.
+        self._num_streamed_tokens = 0
         self._ended = False
-        self._decoder = StreamDecoder(
-            tokenizer,
-            skip_special_tokens=params.skip_special_tokens,
-            prompt_token_ids=request.prompt_token_ids,
-        )
-        self._stop_state = 0  # of rules.stops
+        self._text = OutputText(params, rules.stops, request.prompt_token_ids, tokenizer)
         if self.max_len <= self.num_prompt_tokens:
             self._finish("length")
 
@@ -274,8 +269,7 @@ class Sequence:
         if self.grammar is not None and (error := self.grammar.accept(token_id)):
             self.fail(error)
             return
-        if piece := self._decoder.push(token_id):
-            self._add_text(piece)
+        self._take_text(self._text.push(token_id, ignore_stops=self.stop_tokens_banned))
         if output.finish_reason is None:
             if self.grammar is not None and self.grammar.complete:
                 self._finish("stop")
@@ -286,16 +280,8 @@ class Sequence:
         """Ends it early: "error", or "abort" for a request that was given up."""
         if not self.done:
             self.output.error = error
-            self.output.text += self._decoder.flush()
+            self._take_text(self._text.flush(ignore_stops=True))
             self.output.finish_reason = reason
-
-    def new_text(self) -> str:
-        """Text that no later token can take back, since the last call."""
-        text = self.output.text
-        end = len(text) if self.finished else len(text) - self._held_back()
-        piece = text[self._num_streamed : end]
-        self._num_streamed = max(self._num_streamed, end)
-        return piece
 
     def new_piece(self) -> StreamOutput | None:
         """The tokens since the last call and the text that they made final; None if nothing is new.
@@ -309,7 +295,7 @@ class Sequence:
             return None
         self._num_streamed_tokens, self._ended = end, done
         return StreamOutput(
-            text=self.new_text(),
+            text=self._text.take(final=self.finished),
             token_ids=output.token_ids[start:end],
             logprobs=None if output.logprobs is None else output.logprobs[start:end],
             num_kept=None if output.num_kept is None else output.num_kept[start:end],
@@ -329,29 +315,13 @@ class Sequence:
                 metrics.time_per_output_token = decode_time / (self.num_output_tokens - 1)
         return metrics
 
-    def _add_text(self, piece: str) -> None:
-        output, stops = self.output, self.rules.stops
-        output.text += piece
-        if stops is None:
-            return
-        self._stop_state, stop, read = stops.advance(
-            self._stop_state, piece, ignore_matches=self.stop_tokens_banned
-        )
-        if stop is None:
-            return
-        end = len(output.text) - len(piece) + read
-        if not self.params.include_stop_str_in_output:
-            end -= len(stop)
-        output.text = output.text[:end]
-        output.stop_reason = stop
-        output.finish_reason = "stop"
-
-    def _held_back(self) -> int:
-        """Characters at the end of the text that may begin a stop string."""
-        stops = self.rules.stops
-        return 0 if stops is None else stops.held_back[self._stop_state]
+    def _take_text(self, stop: str | None) -> None:
+        self.output.text = self._text.text
+        if stop is not None:
+            self.output.stop_reason = stop
+            self.output.finish_reason = "stop"
 
     def _finish(self, reason: str) -> None:
-        self._add_text(self._decoder.flush())
+        self._take_text(self._text.flush(ignore_stops=self.stop_tokens_banned))
         if self.output.finish_reason is None:
             self.output.finish_reason = reason
