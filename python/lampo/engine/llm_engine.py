@@ -244,7 +244,7 @@ class LLMEngine:
         def state(sequence: Sequence) -> str:
             if sequence in self.scheduler.running:
                 return "running"
-            return "waiting" if sequence in waiting else "unborn"
+            return "waiting" if sequence in waiting else "not started"
 
         return Snapshot(
             num_pages=self.pool.num_pages,

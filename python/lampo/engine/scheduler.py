@@ -162,12 +162,12 @@ class Scheduler:
                     self.allocator.register(sequence.pages[i], sequence.chain, i)
             self._free_unseen(sequence)
 
-    def roll_back(self, plan: Plan, everybody: Collection[Sequence]) -> None:
+    def roll_back(self, plan: Plan, all_sequences: Collection[Sequence]) -> None:
         """The step failed, at any point: pages reserved for it are given back.
 
         Args:
             plan: the step.
-            everybody: all sequences that may hold pages, for a new count.
+            all_sequences: all sequences that may hold pages, for a new count.
         """
         for sequence, pages in plan.before.items():
             if sequence in self.running:
@@ -178,9 +178,9 @@ class Scheduler:
             for sequence in plan.work:
                 if sequence in self.running:
                     self._start_anew(sequence)
-            held = {sequence.state_slot for sequence in everybody}
+            held = {sequence.state_slot for sequence in all_sequences}
             self._free_slots = [i for i in range(self._num_slots) if i not in held]
-        self.allocator.recount(sequence.pages for sequence in everybody)
+        self.allocator.recount(sequence.pages for sequence in all_sequences)
 
     def _schedule(self, plan: Plan, sequence: Sequence, count: int) -> int:
         """Puts `count` tokens of a running sequence into the plan, if there are pages for them."""

@@ -13,7 +13,7 @@ class SequenceSnapshot:
 
     Attributes:
         request_id, index: which.
-        state: "running", "waiting", or "unborn": it starts when the prompt has been computed.
+        state: "running", "waiting", or "not started": it starts when the prompt has been computed.
         done: whether it has ended.
         num_tokens: prompt and output.
         num_computed: tokens in the cache.
@@ -95,7 +95,7 @@ def violations(snapshot: Snapshot) -> list[str]:
         ):
             found.append(f"{name}: has slot {sequence.state_slot}")
         if sequence.done:
-            found += [f"{name}: has ended and is queued"] * (sequence.state != "unborn")
+            found += [f"{name}: has ended and is queued"] * (sequence.state != "not started")
             found += [f"{name}: has ended and holds pages"] * bool(pages)
         elif sequence.state == "running":
             num_tokens = sequence.num_computed + sequence.num_in_flight
