@@ -16,7 +16,7 @@ struct CudaDevice {
   int minor = 0;
   int num_sms = 0;
   int64_t memory_total = 0;  // bytes
-  int64_t memory_free = -1;  // bytes; -1: not asked for, or not to be had
+  int64_t memory_free = -1;  // bytes; -1: not measured, or unknown
   std::string kernel_image;  // "sm_90a", or "compute_80", PTX for the driver; empty: none
   std::string why;           // empty: lampo's kernels can run on it
 };

@@ -21,7 +21,7 @@ namespace lampo::cpu::LAMPO_ISA {
 
 /// Largest number of rows that is computed without scratch copies of K and V.
 static constexpr int kFewRows = 8;
-/// Largest number of rows whose sums fit the registers.
+/// Largest number of rows with sums in registers.
 static constexpr int kMostRows = 6;
 static constexpr int kTileVectors = kKeyTile / F32::kWidth;
 static constexpr float kLog2E = 1.44269504089f;

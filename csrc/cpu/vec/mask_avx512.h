@@ -17,8 +17,7 @@ static inline Mask equal(F32 a, F32 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _C
 static inline Mask operator&(Mask a, Mask b) { return {static_cast<__mmask16>(a.v & b.v)}; }
 static inline Mask operator|(Mask a, Mask b) { return {static_cast<__mmask16>(a.v | b.v)}; }
 static inline Mask and_not(Mask a, Mask b) { return {static_cast<__mmask16>(a.v & ~b.v)}; }
-/// By hand: where GCC 12 runs out of registers it stores the 16 bits of a widened mask and
-/// reads 32.
+/// Written by hand: if GCC 12 spills a widened mask, it stores 16 bits and reads 32.
 static inline uint32_t lane_bits(Mask a) {
   uint32_t bits;
   asm("kmovw %1, %0" : "=r"(bits) : "k"(a.v));
@@ -29,7 +28,7 @@ static inline Mask first(int n) { return {first_lanes(n)}; }
 static inline F32 blend(Mask mask, F32 x, F32 y) {
   return F32(_mm512_mask_blend_ps(mask.v, y.v, x.v));
 }
-// Compressed in a register: the form that stores to memory is slow on some CPUs.
+// Compresses in a register: the form that stores to memory is slow on some CPUs.
 static inline void compress(float* out, F32 a, Mask mask) {
   _mm512_storeu_ps(out, _mm512_maskz_compress_ps(mask.v, a.v));
 }

@@ -44,7 +44,7 @@ struct PairBasics {
     return F32(_mm512_scalef_ps(p.v, x.v));
   }
 
-  /// Eight units of each of two rows; kMasked: the first `count`, then zeros.
+  /// Eight units of two rows; kMasked: the first `count` units, then zeros.
   template <bool kMasked>
   static Units load_units(const char* a, const char* b, int count) {
     const auto units = [&](const char* row) {

@@ -5,7 +5,7 @@
 //
 //   Units units[F32::kWidth];
 //   load_transposed(rows, offset, units);   units[u] holds unit u of row 0, row 1, ...
-//   widen<T, kPart>(units[u])               element u * (4 / size of T) + kPart of each row
+//   widen<T, kPart>(units[u])               element u * (4 / size of T) + kPart of all rows
 //   widen_pairs<T, kPart>(units[u])         two of them as BF16: pair u * (2 / size of T) + kPart
 #pragma once
 

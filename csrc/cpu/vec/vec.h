@@ -9,8 +9,8 @@
 //   load(p), load_n(p, n)     n lanes from float, BF16, F16, F8E4M3, int8_t, uint8_t; the rest 0
 //   store(p, a), store_n      to float, BF16, F16, F8E4M3, int8_t (rounded to even, saturated)
 //   reduce_add(a), reduce_max(a)   in one fixed order
-//   store_quad_max(p, a)      the largest of each four lanes, kWidth / 4 floats
-//   reduce_add(a, b, c, d)    the sums of each in the first four lanes
+//   store_quad_max(p, a)      largest value of every four lanes, kWidth / 4 floats
+//   reduce_add(a, b, c, d)    their sums, in the first four lanes
 //   exp2_int(n)               2^n for integral n in [-127, 128]: 0 and inf at the ends
 //   select_less(a, b, x, y)   a < b ? x : y, lane by lane
 //   in_register(a)            a, loaded once: keeps the compiler from loading it at each use

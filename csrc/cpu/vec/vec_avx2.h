@@ -67,7 +67,7 @@ static inline F32 widen_bf16(__m128i bits) {
   return F32(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16)));
 }
 
-/// From E4M3 codes in the low bytes of the lanes, whatever is above them.
+/// Widens E4M3 codes in the low bytes of the lanes; other bytes are ignored.
 static inline F32 widen_f8(__m256i codes) {
   const __m256i magnitude = _mm256_and_si256(codes, _mm256_set1_epi32(0x7f));
   const __m256i sign = _mm256_slli_epi32(_mm256_and_si256(codes, _mm256_set1_epi32(0x80)), 24);
@@ -125,7 +125,7 @@ static inline __m128i narrow_words(__m256i words) {
       _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
   return _mm_packs_epi16(halves, halves);
 }
-/// As to_f8e4m3: normal numbers round in their bits, subnormals by adding 2^14.
+/// Rounds as to_f8e4m3: normal numbers in their bits, subnormals by adding 2^14.
 static inline __m128i narrow_f8(F32 a) {
   const __m256i bits = _mm256_castps_si256(a.v);
   const __m256i magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff));
@@ -141,7 +141,7 @@ static inline __m128i narrow_f8(F32 a) {
   code = _mm256_blendv_epi8(code, _mm256_set1_epi32(0x7e), large);
   const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q));
   code = _mm256_blendv_epi8(code, _mm256_set1_epi32(0x7f), nan);
-  // Negative codes as negative bytes, which packing with saturation leaves as they are.
+  // Negative codes become negative bytes, which packing with saturation preserves.
   return narrow_words(
       _mm256_or_si256(code, _mm256_and_si256(_mm256_srai_epi32(bits, 31),
                                              _mm256_set1_epi32(static_cast<int>(0xffffff80)))));

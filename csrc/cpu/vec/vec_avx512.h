@@ -38,7 +38,7 @@ static inline F32 round_even(F32 a) {
   return F32(_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 static inline float reduce_add(F32 a) { return _mm512_reduce_add_ps(a.v); }
-/// The sums of a, b, c and d, each in the order of reduce_add, in the first lanes.
+/// Sums of a, b, c and d, in the order of reduce_add, in the first four lanes.
 static inline F32 reduce_add(F32 a, F32 b, F32 c, F32 d) {
   const auto halves = [](F32 x, F32 y) {
     return _mm512_add_ps(_mm512_shuffle_f32x4(x.v, y.v, 0x44),
@@ -72,7 +72,7 @@ static inline F32 widen_bf16(__m256i bits) {
   return F32(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)));
 }
 
-/// From E4M3 codes in the low bytes of the lanes, whatever is above them.
+/// Widens E4M3 codes in the low bytes of the lanes; other bytes are ignored.
 static inline F32 widen_f8(__m512i codes) {
   const __m512i magnitude = _mm512_and_si512(codes, _mm512_set1_epi32(0x7f));
   const __m512i sign = _mm512_slli_epi32(_mm512_and_si512(codes, _mm512_set1_epi32(0x80)), 24);
@@ -128,7 +128,7 @@ static inline F32 load_n(const F8E4M3* p, int n) {
   return widen_f8(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first_lanes(n), p)));
 }
 
-/// Not vcvtneps2bf16: that flushes subnormals, and the ISAs should round alike.
+/// Not vcvtneps2bf16, which flushes subnormals: all ISAs round alike.
 static inline __m256i narrow_bf16(F32 a) {
   const __m512i bits = _mm512_castps_si512(a.v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -141,7 +141,7 @@ static inline __m256i narrow_f16(F32 a) {
   return _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 static inline __m128i narrow_i8(F32 a) { return _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a.v)); }
-/// As to_f8e4m3: normal numbers round in their bits, subnormals by adding 2^14.
+/// Rounds as to_f8e4m3: normal numbers in their bits, subnormals by adding 2^14.
 static inline __m128i narrow_f8(F32 a) {
   const __m512i bits = _mm512_castps_si512(a.v);
   const __m512i sign = _mm512_and_si512(_mm512_srli_epi32(bits, 24), _mm512_set1_epi32(0x80));

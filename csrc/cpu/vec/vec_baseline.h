@@ -28,7 +28,7 @@ static inline F32 fma(F32 a, F32 b, F32 c) { return F32(a.v * b.v + c.v); }
 static inline F32 select_less(F32 a, F32 b, F32 x, F32 y) { return F32(a.v < b.v ? x.v : y.v); }
 static inline F32 max(F32 a, F32 b) { return select_less(b, a, a, b); }
 static inline F32 min(F32 a, F32 b) { return select_less(a, b, a, b); }
-/// Adding and taking away 1.5 * 2^23 rounds to an integer; right for |a| < 2^22.
+/// Rounds by adding and subtracting 1.5 * 2^23; exact for |a| < 2^22.
 static inline F32 round_even(F32 a) { return (a + F32(0x1.8p23f)) - F32(0x1.8p23f); }
 static inline float reduce_add(F32 a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 static inline float reduce_max(F32 a) {

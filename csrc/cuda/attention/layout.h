@@ -29,10 +29,10 @@ constexpr int padded_head_dim(int64_t head_dim) {
   return head_dim <= 64 ? 64 : head_dim <= 128 ? 128 : 256;
 }
 
-/// Of warps that split keys, each copies and reads 16 keys of its own: no barrier in the loop. A
-/// tile is the 16 rows that mma.sync has at least; the stages hold 64 KB, or four key tiles.
-/// Warps that split rows hold 32 of them, so that a fragment of K or V, once read from shared
-/// memory, is multiplied twice; 16 where head_dim fills the registers.
+/// Split keys: a warp copies and reads its own 16 keys, without a barrier in the loop. A tile has
+/// 16 rows, the minimum of mma.sync; the stages hold 64 KB, or four key tiles.
+/// Split rows: a warp holds 32 rows, so a fragment of K or V is multiplied twice per read from
+/// shared memory; 16 rows if head_dim fills the registers.
 /// head_dim 128, bfloat16:  split keys  16 rows, 64 keys, 4 warps, 2 stages of 32 KB
 ///                          split rows 128 rows, 32 keys, 4 warps, 4 stages of 16 KB
 constexpr TileLayout tile_layout(TileKind kind, int padded_head_dim, int cache_bytes) {
@@ -69,7 +69,7 @@ constexpr TileKind choose_tile_kind(int64_t num_tokens, int64_t batch_size, int6
 /// Blocks that are resident at the same time, each of which gets an equal share of the work.
 constexpr int choose_num_blocks(const TileLayout& layout, int64_t shared_bytes,
                                 const DeviceLimits& limits) {
-  constexpr int64_t kReserved = 1024;  // of each block, by the runtime
+  constexpr int64_t kReserved = 1024;  // per block, by the runtime
   const int64_t fit = limits.shared_bytes_per_sm / (shared_bytes + kReserved);
   const int per_sm = fit < 1                   ? 1
                      : fit < layout.max_blocks ? static_cast<int>(fit)

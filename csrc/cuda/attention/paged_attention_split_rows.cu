@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernels of paged_attention whose warps split rows: see paged_attention.cu.
+// Kernels of paged_attention with warps that split rows: see paged_attention.cu.
 #include "cuda/attention/run_tiles.cuh"
 
 namespace lampo::cuda {

@@ -7,7 +7,7 @@ namespace lampo::cuda {
 struct DeviceLimits {
   int compute_capability;  // 10 * major + minor: 80, 90
   int num_sms;
-  int shared_bytes_per_block;  // at most, asked for by cudaFuncSetAttribute
+  int shared_bytes_per_block;  // limit of cudaFuncSetAttribute
   int shared_bytes_per_sm;
 };
 
