@@ -38,6 +38,8 @@ class Process:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, **environment},
+            # A shell that runs the tests in the background has told its children to ignore it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         assert self.process.stderr is not None
         self.said = ""
