@@ -66,7 +66,7 @@ def test_biases_and_banned_stop_tokens():
     ("fields", "needs"),
     [
         ({"temperature": 0.5, "top_p": 0.5, "stop": "x"}, False),
-        ({"logprobs": 0}, True),
+        ({"logprobs": 0}, False),
         ({"presence_penalty": 0.1}, True),
         ({"repetition_penalty": 1.1}, True),
         ({"logit_bias": {1: 1.0}}, True),

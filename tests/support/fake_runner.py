@@ -130,7 +130,9 @@ class FakeRunner:
             positions=torch.tensor([len(s.token_ids) + (after is not None) for s in sequences]),
             status=status,
         )
-        return SimpleNamespace(logits=logits, token_ids=token_ids.tolist(), status=status.tolist())
+        return SimpleNamespace(
+            logits=logits, token_ids=token_ids.tolist(), status=status.tolist(), num_kept=None
+        )
 
     def _run_after(self, sequences: list[Sequence], after: Any) -> torch.Tensor:
         """As a device would: the tokens of the step before are known to it alone."""

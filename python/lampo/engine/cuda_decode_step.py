@@ -21,12 +21,14 @@ logger = logging.getLogger("lampo")
 class DrawnLater:
     """What a step has drawn; reading it waits for the device."""
 
-    def __init__(self, drawn: torch.Tensor, logits: torch.Tensor, count: int) -> None:
+    def __init__(
+        self, drawn: torch.Tensor, logits: torch.Tensor, count: int, counted: bool
+    ) -> None:
         self._host = torch.empty_like(drawn, device="cpu", pin_memory=True)
         self._host.copy_(drawn, non_blocking=True)
         self._arrived = torch.cuda.Event()
         self._arrived.record(torch.cuda.current_stream(drawn.device))
-        self._logits, self._count = logits, count
+        self._logits, self._count, self._counted = logits, count, counted
         self._read: Drawn | None = None
 
     @property
@@ -41,10 +43,14 @@ class DrawnLater:
     def status(self) -> list[int]:
         return self._wait().status
 
+    @property
+    def num_kept(self) -> list[int] | None:
+        return self._wait().num_kept
+
     def _wait(self) -> Drawn:
         if self._read is None:
             self._arrived.synchronize()
-            self._read = HostResult(self._host).read(self._logits, self._count)
+            self._read = HostResult(self._host, self._counted).read(self._logits, self._count)
         return self._read
 
 
@@ -63,8 +69,10 @@ class CudaDecodeStep(DecodeStep):
         logits: torch.Tensor,
         max_pages_per_seq: int,
         memory_pool: Any,
+        *,
+        counted: bool = False,
     ) -> None:
-        super().__init__(model, pool, logits, max_pages_per_seq)
+        super().__init__(model, pool, logits, max_pages_per_seq, counted=counted)
         self._memory_pool = memory_pool
         self._graph: torch.cuda.CUDAGraph | None = None
         self._kept: list[object] = []  # the graph holds pointers only
@@ -76,7 +84,7 @@ class CudaDecodeStep(DecodeStep):
             self._graph.replay()
         else:
             self._call_ops()
-        result = DrawnLater(self._drawn, self._logits, len(sequences))
+        result = DrawnLater(self._drawn, self._logits, len(sequences), self._counted)
         if self._graph is None:
             self._capture()
         return result

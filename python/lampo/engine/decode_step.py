@@ -22,31 +22,35 @@ from lampo.runtime.program import Program
 
 @dataclass(slots=True)
 class Drawn:
-    """What a step has drawn, as :class:`lampo.engine.runner.DecodeResult`."""
+    """The results of a step, as :class:`lampo.engine.runner.DecodeResult`."""
 
     logits: torch.Tensor
     token_ids: list[int]
     status: list[int]
+    num_kept: list[int] | None
 
 
 class HostResult:
-    """Token ids and status of a step, in host memory; by NumPy, whose views cost less than torch's.
+    """The draws of a step in host memory; by NumPy, whose views cost less than torch's.
 
     Args:
-        drawn: [3 * batch_size] int32: the ids as int64, then the status.
+        drawn: [4 * batch_size] int32: the ids as int64, the status, the numbers of kept tokens.
+        counted: whether the last have been written.
     """
 
-    def __init__(self, drawn: torch.Tensor) -> None:
-        ids = drawn.numel() // 3 * 2
-        self._token_ids = drawn.numpy()[:ids].view(np.int64)
-        self._status = drawn.numpy()[ids:]
+    def __init__(self, drawn: torch.Tensor, counted: bool) -> None:
+        rows = drawn.numel() // 4
+        self._token_ids = drawn.numpy()[: 2 * rows].view(np.int64)
+        self._status = drawn.numpy()[2 * rows : 3 * rows]
+        self._num_kept = drawn.numpy()[3 * rows :] if counted else None
 
     def read(self, logits: torch.Tensor, count: int) -> Drawn:
         """The first `count` rows."""
         token_ids, status = self._token_ids.tolist(), self._status.tolist()
+        num_kept = None if self._num_kept is None else self._num_kept[:count].tolist()
         if count == len(status):
-            return Drawn(logits, token_ids, status)
-        return Drawn(logits[:count], token_ids[:count], status[:count])
+            return Drawn(logits, token_ids, status, num_kept)
+        return Drawn(logits[:count], token_ids[:count], status[:count], num_kept)
 
 
 class DecodeStep:
@@ -56,23 +60,32 @@ class DecodeStep:
         model, pool: what it runs on.
         logits: [batch_size, vocab_size] float32 on their device, written by every run.
         max_pages_per_seq: of the longest sequence.
+        counted: whether the tokens that temperature and cuts leave are counted.
 
     Attributes:
         program: the recorded step, empty before the first run.
     """
 
     def __init__(
-        self, model: Decoder, pool: KVPool, logits: torch.Tensor, max_pages_per_seq: int
+        self,
+        model: Decoder,
+        pool: KVPool,
+        logits: torch.Tensor,
+        max_pages_per_seq: int,
+        *,
+        counted: bool = False,
     ) -> None:
         batch_size, device = logits.shape[0], logits.device
         self.program = Program()
         self._model, self._pool, self._logits = model, pool, logits
         self._inputs = StepInputs(batch_size, max_pages_per_seq, device)
-        # Token ids and status of the last run, side by side: read by one copy.
-        self._drawn = torch.zeros(3 * batch_size, dtype=torch.int32, device=device)
+        # Token ids, status and counts of the last run, side by side: read by one copy.
+        self._drawn = torch.zeros(4 * batch_size, dtype=torch.int32, device=device)
         self._token_ids = self._drawn[: 2 * batch_size].view(torch.int64)
-        self._status = self._drawn[2 * batch_size :]
-        self._host = HostResult(self._drawn) if device.type == "cpu" else None
+        self._status = self._drawn[2 * batch_size : 3 * batch_size]
+        self._counted = counted
+        self._num_kept = self._drawn[3 * batch_size :] if counted else None
+        self._host = HostResult(self._drawn, counted) if device.type == "cpu" else None
         size = ops.sampling_workspace_size(logits.shape[1], device, batch_size)
         self._workspace = torch.empty(size, dtype=torch.uint8, device=device)
 
@@ -107,5 +120,6 @@ class DecodeStep:
             self._inputs.sample,
             token_ids=self._token_ids,
             status=self._status,
+            num_kept=self._num_kept,
             workspace=self._workspace,
         )

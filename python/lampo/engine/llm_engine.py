@@ -75,6 +75,7 @@ class _Rows:
     logits: torch.Tensor
     token_ids: list[int]
     status: list[int]
+    num_kept: list[int] | None
 
 
 class LLMEngine:
@@ -323,7 +324,7 @@ class LLMEngine:
         if admits or len(scheduler.running) != len(sequences):
             return None
         for s in sequences:
-            if s.done or s.needs_own_draw:
+            if s.done or s.needs_own_draw or s.output.logprobs is not None:
                 return None
             if not s.request.prompt_computed or len(s.token_ids) + 1 >= s.max_len:
                 return None
@@ -341,6 +342,7 @@ class LLMEngine:
                 take_rows(result.logits, rows),
                 [token_ids[i] for i in rows],
                 [status[i] for i in rows],
+                None if result.num_kept is None else [result.num_kept[i] for i in rows],
             )
             self._accept(step.plan, [step.sequences[i] for i in rows], chosen)
         else:
@@ -350,7 +352,7 @@ class LLMEngine:
         """Takes a decode step's tokens."""
         token_ids, status = result.token_ids, result.status  # this may wait, or fail
         self._commit(plan)
-        self._sampler.accept(result.logits, sequences, token_ids, status)
+        self._sampler.accept(result.logits, sequences, token_ids, status, result.num_kept)
         self._fork(sequences, result.logits)
         self._updated.update(dict.fromkeys(sequences))
 
@@ -414,7 +416,7 @@ class LLMEngine:
             if sequence.rules.changes_logits or sequence.params.min_tokens:
                 sequence.prompt_num_kept += [None] * len(wanted)
             else:
-                sequence.prompt_num_kept += self._sampler.num_kept(logits, sequence)
+                sequence.prompt_num_kept += self._sampler.num_kept(logits, [sequence] * len(logits))
 
     def _end_overdue(self) -> None:
         now = time.monotonic()

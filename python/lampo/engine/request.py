@@ -168,7 +168,7 @@ class Sequence:
         grammar: the state of the structure that it has to have; None without one.
         stop_tokens_banned: whether min_tokens keeps stop tokens from being drawn.
         needs_own_draw: whether a draw by temperature and cuts alone does not do: penalties, biases,
-            masks or banned tokens change the logits, or log-probabilities are wanted.
+            masks or banned tokens change the logits, or processed log-probabilities are wanted.
         prompt_logprobs, prompt_num_kept: filled during prefill where asked for.
         output: the result so far.
     """

@@ -20,8 +20,9 @@ from lampo.runtime.program import OpTiming
 
 class DecodeResult(Protocol):
     """Logits [batch_size, vocab_size] float32, valid until the next step, and what was drawn from
-    them by temperature, top-k, top-p and min-p; a status is 0, or 1: no finite logit. Reading what
-    was drawn waits for it.
+    them by temperature, top-k, top-p and min-p; a status is 0, or 1: no finite logit. num_kept: how
+    many tokens those left, None where no row wants log-probabilities. Reading what was drawn waits
+    for it.
     """
 
     @property
@@ -30,6 +31,8 @@ class DecodeResult(Protocol):
     def token_ids(self) -> list[int]: ...
     @property
     def status(self) -> list[int]: ...
+    @property
+    def num_kept(self) -> list[int] | None: ...
 
 
 class Runner(Protocol):
@@ -92,23 +95,33 @@ class ModelRunner:
 
         # A recording holds for the threads and the kernels it was made with.
         @lru_cache(maxsize=max(max_num_seqs, 32))
-        def decode_step(batch_size: int, num_threads: int, cpu_isa: str) -> DecodeStep:
+        def decode_step(
+            batch_size: int, counted: bool, num_threads: int, cpu_isa: str
+        ) -> DecodeStep:
             rows = logits[:batch_size]
             if graph_pool is not None:
-                return CudaDecodeStep(model, pool, rows, max_pages_per_seq, graph_pool)
-            return DecodeStep(model, pool, rows, max_pages_per_seq)
+                return CudaDecodeStep(
+                    model, pool, rows, max_pages_per_seq, graph_pool, counted=counted
+                )
+            return DecodeStep(model, pool, rows, max_pages_per_seq, counted=counted)
 
         self._decode_step = decode_step
 
-    def decode_step(self, batch_size: int) -> DecodeStep:
-        """The step that :meth:`decode` runs for so many sequences."""
+    def decode_step(self, batch_size: int, counted: bool = False) -> DecodeStep:
+        """The step that :meth:`decode` runs for `batch_size` sequences.
+
+        Args:
+            batch_size: rows; a GPU's step may have more.
+            counted: whether a row wants log-probabilities.
+        """
         if self._on_gpu:
             batch_size = decode_bucket(batch_size, self.max_num_seqs)
-        return self._decode_step(batch_size, _C.num_threads(), _C.cpu_isa())
+        return self._decode_step(batch_size, counted, _C.num_threads(), _C.cpu_isa())
 
     def decode(self, sequences: list[Sequence], after: DecodeResult | None = None) -> DecodeResult:
         """As :meth:`Runner.decode`."""
-        return self.decode_step(len(sequences)).run(sequences, ahead=after is not None)
+        counted = any(s.output.logprobs is not None for s in sequences)
+        return self.decode_step(len(sequences), counted).run(sequences, ahead=after is not None)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """As :meth:`Runner.logits`."""

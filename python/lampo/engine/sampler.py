@@ -49,6 +49,7 @@ class Sampler:
         sequences: list[Sequence],
         chosen: list[int],
         failed: list[int],
+        num_kept: list[int] | None = None,
     ) -> None:
         """Appends tokens that a step drew by temperature and cuts alone.
 
@@ -57,6 +58,7 @@ class Sampler:
         Args:
             logits, sequences: as in :meth:`sample`.
             chosen, failed: token and status of each row.
+            num_kept: number of tokens that could be drawn, of each row; None: not counted.
         """
         draws = [
             _Draw(token_id, NO_FINITE_LOGIT if status else None)
@@ -66,6 +68,16 @@ class Sampler:
             own = self._draw(take_rows(logits, rows), [sequences[i] for i in rows])
             for i, draw in zip(rows, own, strict=True):
                 draws[i] = draw
+        scored = [
+            i
+            for i, s in enumerate(sequences)
+            if s.params.logprobs is not None and not s.needs_own_draw and draws[i].error is None
+        ]
+        if scored:
+            members = [sequences[i] for i in scored]
+            self._add_tables(take_rows(logits, scored), members, [draws[i] for i in scored], "raw")
+            for i in scored:
+                draws[i].num_kept = 0 if num_kept is None else num_kept[i]
         _append(sequences, draws)
 
     def tables(
@@ -105,9 +117,14 @@ class Sampler:
             tables.append(table)
         return tables
 
-    def num_kept(self, logits: torch.Tensor, sequence: Sequence) -> list[int]:
-        """How many tokens a sequence's temperature and cuts leave of each row of logits."""
-        inputs, _ = sample_inputs([sequence] * len(logits), logits.shape[1], logits.device)
+    def num_kept(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
+        """The number of tokens that temperature and cuts leave of each row of logits.
+
+        Args:
+            logits: [len(sequences), vocab_size] float32.
+            sequences: the rows; none of them changes its logits first.
+        """
+        inputs, _ = sample_inputs(sequences, logits.shape[1], logits.device)
         num_kept = torch.empty(len(logits), dtype=torch.int32, device=logits.device)
         ops.sample(logits, inputs, num_kept=num_kept)
         found: list[int] = num_kept.tolist()
@@ -139,16 +156,30 @@ class Sampler:
         for mode, source in (("raw", logits), ("processed", processed)):
             rows = [i for i, m in enumerate(modes) if m == mode and draws[i].error is None]
             if rows and source is not None:
-                wanted = [sequences[i].params.logprobs or 0 for i in rows]
-                found = self.tables(
-                    take_rows(source, rows),
-                    [draws[i].token_id for i in rows],
-                    min(max(wanted), logits.shape[1]),
-                    normalized=mode == "processed",
-                )
-                for i, table, keep in zip(rows, found, wanted, strict=True):
-                    draws[i].table = _cut_table(table, draws[i].token_id, keep, mode)
+                members, drawn = [sequences[i] for i in rows], [draws[i] for i in rows]
+                self._add_tables(take_rows(source, rows), members, drawn, mode)
         return draws
+
+    def _add_tables(
+        self, source: torch.Tensor, sequences: list[Sequence], draws: list[_Draw], mode: str
+    ) -> None:
+        """Gives draws their tables.
+
+        Args:
+            source: [len(draws), vocab_size] float32: logits, or with mode "processed" the
+                log-probabilities of the distributions that were drawn from.
+            sequences, draws: the rows.
+            mode: "raw" or "processed".
+        """
+        wanted = [s.params.logprobs or 0 for s in sequences]
+        found = self.tables(
+            source,
+            [draw.token_id for draw in draws],
+            min(max(wanted), source.shape[1]),
+            normalized=mode == "processed",
+        )
+        for draw, table, keep in zip(draws, found, wanted, strict=True):
+            draw.table = _cut_table(table, draw.token_id, keep, mode)
 
     def _logprob(self, token_id: int, logprob: float, rank: int) -> Logprob:
         return Logprob(logprob, rank, self._token_text(token_id))

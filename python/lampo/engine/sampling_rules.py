@@ -89,7 +89,9 @@ class SamplingRules:
             or self.allowed is not None
             or self.grammar is not None
         )
-        self.needs_own_draw = self.changes_logits or params.logprobs is not None
+        self.needs_own_draw = self.changes_logits or (
+            params.logprobs is not None and params.logprobs_mode == "processed"
+        )
 
     def biases(self, output: list[int], ban_stop_tokens: bool) -> tuple[Ints, Floats]:
         """Token ids, and the values added to their logits after these tokens of a completion."""
