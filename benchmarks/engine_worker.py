@@ -56,7 +56,7 @@ class Lampo:
         from model_harness import Runner
 
         from lampo.models.checkpoint import load_checkpoint
-        from lampo.models.registry import load_model
+        from lampo.models.loader import load_model
 
         with load_checkpoint(self.model) as checkpoint:
             model = load_model(checkpoint, "auto")

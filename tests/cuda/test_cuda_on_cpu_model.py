@@ -12,8 +12,8 @@ from checkpoints import make_checkpoint, make_gguf
 from lampo import LLM, SamplingParams
 from lampo.models.checkpoint import Checkpoint
 from lampo.models.decoder import Decoder
+from lampo.models.loader import load_model
 from lampo.models.projection import ActivationBits
-from lampo.models.registry import load_model
 
 pytestmark = pytest.mark.long
 
@@ -41,8 +41,10 @@ def as_on_a_gpu(monkeypatch) -> None:
         return load_model(checkpoint, dtype, max_model_len, torch.device("cuda"))
 
     monkeypatch.setattr("lampo.llm.load_model", load)
-    monkeypatch.setattr("lampo.models.llama.SENSITIVE", ActivationBits(packed=16))
-    monkeypatch.setattr("lampo.models.llama.GATE_UP", ActivationBits(packed=16, dense=8))
+    exact, gate_up = ActivationBits(packed=16), ActivationBits(packed=16, dense=8)
+    monkeypatch.setattr("lampo.models.loader.SENSITIVE", exact)
+    monkeypatch.setattr("lampo.models.weight_loader.SENSITIVE", exact)
+    monkeypatch.setattr("lampo.models.weight_loader.GATE_UP", gate_up)
 
 
 def generate(path: Path, params: SamplingParams, device: str, run_ahead: bool = True, **options):
