@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bytes that tokens stand for."""
+"""The bytes of tokens."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class TokenBytes:
         if source.byte_level:
             try:
                 return bytes([_ALPHABET[char] for char in token])
-            except KeyError:  # not spelled in the alphabet, so it is text
+            except KeyError:  # not in the byte-level alphabet: plain text
                 return token.encode()
         if source.byte_fallback and (match := _BYTE_TOKEN.fullmatch(token)):
             return bytes([int(match[1], 16)])
