@@ -63,7 +63,7 @@ class RequestMetrics:
             with fewer than two tokens.
         num_prompt_tokens, num_output_tokens: counts, the latter over all completions.
         cache_bytes: bytes of the request's keys and values in the cache at its end.
-        num_cached_tokens: prompt tokens whose keys and values were in the cache already.
+        num_cached_tokens: number of prompt tokens found in the prefix cache.
     """
 
     time_to_first_token: float | None = None

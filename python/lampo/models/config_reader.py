@@ -128,7 +128,7 @@ class ConfigReader:
     Args:
         fields: of a config.json, or the metadata of a GGUF file.
         architecture: `model_type`, or `general.architecture`.
-        tensors: the shape of each tensor of a GGUF file, rows first, by its GGUF name; None: the
+        tensors: GGUF name -> shape of the tensors in a GGUF file, rows first; None: the
             fields are a config.json's.
         freq_factors: the content of rope_freqs.weight, if there is one.
         interleaved: whether q and k of a GGUF file are stored for rotary pairs (2 i, 2 i + 1).

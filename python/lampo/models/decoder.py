@@ -169,7 +169,7 @@ class Decoder:
 
 
 def _widest(widths: Iterable[dict[str, int]]) -> dict[str, int]:
-    """The largest width of each name."""
+    """The largest width per name."""
     widest: dict[str, int] = {}
     for found in widths:
         for name, width in found.items():

@@ -52,7 +52,7 @@ def config_from_gguf(
 
     Args:
         metadata: the key-value section.
-        tensors: shape of each tensor, rows first, by its GGUF name.
+        tensors: GGUF name -> shape, rows first.
         freq_factors: the content of rope_freqs.weight, if there is one.
         source: the file's name in errors.
 

@@ -23,7 +23,7 @@ _HF_KEYS |= {"beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_fa
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Rotary embedding of the first `rotary_dim` channels of each head.
+    """Rotary embedding of the first `rotary_dim` channels of every head.
 
     Channel pair i is rotated by `position * f_i`. `f_i = theta ** (-2 i / rotary_dim)` is modified
     by `scaling`, and divided by `freq_factors[i]` if a GGUF file has them.
@@ -78,7 +78,7 @@ class RopeConfig:
                 raise ValueError("rope freq_factors: expected finite numbers above 0")
 
     def inverse_frequencies(self, seq_len: int | None = None) -> torch.Tensor:
-        """Angle per position of each channel pair: [rotary_dim / 2] f64.
+        """Angle per position, for all channel pairs: [rotary_dim / 2] f64.
 
         Args:
             seq_len: the longest sequence in use; only "dynamic" scaling depends on it.
