@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Quantized formats store blocks of 32 weights: 4-bit or 8-bit codes beside f16 scales.
+# Quantized formats store blocks of 32 weights: 4-bit or 8-bit codes, and f16 scales.
 BLOCK = 32
 BLOCK_BYTES = {
     "q4_0": 2 + 16,  # scale, 32 nibbles

@@ -5,7 +5,7 @@
 A document has "<!-- results: NAME NAME -->" and, further down, "<!-- /results -->". The tables of
 benchmarks/results/NAME.json, of existing files, go in between.
 
-python benchmarks/readme_table.py            # --check: only say whether a document is out of date
+python benchmarks/readme_table.py            # --check: only check whether documents are up to date
 """
 
 from __future__ import annotations

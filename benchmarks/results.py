@@ -184,7 +184,7 @@ class Report:
         print(f"- checked: {sentence}")
 
     def version(self, name: str, value: str) -> None:
-        """A version that only a peer's own process knows."""
+        """A version that a peer's process reports."""
         self.document["versions"][name] = value
         print(f"- version: {name} {value}")
 
@@ -206,7 +206,7 @@ class Report:
         self._save()  # keeps the cases of an interrupted run
 
     def finish(self, mean_of: str | tuple[str, ...] = ()) -> None:
-        """Prints the geometric mean of columns, and writes the JSON file if one was asked for."""
+        """Prints the geometric mean of columns, and writes the JSON file if one is requested."""
         print()
         means = self.document["geometric_mean"] = {}
         for column in (mean_of,) if isinstance(mean_of, str) else mean_of:

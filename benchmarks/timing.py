@@ -156,7 +156,7 @@ def geometric_mean(values: list[float]) -> float:
 
 
 class Rotating(Generic[T]):
-    """Copies of the buffers of a call, handed out in turn so that each call finds them uncached.
+    """Copies of the buffers of a call, in rotation, so that every call finds them uncached.
 
     make: builds one set of buffers. nbytes: size of a set. cover: the sets together exceed this
     many bytes. limit: at most this many sets; tiny ones may then stay cached, as in a real step.

@@ -179,7 +179,7 @@ def interleave_rows(weight: np.ndarray, num_heads: int) -> np.ndarray:
 def quantized(weight: np.ndarray, quantization: str, seed: int = 0) -> np.ndarray:
     """Rows in a GGUF type: bytes, or plain floats.
 
-    The `gguf` package cannot quantize to K-quants: random blocks with small scales stand in.
+    The `gguf` package cannot quantize to K-quants: random blocks with small scales replace them.
     """
     import gguf
 

@@ -72,7 +72,7 @@ def gated_tensors(hidden_size: int, f: FeedForwardConfig) -> Tensors:
 
 
 class Architecture(ABC):
-    """One family of models. A subclass is a file beside this one, and a line in registry.py.
+    """One family of models. A subclass takes a file in this folder and a line in registry.py.
 
     Attributes:
         model_type: the field of config.json.

@@ -208,7 +208,7 @@ class Rows:
     def heads(
         self, name: str, num_qo_heads: int, num_kv_heads: int, head_dim: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """q, k and v, which lie side by side in `name`: [num_tokens, heads, head_dim] each."""
+        """q, k and v, side by side in `name`: [num_tokens, heads, head_dim] each."""
         key = name, num_qo_heads, num_kv_heads, head_dim
         if key not in self._heads:
             heads = [num_qo_heads, num_kv_heads, num_kv_heads]

@@ -48,7 +48,7 @@ class CudaInfo:
     why: str  # reason that CUDA cannot be used, with the remedy; "": it can
     architectures: tuple[str, ...]  # the kernels' targets: "80", "90a-real"
     runtime_version: str | None  # of the CUDA runtime inside lampo: "13.0"
-    driver_version: str | None  # newest CUDA that the installed driver knows; None: no driver
+    driver_version: str | None  # newest CUDA of the installed driver; None: no driver
     devices: tuple[CudaDevice, ...]
 
     @property

@@ -55,7 +55,7 @@ _SAME_AS = {
 PRE_TOKENIZERS: dict[str, str] = {name: name for name in _PATTERNS} | {
     alias: name for name, aliases in _SAME_AS.items() for alias in aliases.split()
 }
-# Pre-tokenizers that keep a word of the vocabulary as one token, without merges, and want BOS.
+# Pre-tokenizers that keep a word of the vocabulary as one token, without merges, and add BOS.
 WHOLE_WORDS = frozenset(name for name, like in PRE_TOKENIZERS.items() if like == "llama-bpe")
 WHOLE_WORDS = WHOLE_WORDS - {"dbrx", "smaug-bpe"} | {"tekken"}
 

@@ -184,7 +184,7 @@ def _source(wanted: StructuredOutputs, library: Any) -> str:
         texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in wanted.choice)
         texts = texts.replace("\x7f", "\\u007f")  # a character that JSON allows and Lark does not
         return _lark(f"start: {texts}")
-    # Overrides win over what a schema says under "x-guidance".
+    # Overrides take precedence over a schema's "x-guidance".
     options = {"lenient": False, "whitespace_flexible": not wanted.disable_any_whitespace}
     schema = '{"type": "object"}' if wanted.json is None else wanted.json
     return str(library.LLMatcher.grammar_from_json_schema(schema, overrides=options))

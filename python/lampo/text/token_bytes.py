@@ -23,14 +23,14 @@ _ALPHABET = _byte_level_alphabet()
 
 
 class TokenBytes:
-    """The bytes that each token stands for, looked up once per token."""
+    """The bytes of all tokens, looked up once per token."""
 
     def __init__(self, source: TokenizerSource) -> None:
         self._source = source
         self._cache: dict[int, bytes] = {}
 
     def __getitem__(self, token_id: int) -> bytes:
-        """Ids past the vocabulary (padding rows of an embedding) stand for no bytes."""
+        """Ids past the vocabulary (padding rows of an embedding) have no bytes."""
         try:
             return self._cache[token_id]
         except KeyError:

@@ -39,7 +39,7 @@ class Tokenizer:
     bos_token_id: None if the model has none; whether `encode` adds it is the model's choice
         (`add_bos`).
     eos_token_ids: the end-of-sequence tokens that the tokenizer's files name.
-    special_token_ids: control tokens; text never encodes to them unless asked to (`parse_special`).
+    special_token_ids: control tokens; text encodes to them with `parse_special` only.
     chat_template: the source of the model's default template, None if it has none.
     """
 
@@ -72,7 +72,7 @@ class Tokenizer:
     def encode(self, text: str, *, add_bos: bool = True, parse_special: bool = False) -> list[int]:
         """The token ids of a text.
 
-        add_bos: put BOS in front, if the model wants it and it is not there already.
+        add_bos: prepend BOS, if the model uses it and the text does not begin with it.
         parse_special: read special tokens in the text as such; by default they are ordinary text.
         Raises: TypeError if it is no string, ValueError if it has a lone surrogate.
         """
@@ -93,7 +93,7 @@ class Tokenizer:
         return data.decode("utf-8", "replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that the token stands for, special tokens their text."""
+        """The bytes of the token; for special tokens those of their text."""
         return self._bytes[token_id]
 
     def token_to_text(self, token_id: int) -> str:
@@ -119,7 +119,7 @@ class Tokenizer:
         template_kwargs: Mapping[str, Any] | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[int]:
-        """The token ids of a chat, by the model's template; BOS exactly once if the model wants it.
+        """The token ids of a chat, by the model's template; BOS exactly once if the model uses it.
 
         messages: [{"role": "user", "content": "..."}, ...]; content may be a list of {"type":
             "text", "text": "..."}.
