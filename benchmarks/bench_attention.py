@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""paged_attention, decode and prefill, against the machine's limits and against torch.
+"""paged_attention, decode and prefill, compared with the machine's limits and with torch.
 
-Decode is rated by the bytes of K and V that it must read, as a share of the read bandwidth that
-the same run measures; each call gets a cache that is not in the last-level cache ("cold"), unless
-the case says "warm" (a short context of one layer, which a real step finds in L2 or L3). Prefill is
-rated by its operations, as a share of what torch's matrix product reaches in float32.
+Decode is rated by the bytes of K and V that it must read, as a share of the read bandwidth that the
+same run measures. A call's cache is not in the last-level cache ("cold"), except in "warm" cases: a
+short context of one layer, which a real step finds in L2 or L3. Prefill is rated by its operations,
+as a share of the rate of torch's matrix product in float32.
 
-Peers work on contiguous K and V of each sequence, which spares them the page table: the plain
-matmul-softmax-matmul in the cache's dtype with the query heads of a group as one matrix (the hard
-bar), and torch's scaled_dot_product_attention.
+Peers read contiguous K and V per sequence, without a page table: a plain matmul-softmax-matmul in
+the cache's dtype with the query heads of a group as one matrix (the stronger peer), and torch's
+scaled_dot_product_attention.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ QUICK = [CASES[0], Case("Llama-3-8B", 1, 1024), Case("SmolLM2-135M", 1, 256, 256
 
 
 def in_huge_pages(values: torch.Tensor) -> torch.Tensor:
-    """A copy, where the engine has its cache."""
+    """A copy in huge pages, like the engine's cache."""
     memory = mmap.mmap(-1, values.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
@@ -133,7 +133,7 @@ class Inputs:
         heads, dtype = case.heads, CACHES[case.cache]
         pages = -(-case.seq_len // case.page_size)
         shape = (pages * case.batch_size, heads.num_kv_heads, case.page_size, heads.head_dim)
-        # One small block of random numbers, repeated: making gigabytes of them takes too long.
+        # One small block of random numbers, repeated: generating gigabytes takes too long.
         block = torch.randn(1 << 16)
         count = torch.Size(shape).numel()
         if dtype == torch.int8:
@@ -187,7 +187,7 @@ def by_sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 
 def peers(case: Case, cover: int) -> dict[str, Callable[[], object]]:
-    """torch on contiguous tensors of the cache's dtype; none where torch computes in no such."""
+    """torch on contiguous tensors of the cache's dtype; none if torch does not support it."""
     if CACHES[case.cache].itemsize == 1:
         return {}
 
@@ -227,7 +227,7 @@ def main() -> None:
         cover = 0 if case.warm else timing.CACHE_TO_COVER
         sets = timing.Rotating(lambda case=case: Inputs.make(case), case.kv_bytes, cover=cover)
         contestants = {"ours": lambda sets=sets: sets().run(), **peers(case, cover)}
-        # Several calls in a row, as the layers of a step: one alone would time threads waking up.
+        # Several calls in a row, like a step's layers: a single call would time waking threads.
         times = timing.interleave(contestants, repeats=args.repeats, min_sample_s=SAMPLE_S)
         seconds = times["ours"].median
         rate = case.cost.flops / seconds if case.query_len > 1 else case.kv_bytes / seconds

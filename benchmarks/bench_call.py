@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cost of one native call: what Python and the binding add before a kernel does its work.
+"""The overhead of one native call, from Python and the binding.
 
-`call_cost` reads six tensors by DLPack, checks them, releases the interpreter's lock and returns:
-the target is under 2 us. The rms_norm rows, on a single [1, 576] row, show what the ways to reach
-an op cost: the bare binding, the Python wrapper, and torch's dispatcher.
+`call_cost` reads six tensors by DLPack, checks them, releases the GIL and returns: the target is
+under 2 us. The rms_norm rows, on a single [1, 576] row, compare the ways to call an op: the bare
+binding, the Python wrapper, and torch's dispatcher.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ COLUMNS = ["call", "arguments", "ns", "q1", "q3", "target ns"]
 
 
 def check(report: results.Report) -> None:
-    """Every way of calling gives the norm that torch gives."""
+    """All ways of calling agree with torch's norm."""
     x, weight = torch.randn(1, HIDDEN_SIZE), torch.randn(HIDDEN_SIZE)
     expected = torch.nn.functional.rms_norm(x, (HIDDEN_SIZE,), weight, 1e-6)
     outs = [torch.empty_like(x) for _ in range(3)]
@@ -39,7 +39,7 @@ def check(report: results.Report) -> None:
 
 
 def nanoseconds(statement: str, names: dict[str, Any], repeats: int) -> timing.Series:
-    """Per execution of `statement`, compiled into the timing loop: no lambda is in the way."""
+    """Time per execution of `statement`, compiled into the timing loop: no call of a lambda."""
     timer = timeit.Timer(statement, globals={**names, "_C": _C, "ops": lampo.ops, "torch": torch})
     timer.timeit(CALLS)
     return timing.Series(tuple(timer.timeit(CALLS) / CALLS * 1e9 for _ in range(repeats)))

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""End to end: prefill and decode of one model, lampo beside llama.cpp, OpenVINO and transformers.
+"""End to end: prefill and decode of one model by lampo, llama.cpp, OpenVINO and transformers.
 
-Every engine does the same work (the same token ids in, greedy, end-of-text ignored, the same number
-of tokens out) in a process of its own, on the same model in the formats that it reads; all of a run
-take turns, so that a ratio compares neighbours in time.
+Every engine does the same work (the same input token ids, greedy, end-of-text ignored, the same
+number of output tokens) in its own process, on the same model in the formats that it reads. All
+engines of a run take turns, so that a ratio compares consecutive measurements.
 
 Prefill is prompt tokens over the time to first token (TTFT); decode is tokens of all sequences over
-the time after the first ones. A row is lampo in one format, beside llama.cpp on the same file and
-beside the fastest peer that keeps at least as many bits of a weight, whatever it keeps of its
-cache: OpenVINO 8 bits, llama.cpp 16 or 8, lampo 16 or, in rows of their own, 8. "limit %" compares
-lampo with the machine: the least time by cost.py, at the read bandwidth and the rate of matrix
-products that were measured in the same round, over lampo's time.
+the time after the first ones. A row compares lampo in one format with llama.cpp on the same file
+and with the fastest peer that has at least as many bits per weight. The caches may differ: OpenVINO
+has 8 bits, llama.cpp 16 or 8, lampo 16 or, in separate rows, 8. "limit %" is the minimum time by
+cost.py, at the read bandwidth and the rate of matrix products measured in the same round, over
+lampo's time.
 
     LAMPO_PEERS=DIRECTORY python benchmarks/bench_decode.py --cases decode --json FILE
 """
@@ -44,17 +44,17 @@ CHAT_PROMPT = [
 ]
 # fmt: on
 CHECKED_TOKENS = 64
-# A token may be off the exact model's best one where two are nearly tied: 4-bit weights times 8-bit
-# activations move log-probabilities by a few hundredths, and by more once in a while: 1.12 in the
-# middle of a made-up word, where llama.cpp's divergence was 20 times its mean as well.
+# A token may differ from the exact model's best one if two are nearly tied: 4-bit weights times
+# 8-bit activations change log-probabilities by a few hundredths, occasionally by more: 1.12 in the
+# middle of an invented word, where llama.cpp's divergence was 20 times its mean as well.
 MAX_GAP, MAX_MEAN_GAP = 2.0, 0.05
 
 
 @dataclass(frozen=True)
 class Case:
-    """batch prompts of prompt_tokens, max_tokens out of each; `rounds` at most, as some are long.
+    """batch prompts of prompt_tokens, max_tokens per completion; at most `rounds` rounds.
 
-    One token out: the prefill is what is timed; more: the steps after the first token.
+    With one output token the prefill is timed, else the steps after the first token.
     """
 
     name: str
@@ -70,22 +70,22 @@ class Case:
 
     @property
     def step(self) -> tuple[list[int], list[int]]:
-        """Query and sequence lengths of what is timed; decode: the step in the middle."""
+        """Query and sequence lengths of the timed step; decode: the step in the middle."""
         if self.prefill:
             return [self.prompt_tokens] * self.batch, [self.prompt_tokens] * self.batch
         return [1] * self.batch, [self.prompt_tokens + self.max_tokens // 2] * self.batch
 
     def prompts(self, vocab_size: int, turn: int) -> list[list[int]]:
-        """Which tokens does not change the work; the first hundred ids may be special.
+        """Arbitrary tokens; the first hundred ids may be special.
 
-        Each prefill gets new ones, as an engine may know a prompt again; decoding may profit.
+        Every prefill gets new ones, since an engine may have cached a prompt; decoding may repeat.
         """
         random = Random(turn if self.prefill else 0)
         tokens = [random.randrange(100, vocab_size) for _ in range(self.batch * self.prompt_tokens)]
         return [tokens[i :: self.batch] for i in range(self.batch)]
 
     def seconds(self, reply: dict[str, Any]) -> float:
-        """Of the whole prefill, or of one decode step."""
+        """Time of the whole prefill, or of one decode step."""
         if self.prefill:
             return float(reply["ttft_s"])
         return float(reply["total_s"] - reply["ttft_s"]) / (self.max_tokens - 1)
@@ -123,7 +123,7 @@ def options() -> argparse.Namespace:
 
 
 def check(workers: list[peers.Worker], threads: int, report: results.Report) -> None:
-    """lampo's greedy tokens against the exact model of the same file; wrong ones end the run."""
+    """Compares lampo's greedy tokens with the exact model of the file; wrong ones end the run."""
     if not peers.installed(ORACLE):
         report.note("transformers is not installed: tokens not checked")
         return
@@ -151,10 +151,10 @@ def check(workers: list[peers.Worker], threads: int, report: results.Report) -> 
 
 
 class Limits:
-    """The least time of a step, measured in every round: a shared machine has bad minutes.
+    """The minimum time of a step, measured in every round, as a shared machine's speed varies.
 
-    The read bandwidth is that of a buffer as large as what a step reads, as a smaller one would
-    partly stay cached; the rate of products that of int8 for packed weights, else of bf16.
+    The read bandwidth is that of a buffer of the size of a step's reads, as a smaller one would
+    partly stay cached. The rate of products is that of int8 for packed weights, else of bf16.
     """
 
     def __init__(self, step: cost.Cost, weight_format: str, threads: int) -> None:
@@ -187,7 +187,7 @@ class Limits:
 
 
 def label(ours: peers.Worker) -> str:
-    """Its format, and its cache where that is not the usual one."""
+    """The worker's format, and its cache if that is not the default."""
     kv_dtype = OURS[ours.engine]
     return ours.weight_format + ("" if kv_dtype == "bf16" else f", {kv_dtype} cache")
 
@@ -195,7 +195,7 @@ def label(ours: peers.Worker) -> str:
 def compare(
     row: dict[str, Any], tokens: int, ours: peers.Worker, others: list[peers.Worker], seconds: Times
 ) -> None:
-    """Adds llama.cpp on the same file, and the fastest peer that keeps as many bits of a weight."""
+    """Adds llama.cpp on the same file, and the fastest peer with as many bits per weight."""
     weight_format = ours.weight_format
     others = [w for w in others if FORMATS[w.weight_format] >= FORMATS[weight_format]]
     same_file = [w for w in others if w.weight_format == weight_format and "llama" in w.engine]
@@ -285,5 +285,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except RuntimeError as error:  # an engine's process ended and has said why
+    except RuntimeError as error:  # an engine's process ended with a message
         sys.exit(f"bench_decode: {error}")

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the engine makes of many requests: throughput beside the peers, prefix cache, overhead.
+"""The engine with many requests: throughput compared with peers, prefix cache, overhead.
 
 python benchmarks/bench_engine.py --json benchmarks/results/engine.json
 
-- throughput: so many requests of so many tokens in and out, all there at once: output tokens over
-  the time until the last one is ready. A peer computes them as one batch of its own.
-- prefix cache: time to the first token of a prompt that was computed before, and of a new one.
-- overhead: what a decode step takes beyond the recorded step of the model, in one process.
+- throughput: simultaneous requests with fixed numbers of input and output tokens: output tokens
+  over the time until the last one is finished. A peer computes them as one batch.
+- prefix cache: time to the first token of a cached prompt, and of a new one.
+- overhead: time of a decode step in addition to the recorded step of the model, in one process.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def random_prompts(count: int, length: int, seed: int) -> list[list[int]]:
 
 
 def throughput(report: results.Report, args: Any) -> None:
-    """Interleaved, each round with other prompts."""
+    """Interleaved, with new prompts in every round."""
     count, num_in, num_out = args.requests, args.tokens_in, args.tokens_out
     workers = peers.start_workers(args.engines, args.formats, args.threads, report)
     try:

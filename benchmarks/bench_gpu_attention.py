@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""paged_attention on a GPU beside FlashInfer, FlashAttention-3 and torch, in bfloat16.
+"""paged_attention on a GPU compared with FlashInfer, FlashAttention-3 and torch, in bfloat16.
 
-Decode is rated by the bytes it must move, as a share of the rate at which the same run copies
-memory; prefill by its multiplications (4 heads head_dim per pair of query and key that causality
-leaves), as a share of torch's product of 8192 x 8192 matrices. Buffers rotate beyond the L2 cache.
-Planning on the host is not timed; lampo plans on the device, which is. "deterministic" is lampo
-with results that do not depend on the batch.
+Decode is rated by the bytes that it must move, as a share of the copy rate of the same run; prefill
+by its multiplications (4 heads head_dim per causal pair of query and key), as a share of torch's
+product of 8192 x 8192 matrices. Buffers rotate beyond the L2 cache. Planning on the host is not
+timed; lampo's planning on the device is. "deterministic" is lampo with results that do not depend
+on the batch.
 
     python benchmarks/bench_gpu_attention.py --json FILE
     python benchmarks/bench_gpu_attention.py --device cpu --quick     # only tries the script out
@@ -34,7 +34,7 @@ from cases import MODEL_HEADS
 
 COLUMNS = ["case", "page", "MB", "us", "GB/s", "% of copy", "TFLOP/s", "% of matmul"]
 DETERMINISTIC = "lampo deterministic"
-OTHERS = {  # the fastest whose name begins so
+OTHERS = {  # the fastest peer with a name that begins with the value
     "deterministic us": DETERMINISTIC,
     "FlashInfer us": "FlashInfer",
     "FA3 us": "FA3",
@@ -43,8 +43,8 @@ OTHERS = {  # the fastest whose name begins so
 COLUMNS += [*OTHERS, "best peer", "x best peer"]
 HEADS = MODEL_HEADS["Llama-3-8B"]
 
-TOKENS = 131072  # in the cache, of the batches that are compared: 0.5 GB
-# Rounding of bfloat16 inputs, weights and outputs makes 2e-3 to 4e-3.
+TOKENS = 131072  # cached tokens of the compared batches: 0.5 GB
+# The error by rounding bfloat16 inputs, weights and outputs is 2e-3 to 4e-3.
 MAX_ERROR = 1e-2
 CHECKED_QUERIES = 64
 
@@ -123,7 +123,7 @@ QUICK = [
 
 
 def make_problem(case: Case, device: torch.device) -> gpu_peers.Attention:
-    """Page ids in random order; what a shorter sequence does not need is page 0."""
+    """Page ids in random order; unneeded entries of a shorter sequence are page 0."""
     counts = [-(-n // case.page_size) for n in case.seq_lens]
     ids = torch.randperm(sum(counts), device=device).int()
     table = torch.zeros(len(counts), max(counts), dtype=torch.int32, device=device)
@@ -172,7 +172,7 @@ def lampo_attention(p: gpu_peers.Attention, deterministic: bool = False) -> gpu_
 def exact(
     p: gpu_peers.Attention, tensors: gpu_peers.Tensors, sequence: int
 ) -> tuple[torch.Tensor, slice]:
-    """In float64, the last queries of a sequence, and where they stand among all tokens."""
+    """The last queries' outputs of a sequence in float64, and their range among all tokens."""
     q, k_cache, v_cache = tensors
     count = min(p.query_lens[sequence], CHECKED_QUERIES)
     end = sum(p.query_lens[: sequence + 1])
@@ -188,7 +188,7 @@ def exact(
 
 
 def check(problem: gpu_peers.Attention, tensors: gpu_peers.Tensors, ours: torch.Tensor) -> float:
-    """The error of the longest and of the last sequence against float64."""
+    """The error of the longest and of the last sequence compared with float64."""
     errors = []
     for sequence in (problem.seq_lens.index(max(problem.seq_lens)), len(problem.seq_lens) - 1):
         expected, rows = exact(problem, tensors, sequence)
@@ -200,7 +200,7 @@ def check(problem: gpu_peers.Attention, tensors: gpu_peers.Tensors, ours: torch.
 
 @dataclass(frozen=True)
 class Outcome:
-    """Seconds per call; what results are off, lampo's by float64 and peers' by lampo's; kernels."""
+    """Seconds per call; errors, lampo's relative to float64 and peers' to lampo; kernels."""
 
     times: dict[str, timing.Series]
     errors: dict[str, float]
@@ -278,8 +278,8 @@ def add_row(
 
 def main() -> None:
     parser = gpu.parser(__doc__)
-    parser.add_argument("--cases", default="", help="only those whose name contains this")
-    parser.add_argument("--peers", default="", help="only those whose name begins so")
+    parser.add_argument("--cases", default="", help="only cases with names that contain this")
+    parser.add_argument("--peers", default="", help="only peers with names that begin with this")
     args = parser.parse_args()
     torch.manual_seed(0)
     report = results.Report("GPU attention", COLUMNS, args)

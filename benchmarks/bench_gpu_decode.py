@@ -7,12 +7,11 @@
 Checked first: log-probabilities against transformers' in bfloat16, or, with packed weights, against
 lampo's own on the CPU.
 
-Token ids in, greedy, end-of-text ignored. "step ms" is the mean time between tokens as a caller of
-LLM.generate sees it, "graph ms" that of the captured step alone, replayed without the engine: what
-is between them is the host's. "limit %": the bytes of a step (weights, cache, logits) at the rate
-at which the same run copies memory, over the time of a step; "weights %" counts the weights alone.
-Prefill: "limit %" is its operations at the rate of torch's bf16 product over the time to the first
-token.
+Token ids in, greedy, end-of-text ignored. "step ms" is the mean time between tokens for a caller of
+LLM.generate, "graph ms" the time of the captured step alone, replayed without the engine: the
+difference is the host's. "limit %": the bytes of a step (weights, cache, logits) at the copy rate
+of the same run, over the time of a step; "weights %" counts the weights alone. Prefill: "limit %"
+is its operations at the rate of torch's bf16 product, over the time to the first token.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ CASES = [
 ]
 QUICK_CASES = [Case("prefill 64", 1, 64, 1), Case("decode, batch 3", 3, 16, 12)]
 CHECKED_TOKENS = 96
-# Between two computations in bfloat16; a wrong model is off by more than 1.
+# Difference between two computations in bfloat16; a wrong model differs by more than 1.
 MAX_MEAN_ERROR = 0.05
 
 
@@ -95,7 +94,7 @@ def generate(llm: LLM, case: Case, turn: int) -> dict[str, float]:
     params = SamplingParams(temperature=0, max_tokens=case.max_tokens, ignore_eos=True)
     outputs = llm.generate(case.prompts(llm.config.vocab_size, turn), params)
     starts = [output.metrics.time_to_first_token or 0.0 for output in outputs]
-    # All run together: a sequence's later tokens come at its own mean distance.
+    # All run together: the interval between later tokens is a sequence's mean.
     ends = [
         start + (output.metrics.time_per_output_token or 0.0) * (case.max_tokens - 1)
         for start, output in zip(starts, outputs, strict=True)
@@ -105,7 +104,7 @@ def generate(llm: LLM, case: Case, turn: int) -> dict[str, float]:
 
 
 def replay_of(llm: LLM, batch_size: int) -> gpu.Call:
-    """The recorded step that the last generation ran: the same step again."""
+    """A replay of the last generation's recorded step."""
     runner: Any = llm.shared_engine().engine.runner
     step = runner.decode_step(batch_size)
     recorded: Any = getattr(step, "_graph", None) or step.program

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`linear` on a GPU with few rows: bfloat16 and packed weights beside torch's product (cuBLAS).
+"""`linear` on a GPU with few rows: bfloat16 and packed weights, and torch's product (cuBLAS).
 
-The shapes are Llama-3.1-8B's; x and the result are bfloat16, weights come from memory, as the
-buffers rotate. Rated by the bytes of the weight, x and the result, as a share of the rate at which
-the same run copies memory. torch reads a bfloat16 weight, the same product in more bytes than a
-packed one has. From 16 rows on packed weights are also dequantized and multiplied by torch: where
-that is faster lampo.ops should do so (KERNEL_ROWS_PACKED in python/lampo/ops/_gemm.py).
+The shapes are Llama-3.1-8B's. x and the result are bfloat16; weights come from memory, as the
+buffers rotate. Calls are rated by the bytes of the weight, x and the result, as a share of the copy
+rate of the same run. torch reads a bfloat16 weight: the same product with more bytes than a packed
+one. From 16 rows on packed weights are also dequantized and multiplied by torch: if that is faster,
+lampo.ops should do so (KERNEL_ROWS_PACKED in python/lampo/ops/_gemm.py).
 
     python benchmarks/bench_gpu_linear.py --json FILE
     python benchmarks/bench_gpu_linear.py --device cpu --quick        # only tries the script out
@@ -38,7 +38,7 @@ DEQUANTIZED_FROM = 16
 FORMATS = ("bf16", *BLOCK_BYTES)
 COLUMNS = ["weight", "shape", "format", "rows", "us", "GB/s", "% of copy"]
 COLUMNS += ["torch us", "x torch", "dequantized us", "x dequantized"]
-# bfloat16 results are off by 2e-3, activations of 8 bits add 5e-3 to 8e-3.
+# The error of bfloat16 results is 2e-3; activations of 8 bits add 5e-3 to 8e-3.
 MAX_ERROR = 2e-2
 
 
@@ -64,7 +64,7 @@ def dequantized(weight: ops.Weight) -> torch.Tensor:
 
 
 def check(x: torch.Tensor, weight: ops.Weight, name: str) -> float:
-    """The error of the first rows of the weight against float64."""
+    """The error of the weight's first rows compared with float64."""
     count = min(weight.shape[0], 512)
     found = ops.linear(x, weight)[:, :count]
     rows = torch.arange(count, device=x.device)

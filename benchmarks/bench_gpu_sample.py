@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Top-p sampling on a GPU, from float32 logits to tokens, beside FlashInfer and torch's sort.
+"""Top-p sampling on a GPU, from float32 logits to tokens; peers: FlashInfer and torch's sort.
 
-FlashInfer gets its own softmax and samples from the probabilities, torch sorts (peers.py). "cold"
-logits come from memory, as the buffers rotate; "warm" ones are one buffer, which the L2 cache may
-hold as it does in a step that has just computed them. Rated by one read of the logits.
+FlashInfer computes its own softmax and samples from the probabilities, torch sorts (peers.py).
+"cold" logits come from memory, as the buffers rotate. "warm" ones are one buffer, which may be in
+the L2 cache, as in a step that has just computed them. Calls are rated by one read of the logits.
 
     python benchmarks/bench_gpu_sample.py --json FILE
     python benchmarks/bench_gpu_sample.py --device cpu --quick        # only tries the script out
@@ -58,9 +58,9 @@ class Sampler:
 
 
 def check(
-    logits: torch.Tensor, sampler: Sampler, rivals: dict[str, gpu_peers.Sample]
+    logits: torch.Tensor, sampler: Sampler, peer_samplers: dict[str, gpu_peers.Sample]
 ) -> tuple[float, dict[str, float]]:
-    """How many tokens lampo keeps, and the share of each rival's draws that it would not draw.
+    """Number of lampo's candidates, and per peer the share of draws that are not among them.
 
     Raises:
         AssertionError: lampo's nucleus is not that of a sort, up to a token at the bound.
@@ -76,7 +76,7 @@ def check(
     assert kept.gather(-1, tokens[:, None]).all(), "lampo drew a token that it did not keep"
     strays = {
         name: 1 - float(kept.gather(-1, sample(logits).long()[:, None]).float().mean())
-        for name, sample in rivals.items()
+        for name, sample in peer_samplers.items()
     }
     return float(kept.sum(-1).float().mean()), strays
 
@@ -86,7 +86,7 @@ def run_case(kind: str, batch_size: int, warm: bool, device: gpu.Device, copy: f
     price = cost.sample(*shape)
     sets = device.rotating(lambda: make_logits(kind, shape, device.torch), price.nbytes, warm=warm)
     sampler = Sampler(shape, device.torch)
-    rivals: dict[str, gpu_peers.Sample] = {}
+    peer_samplers: dict[str, gpu_peers.Sample] = {}
     for name, make in gpu_peers.SAMPLING.items():
 
         def build(make: Any = make) -> gpu_peers.Sample:
@@ -95,11 +95,11 @@ def run_case(kind: str, batch_size: int, warm: bool, device: gpu.Device, copy: f
             return sample
 
         if built := device.attempt(name, build):
-            rivals[name] = built
-    kept, strays = check(sets[0], sampler, rivals)
-    everybody: dict[str, gpu_peers.Sample] = {"lampo": sampler, **rivals}
+            peer_samplers[name] = built
+    kept, strays = check(sets[0], sampler, peer_samplers)
+    samplers: dict[str, gpu_peers.Sample] = {"lampo": sampler, **peer_samplers}
     calls: dict[str, list[gpu.Call]] = {
-        name: [partial(call, logits) for logits in sets] for name, call in everybody.items()
+        name: [partial(call, logits) for logits in sets] for name, call in samplers.items()
     }
     times = device.seconds(calls)
     row: dict[str, Any] = {

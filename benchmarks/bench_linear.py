@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`linear` on packed and dense weights, beside torch's product in bfloat16.
+"""`linear` on packed and dense weights, compared with torch's product in bfloat16.
 
 The shapes are those of the default model: the LM head and the gate and up projections. Buffers
-rotate, so that weights come from memory. "limit %" is the least time that the bytes of the weights,
-or the multiplications, allow by this run's own measurements, over the time taken. torch reads bf16
-weights: the same product, in more bytes than the packed formats have.
+rotate, so that weights come from memory. "limit %" is the minimum time for the weights' bytes or
+the multiplications, by this run's own measurements, over the time taken. torch reads bf16 weights:
+the same product with more bytes than the packed formats.
 
     python benchmarks/bench_linear.py --json benchmarks/results/linear.json
 """
@@ -50,7 +50,7 @@ def check(report: results.Report) -> None:
 def case(
     name: str, num_tokens: int, bits: int, rows: int
 ) -> tuple[Callable[[], object], Callable[[], object], cost.Cost]:
-    """lampo's and torch's call on cold weights, and what the product costs."""
+    """lampo's and torch's call on cold weights, and the product's cost."""
     x = torch.randn(num_tokens, HIDDEN)
     out = torch.empty(num_tokens, rows)
     size = ops.linear_workspace_size(num_tokens, HIDDEN)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the time of a decode step goes: `lampo.profile` of the default model, as a result file.
+"""Time per op of a decode step: `lampo.profile` of the default model, as a result file.
 
 python benchmarks/bench_profile.py --depth 0 --json benchmarks/results/profile.json
 """

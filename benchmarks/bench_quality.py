@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far each engine is from the exact model: what its speed costs.
+"""Divergence of the engines from the exact model: the cost of their speed.
 
 Every engine computes the logits after each token of one ordinary text, quality_text.md. "KL to its
 weights" is the mean Kullback-Leibler divergence to transformers in float32 on the dequantized
-weights of the same GGUF file: what the engine's own arithmetic costs. "KL to the model" is the one
-to the model that all files were made from, the default Q4_1 file: it has the cost of the format as
-well. "same best" is how often the best token is that of the model.
+weights of the same GGUF file: the cost of the engine's own arithmetic. "KL to the model" is the
+divergence to the model that all files were made from, the default Q4_1 file: it includes the cost
+of the format. "same best" is the share of positions with the model's best token.
 
     LAMPO_PEERS=DIRECTORY python benchmarks/bench_quality.py --json benchmarks/results/quality.json
 """
@@ -49,7 +49,7 @@ def perplexity(logits: torch.Tensor, token_ids: list[int]) -> float:
 
 
 class Logits:
-    """Of each engine and format, computed when first asked for, one process at a time."""
+    """Logits per engine and format, computed at first use, one process at a time."""
 
     def __init__(self, token_ids: list[int], threads: int) -> None:
         self.token_ids, self.threads = token_ids, threads
@@ -118,5 +118,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except RuntimeError as error:  # an engine's process ended and has said why
+    except RuntimeError as error:  # an engine's process ended with a message
         sys.exit(f"bench_quality: {error}")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Top-p sampling, from logits to tokens: lampo.ops.sample beside torch's sort, and softmax alone.
+"""Top-p sampling, from logits to tokens: lampo.ops.sample, torch's sort, and softmax alone.
 
-The peer sorts, sums and draws (peers.torch_top_p_by_sort). Softmax alone is what any sampler in
-torch does before it has chosen anything. Logits are uncached; every row has its own.
+The peer sorts, sums and draws (peers.torch_top_p_by_sort). Softmax alone is the minimum of any
+sampler in torch. Logits are uncached; every row has its own.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Sampler:
 
 
 def check(report: results.Report) -> None:
-    """The kept tokens are the nucleus that sorting finds, up to a token at the bound."""
+    """Checks that the candidates are the nucleus of a sort, up to a token at the bound."""
     for make in (flat, peaked, zipf):
         logits = make((4, 128256))
         kept = torch.zeros(logits.shape, dtype=torch.bool)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes that an op must move and operations that it must do: the yardstick for us and for peers.
+"""Bytes that an op must move and operations that it must do: the measure for lampo and peers.
 
-These are the unavoidable ones: each input read once, each output written once. A kernel that reads
-something twice gets no credit for it. GB are decimal; a multiply and an add are two operations.
+The counts are the unavoidable ones: each input is read once, each output written once. A kernel
+that reads data twice gets no credit for it. GB are decimal; a multiply and an add are two
+operations.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Quantized formats store blocks of 32 weights: 4-bit or 8-bit codes beside f16 scales.
+# Quantized formats store blocks of 32 weights: 4-bit or 8-bit codes, and f16 scales.
 BLOCK = 32
 BLOCK_BYTES = {
     "q4_0": 2 + 16,  # scale, 32 nibbles
@@ -47,7 +48,7 @@ class Cost:
         return self.flops / seconds / 1e12
 
     def least_seconds(self, bytes_per_s: float, flops_per_s: float = math.inf) -> float:
-        """The roofline: no machine with these two limits does it sooner."""
+        """The roofline: the minimum time on a machine with these two limits."""
         return max(self.nbytes / bytes_per_s, self.flops / flops_per_s)
 
 
@@ -79,7 +80,7 @@ def silu_mul(num_tokens: int, intermediate_size: int, dtype: str = "bf16") -> Co
 def embedding(
     num_tokens: int, hidden_size: int, weight_format: str = "bf16", dtype: str = "bf16"
 ) -> Cost:
-    rows = weight_bytes(weight_format, num_tokens, hidden_size)  # only the rows asked for
+    rows = weight_bytes(weight_format, num_tokens, hidden_size)  # only the requested rows
     out = num_tokens * hidden_size * ELEMENT_BYTES[dtype]
     flops = num_tokens * hidden_size if weight_format in BLOCK_BYTES else 0  # times scale
     return Cost(rows + out + 4 * num_tokens, flops)  # + token ids
@@ -186,7 +187,7 @@ def sample(batch_size: int, vocab_size: int, dtype: str = "f32") -> Cost:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What the cost of a step depends on."""
+    """The properties of a model that determine the cost of a step."""
 
     num_layers: int
     hidden_size: int
@@ -207,11 +208,11 @@ SMOLLM2_135M = ModelShape(30, 576, 1536, 9, 3, 64, 49152, "q4_1", "q8_0")
 def step(
     model: ModelShape, query_lens: list[int], seq_lens: list[int], dtype: str = "bf16"
 ) -> Cost:
-    """One forward pass over the last query_lens[i] tokens of each sequence, and one sample each.
+    """One forward pass over the last query_lens[i] tokens per sequence, and one draw each.
 
-    Activations between the ops count as nothing: a step may keep them in cache. What remains is the
-    weights, the cache that is read and written, the logits and the arithmetic. The last layer needs
-    every key and value, and behind them the last token of each sequence alone.
+    Activations between the ops are not counted: they may stay in the CPU's cache. The weights, the
+    reads and writes of the KV cache, the logits and the arithmetic are. The last layer needs every
+    key and value, and after them only the last token per sequence.
     """
     m, rows = model, len(query_lens)
     q_size, kv_size = m.num_qo_heads * m.head_dim, m.num_kv_heads * m.head_dim
@@ -240,7 +241,7 @@ def step(
 
     head = Cost(
         weight_bytes(m.head_format, m.vocab_size, m.hidden_size),
-        2 * rows * m.hidden_size * m.vocab_size,  # only the last token of each sequence
+        2 * rows * m.hidden_size * m.vocab_size,  # only the last token per sequence
     )
     layers = layer(query_lens) * (m.num_layers - 1) + layer([1] * rows)
     return layers + head + sample(rows, m.vocab_size)

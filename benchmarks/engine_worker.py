@@ -67,8 +67,8 @@ class Lampo:
 class Transformers:
     """A bare greedy loop over the eager model, on weights dequantized from the same GGUF file.
 
-    Faster than `model.generate`, which spends some time on each token outside of the model. The
-    weights come by lampo's reader, which the tests hold to the gguf package's: transformers' own
+    Faster than `model.generate`, which spends some time per token outside of the model. The weights
+    come from lampo's reader, which the tests compare with the gguf package's: transformers' own
     takes 17 s.
     """
 
@@ -144,7 +144,7 @@ class OpenVINO:
         return {"ttft_s": ttft, "total_s": total, "token_ids": [list(t) for t in result.tokens]}
 
     def logits(self, prompt: list[int]) -> Any:
-        """By the plain runtime, as the pipeline computes logits for last tokens only."""
+        """Logits by the plain runtime, as the pipeline computes those of last tokens only."""
         import numpy as np
 
         model = self.ov.Core().compile_model(self.model / "openvino_model.xml", "CPU", self.options)
@@ -182,7 +182,7 @@ def answer(engine: Any, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")  # what libraries print must not mix with the answers
+    answers = os.fdopen(os.dup(1), "w")  # keeps the output of libraries out of the answers
     os.dup2(2, 1)
     sys.path.append(str(TESTS))
     name, model, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])

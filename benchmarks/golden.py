@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fingerprints of what a build computes, to compare two of them bit for bit.
+"""Fingerprints of a build's results, to compare two builds bit for bit.
 
     python benchmarks/golden.py OUT.json MODEL[:DTYPE]...
 
 For each model, every instruction set of this CPU and one and two threads: a hash of all logits, of
-prompts and of decode steps, and the tokens, greedy and drawn with a seed. Run it with one build
-installed and with the other, on the same machine, and compare the files with `cmp`.
+prompts and of decode steps, and the tokens, greedy and drawn with a seed. Run it with both builds
+on the same machine, and compare the files with `cmp`.
 
-MODEL is what `LLM` takes ("" for the default one), DTYPE its dtype ("auto").
+MODEL is `LLM`'s argument ("" for the default model), DTYPE its dtype ("auto").
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PROMPTS = [
 
 
 def fingerprint(llm: LLM) -> dict[str, Any]:
-    """Hashes of logits in the order in which they come, and all tokens."""
+    """Hashes of logits in the order of their computation, and all tokens."""
     seen = hashlib.sha256()
     runner: Any = llm.shared_engine().engine.runner
     logits, decode = runner.logits, runner.decode

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the GPU benchmarks share: cold buffers, the clock, the device's limits, failing peers.
+"""Common code of the GPU benchmarks: cold buffers, the clock, device limits, failing peers.
 
-Everything here also runs on the CPU, where the scripts are tried out without a GPU: times mean
-nothing there.
+Everything also runs on the CPU, to try the scripts without a GPU; times are meaningless there.
 """
 
 from __future__ import annotations
@@ -24,22 +23,22 @@ T = TypeVar("T")
 Call = Callable[[], Any]
 
 KERNELS_SHOWN = 30
-COVER_CACHES = 3  # a buffer is used again after three times the L2 cache of other buffers
+COVER_CACHES = 3  # times the L2 cache: bytes of other buffers between uses of one
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that all benchmarks share, and which device."""
+    """The options of all benchmarks, and the device."""
     options = results.parser(description)
     options.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     return options
 
 
 class Device:
-    """Where a benchmark runs, and how its calls are timed there.
+    """The device of a benchmark, and the timing of calls there.
 
-    On a GPU every contestant's calls are captured in a CUDA graph, each on the next of its buffers,
-    and the graph's replays are timed by events: what is measured is the device's time, without the
-    host's. What cannot be captured is called, and noted.
+    On a GPU a contestant's calls are captured in a CUDA graph, each on the next of its buffers, and
+    the graph's replays are timed by events: the device's time, without the host's. Calls that
+    cannot be captured are timed eagerly, with a note.
     """
 
     def __init__(self, options: argparse.Namespace, report: results.Report) -> None:
@@ -59,7 +58,7 @@ class Device:
     def seconds(
         self, contestants: Mapping[str, list[Call]], main: str = "lampo"
     ) -> dict[str, timing.Series]:
-        """Seconds per call of each contestant: a call for each of its buffers, in turns.
+        """Seconds per call of each contestant, in turns; a call per buffer.
 
         A contestant that fails, other than `main`, is left out with a note.
         """
@@ -79,8 +78,8 @@ class Device:
         }
 
     def kernels(self, calls: list[Call]) -> list[dict[str, Any]] | None:
-        """The kernels of some calls, the longest first: how often one runs in a call, and for how
-        many microseconds of it. None on the CPU."""
+        """The kernels of some calls, the longest first, with their number and microseconds per
+        call. None on the CPU."""
         if not self.on_gpu:
             return None
         from torch.profiler import ProfilerActivity, profile
@@ -113,7 +112,7 @@ class Device:
 
     @contextmanager
     def case(self, name: str) -> Iterator[None]:
-        """A case that fails becomes a note, and the next one has its turn."""
+        """Turns the failure of a case into a note; the next case follows."""
         try:
             yield
         except Exception as error:
@@ -125,7 +124,7 @@ class Device:
         sys.exit(f"{self.failed} cases failed, see the notes" if self.failed else 0)
 
     def complain(self, what: str, error: Exception) -> None:
-        """A note, once for each cause."""
+        """Adds a note, once per cause."""
         cause = error.__cause__ or error
         first_line = str(cause).strip().split("\n")[0]
         sentence = f"{what}: {type(cause).__name__}: {first_line[:200]}"
@@ -154,7 +153,7 @@ class Device:
         return rate.median
 
     def _measure(self, call: Call) -> timing.Series:
-        """Of a call that takes a millisecond; an idle GPU needs some to raise its clocks."""
+        """Times a call of a millisecond, after a warm-up in which an idle GPU raises its clocks."""
         warmup = 50 if self.on_gpu else 1
         return timing.measure(call, repeats=9, warmup=warmup, device=self.torch.type)
 
@@ -180,7 +179,7 @@ class Device:
 def compared(
     times: Mapping[str, timing.Series], price: cost.Cost, copy_rate: float
 ) -> dict[str, float]:
-    """The columns of a memory-bound case: lampo's time beside the copy's, and the peers' times."""
+    """The columns of a memory-bound case: lampo's time, its share of the copy rate, the peers'."""
     seconds = times["lampo"].median
     columns = {
         "us": seconds * 1e6,
@@ -194,7 +193,7 @@ def compared(
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """|found - expected| / |expected|; infinite where something is not a number."""
+    """|found - expected| / |expected|; infinite if any value is not a number."""
     found, expected = found.double(), expected.double()
     error = float((found - expected).norm() / expected.norm())
     return error if error == error else float("inf")

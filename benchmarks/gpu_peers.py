@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The GPU peers: attention and sampling of FlashInfer, FlashAttention-3 and torch.
 
-Each is an entry of a table that builds it for a problem, host-side planning included, so that only
-its kernels are timed. It gets its inputs in the layout that it likes best. What is not installed,
-or refuses the problem, raises; the benchmark leaves it out with a note.
+An entry of a table builds a peer for a problem, host-side planning included, so that only its
+kernels are timed. Inputs have the peer's best layout. A peer that is not installed or refuses the
+problem raises; the benchmark leaves it out with a note.
 
 FlashInfer: the package flashinfer-python, which compiles its kernels at first use.
 FlashAttention-3: with a paged cache, from an installed vllm or the library at FA3_LIBRARY.
@@ -35,7 +35,7 @@ class Attention:
     """Causal attention of the last query_lens[i] of seq_lens[i] tokens over a paged cache.
 
     Attributes:
-        query_lens, seq_lens: of each sequence, on the host.
+        query_lens, seq_lens: lengths per sequence, on the host.
         num_qo_heads, num_kv_heads, head_dim, page_size: the cache is [num_pages, num_kv_heads,
             page_size, head_dim].
         page_table: [batch_size, max_pages_per_seq] int32, on the device.
@@ -74,8 +74,8 @@ class Attention:
 
 @dataclass(frozen=True)
 class Peer:
-    """prepare: q [num_tokens, num_qo_heads, head_dim], k_cache and v_cache as the peer wants them.
-    run: of what that returned, [num_tokens, num_qo_heads, head_dim].
+    """prepare: converts q [num_tokens, num_qo_heads, head_dim], k_cache and v_cache for the peer.
+    run: takes the result of `prepare`, returns [num_tokens, num_qo_heads, head_dim].
     """
 
     prepare: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Tensors]
@@ -125,7 +125,7 @@ def fa3_path() -> Path:
 
 
 def fa3_version() -> str:
-    """What tells one library from another: it does not say its version."""
+    """An identifier of the library, which has no version."""
     return f"sha256 {hashlib.sha256(fa3_path().read_bytes()).hexdigest()[:16]}"
 
 
@@ -136,7 +136,7 @@ def fa3_library() -> Any:
 
 
 def call(op: Any, **arguments: Any) -> Any:
-    """A torch op by the names of its arguments; those that are not given are None."""
+    """Calls a torch op by the names of its arguments; absent ones are None."""
     names = [argument.name for argument in op.default._schema.arguments]
     return op(**{name: arguments.pop(name, None) for name in names}, **arguments)
 
@@ -206,7 +206,7 @@ def fa3_attention(problem: Attention) -> Peer:
 
 
 def sdpa_attention(problem: Attention, backend: SDPBackend) -> Peer:
-    """torch's, on contiguous keys and values of sequences that are all alike: no page table."""
+    """torch's attention on contiguous keys and values of equal sequences, without a page table."""
     p = problem
     if not p.uniform:
         raise ValueError("sequences differ in length")
@@ -242,7 +242,7 @@ ATTENTION: dict[str, Callable[[Attention], Peer]] = {
 
 
 def attention_peers(problem: Attention) -> list[str]:
-    """Those that are made for such a problem."""
+    """Names of the peers that support the problem."""
     return [
         name
         for name in ATTENTION

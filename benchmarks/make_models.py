@@ -13,8 +13,7 @@ DIRECTORY/models gets
                             has OpenVINO: int4 in groups of 64, as 128 does not divide 576; else its
                             defaults
 
-Quantizing dequantized weights again costs quality; it changes nothing about speed. What is there
-already stays.
+Quantizing dequantized weights again costs quality, not speed. Existing files stay.
 """
 
 from __future__ import annotations

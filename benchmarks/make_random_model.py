@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a model of a known shape with random weights: speed needs no trained ones.
+"""Writes a model of a known shape with random weights, which suffice to measure speed.
 
     python benchmarks/make_random_model.py Llama-3.1-8B FOLDER                   # 16 GB
     python benchmarks/make_random_model.py Llama-3.1-8B FOLDER --format q4_0     # 5 GB
 
-FOLDER gets config.json, model.safetensors in bfloat16 and a made-up tokenizer, or model.gguf, whose
-matrices have that format and its embedding and LM head Q8_0; either is for `LLM(FOLDER)`. The same
+FOLDER gets config.json, model.safetensors in bfloat16 and an invented tokenizer, or model.gguf with
+matrices of that format and the embedding and LM head in Q8_0; `LLM(FOLDER)` loads either. The same
 shape gives the same weights. They have a mean of 0 and a deviation of 1 / sqrt(columns), or of
 about 0.02 in blocks, which keeps activations in range; norms are 1.
 """
@@ -76,10 +76,10 @@ SHAPES = {
     "SmolLM2-135M": shape(30, 576, 1536, (9, 3, 64), 49152, 8192, True, PLAIN_ROPE),
     "tiny": shape(2, 64, 96, (4, 2, 32), 320, 512, True, PLAIN_ROPE),
 }
-BLOCK = 1 << 24  # random numbers that are made; they repeat
+BLOCK = 1 << 24  # number of random values, which repeat
 
 # GGUF's blocks of 32 weights: their bytes, and the high byte of their f16 scale and minimum. The
-# low bytes are random, so a scale is in [2^-8, 2^-7) (2^-12 for 8 bits), a minimum -8 of such.
+# low bytes are random, so a scale is in [2^-8, 2^-7) (2^-12 for 8 bits), a minimum -8 times that.
 BLOCK_BYTES = {"q4_0": 18, "q4_1": 20, "q8_0": 34}
 SCALE = {"q4_0": 0x1C, "q4_1": 0x1C, "q8_0": 0x0C}
 MINIMUM = {"q4_1": 0xA8}
@@ -151,7 +151,7 @@ def write_model(name: str, folder: Path) -> int:
         file.write(len(text).to_bytes(8, "little") + text)
         for size in tensors.values():
             count = math.prod(size)
-            start = file.tell() % max(BLOCK - count, 1)  # so that tensors do not begin alike
+            start = file.tell() % max(BLOCK - count, 1)  # gives tensors different beginnings
             values = block[start : start + count] * size[-1] ** -0.5
             data = values.bfloat16() if len(size) == 2 else torch.ones(size).bfloat16()
             bytes_of_block = data.view(torch.uint8).numpy().data

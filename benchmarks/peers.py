@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engines: one table of what may be installed, and how each runs in a process of its own.
+"""The engines: one table of those that may be installed, and their processes.
 
 transformers comes from this environment. `benchmarks/install_peers DIRECTORY` builds llama.cpp and,
-if asked, installs OpenVINO; LAMPO_PEERS=DIRECTORY tells where. `benchmarks/make_models.py` writes
-the default model into DIRECTORY/models in the formats of FORMATS.
+optionally, installs OpenVINO; LAMPO_PEERS=DIRECTORY names the directory. make_models.py writes the
+default model into DIRECTORY/models in the formats of FORMATS.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WORKER = str(Path(__file__).resolve().with_name("engine_worker.py"))
 OPENVINO_PYTHON = str(FOLDER / "openvino" / "bin" / "python") if FOLDER else ""
 LLAMA_CPP_WORKER = str(FOLDER / "bin" / "llama_cpp_worker") if FOLDER else ""
 
-# Bits of a weight. GGUF files, and folders of OpenVINO.
+# Bits per weight of GGUF files and of OpenVINO's folders.
 FORMATS = {"Q4_0": 4, "Q4_1": 4, "Q8_0": 8, "BF16": 16, "int4": 4, "int8": 8}
 GGUF = ("Q4_0", "Q4_1", "Q8_0", "BF16")
 
@@ -33,8 +33,8 @@ SETTLE_S = 0.1
 
 @dataclass(frozen=True)
 class Engine:
-    """A command that wants MODEL and THREADS after it, the formats that it reads, and where it
-    takes part: with prompts of shortest to longest tokens, maybe only where decoding is timed.
+    """A command to complete with MODEL and THREADS, the formats that it reads, and its cases:
+    prompts of shortest to longest tokens, optionally only decoding.
     """
 
     command: tuple[str, ...]
@@ -48,7 +48,7 @@ class Engine:
         return fits and not (prefill and self.decode_only)
 
 
-OURS = {"lampo": "bf16", "lampo int8 cache": "int8"}  # and the dtypes of their caches
+OURS = {"lampo": "bf16", "lampo int8 cache": "int8"}  # with the dtypes of their caches
 ORACLE = "transformers f32"
 ENGINES = {
     "lampo": Engine((sys.executable, WORKER, "lampo")),
@@ -56,7 +56,7 @@ ENGINES = {
         (sys.executable, WORKER, "lampo int8 cache"), shortest=1024, decode_only=True
     ),
     "llama.cpp": Engine((LLAMA_CPP_WORKER, "auto", "f16")),
-    # "auto" uses flash attention, which is slower than none when decoding far into a context.
+    # "auto" uses flash attention, which is slower than none for decoding in long contexts.
     "llama.cpp -fa off": Engine((LLAMA_CPP_WORKER, "off", "f16"), shortest=1024, decode_only=True),
     "llama.cpp q8_0 cache": Engine(
         (LLAMA_CPP_WORKER, "on", "q8_0"), shortest=1024, decode_only=True
@@ -68,9 +68,9 @@ ENGINES = {
 
 
 def hold_to(isa: str) -> None:
-    """Narrows the engines to those that can be held to an instruction set, and holds them to it.
+    """Restricts the engines to an instruction set, and removes those that do not support that.
 
-    lampo by its environment variable, llama.cpp by what `LLAMA_ISA={isa} install_peers` built.
+    lampo uses its environment variable, llama.cpp the build of `LLAMA_ISA={isa} install_peers`.
     """
     os.environ["LAMPO_CPU_ISA"] = isa
     for name, engine in list(ENGINES.items()):
@@ -82,7 +82,7 @@ def hold_to(isa: str) -> None:
 
 
 def installed(engine: str) -> bool:
-    """Asked without importing: an import may start a thread pool."""
+    """Whether an engine is installed, without importing it: that may start a thread pool."""
     program = ENGINES[engine].command[0]
     if program == sys.executable:
         return importlib.util.find_spec(engine.split()[0]) is not None
@@ -90,7 +90,7 @@ def installed(engine: str) -> bool:
 
 
 def model_path(weight_format: str) -> Path | None:
-    """Where the default model is in that format; None if it is not there."""
+    """Path of the default model in that format; None if it is absent."""
     if weight_format == "Q4_1":
         from lampo.weights import resolve_model
 
@@ -135,8 +135,8 @@ class Worker:
     ) -> dict[str, Any]:
         """Greedy tokens, end-of-text ignored: {"ttft_s", "total_s", "token_ids"}.
 
-        ttft_s: seconds until all prompts have their first token. reuse: the engine may start from
-        the cache of the request before, if that had the same prompts.
+        ttft_s: seconds until all prompts have their first token. reuse: the engine may reuse the
+        previous request's cache, if that had the same prompts.
         """
         answer = self.ask({"prompts": prompts, "max_tokens": max_tokens, "reuse": reuse})
         counts = {len(token_ids) for token_ids in answer["token_ids"]}
@@ -169,7 +169,7 @@ class Worker:
 def start_workers(
     engines: list[str], formats: list[str], threads: int, report: Any
 ) -> list[Worker]:
-    """A worker for each engine and each format that it reads; what is missing gets a note."""
+    """A worker per engine and format that it reads; missing ones get a note."""
     workers: list[Worker] = []
     for engine in engines:
         if not installed(engine):
@@ -195,10 +195,10 @@ def start_workers(
 def take_turns(
     workers: list[Worker], request: Callable[[Worker, int], Any], rounds: int
 ) -> dict[str, list[Any]]:
-    """Asks each worker once per round, A B C then C B A, after a rest in which threads go to sleep.
+    """Asks each worker once per round, A B C then C B A, after a pause that lets threads sleep.
 
-    request: gets the worker and the number of the round. Answer i of each engine belongs together.
-    The first round of each is a warm-up and left out.
+    request: gets the worker and the number of the round. Answers i of all engines are comparable.
+    The first round is a warm-up and left out.
     """
     answers: dict[str, list[Any]] = {worker.name: [] for worker in workers}
     for turn in range(rounds + 1):
@@ -213,8 +213,8 @@ def take_turns(
 def torch_top_p_by_sort(logits: Any, top_p: float, generator: Any = None) -> Any:
     """The usual top-p draw in torch, by a full sort: [batch_size, vocab_size] -> [batch_size].
 
-    Keeps the smallest prefix of the sorted probabilities whose mass reaches top_p, the crossing
-    token included, and draws by inverting the cumulative sum: one uniform number per row, where
+    Keeps the smallest prefix of the sorted probabilities with a mass of top_p, the crossing token
+    included, and draws by inverting the cumulative sum: one uniform number per row.
     torch.multinomial would draw one per vocabulary entry and take half as long as the sort again.
     """
     import torch

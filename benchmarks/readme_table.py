@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write results as tables into the documents that quote them.
 
-A document has "<!-- results: NAME NAME -->" and, further down, "<!-- /results -->"; between the two
-go the tables of benchmarks/results/NAME.json, of those that exist.
+A document has "<!-- results: NAME NAME -->" and, further down, "<!-- /results -->". The tables of
+benchmarks/results/NAME.json, of existing files, go in between.
 
-python benchmarks/readme_table.py            # --check: only say whether a document is out of date
+python benchmarks/readme_table.py            # --check: only check whether documents are up to date
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def tables(names: list[str]) -> str:
 
 
 def filled(text: str) -> str:
-    """The document with each block's tables as the result files have them."""
+    """The document with all tables from the result files."""
     return BLOCK.sub(lambda block: block[1] + tables(block[2].split()), text)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every benchmark prints and saves: hardware, versions, commit, one Markdown row per case.
+"""The report of a benchmark: hardware, versions, commit, one Markdown row per case.
 
 >>> args = results.parser(__doc__).parse_args()
 >>> report = results.Report("sample", ["shape", "us", "GB/s", "torch us", "ratio"], args)
@@ -30,7 +30,7 @@ ISA_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "am
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that all benchmarks share; a script adds its own."""
+    """The options of all benchmarks; a script adds its own."""
     first_line = (description or "").strip().split("\n")[0]
     options = argparse.ArgumentParser(description=first_line)
     options.add_argument("--json", type=Path, metavar="FILE", help="also write the results here")
@@ -49,7 +49,7 @@ def _first_match(path: str, key: str) -> str:
 
 
 def _output(*command: str) -> str:
-    """What a program prints; nothing if it is not there."""
+    """A program's output; empty if it is not installed."""
     try:
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     except OSError:
@@ -58,7 +58,7 @@ def _output(*command: str) -> str:
 
 
 def hardware(device: str = "cpu") -> dict[str, Any]:
-    """Processor, cores this process may use, vector extensions, memory; the GPU where asked for."""
+    """Processor, cores of this process, vector extensions, memory; the GPU if requested."""
     flags = _first_match("/proc/cpuinfo", "flags").split()
     flags += _first_match("/proc/cpuinfo", "Features").split()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -104,7 +104,7 @@ def versions() -> dict[str, str]:
 def commit() -> str:
     """Short hash of the tree that ran, "+changes" when tracked files differ from it.
 
-    LAMPO_COMMIT says it where the tree was copied without its history.
+    LAMPO_COMMIT replaces it in a copy of the tree without history.
     """
     if "LAMPO_COMMIT" in os.environ:
         return os.environ["LAMPO_COMMIT"]
@@ -123,14 +123,14 @@ def command() -> str:
 
 
 def load() -> str:
-    """Load average of the last minute per core: near 0 before a run that can be trusted."""
+    """Load average of the last minute per core: near 0 before a reliable run."""
     if not hasattr(os, "getloadavg"):
         return "unknown"
     return f"{os.getloadavg()[0] / (os.cpu_count() or 1):.2f} per core"
 
 
 def text(value: Any) -> str:
-    """A table cell: three significant digits, whole numbers from 100 on, "-" for what is not."""
+    """A table cell: three significant digits, whole numbers from 100 on, "-" for None."""
     if value is None:
         return "-"
     if not isinstance(value, float):
@@ -184,7 +184,7 @@ class Report:
         print(f"- checked: {sentence}")
 
     def version(self, name: str, value: str) -> None:
-        """A version that only a peer's own process knows."""
+        """A version that a peer's process reports."""
         self.document["versions"][name] = value
         print(f"- version: {name} {value}")
 
@@ -203,10 +203,10 @@ class Report:
             raise KeyError(f"no such column: {sorted(unknown)}")
         print("| " + " | ".join(text(row.get(name)) for name in self.columns) + " |", flush=True)
         self.cases.append({**row, **details})
-        self._save()  # a run that is stopped leaves what it has
+        self._save()  # keeps the cases of an interrupted run
 
     def finish(self, mean_of: str | tuple[str, ...] = ()) -> None:
-        """Prints the geometric mean of columns, and writes the JSON file if one was asked for."""
+        """Prints the geometric mean of columns, and writes the JSON file if one is requested."""
         print()
         means = self.document["geometric_mean"] = {}
         for column in (mean_of,) if isinstance(mean_of, str) else mean_of:

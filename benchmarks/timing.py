@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Clocks of the benchmarks: repeated samples, fair side-by-side runs, cold buffers, machine limits.
 
-The machine may be shared, so nothing here reports a single time or a mean: a `Series` keeps every
-sample and shows the median and the quartiles, and two contestants are compared by `interleave`,
-which lets them take turns and divides their times pair by pair.
+The machine may be shared, so no function reports a single time or a mean: a `Series` keeps every
+sample and shows the median and the quartiles. `interleave` compares contestants in turns, and
+`pair_ratio` divides their times pair by pair.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lampo import profiling
 T = TypeVar("T")
 Function = Callable[[], Any]
 
-CACHE_TO_COVER = 128 << 20  # bytes; larger than the last-level cache of the machines we know
+CACHE_TO_COVER = 128 << 20  # bytes; larger than the last-level cache of known machines
 LEAD_IN_BELOW_S = 0.05  # contestants slower than this need no untimed call before each sample
 
 
@@ -85,7 +85,7 @@ def sample(fn: Function, inner: int = 1, device: str = "cpu") -> float:
 
 
 def calls_per_sample(fn: Function, min_sample_s: float, device: str = "cpu") -> int:
-    """How many calls make one sample last `min_sample_s`, a power of two."""
+    """Number of calls, a power of two, for a sample of `min_sample_s`."""
     inner = 1
     while inner < 1 << 20 and sample(fn, inner, device) * inner < min_sample_s:
         inner *= 2
@@ -103,7 +103,7 @@ def measure(
 ) -> Series:
     """Seconds per call of `fn()`, `repeats` samples after `warmup` untimed calls.
 
-    inner: calls per sample; by default as many as make a sample last `min_sample_s`.
+    inner: calls per sample; by default enough for a sample of `min_sample_s`.
     device: "cpu" (wall clock) or "cuda" (events on the current stream).
     For a cold cache let `fn` take its buffers from a `Rotating`.
     """
@@ -122,10 +122,10 @@ def interleave(
     settle_s: float = 0.02,
     device: str = "cpu",
 ) -> dict[str, Series]:
-    """Times several functions taking turns: A B, B A, A B ...; sample i of each belongs together.
+    """Times several functions in turns: A B, B A, A B ...; samples i of all are comparable.
 
-    Each turn begins with a rest of `settle_s`, in which the worker threads of the one before stop
-    spinning (torch's do for more than 5 ms), and with one untimed call. Compare the results by
+    A turn begins with a pause of `settle_s`, in which the previous function's worker threads stop
+    spinning (torch's spin for more than 5 ms), and with one untimed call. Compare the results by
     `pair_ratio`.
     """
     inner = {}
@@ -156,7 +156,7 @@ def geometric_mean(values: list[float]) -> float:
 
 
 class Rotating(Generic[T]):
-    """Copies of the buffers of a call, handed out in turn so that each call finds them uncached.
+    """Copies of the buffers of a call, in rotation, so that every call finds them uncached.
 
     make: builds one set of buffers. nbytes: size of a set. cover: the sets together exceed this
     many bytes. limit: at most this many sets; tiny ones may then stay cached, as in a real step.
@@ -199,7 +199,7 @@ def cuda_graph(fn: Function, calls: int = 1) -> Function:
 
 
 def read_bandwidth(nbytes: int = 1 << 30, threads: int = 2, repeats: int = 7) -> Series:
-    """The machine's limit: bytes per second that `threads` threads read from `nbytes` of memory.
+    """The machine's limit: bytes per second read from `nbytes` of memory by `threads` threads.
 
     :func:`lampo.profiling.read_bandwidth`, as a series. The median is the limit.
     """
@@ -209,8 +209,8 @@ def read_bandwidth(nbytes: int = 1 << 30, threads: int = 2, repeats: int = 7) ->
 def matmul_rate(dtype: str = "bfloat16", threads: int = 2, size: int = 1024) -> Series:
     """Operations per second of torch's matrix product [size, size] x [size, size] on the CPU.
 
-    dtype: "float32", "bfloat16" or "int8". A practical limit for compute-bound cases: what the
-    vendor's library reaches, not what the instruction tables promise.
+    dtype: "float32", "bfloat16" or "int8". A practical limit for compute-bound cases: the rate of
+    the vendor's library, not that of the instruction tables.
     """
     import torch
 

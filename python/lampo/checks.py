@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two checks of numbers that users give.
+"""Checks of the type and range of numeric arguments.
 
 A wrong type is a TypeError, a wrong value a ValueError; both name the argument.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The results of a request, in the shape that vLLM made common."""
+"""The results of a request, with vLLM's class and field names."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ class CompletionOutput:
     """One completion of a prompt.
 
     Attributes:
-        index: of the completion, among the prompt's n.
+        index: number of the completion among the prompt's n.
         text: the generated text, without a stop string.
         token_ids: all generated tokens, a final stop token included.
-        logprobs: per token, token id -> Logprob, the chosen token always among them; None if not
-            asked for.
+        logprobs: per token, token id -> Logprob, the chosen token always included; None if not
+            requested.
         finish_reason: "stop" (end of sequence, stop token or string), "length" (max_tokens or the
-            context was reached), "abort" (given up, or its time was over), "error" (see `error`),
-            or None while it goes on.
+            context was reached), "abort" (cancelled, or past its deadline), "error" (see `error`),
+            or None while it is running.
         stop_reason: the stop string or stop token id that ended it; None for end of sequence.
         error: one line, where finish_reason is "abort" or "error".
-        num_kept: per token, how many tokens could be drawn in its place: what masks, top-k, top-p
-            and min-p left, 1 where the choice was greedy; None without logprobs.
+        num_kept: per token, number of candidates after masks, top-k, top-p and min-p; 1 for a
+            greedy choice; None without logprobs.
     """
 
     index: int
@@ -62,8 +62,8 @@ class RequestMetrics:
         time_per_output_token: seconds per token after the first, the mean over the request; None
             with fewer than two tokens.
         num_prompt_tokens, num_output_tokens: counts, the latter over all completions.
-        cache_bytes: keys and values that the request held in the cache at its end.
-        num_cached_tokens: prompt tokens whose keys and values were in the cache already.
+        cache_bytes: bytes of the request's keys and values in the cache at its end.
+        num_cached_tokens: number of prompt tokens found in the prefix cache.
     """
 
     time_to_first_token: float | None = None
@@ -82,11 +82,12 @@ class RequestOutput:
         prompt: the text; None if token ids were given.
         prompt_token_ids: the prompt as the model saw it.
         prompt_logprobs: per prompt token a table (None for the first, which has no prediction);
-            None if not asked for.
+            None if not requested.
         outputs: the n completions.
         metrics: times and sizes.
-        prompt_num_kept: beside prompt_logprobs, how many tokens temperature and cuts would have
-            left in the place of each; None for the first, and all with penalties, biases or masks.
+        prompt_num_kept: with prompt_logprobs, number of candidates per prompt token after
+            temperature, top-k, top-p and min-p; None for the first, and for all with penalties,
+            biases or masks.
     """
 
     prompt: str | None
@@ -109,7 +110,7 @@ class StreamOutput:
         finish_reason: set in the last piece of the completion.
         request: the whole result, in the last piece of the request.
         request_id: of the request.
-        index: of the completion, among the request's n.
+        index: number of the completion among the request's n.
         num_kept: as in CompletionOutput, for these tokens.
     """
 

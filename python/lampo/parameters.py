@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The range, the meaning and the group of a parameter, as metadata of its field.
 
-A dataclass whose fields carry a :class:`Parameter` is checked by :func:`check_parameters`; the
-command line's options and the server's schema are derived from the same fields.
+:func:`check_parameters` checks the fields that carry a :class:`Parameter`. The command line's
+options and the server's schema are derived from the same fields.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Kind(Protocol):
     """The type and range of a parameter."""
 
     def check(self, name: str, value: Any) -> Any:
-        """The value in its normal form. Raises: ValueError, TypeError that begin with `name`."""
+        """The value in its normal form. Raises: ValueError, TypeError: texts begin with `name`."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Parameter:
 
     Attributes:
         kind: its type and range. None is allowed where it is the default.
-        group: under which heading the command line lists it.
+        group: heading in the command line's help.
         help: its meaning, in sentences.
     """
 
@@ -176,7 +176,7 @@ def parameters(dataclass: Hashable) -> dict[str, tuple[Parameter, Any]]:
 def check_parameters(instance: Any) -> None:
     """Checks the fields of a dataclass and sets them to their normal forms.
 
-    Raises: ValueError, TypeError: one that does not fit, by name.
+    Raises: ValueError, TypeError: a value that does not fit, by its field's name.
     """
     for name, (found, default) in parameters(cast(Hashable, type(instance))).items():
         value = getattr(instance, name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the time of a decode step goes: time and bytes per op, beside what memory allows."""
+"""Time and bytes per op of a decode step, compared with the read bandwidth of memory."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class OpProfile:
     """All calls of one op in a decode step.
 
     Attributes:
-        name: of the op; a linear's with the shape and the format of its weight.
-        calls: in one step.
-        nbytes: that they have to move, each input and output once.
-        seconds: of one step, the median, with the barriers after the calls.
+        name: the op's name; for a linear with the shape and the format of its weight.
+        calls: number of calls per step.
+        nbytes: bytes that the calls must move, each input and output once.
+        seconds: median time per step, the barriers after the calls included.
     """
 
     name: str
@@ -44,11 +44,11 @@ class Profile:
     """A decode step, op by op.
 
     Attributes:
-        ops: the largest share of the time first.
-        seconds: of one step, the median.
-        read_bandwidth: bytes per second read from a buffer as large as what a step moves.
-        batch_size, depth: sequences, and tokens in the cache of each.
-        num_threads: that computed it.
+        ops: sorted by time, the largest first.
+        seconds: median time of a step.
+        read_bandwidth: bytes per second read from a buffer of the size of a step's traffic.
+        batch_size, depth: number of sequences, and of cached tokens per sequence.
+        num_threads: number of compute threads.
     """
 
     ops: list[OpProfile]
@@ -64,7 +64,7 @@ class Profile:
 
     @property
     def share_of_limit(self) -> float:
-        """The time that reading the bytes would take at least, over the time taken."""
+        """Minimum time to read the bytes, over the time taken."""
         return self.nbytes / self.read_bandwidth / self.seconds
 
 
@@ -86,7 +86,7 @@ def profile(llm: LLM, *, batch_size: int = 1, depth: int = 0, repeats: int = 20)
     check_integer("depth", depth, 0, llm.max_model_len - 2)
     check_integer("repeats", repeats, 1, 10_000)
     replays = llm.replay_decode(batch_size, depth, repeats)
-    rows: dict[str, list[int]] = {}  # of the calls of an op
+    rows: dict[str, list[int]] = {}  # op name -> indices of its calls
     for at, call in enumerate(replays[0]):
         rows.setdefault(call.name, []).append(at)
     ops = [
@@ -113,15 +113,15 @@ def profile(llm: LLM, *, batch_size: int = 1, depth: int = 0, repeats: int = 20)
 def read_bandwidth(nbytes: int, num_threads: int, repeats: int = 7) -> list[float]:
     """Bytes per second that threads read from `nbytes` of memory, `repeats` times.
 
-    Each thread runs the C library's memchr over its part for a byte that is not there: a plain
-    vector loop that the interpreter calls without holding its lock. Huge pages, where the system
-    has them. Buffers smaller than the last-level cache measure the cache.
+    Each thread runs the C library's memchr over its part for an absent byte: a plain vector loop
+    that the interpreter calls without the GIL. The memory is in huge pages, where the system has
+    them. Buffers smaller than the last-level cache measure the cache.
     """
     memchr = ctypes.CDLL(None).memchr
     memchr.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
     memchr.restype = ctypes.c_void_p
     part = max(nbytes // num_threads // 4096, 1) * 4096
-    passes = max(1, (256 << 20) // nbytes)  # small buffers: long enough to hide the thread start
+    passes = max(1, (256 << 20) // nbytes)  # small buffers: hide the start of the threads
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     buffer = mmap.mmap(-1, part * num_threads, flags=flags)
     if hasattr(mmap, "MADV_HUGEPAGE"):

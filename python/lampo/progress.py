@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A progress bar for long work, on stderr, where that is a terminal."""
+"""A progress bar on stderr, shown if stderr is a terminal."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ T = TypeVar("T")
 
 
 def track_tokens(steps: Iterable[T], requests: list[Request], progress: bool | None) -> Iterator[T]:
-    """Passes the steps on and shows how many completions are done, and the tokens per second.
+    """Yields the steps, and shows the number of finished completions and the tokens per second.
 
     Args:
         steps: the engine's steps.
-        requests: what the steps work on.
+        requests: the requests of the steps.
         progress: whether to show it; None: if stderr is a terminal.
     """
     if not (sys.stderr.isatty() if progress is None else progress):
@@ -41,7 +41,7 @@ def track_tokens(steps: Iterable[T], requests: list[Request], progress: bool | N
         shown = 0.0
         for step in steps:
             yield step
-            if time.monotonic() < shown + 0.1:  # there may be thousands to count
+            if time.monotonic() < shown + 0.1:  # counting thousands of sequences takes time
                 continue
             shown = time.monotonic()
             tokens = sum(s.num_output_tokens for s in sequences)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One prompt or many, one set of parameters or one for each."""
+"""Lists from the arguments `prompts` and `sampling_params`, which may be single values."""
 
 from __future__ import annotations
 

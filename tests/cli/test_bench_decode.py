@@ -39,7 +39,7 @@ def tiny(tmp_path, monkeypatch):
 
 
 class Fake:
-    """What run_case() wants of a worker, with made-up times."""
+    """The interface of a worker for run_case(), with invented times."""
 
     def __init__(self, engine, weight_format, step_s):
         self.engine, self.weight_format = engine, weight_format

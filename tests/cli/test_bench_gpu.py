@@ -221,7 +221,7 @@ def test_session_reports_what_fails(tmp_path):
 
 @pytest.fixture
 def device(monkeypatch):
-    """A CPU that passes for a GPU, whose graphs are lists of calls."""
+    """A CPU in the role of a GPU, with lists of calls as graphs."""
     notes: list[str] = []
     options = SimpleNamespace(device="cpu", repeats=3)
     device = gpu.Device(options, SimpleNamespace(note=notes.append))
@@ -273,7 +273,7 @@ def test_buffers_exceed_the_cache(device):
 
 @pytest.mark.long
 def test_sample_on_a_simulated_gpu(simulated_gpu, tmp_path, monkeypatch):
-    """What only a GPU has: captured calls that never wait for the host, timed by events."""
+    """Features of GPUs alone: captured calls that never wait for the host, timed by events."""
 
     class Event:
         def __init__(self, enable_timing):

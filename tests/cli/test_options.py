@@ -59,7 +59,7 @@ MODEL = {
 
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What commands make of their options, which then end."""
+    """The objects that commands make of their options; the commands end after that."""
     found: dict[str, Any] = {}
 
     def take(kind: str) -> Callable[..., Any]:

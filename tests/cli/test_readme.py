@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What README.md says is so: its links, its Python example, its commands, its numbers."""
+"""README.md is correct: its links, its Python example, its commands, its numbers."""
 
 from __future__ import annotations
 

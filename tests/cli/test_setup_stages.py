@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What scripts/setup.sh shows of a stage: how far it is, how long it took, why it failed."""
+"""The display of a stage by scripts/setup.sh: progress, duration, reason of a failure."""
 
 from __future__ import annotations
 

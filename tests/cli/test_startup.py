@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is loaded when, and how long the quick answers take."""
+"""Modules loaded by commands, and the time of quick answers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ QUICK = [
 
 
 def python(code: str, *arguments: str) -> str:
-    """What a program prints; its last line says which heavy modules it has loaded."""
+    """A program's output; its last line names the heavy modules that it has loaded."""
     code += f"\nimport sys; print(*[m for m in {HEAVY} if m in sys.modules])"
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must hold of every build, with CUDA or without, on machines with a GPU or without."""
+"""Properties of every build, with CUDA or without, on machines with a GPU or without."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def test_linear_tile(hooks, shared_bytes, chunk_bytes, in_flight):
 
 
 def test_linear_tile_examples(hooks):
-    """Those of csrc/cuda/linear/linear_tile.h: of bfloat16 on 132 multiprocessors."""
+    """The choices of csrc/cuda/linear/linear_tile.h for bfloat16 on 132 multiprocessors."""
 
     def tile(
         tokens: int, in_features: int, columns: int, shared: int = 227 << 10

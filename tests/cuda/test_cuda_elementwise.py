@@ -145,7 +145,7 @@ def test_embedding(gpu, table, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_append_kv(gpu, dtype, cache_dtype, interleaved):
-    """The CPU's bits, slots of -1 and out of range untouched."""
+    """The CPU's bits; slots of -1 and out of range are not written."""
     tokens, num_pages = 500, 64
     given = {
         name: padded((tokens, heads * 128), 0, dtype, torch.device("cpu")).view(tokens, heads, 128)

@@ -33,7 +33,7 @@ def tokens(llm: LLM, params: SamplingParams) -> list[list[int]]:
 
 @pytest.mark.parametrize("kv_cache_dtype", TOLERANCE)
 def test_logprobs_are_the_cpu_s(gpu, folder, kv_cache_dtype):
-    """Of the CPU's tokens, within what bfloat16 activations cost."""
+    """Log-probabilities of the CPU's tokens, within the error of bfloat16 activations."""
     shape = {"dtype": "bfloat16", "kv_cache_dtype": kv_cache_dtype, "page_size": 16}
     with LLM(folder, **shape) as llm:
         params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)

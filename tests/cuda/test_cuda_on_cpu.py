@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "tests" / "cuda_on_cpu"
 
 
-# What the executor itself must do, and must find. Each kernel of kernels/self_test.cu is right
-# without its fault, in both builds, and caught with it in the build that is named.
+# Tests of the executor itself. A kernel of kernels/self_test.cu is right without its fault, in both
+# builds, and detected with its fault in the named build.
 
 
 def reverse(client: Client, fault: int, order: str = "forward") -> None:
@@ -98,7 +98,7 @@ def test_finds_stage_filled_too_early(clients):
 
 
 def multiply(client: Client, dtype: torch.dtype, by_ldmatrix: bool, fault: int) -> None:
-    """Small whole numbers, whose products and sums are exact in every type."""
+    """Small whole numbers: products and sums are exact in every type."""
     k = 32 // torch.empty(0, dtype=dtype).element_size()
     a = torch.randint(-9, 10, (16, k)).to(dtype)
     b = torch.randint(-9, 10, (8, k)).to(dtype)

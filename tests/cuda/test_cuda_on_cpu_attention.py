@@ -269,7 +269,7 @@ LAYOUT = (
 
 
 def layout(client: Client, **numbers: int) -> dict[str, int]:
-    """Of a call: the tile, its blocks and the workspace's parts."""
+    """Layout of a call: the tile, its blocks and the workspace's parts."""
     given = {"group_size": 4, "deterministic": 0, "cache_bytes": 2, "shared_bytes": 70_000}
     device = {"num_sms": 132, "shared_bytes_per_sm": 228 << 10}
     out = torch.zeros(len(LAYOUT), dtype=torch.int64)
@@ -390,7 +390,7 @@ PLANS = [
 @pytest.mark.parametrize("num_blocks", [1, 7, 264, 1000])
 @pytest.mark.parametrize("window", [0, 200])
 def test_plan(client, seq_lens, query, rows, keys, num_blocks, window):
-    """Every key tile of every tile is somebody's, once; shares differ by little."""
+    """Every key tile of every tile is assigned to one block; shares differ by little."""
     heads = Heads(8, 2, 64)
     tiles = all_tiles(seq_lens, query, heads, rows, keys, window)
     overhead, min_part, min_share = (2, 2, 4) if rows == 16 else (4, 4, 8)
@@ -418,7 +418,7 @@ def test_plan(client, seq_lens, query, rows, keys, num_blocks, window):
 @pytest.mark.parametrize(("seq_lens", "query"), PLANS, ids=range(len(PLANS)))
 @pytest.mark.parametrize("num_blocks", [1, 7, 264])
 def test_deterministic_plan(client, seq_lens, query, num_blocks):
-    """As above, and tiles are cut where positions are multiples of 2048 and states have room."""
+    """As above, with splits at positions that are multiples of 2048, within the states' room."""
     heads, rows, keys = Heads(8, 2, 64), 128, 32
     tiles = all_tiles(seq_lens, query, heads, rows, keys, 0)
     cuts, first_split = plan(
@@ -468,7 +468,7 @@ def test_deterministic_bits_do_not_depend_on_company(client, generator):
     ids=["shared by blocks", "one after the other"],
 )
 def test_deterministic_splits(client, generator, heads, query, seq_len):
-    """Two of each of two heads, in rows of their own; three of a tile that one block has alone."""
+    """Two splits per head, in separate rows; three splits of a tile, all in one block."""
     pages = paging.build([seq_len], heads.num_kv_heads, 64, 16, torch.bfloat16, generator)
     q = random_q(query, heads, torch.bfloat16, generator)
     out, lse = attend(client, q, pages, [query], deterministic=True)

@@ -29,7 +29,7 @@ REPRESENTATIVE = (
 
 @pytest.mark.usefixtures("cuda_kernels")
 def test_gpu_tests():
-    """Those that are quick, in a process of their own."""
+    """The quick GPU tests, in a separate process."""
     options = ["-m", "gpu", "-k", REPRESENTATIVE, "--cuda-on-cpu"]
     files = [*HERE.glob("test_cuda_[!o]*.py"), HERE.parent / "ops/test_merge_states.py"]
     command = [sys.executable, "-m", "pytest", "-q", *options, *map(str, files)]

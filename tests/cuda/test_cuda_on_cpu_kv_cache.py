@@ -20,7 +20,7 @@ POSITIONS = [0, 499, 3, 250, 17, 4, 5, 6, -1, 500, 2**31 - 1, -(2**31), 77]
 
 
 def arguments(head_dim, dtype, cache_dtype, rotary_dim, norm, pad=0, weight_dtype=None):
-    """Of a call on the device; None: not given."""
+    """Arguments of a call on the device; None: absent."""
     tokens = len(SLOTS)
     given = {
         name: padded((tokens, heads, head_dim), pad, dtype)
@@ -64,7 +64,7 @@ def run_on_cpu(given, interleaved, eps):
 
 
 def steps(a: torch.Tensor, b: torch.Tensor) -> int:
-    """How many representable values apart the furthest are; 0 where both are the same NaN."""
+    """Largest distance in representable values; 0 where both are the same NaN."""
 
     def rank(x: torch.Tensor) -> torch.Tensor:
         size = x.element_size()

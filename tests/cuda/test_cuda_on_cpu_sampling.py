@@ -167,7 +167,7 @@ def test_without_optional_arguments(client):
 
 
 def test_values_out_of_range_touch_nothing(client, generator):
-    """What the CPU op refuses: no access out of bounds, and rows without it are as ever."""
+    """Values that the CPU op refuses: no access out of bounds, and other rows are unchanged."""
     logits = torch.randn(6, 700, generator=generator)
     odd = torch.tensor([torch.nan, -1.0, torch.inf, 2.0])
     good = torch.tensor([0.7, 0.7])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a model runs, as users name it."""
+"""The names of devices that a model can run on."""
 
 from __future__ import annotations
 

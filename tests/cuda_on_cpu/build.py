@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 FOLDER = ROOT / "build" / "cuda_on_cpu"
 
-# What is compiled with a sanitizer: the kernels, and what lies between them and the program.
+# Sources compiled with a sanitizer: the kernels, and the executor that runs them.
 KERNELS = [*sorted((ROOT / "csrc/cuda").glob("*/*.cu")), HERE / "kernels/self_test.cu"]
 EXECUTOR = [HERE / "simt" / name for name in ("fiber.cpp", "executor.cpp", "runtime.cpp")]
 # The host's side of the ops. What asks the driver of a real device is left out.

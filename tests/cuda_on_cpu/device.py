@@ -45,12 +45,12 @@ INFO = {
 }
 
 Tensor = torch.Tensor
-# What waits for the device, and is an error while a graph is captured.
+# Functions that wait for the device, an error during the capture of a graph.
 WAITS = {
     *(Tensor.cpu, Tensor.item, Tensor.tolist, Tensor.__bool__, Tensor.__int__, Tensor.__float__),
     *(Tensor.__index__, Tensor.nonzero, torch.equal, torch.nonzero),
 }
-# What neither reads nor writes elements: properties, views, memory as it comes.
+# Functions that neither read nor write elements: properties, views, uninitialised memory.
 ONLY_DESCRIBES = {
     *("__get__", "__len__", "size", "dim", "numel", "stride", "data_ptr", "element_size"),
     *("is_contiguous", "view", "empty", "empty_like", "new_empty"),
@@ -92,7 +92,7 @@ def host_view(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def device_type(x: object) -> str | None:
-    """What an argument names that names a device."""
+    """The type of the device that an argument names; None if it names none."""
     if isinstance(x, torch.device):
         return x.type
     return x.split(":")[0] if isinstance(x, str) and x.split(":")[0] in ("cpu", "cuda") else None

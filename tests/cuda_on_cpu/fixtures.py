@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tests of the CUDA kernels on the CPU share."""
+"""Fixtures of the tests of CUDA kernels on the CPU."""
 
 from __future__ import annotations
 

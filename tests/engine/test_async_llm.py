@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many requests from asyncio: the same tokens, and nobody is hurt by another."""
+"""Many requests from asyncio: the same tokens, and no request harms another."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ def test_the_recorded_draw_is_the_sampler_s(llm, settings):
 
 
 def test_running_ahead_changes_no_token(llm, monkeypatch):
-    """What a GPU does: the next step takes the drawn tokens from where they were written."""
+    """As on a GPU: the next step reads the drawn tokens from the previous step's output."""
     settings = [{"temperature": 0.0}, {"temperature": 2.0, "top_p": 0.9}, {"temperature": 1.0}]
     params = [
         SamplingParams(seed=5, max_tokens=n, ignore_eos=True, **s)

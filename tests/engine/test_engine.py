@@ -120,7 +120,7 @@ def test_a_second_prompt_is_found_in_the_cache(folder):
         assert first.outputs == second.outputs
         whole_pages = llm.generate([prompt[:96]], params)[0]
         assert whole_pages.metrics.num_cached_tokens == 80, "the last token is computed"
-        # What was generated is found too, as the beginning of the next turn.
+        # Generated tokens are found too, as the beginning of the next turn.
         turn = prompt + first.outputs[0].token_ids + list(range(30))
         assert llm.generate([turn], params)[0].metrics.num_cached_tokens == 96
 

@@ -122,7 +122,7 @@ class Engine(RuleBasedStateMachine):
 
     @rule()
     def fail_a_step(self) -> None:
-        """Those of the step fail, nobody else."""
+        """Only the requests of the step fail."""
         self.engine.runner.fail_with = ValueError("planted")
         at_work = {s.request.request_id for s in self.engine.scheduler.running}
         pieces = self.engine.step()
@@ -212,7 +212,7 @@ TestEngineRunningAhead.settings = TestEngine.settings
 
 
 class EngineWithWindow(Engine):
-    """A model whose layers all have windows: pages that fell out of them are given back."""
+    """A model with windows in all layers: pages behind them are freed."""
 
     window = 6
 

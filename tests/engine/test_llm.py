@@ -132,7 +132,7 @@ def test_too_little_cache_for_all_at_once(folder):
     [("bfloat16", 2, 0), ("fp8", 1, 4), ("fp8_e4m3", 1, 4), ("int8", 1, 4)],
 )
 def test_memory_of_the_cache_by_its_type(folder, name, bytes_per_element, bytes_per_vector):
-    """Eight bits halve it; the scale of each key and value comes on top. And it generates."""
+    """Eight bits halve it, plus a scale per key and value. And it generates."""
     with LLM(folder[0], page_size=16, kv_cache_dtype=name) as llm:
         config, pool = llm.config, llm.shared_engine().engine.pool
         attention = config.layers[0].attention

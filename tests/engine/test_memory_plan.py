@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a GPU's memory is shared out. Pure arithmetic: no GPU needed."""
+"""The division of a GPU's memory. Pure arithmetic: no GPU needed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Weighty(Decoder):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Decoder:
-    """As for a GPU, and as if its weights took 3 GB."""
+    """The plan of a GPU with weights of 3 GB."""
     folder = tmp_path_factory.mktemp("model")
     make_checkpoint(folder)
     with load_checkpoint(folder) as checkpoint:

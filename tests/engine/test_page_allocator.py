@@ -58,7 +58,7 @@ def test_salts_share_nothing():
 
 
 def test_keys_alone_are_not_trusted(monkeypatch):
-    """Tokens whose keys are equal are not taken for each other."""
+    """Tokens with equal keys are not confused."""
 
     class Constant:
         def digest(self) -> bytes:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From sequences to the tensors of ops.sample: the same values for prompts and decode steps."""
+"""Sequences to the tensors of ops.sample: the same values for prompts and decode steps."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def requests(count: int) -> list[tuple[list[int], SamplingParams]]:
 
 
 class Clients:
-    """What they do is random, what they get is compared with what each request gives alone."""
+    """Clients with random requests; every result is compared with that of the request alone."""
 
     def __init__(self, model: AsyncLLM, table: list[Any], seconds: float) -> None:
         self.model, self.table, self.seconds = model, table, seconds

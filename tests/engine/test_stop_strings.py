@@ -18,7 +18,7 @@ PIECES = st.lists(st.text("ab🙂", max_size=5), max_size=20)
 
 
 def first_stop(stops: list[str], text: str) -> tuple[int, str] | None:
-    """Where the first complete stop string ends, and the longest that ends there."""
+    """End of the first complete stop string, and the longest that ends there."""
     for end in range(1, len(text) + 1):
         ending = [stop for stop in stops if text[:end].endswith(stop)]
         if ending:

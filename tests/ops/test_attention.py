@@ -73,7 +73,7 @@ def sixteen_bit_error(
     scale: float,
     options: dict[str, Any],
 ) -> tuple[torch.Tensor | float, float]:
-    """What rounding queries and weights to 16 bits may add to the error of out and of lse.
+    """Tolerated additional error of out and lse by rounding queries and weights to 16 bits.
 
     Where the cache holds no more than 16 bits, AVX-512 kernels compute with BF16 numbers, or with
     16-bit integers if the cache does. The rounding of the queries is computed, and doubled for
@@ -277,7 +277,7 @@ def test_no_tokens(isa, generator):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
 def test_offsets_beyond_32_bits(isa, generator, dtype):
-    """Pages so far apart that offsets in elements do not fit 32 bits; little memory is touched."""
+    """Pages with element offsets beyond 32 bits; little memory is accessed."""
     stride = 2**31 // 3
     pages = paging.build([50], 1, 32, 16, dtype, generator)
     near = pages.k_cache.clone(), pages.v_cache.clone()

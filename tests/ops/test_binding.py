@@ -105,7 +105,7 @@ def test_other_arrays(wrap):
 
 
 def test_arrays_are_released():
-    """What was borrowed for a call is given back after it, also after a refused one."""
+    """References to arguments are released after a call, also after a refused one."""
     tensor, out = torch.randn(4, 8), torch.zeros(4, 8)
     before = sys.getrefcount(tensor), sys.getrefcount(out)
     for wrap in (lambda t: t, Exporter, OldExporter):

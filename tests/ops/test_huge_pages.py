@@ -18,7 +18,7 @@ MB = 1 << 20
 
 
 def faults_of_writing(memory: torch.Tensor) -> int:
-    """Of this thread: others may be at work behind an earlier test."""
+    """Page faults of this thread: threads of an earlier test may still run."""
     before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
     memory.numpy().fill(1)
     return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before

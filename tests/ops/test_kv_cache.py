@@ -143,7 +143,7 @@ def test_zero_vector_has_scale_zero(isa):
 
 
 def test_offsets_beyond_32_bits(isa, generator):
-    """A slot whose offset in elements does not fit 32 bits; the pages between stay untouched."""
+    """A slot with an element offset beyond 32 bits; the pages in between are not accessed."""
     stride = 2**31 // 3
     buffer = torch.empty(4 * stride + 64, dtype=torch.float8_e4m3fn)
     cache = buffer.as_strided((4, 1, 2, 32), (stride, 64, 32, 1))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What linear leaves to cuBLAS on CUDA, as far as a CPU can tell."""
+"""linear's products by cuBLAS on CUDA, as far as they can be tested on a CPU."""
 
 from __future__ import annotations
 
@@ -68,5 +68,5 @@ def test_packed_weights_move(generator, format):
     moved = weight.to("meta")
     assert (moved.shape, moved.format) == (weight.shape, format)
     assert moved.data.device.type == "meta"
-    # How a large product dequantizes it.
+    # The dequantization of a large product.
     assert torch.equal(ops.embedding(torch.arange(40), weight.to("cpu")), dense)

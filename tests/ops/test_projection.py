@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the matrices of a checkpoint become weights, and what a gated feed-forward computes."""
+"""The conversion of a checkpoint's matrices to weights, and gated feed-forwards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lampo.weights.formats import QuantizedTensor
 
 
 class Stored:
-    """As much of a checkpoint as a loader wants."""
+    """The interface of a checkpoint that a loader uses."""
 
     def __init__(self, **tensors: torch.Tensor | QuantizedTensor) -> None:
         self.tensors = tensors

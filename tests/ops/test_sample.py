@@ -55,7 +55,7 @@ class Outputs(NamedTuple):
 
 
 def check_consistent(outputs: Outputs) -> None:
-    """What outputs tell in several ways they tell alike, to the bit."""
+    """Checks that redundant outputs agree to the bit."""
     token_ids, status, logprobs, kept, num_kept, processed = outputs
     assert torch.equal(num_kept, kept.sum(1, dtype=torch.int32))
     assert torch.equal(num_kept == 0, status == 1)
@@ -192,7 +192,7 @@ def test_kept_set_equals_the_sort_based_one(each_isa, generator, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_processed_logprobs(each_isa, generator, kind):
-    """Of what is kept, the logarithm of its share, against float64."""
+    """Log-probabilities among the candidates, compared with float64."""
     for batch_size, vocab_size in [(24, 1), (24, 17), (24, 300), (12, 5000)]:
         logits = make_rows(kind, (batch_size, vocab_size), generator)
         pick = torch.randint(0, 6, (4, batch_size), generator=generator)

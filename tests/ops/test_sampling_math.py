@@ -45,7 +45,7 @@ def test_exp2_at_the_ends(hooks):
 
 
 def test_exponential_variate_error(hooks):
-    """-ln(1 - v) to 6e-7 relative: both ends, a sample of the middle, and where branches meet."""
+    """-ln(1 - v) to 6e-7 relative: both ends, a sample of the middle, and limits of branches."""
     generator = np.random.default_rng(5)
     edge = np.uint32(round((1 - 0.5**0.5) * 2**32))
     x = np.concatenate(

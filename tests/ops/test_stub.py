@@ -10,7 +10,7 @@ from pathlib import Path
 import lampo
 from lampo import _C
 
-# What pybind11 writes for a type, and what the stub says.
+# pybind11's spelling of a type -> the stub's.
 SPELLINGS = {
     "object": {"Tensor", "Tensor | None"},
     "typing.SupportsInt | typing.SupportsIndex": {"int"},
@@ -39,7 +39,7 @@ def fits(native: str, stub: str) -> bool:
 
 
 def native_functions() -> dict[str, tuple[list[tuple[str, str]], str]]:
-    """Of each native function: (name, type) of its parameters and its result's type."""
+    """Per native function: (name, type) of its parameters, and its result's type."""
     callables = {name: value for name, value in vars(_C).items() if callable(value)}
     for owner in [value for value in callables.values() if isinstance(value, type)]:
         del callables[owner.__name__]

@@ -37,7 +37,7 @@ def client(server: Running) -> Iterator[openai.OpenAI]:
 
 
 def error_of(response: Any, status: int, code: str | None = None) -> dict[str, Any]:
-    """The error of an answer, whose shape is checked."""
+    """The error of an answer, after a check of its shape."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
     (error,) = response.json().values()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A crowd of clients, some of whom leave: everybody else gets what he would have got alone."""
+"""Many clients, some of which disconnect: the others get the same results as alone."""
 
 from __future__ import annotations
 

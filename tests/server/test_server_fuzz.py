@@ -112,7 +112,7 @@ def test_hostile_bodies(server: Running, path: str, body: bytes) -> None:
     [b"NaN", b"-Infinity", b'"\\ud800"', b'"\xc3("', b"[" * 300 + b"]" * 300, b"01", b"'a'"],
 )
 def test_json_is_strict(server: Running, value: bytes) -> None:
-    """Also in a field that nobody looks at."""
+    """Also in an unused field."""
     body = b'{"prompt": "Hi", "max_tokens": 1, "metadata": ' + value + b"}"
     assert refused(server, "/v1/completions", body).startswith("body: is not JSON")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the server survives: slow, huge, rude and vanishing clients, and being told to stop."""
+"""The server with slow, huge, misbehaving and vanishing clients, and its shutdown."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_stopping_lets_requests_end(engine: FakeAsyncLLM, stream: bool) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_stopping_has_a_time(engine: FakeAsyncLLM, stream: bool) -> None:
-    """What does not end is told so, and the server ends."""
+    """Requests past the drain timeout are ended with a message, and the server ends."""
     engine.delay = 0.05
     replies: list[Any] = []
     with running(engine, drain_timeout=0.5) as server:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of attention on every device share."""
+"""Inputs and a peer for the tests of attention, on every device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def random_q(
 
 
 def plain_attention(q, k, v, scale, causal, sliding_window, soft_cap, sinks):
-    """What one writes in PyTorch, in q's dtype."""
+    """Attention in plain PyTorch, in q's dtype."""
     group = q.shape[1] // k.shape[1]
     k, v = (x.to(q.dtype).repeat_interleave(group, 1).transpose(0, 1) for x in (k, v))
     scores = q.transpose(0, 1) @ k.transpose(1, 2) * scale

@@ -30,7 +30,7 @@ MODEL_HEADS = {
     "Gemma-2-9B": Heads(16, 8, 256),
 }
 
-# Heads and page size: every group size, head_dim and page size that kernels treat differently.
+# Heads and page sizes: every group size, head_dim and page size with a kernel variant.
 PAGED_SHAPES = [
     (Heads(4, 4, 32), 1),
     (Heads(9, 3, 64), 256),
@@ -43,12 +43,12 @@ PAGED_SHAPES = [
 
 
 def page_edges(page_size: int, longest: int) -> list[int]:
-    """Sequence lengths around a page, with none and a long one."""
+    """Sequence lengths around a page, with zero and a long one."""
     return [0, 1, max(page_size - 1, 1), page_size, page_size + 1, longest]
 
 
 def query_lens(kind: str, seq_lens: list[int]) -> list[int]:
-    """How many of each sequence's tokens are queries.
+    """Number of queries per sequence.
 
     kind: "prefill" all, "decode" the last, "chunk" up to 37, "mixed" one after the other.
     """
@@ -61,8 +61,8 @@ def query_lens(kind: str, seq_lens: list[int]) -> list[int]:
     return [counts[kinds[i % len(kinds)]](n) for i, n in enumerate(seq_lens)]
 
 
-# Rows of norms and gates, for every layout that the CUDA kernels have: a warp a row in 1, 2 and 4
-# rounds, a block in 2, rows that are read twice.
+# Rows of norms and gates, for every layout of the CUDA kernels: one warp per row in 1, 2 and 4
+# rounds, one block in 2, rows that are read twice.
 ROWS = [
     (0, 64), (1, 1), (3, 5), (2, 16), (5, 128), (7, 500), (4, 576), (9, 1024), (7, 1003),
     (130, 2048), (3, 4096), (2, 20000), (2, 70000), (1, 70001),

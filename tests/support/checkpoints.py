@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-# Every rope scaling, as `rope_parameters` of a config whose max_position_embeddings is 256.
+# Every rope scaling, as `rope_parameters` of a config with max_position_embeddings = 256.
 ROPES: dict[str, dict[str, Any]] = {
     "default": {"rope_type": "default", "rope_theta": 10000.0},
     "theta": {"rope_type": "default", "rope_theta": 500000.0},
@@ -72,7 +72,7 @@ def make_model(
     seed: int = 0,
     **shape: Any,
 ) -> Any:
-    """A random model of transformers, in eval mode, its logits far from flat.
+    """A random model of transformers, in eval mode, with logits far from flat.
 
     `architecture` is a model_type; `shape` are fields of its configuration, by Llama's names.
     """
@@ -139,7 +139,7 @@ def make_checkpoint(
 
 
 def vocabulary(size: int) -> list[str]:
-    """Special tokens, GPT-2's letters for the 256 bytes, one merge, and fillers up to `size`."""
+    """Special tokens, GPT-2's characters for the 256 bytes, one merge, and fillers up to `size`."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     tokens = [*SPECIAL_TOKENS, *sorted(ByteLevel.alphabet()), "ab"]
@@ -179,7 +179,7 @@ def interleave_rows(weight: np.ndarray, num_heads: int) -> np.ndarray:
 def quantized(weight: np.ndarray, quantization: str, seed: int = 0) -> np.ndarray:
     """Rows in a GGUF type: bytes, or plain floats.
 
-    The `gguf` package cannot quantize to K-quants: random blocks with small scales stand in.
+    The `gguf` package cannot quantize to K-quants: random blocks with small scales replace them.
     """
     import gguf
 
@@ -333,7 +333,7 @@ def _add_value(writer: Any, key: str, value: Any) -> None:
 
 
 def _llama3_factors(rope: dict[str, Any], head_dim: int) -> np.ndarray:
-    """What Llama 3's scaling divides each frequency by."""
+    """The divisors of the frequencies by Llama 3's scaling."""
     length, low, high = (
         rope["original_max_position_embeddings"],
         rope["low_freq_factor"],

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a result may be from the float64 reference."""
+"""Tolerance of a result's distance from the float64 reference."""
 
 from __future__ import annotations
 
 import torch
 
-SENTINEL = 1.25e30  # what outputs hold before an op; nothing of it may remain
+SENTINEL = 1.25e30  # content of outputs before an op; none may remain
 
 
 def assert_close(
@@ -19,13 +19,13 @@ def assert_close(
     """``actual``'s error is at most ``factor`` times that of plain PyTorch in the same dtype.
 
     Args:
-        actual: what the op under test gave, any float dtype.
+        actual: result of the op under test, any float dtype.
         expected: the float64 reference.
-        plain: PyTorch's own result in ``actual``'s dtype; without it only rounding is allowed for.
-        factor: how many times plain's worst error is tolerated.
-        floor: absolute error that is always tolerated; a caller who sets it says why.
+        plain: PyTorch's own result in ``actual``'s dtype; without it only rounding is tolerated.
+        factor: tolerated multiple of plain's worst error.
+        floor: absolute error that is always tolerated; the caller must give a reason.
 
-    On top comes one rounding of the expected value to the dtype.
+    One rounding of the expected value to the dtype is added.
     """
     assert actual.shape == expected.shape, (actual.shape, expected.shape)
     assert torch.isfinite(actual).all(), "not finite"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of paged_attention's CUDA kernels share, on a GPU and on the CPU."""
+"""Checks of paged_attention's CUDA kernels, on a GPU and on the CPU."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from compare import assert_close
 
 
 def as_multiplied(k: torch.Tensor, q_dtype: torch.dtype, cache_dtype: torch.dtype) -> torch.Tensor:
-    """K or V as the products get them: what is not of q's type is rounded to it.
+    """K or V as inputs of the products, rounded to q's type.
 
-    8 bits fit into bfloat16, and their scales are applied to scores and weights; for float16
+    8-bit codes fit into bfloat16, and their scales are applied to scores and weights; for float16
     queries they are dequantized first.
     """
     if cache_dtype.itemsize == 1 and q_dtype == torch.bfloat16:
@@ -31,7 +31,7 @@ def check(
     lse: torch.Tensor,
     **options: Any,
 ) -> None:
-    """Every sequence against the reference, its error against plain PyTorch's."""
+    """Compares all sequences with the reference, and their errors with plain PyTorch's."""
     scale = options.pop("softmax_scale", q.shape[-1] ** -0.5)
     options = {"causal": True, "sliding_window": None, "soft_cap": None, "sinks": None} | options
     starts = cumulative(query).tolist()
@@ -47,7 +47,7 @@ def check(
         magnitude, _ = reference.attention(q[rows], k, v.abs(), scale, **options)
         floor = torch.finfo(q.dtype).eps * magnitude + 1e-6
         assert_close(out[rows], expected, plain.nan_to_num(), floor=floor)
-        # The rounding of a dot product grows with the scores, of which lse is about the largest.
+        # The rounding of a dot product grows with the scores; lse is about the largest of them.
         seen = expected_lse > -torch.inf
         assert bool((lse[rows][~seen] == -torch.inf).all())
         if seen.any():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors that exist only as DLPack says they do: on a device this machine need not have."""
+"""Tensors with a DLPack description only, on a device that the machine may lack."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class _ManagedTensor(ctypes.Structure):
 
 
 class StubTensor:
-    """A float32 tensor, row-major, of which only the description is true.
+    """A float32 tensor, row-major, with a description only.
 
-    Its data is host memory, whatever the device it claims, so nothing may be launched on it.
+    Its data is in host memory, for any claimed device, so no kernel may be launched on it.
     """
 
     def __init__(self, shape: tuple[int, ...], device: tuple[int, int]) -> None:

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """An AsyncLLM without a model, for tests of the server: known tokens, delays, planted failures.
 
-Completion i of a prompt is the prompt's own bytes, from byte i on, again and again, up to
-max_tokens. A prompt that contains one of these words does not get that far:
+Completion i of a prompt repeats the prompt's own bytes, from byte i on, up to max_tokens. A prompt
+that contains one of these words fails:
 
     FULL    the queue is full
     DEAD    the engine is dead
     DIES    the engine dies after two tokens
     FAILS   the generation fails after two tokens
-    BUG     add_request raises what it should not
+    BUG     add_request raises an unexpected error
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ VOCAB_SIZE = 320
 
 
 class FakeAsyncLLM:
-    """Attributes: delay, seconds per token; running, ids of requests; aborted, those left early."""
+    """Attributes: delay, seconds per token; running and aborted, ids of requests."""
 
     def __init__(self, folder: Path, *, max_model_len: int = 256, delay: float = 0.0) -> None:
         folder.mkdir(exist_ok=True)

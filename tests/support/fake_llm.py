@@ -25,11 +25,11 @@ NUM_KEPT = 2
 
 
 class FakeLLM:
-    """Answers "answer", or what it was given, one character a step.
+    """Answers "answer", or another text, one character per step.
 
     Args:
         answer: the text, or a function from the rendered prompt to it.
-        on_step: called with the number of characters before each is given out.
+        on_step: called before each character, with the number of previous ones.
     """
 
     def __init__(

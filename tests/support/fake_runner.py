@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An engine without a model: the cache holds tokens, so that whatever is read from it is checked.
+"""An engine without a model: the cache holds tokens, so that all reads of it are checked.
 
-The next token of a sequence is a function of all tokens before it, read from the pages.
+The next token of a sequence is a function of all previous tokens, read from the pages.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ VOCAB_SIZE = 64
 
 
 def next_token(token_ids: list[int], window: int | None = None) -> int:
-    """Depends on every token, of the last `window`, and its position."""
+    """A function of all tokens, or the last `window`, and their positions."""
     first = 0 if window is None else max(len(token_ids) - window, 0)
     total = sum((i + 1) * (token_ids[i] + 3) for i in range(first, len(token_ids)))
     return (total + total // 7) % VOCAB_SIZE
 
 
 class FakePool:
-    """`idle_after`: pages in use so far, while the engine is idle. `states`: the tokens that each
-    slot's sequence has had computed.
+    """`idle_after`: pages in use so far, while the engine is idle. `states`: computed tokens of the
+    slots' sequences.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class FakeRunner:
 
     Attributes:
         fail_with: raised by the next step, once, after it has written its tokens.
-        num_computed: tokens, in all.
-        num_ahead: steps launched before the tokens of the one before were read.
+        num_computed: total number of computed tokens.
+        num_ahead: number of steps launched before the previous step's tokens were read.
     """
 
     def __init__(self, pool: FakePool) -> None:
@@ -92,7 +92,7 @@ class FakeRunner:
             state.append(token_id)
 
     def _read(self, sequence: Sequence, start: int, end: int, expected: list[int]) -> list[int]:
-        """All tokens up to `end`, those behind the window of the one at `start` unread."""
+        """All tokens up to `end`; those behind the window of the token at `start` are not read."""
         size, window = self.pool.page_size, self.pool.window
         first = 0 if window is None else max(start - window + 1, 0)
         assert all(page == FREED for page in sequence.pages[: first // size])
@@ -135,7 +135,7 @@ class FakeRunner:
         )
 
     def _run_after(self, sequences: list[Sequence], after: Any) -> torch.Tensor:
-        """As a device would: the tokens of the step before are known to it alone."""
+        """Like a device: only it has the tokens of the previous step."""
         size = self.pool.page_size
         self.num_ahead += 1
         found = []
@@ -143,7 +143,7 @@ class FakeRunner:
             at = sequence.num_computed + 1
             assert at == len(sequence.token_ids) and len(sequence.pages) == at // size + 1
             self._write(sequence, at, token_id)
-            # The pages are given back when the step before is committed: later than this.
+            # The pages are freed when the previous step is committed: later than this.
             prefix = [*sequence.token_ids, token_id]
             first = (sequence.num_computed - (self.pool.window or at + 1) + 1) if at else 0
             pages = sequence.pages[max(first, 0) // size :]

@@ -76,7 +76,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
 
 
 def read_all(connection: socket.socket) -> bytes:
-    """What arrives until the other side closes."""
+    """All bytes that arrive until the other side closes."""
     data = b""
     with contextlib.suppress(ConnectionResetError):
         while piece := connection.recv(65536):

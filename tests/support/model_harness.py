@@ -16,7 +16,7 @@ from lampo.weights.formats import QuantizedTensor
 
 
 class Runner:
-    """One sequence over shuffled pages; what the cache holds before it is written is NaN."""
+    """One sequence over shuffled pages; the cache is NaN before it is written."""
 
     def __init__(
         self, model: Decoder, *, page_size: int = 16, kv_dtype: torch.dtype = torch.float32
@@ -100,7 +100,7 @@ def transformers_twin(checkpoint: Checkpoint) -> Any:
         weight = checkpoint.load(name)
         weight = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight.float()
         if rope.interleaved and name.endswith(("q_proj.weight", "k_proj.weight")):
-            # GGUF has the rows of a head as pairs, transformers as halves.
+            # GGUF stores the rows of a head as pairs, transformers as halves.
             pairs = weight.unflatten(0, (-1, attention.head_dim // 2, 2))
             weight = pairs.transpose(1, 2).flatten(0, 2)
         state[name] = weight.contiguous().clone()

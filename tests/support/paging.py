@@ -114,9 +114,9 @@ def build(
 
 
 def poison_before_window(pages: Pages, query: list[int], window: int) -> list[tuple[int, int]]:
-    """Poisons the pages that lie wholly before the first key that any query of a sequence sees.
+    """Poisons the pages entirely before the first key that any query of a sequence sees.
 
-    Returns their (sequence, entry) in the page table, which still names them.
+    Returns their (sequence, entry) in the page table, which still contains them.
     """
     page_size = pages.k_cache.shape[2]
     freed = []
@@ -133,5 +133,5 @@ def poison_before_window(pages: Pages, query: list[int], window: int) -> list[tu
 
 
 def _bits(dtype: torch.dtype) -> torch.dtype:
-    """Indexing assignment is not there for float8: move its bytes."""
+    """The integer type for indexed assignment of bytes, which float8 lacks."""
     return torch.uint8 if dtype == torch.float8_e4m3fn else dtype

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random weights in GGUF's blocks, and what they stand for."""
+"""Random weights in GGUF's blocks, and their values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMATS = {
 def quantized(
     rows: int, columns: int, format: str, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random GGUF blocks, and what they stand for."""
+    """Random GGUF blocks, and their values."""
     weight = torch.randn(rows, columns, generator=generator)
     weight[0] *= 100
     blocks = quants.quantize(weight.numpy(), FORMATS[format])

@@ -25,7 +25,7 @@ def silu(x: torch.Tensor) -> torch.Tensor:
 
 
 def gate_columns(y: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up, where 16 columns of y in turn belong to each; in y's dtype."""
+    """silu(gate) * up in y's dtype; columns of y alternate between gate and up in groups of 16."""
     gate, up = y.unflatten(1, (-1, 2, 16)).unbind(2)
     return (gate / (1 + torch.exp(-gate)) * up).flatten(1)
 
@@ -110,12 +110,12 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
 
 
 def quantize_activations(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """What packed linears compute on, in groups of 32, as float64: 8 bits, 16, or (9) 16 in the
-    word of four inputs with the largest, and 8, of the others' largest, elsewhere.
+    """Inputs of packed linears, rounded in groups of 32, as float64: to 8 bits, to 16, or (9) to 16
+    in the word of four inputs with the largest, and to 8, on the others' scale, elsewhere.
     """
     groups = x.float().unflatten(-1, (-1, 32))
     words = groups.abs().unflatten(-1, (8, 4)).amax(-1)
-    unit, largest = words.amax(-1, keepdim=True), 127.0  # what 127 stands for, and the largest q
+    unit, largest = words.amax(-1, keepdim=True), 127.0  # value of code 127, and the largest code
     if bits > 8:
         others = words.scatter(-1, words.argmax(-1, keepdim=True), 0.0).amax(-1, keepdim=True)
         unit, largest = unit / 256, largest * 256
@@ -134,7 +134,7 @@ def bfloat16_terms(x: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def ragged_row(cu: torch.Tensor, row: int, *values: torch.Tensor) -> list[torch.Tensor]:
-    """Row ``row`` of tensors that lie one row after another."""
+    """Row ``row`` of ragged tensors."""
     return [v[int(cu[row]) : int(cu[row + 1])].long() for v in values]
 
 
@@ -152,7 +152,7 @@ def processed_logits(
     cu_bias: torch.Tensor | None = None,
     allowed_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Step (1) of ``sample``, in float32, where it is defined; NaN becomes -inf."""
+    """Step (1) of ``sample``, defined in float32; NaN becomes -inf."""
     out = logits.float().masked_fill(logits.isnan(), -torch.inf)
     zeros = torch.zeros(len(out))
     repetition = zeros + 1 if repetition_penalty is None else repetition_penalty

@@ -137,7 +137,7 @@ TEMPLATES = {
 
 
 def byte_level_backend(family: str) -> Tokenizer:
-    """A byte-level BPE tokenizer as Hugging Face would load it."""
+    """A byte-level BPE tokenizer in Hugging Face's form."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -157,7 +157,7 @@ def byte_level_backend(family: str) -> Tokenizer:
 
 
 def sentencepiece_backend(family: str) -> Tokenizer:
-    """A SentencePiece-like BPE tokenizer as Hugging Face converts them: spaces are U+2581."""
+    """A SentencePiece-like BPE tokenizer in Hugging Face's form: spaces are U+2581."""
     trained = Tokenizer(models.BPE())
     trained.normalizer = normalizers.Replace(" ", "▁")
     trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
@@ -204,7 +204,7 @@ def make_backend(family: str) -> Tokenizer:
 
 
 def save(backend: Tokenizer, family: str, folder: Path, **config: Any) -> Path:
-    """The folder as a model's author would publish it."""
+    """Writes a model folder with tokenizer files."""
     folder.mkdir(parents=True, exist_ok=True)
     backend.save(str(folder / "tokenizer.json"))
     named = {"eos_token": EOS[family]}
@@ -217,7 +217,7 @@ def save(backend: Tokenizer, family: str, folder: Path, **config: Any) -> Path:
 
 
 def gguf_metadata(backend: Tokenizer, family: str, pre: str = "gpt-2") -> dict[str, Any]:
-    """The same tokenizer as a GGUF file would describe it."""
+    """The same tokenizer as a GGUF file's metadata."""
     vocab = backend.get_vocab(with_added_tokens=True)
     tokens = sorted(vocab, key=lambda name: vocab[name])
     special = set(SPECIALS[family])

@@ -221,7 +221,7 @@ def test_special_tokens_made_of_pieces_by_the_template() -> None:
 
 
 def test_roles() -> None:
-    """A template may build special tokens from the roles that everybody knows, from no others."""
+    """A template may build special tokens from well-known roles only."""
     ours = tokenizer("phi")
     ids = ours.encode_chat(user("a dog"))
     names = [ours.id_to_token(i) for i in special_ids("phi", ids)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an architecture says of itself: names, configuration, tensors, and how a block is made."""
+"""The interface of an architecture: names, configuration, tensors, construction of a block."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from lampo.models.weight_loader import WeightLoader
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor stands and what it is like.
+    """Name and layout of a tensor in files.
 
     Attributes:
         gguf: its name in a GGUF file.
         shape: as the ops take it, rows first.
-        transposed: whether safetensors hold it the other way round.
+        transposed: whether safetensors store its transpose.
     """
 
     gguf: str
@@ -48,12 +48,12 @@ def matrix(
 
 
 def vector(name: str, gguf: str, size: int) -> Tensors:
-    """A tensor [size]; names with their endings."""
+    """A tensor [size]; names include ".weight" or ".bias"."""
     return {name: StoredTensor(gguf, (size,))}
 
 
 def attention_tensors(hidden_size: int, a: AttentionConfig) -> Tensors:
-    """Of an attention with the names that most architectures use."""
+    """The tensors of an attention, under the names that most architectures use."""
     return {
         **matrix("self_attn.q_proj", "attn_q", a.q_size, hidden_size, bias=a.qkv_bias),
         **matrix("self_attn.k_proj", "attn_k", a.kv_size, hidden_size, bias=a.qkv_bias),
@@ -63,7 +63,7 @@ def attention_tensors(hidden_size: int, a: AttentionConfig) -> Tensors:
 
 
 def gated_tensors(hidden_size: int, f: FeedForwardConfig) -> Tensors:
-    """Of a gated feed-forward with the names that most architectures use."""
+    """The tensors of a gated feed-forward, under the names that most architectures use."""
     return {
         **matrix("mlp.gate_proj", "ffn_gate", f.size, hidden_size, bias=f.bias),
         **matrix("mlp.up_proj", "ffn_up", f.size, hidden_size, bias=f.bias),
@@ -72,20 +72,19 @@ def gated_tensors(hidden_size: int, f: FeedForwardConfig) -> Tensors:
 
 
 class Architecture(ABC):
-    """One family of models. A subclass is a file beside this one, and a line in registry.py.
+    """One family of models. A subclass takes a file in this folder and a line in registry.py.
 
     Attributes:
-        model_type: of config.json.
-        hf_class: what config.json then names in `architectures`.
+        model_type: the field of config.json.
+        hf_class: the entry of `architectures` in config.json.
         gguf_name: `general.architecture` of GGUF files; None: there are none, or another
             architecture reads them.
-        field_names: fields that its config.json has under other names than Llama's.
-        interleaved_in_gguf: whether GGUF files hold q and k for rotary pairs (2 i, 2 i + 1).
+        field_names: Llama's name of a field -> the name in its config.json, where they differ.
+        interleaved_in_gguf: whether GGUF files store q and k for rotary pairs (2 i, 2 i + 1).
         embedding, layer, norm, head: names of its parts, in safetensors and in GGUF files.
-        positions: likewise, of a table of positions that is added to the embedding; None: it has
-            none.
-        optional_prefix: what some safetensors leave out at the beginning of every name.
-        unused: names of tensors that files hold and nobody needs.
+        positions: likewise for a table of positions, added to the embedding; None: no table.
+        optional_prefix: beginning of all names that some safetensors leave out.
+        unused: pattern of the names of tensors in files that the model does not need.
     """
 
     model_type: ClassVar[str]
@@ -109,19 +108,19 @@ class Architecture(ABC):
         """Reads the configuration, from config.json or GGUF metadata.
 
         Raises:
-            ValueError: one line naming the file, the field, what was expected and what is there.
+            ValueError: one line naming the file, the field, the expectation and the value.
         """
 
     @abstractmethod
     def layer_tensors(self, config: ModelConfig, layer: LayerConfig) -> Tensors:
-        """The tensors of one block, by their names behind those of :attr:`layer`."""
+        """The tensors of one block, by their names without the prefix :attr:`layer`."""
 
     @abstractmethod
     def block(self, loader: WeightLoader, layer: LayerConfig) -> Block:
-        """Builds one block; `loader` takes names as :meth:`layer_tensors` gives them."""
+        """Builds one block; `loader` takes the names of :meth:`layer_tensors`."""
 
     def outer_tensors(self, config: ModelConfig) -> Tensors:
-        """The tensors besides those of blocks, but for the LM head."""
+        """The tensors outside of blocks, except the LM head's."""
         sizes = config.vocab_size, config.hidden_size
         norm, norm_gguf = self.norm
         return {
@@ -133,7 +132,7 @@ class Architecture(ABC):
         return loader.rms_norm(self.norm[0])
 
     def tensors(self, config: ModelConfig) -> Tensors:
-        """Every tensor that a model of this configuration has."""
+        """All tensors of a model of this configuration."""
         found = self.outer_tensors(config)
         name, gguf = self.layer
         for i, layer in enumerate(config.layers):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One view of a model's weights, whatever file they come from, under Hugging Face's names."""
+"""A model's weights from any supported file, under Hugging Face's names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 class TensorSource(Protocol):
-    """Files that hold tensors under their own names."""
+    """Tensors of files, under the files' own names."""
 
     nbytes: int
 
@@ -34,7 +34,7 @@ class TensorSource(Protocol):
 
 @dataclass(frozen=True)
 class _Place:
-    """A tensor's name in its file, and whether it stands there the other way round."""
+    """A tensor's name in its file, and whether the file stores its transpose."""
 
     name: str
     transposed: bool = False
@@ -45,9 +45,9 @@ class Checkpoint:
 
     Attributes:
         config: sizes and constants of the model.
-        architecture: how its parts are put together.
+        architecture: the model's architecture, which builds its blocks.
         path: the file or folder.
-        generation_config: checked sampling defaults, {} where the model has none.
+        generation_config: checked sampling defaults, {} if the model has none.
         gguf_metadata: the key-value section of a GGUF file, None for safetensors.
         nbytes: bytes of the weight files.
     """
@@ -82,7 +82,7 @@ class Checkpoint:
         return list(self._tensors)
 
     def load(self, name: str) -> torch.Tensor | QuantizedTensor:
-        """The tensor: a view of the mapped file, to be read only.
+        """The tensor: a view of the mapped file, not to be written.
 
         Q4_0, Q4_1 and Q8_0 matrices stay packed; other quantized types become f32.
         """
@@ -106,7 +106,7 @@ class Checkpoint:
         return self._source, self._tensors[name]
 
     def close(self) -> None:
-        """Lets go of the files; a mapping ends with the last tensor that views it."""
+        """Releases the files; a mapping ends with the last tensor that views it."""
         self._source = None
 
     def __enter__(self) -> Checkpoint:
@@ -132,7 +132,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         the checkpoint; no weight has been read yet, but every shape has been checked.
 
     Raises:
-        ValueError: one line naming the file, the field or tensor, and what is wrong with it.
+        ValueError: one line naming the file, the field or tensor, and the fault.
     """
     path = Path(path).expanduser()
     try:
@@ -216,7 +216,7 @@ def _check_shapes(
     places: Mapping[str, _Place],
     present: Mapping[str, tuple[int, ...]],
 ) -> None:
-    """Every expected tensor is there in its shape, and none that would go unused."""
+    """Checks that all expected tensors exist in their shapes, and no unexpected ones."""
     expected = architecture.tensors(config)
     for name, place in places.items():
         shape = expected[name].shape[::-1] if place.transposed else expected[name].shape

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model is: sizes and constants, layer by layer."""
+"""A model's configuration: sizes and constants, layer by layer."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class AttentionConfig:
 
     Attributes:
         num_qo_heads, num_kv_heads, head_dim: the first is a multiple of the second.
-        scale: what scores are multiplied with before the softmax.
-        rope: rotary embedding of q and k; None: positions enter elsewhere.
-        window: a token sees so many positions, its own included; None: all.
-        qkv_bias, out_bias: which projections have one.
+        scale: factor of the scores before the softmax.
+        rope: rotary embedding of q and k; None: no rotation.
+        window: number of positions that a token sees, its own included; None: all.
+        qkv_bias, out_bias: whether these projections have biases.
     """
 
     num_qo_heads: int
@@ -69,10 +69,10 @@ class ModelConfig:
         architecture: the `model_type` of config.json, or `general.architecture` of a GGUF file.
         vocab_size, hidden_size: rows and columns of the embedding.
         layers: the blocks, first to last; each may differ from its neighbours.
-        norm_eps: of all norms.
-        max_position_embeddings: the longest sequence that the model knows.
+        norm_eps: epsilon of all norms.
+        max_position_embeddings: length of the longest sequence that the model supports.
         tie_word_embeddings: whether the LM head is the embedding.
-        bos_token_id, eos_token_ids, pad_token_id: None or empty where the file names none.
+        bos_token_id, eos_token_ids, pad_token_id: None or empty if the file names none.
     """
 
     architecture: str
@@ -94,7 +94,7 @@ class ModelConfig:
 def generation_config_from_hf(
     d: Mapping[str, Any], vocab_size: int, source: str = "generation_config.json"
 ) -> dict[str, Any]:
-    """The sampling defaults of a generation_config.json, each checked; only those that are there.
+    """The sampling defaults of a generation_config.json, checked; absent ones are left out.
 
     Keys: do_sample, temperature, top_p, top_k, min_p, repetition_penalty, max_new_tokens,
     bos_token_id, pad_token_id, and eos_token_ids, a tuple.

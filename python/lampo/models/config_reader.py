@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How architectures read their configuration, from config.json or from GGUF metadata: by an
-allow-list of ranged fields, and a list of fields that must not go unread."""
+"""Reading of an architecture's configuration from config.json or GGUF metadata: an allow-list of
+fields with ranges, and a list of fields that must not stay unread."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ MAX_HIDDEN = 1 << 17
 MAX_INTERMEDIATE = 1 << 20
 MAX_LAYERS = 1024
 MAX_HEADS = 1024
-HEAD_DIMS = range(32, 257, 8)  # what the attention kernels take
+HEAD_DIMS = range(32, 257, 8)  # sizes that the attention kernels support
 
-# Names of fields in a GGUF file, behind "<architecture>.".
+# Names of fields in a GGUF file, after "<architecture>.".
 _GGUF_FIELDS = {
     "hidden_size": "embedding_length",
     "num_hidden_layers": "block_count",
@@ -54,8 +54,8 @@ _REFUSED = {
     "is_encoder_decoder": "encoder-decoder models are not supported",
     "add_cross_attention": "cross attention is not supported",
 }
-# Fields by which architectures change what is computed, and the values by which they do not. One
-# that the model's architecture does not read must have such a value.
+# Fields that change results, with their neutral values, which do not. A field that the model's
+# architecture does not read must have a neutral value.
 _OFF: tuple[Any, ...] = (None, False, 0, [], {})
 _CHANGES_RESULTS: dict[str, tuple[Any, ...]] = {
     "alibi": _OFF,
@@ -123,12 +123,12 @@ _CHANGES_RESULTS_GGUF: dict[str, tuple[Any, ...]] = {
 
 
 class ConfigReader:
-    """Reads the fields of one model, whichever file they stand in, under Hugging Face's names.
+    """Reads the fields of one model from either kind of file, under Hugging Face's names.
 
     Args:
         fields: of a config.json, or the metadata of a GGUF file.
         architecture: `model_type`, or `general.architecture`.
-        tensors: the shape of each tensor of a GGUF file, rows first, by its GGUF name; None: the
+        tensors: GGUF name -> shape of the tensors in a GGUF file, rows first; None: the
             fields are a config.json's.
         freq_factors: the content of rope_freqs.weight, if there is one.
         interleaved: whether q and k of a GGUF file are stored for rotary pairs (2 i, 2 i + 1).
@@ -155,7 +155,7 @@ class ConfigReader:
         """Whether some projections have biases, by the tensors of a GGUF file, or by a field.
 
         Args:
-            field: its name in config.json, where it is absent for "no".
+            field: its name in config.json; absent means no biases.
             tensor: the GGUF name of one of the biases.
         """
         if self.tensors is not None:
@@ -175,11 +175,11 @@ class ConfigReader:
         """Heads and rotary embedding, the same in all layers.
 
         Args:
-            default_kv_heads: where a config.json does not say; None: as many as query heads.
+            default_kv_heads: for a config.json without the field; None: as many as query heads.
             default_head_dim: likewise; None: hidden_size over query heads.
             rotary: whether q and k are rotated.
             window: as in :class:`AttentionConfig`.
-            qkv_bias, out_bias: which projections have biases.
+            qkv_bias, out_bias: whether these projections have biases.
         """
         f = self.fields
         num_qo_heads = f.integer("num_attention_heads", 1, MAX_HEADS)
@@ -233,7 +233,7 @@ class ConfigReader:
         )
 
     def window(self, default: int | None = None) -> int | None:
-        """The attention window; one of the whole context or more counts as none.
+        """The attention window; None also if it covers the whole context.
 
         Args:
             default: the window where a config.json has no such field.
@@ -245,8 +245,8 @@ class ConfigReader:
         return None if not window or window >= self.context else window
 
     def layer_windows(self) -> list[int | None]:
-        """The window of each layer, where `use_sliding_window` gives one to those that
-        `layer_types` names, or without that to those from `max_window_layers` on."""
+        """The windows of all layers. With `use_sliding_window` the layers named in `layer_types`
+        have one, or without that field the layers from `max_window_layers` on."""
         f = self.fields
         if self.tensors is not None:
             return [self.window()] * self.num_layers
@@ -277,9 +277,9 @@ class ConfigReader:
         """The feed-forward, the same in all layers.
 
         Args:
-            activations: the values of `hidden_act` that are this architecture's, the default
-                first. GGUF files do not name it.
-            default_size: where the file does not say; None: it must.
+            activations: the values of `hidden_act` that this architecture accepts, the default
+                first. GGUF files have no such field.
+            default_size: for a file without the field; None: the field is required.
             bias: whether its projections have biases.
         """
         f = self.fields
@@ -296,7 +296,7 @@ class ConfigReader:
         feed_forward: FeedForwardConfig,
         windows: list[int | None] | None = None,
     ) -> tuple[LayerConfig, ...]:
-        """Layers that are all alike, or differ in their windows alone."""
+        """Layers that are equal, except for their windows."""
         if windows is None:
             return (LayerConfig(attention, feed_forward),) * self.num_layers
         return tuple(
@@ -309,16 +309,16 @@ class ConfigReader:
         """The whole configuration.
 
         Args:
-            layers: what the architecture has read.
+            layers: the blocks' configurations.
             norm_eps: the field with the norms' epsilon.
             tied: whether the LM head of a config.json without `tie_word_embeddings` is the
-                embedding. A GGUF file says it by its tensors.
+                embedding. For a GGUF file its tensors decide.
 
         Raises:
-            ValueError: a field that nobody has read changes results.
+            ValueError: an unread field changes results.
         """
         f = self.fields
-        # A GGUF file names it, as an old config.json may not.
+        # Required in a GGUF file; an old config.json may lack it.
         eps_default: Any = 1e-6 if self.tensors is None else REQUIRED
         eps = f.number(norm_eps, 0, 1, eps_default, open_low=True)
         if self.tensors is None:
@@ -364,7 +364,7 @@ def hf_fields(values: Mapping[str, Any], source: str) -> Fields:
     """The fields of a config.json.
 
     Raises:
-        ValueError: they name code to run, or weights of another kind.
+        ValueError: a field names code to run, or weights of another kind.
     """
     for key, reason in _REFUSED.items():
         if values.get(key):

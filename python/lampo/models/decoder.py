@@ -19,11 +19,11 @@ from lampo.models.step import Buffers, Cache, Kept, Rows, Step
 
 @dataclass(frozen=True)
 class Embedding:
-    """The residual stream's beginning.
+    """The token embedding, which begins the residual stream.
 
     Attributes:
         tokens: [vocab_size, hidden_size].
-        positions: [max_position_embeddings, hidden_size], added; None: the model has none.
+        positions: [max_position_embeddings, hidden_size], added; None: no learned positions.
     """
 
     tokens: ops.Weight
@@ -75,7 +75,7 @@ class Decoder:
 
     @property
     def keeps(self) -> tuple[Kept, ...]:
-        """What each block keeps of a sequence."""
+        """The kind of cache of every block."""
         return tuple(block.mixer.keeps for block in self.blocks)
 
     @property
@@ -98,7 +98,7 @@ class Decoder:
         )
 
     def forward(self, step: Step, cache: Cache) -> torch.Tensor:
-        """Runs the blocks and writes what is kept of the new tokens into the cache.
+        """Runs the blocks and writes the new tokens' keys, values and states into the cache.
 
         Returns:
             [num_tokens or num_wanted, hidden_size], the residual stream, for :meth:`logits`; valid
@@ -150,17 +150,18 @@ class Decoder:
         return [self.norm, *blocks]
 
     def _narrow(self, step: Step, rows: Rows) -> tuple[Step, Rows]:
-        """What is left to do behind the last mixer's writes: the tokens that are wanted."""
+        """The step and the rows after the last mixer's writes: those of the wanted tokens."""
         step, tokens = step.narrowed()
-        few = self.new_buffers(len(tokens), self.device, self._buffers).rows(len(tokens))
+        wanted = self.new_buffers(len(tokens), self.device, self._buffers).rows(len(tokens))
         mixer = self.blocks[-1].mixer
-        handed_on = {"x": self.config.hidden_size, mixer.handed_on: mixer.widths[mixer.handed_on]}
-        for name, width in handed_on.items():
-            ops.embedding(tokens, rows.get(name, width), out=few.get(name, width))
-        return step, few
+        name = mixer.passed_buffer
+        passed = {"x": self.config.hidden_size, name: mixer.widths[name]}
+        for name, width in passed.items():
+            ops.embedding(tokens, rows.get(name, width), out=wanted.get(name, width))
+        return step, wanted
 
     def _first_rows(self, num_tokens: int) -> Rows:
-        """Steps come in many sizes and one after the other, so they share memory."""
+        """The rows of a step; steps of all sizes share memory."""
         if self._buffers.num_tokens < num_tokens:
             self._buffers = self.new_buffers(num_tokens, self.device)
             self._rows.cache_clear()  # their memory is no longer the largest step's
@@ -168,7 +169,7 @@ class Decoder:
 
 
 def _widest(widths: Iterable[dict[str, int]]) -> dict[str, int]:
-    """The largest width of each name."""
+    """The largest width per name."""
     widest: dict[str, int] = {}
     for found in widths:
         for name, width in found.items():

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts that architectures put together: mixers, feed-forwards, blocks. They call ops and know
-neither devices nor requests."""
+"""The parts of architectures: mixers, feed-forwards, blocks. They call ops and are independent of
+devices and requests."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _T = TypeVar("_T")
 
 
 class Mixer(Protocol):
-    """The half of a block in which tokens see one another.
+    """The half of a block that mixes information between tokens, such as attention.
 
-    It works in two parts. Behind the first, in a prompt's last block, only the tokens whose output
-    is wanted go on.
+    It has two phases, :meth:`write` and :meth:`read`. In a prompt's last block the second phase
+    processes only the tokens with a wanted output.
 
     Attributes:
-        keeps: what it keeps of a sequence; all that the pool, the prefix cache and the scheduler
-            know of a mixer.
-        widths: elements of a token in the buffers that it writes, by their names.
-        handed_on: the name of the buffer that :meth:`write` leaves to :meth:`read`.
+        keeps: its kind of cache; the only property of a mixer that the pool, the prefix cache and
+            the scheduler use.
+        widths: name -> elements per token of the buffers that it writes.
+        passed_buffer: the name of the buffer that :meth:`write` passes to :meth:`read`.
     """
 
     @property
@@ -35,12 +35,12 @@ class Mixer(Protocol):
     @property
     def widths(self) -> dict[str, int]: ...
 
-    handed_on: ClassVar[str]
+    passed_buffer: ClassVar[str]
 
     def write(
         self, x: torch.Tensor, norm: Norm, step: Step, cache: PagedCache | StateCache, rows: Rows
     ) -> None:
-        """Reads x, the residual stream, and writes what is kept of the new tokens."""
+        """Reads x, the residual stream, and writes the new tokens' cache entries."""
 
     def read(self, x: torch.Tensor, step: Step, cache: PagedCache | StateCache, rows: Rows) -> None:
         """Adds the mixer's output to x."""
@@ -55,10 +55,10 @@ class Attention:
         qkv: hidden_size -> q, k and v of all heads, one after the other.
         out: all heads -> hidden_size.
         cos_sin: [max_positions, rotary_dim] float32, cosines, then sines; None: no rotation.
-        q_norm, k_norm: of each head, before the rotation.
+        q_norm, k_norm: norms per head, before the rotation.
     """
 
-    handed_on: ClassVar[str] = "qkv"
+    passed_buffer: ClassVar[str] = "qkv"
 
     config: AttentionConfig
     qkv: Projection
@@ -131,8 +131,8 @@ class GatedFeedForward:
     """``x += (silu(g) * u) W^T`` with g and u two products of the normed x.
 
     Attributes:
-        gate_up: of one weight, ops.gate_and_up of the two; or of gate and up, where their formats
-            or sizes do not allow that.
+        gate_up: one weight, interleaved by ops.gate_and_up; or two, if their formats or sizes do
+            not allow that.
         down: back to hidden_size.
     """
 
@@ -194,17 +194,17 @@ class Block:
 
     @property
     def widths(self) -> dict[str, int]:
-        """Elements of a token in the buffers that the block writes, by their names."""
+        """Name -> elements per token of the buffers that the block writes."""
         return self.mixer.widths | self.feed_forward.widths
 
     def write(
         self, x: torch.Tensor, step: Step, cache: PagedCache | StateCache, rows: Rows
     ) -> None:
-        """What every new token needs: see :meth:`Mixer.write`."""
+        """The phase for all new tokens: see :meth:`Mixer.write`."""
         self.mixer.write(x, self.mixer_norm, step, cache, rows)
 
     def read(self, x: torch.Tensor, step: Step, cache: PagedCache | StateCache, rows: Rows) -> None:
-        """What follows: updates x, the residual stream."""
+        """The second phase: updates x, the residual stream."""
         self.mixer.read(x, step, cache, rows)
         self.feed_forward(x, self.feed_forward_norm, rows)
 
@@ -214,8 +214,8 @@ def moved(part: _T, device: torch.device, memo: dict[int, Any]) -> _T:
 
     Args:
         part: a tensor, a packed weight, a dataclass, or a list or tuple of such.
-        device: where to.
-        memo: what has been moved, by id: one dictionary for the whole model.
+        device: the target.
+        memo: moved objects by id: one dictionary for the whole model.
     """
     if id(part) in memo:
         found: _T = memo[id(part)]
@@ -234,7 +234,7 @@ def moved(part: _T, device: torch.device, memo: dict[int, Any]) -> _T:
 
 
 def tensors_of(part: object) -> dict[int, torch.Tensor]:
-    """The tensors of a part of a model, by id: shared ones stand once."""
+    """The tensors of a part of a model, by id: shared ones occur once."""
     if isinstance(part, torch.Tensor):
         return {id(part): part}
     found: dict[int, torch.Tensor] = {}

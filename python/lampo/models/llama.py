@@ -27,7 +27,7 @@ class Llama(Architecture):
 
     def config(self, reader: ConfigReader) -> ModelConfig:
         bias = reader.bias("attention_bias", "blk.0.attn_q.bias")
-        # GGUF files of Mistral, with its window, call themselves "llama".
+        # The architecture of Mistral's GGUF files, which have a window, is "llama".
         window = None if reader.tensors is None else reader.window()
         attention = reader.attention(window=window, qkv_bias=bias, out_bias=bias)
         feed_forward = reader.feed_forward(bias=reader.bias("mlp_bias", "blk.0.ffn_down.bias"))

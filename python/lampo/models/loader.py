@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a checkpoint to a model."""
+"""Construction of a model from a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def load_model(
     max_model_len: int = 0,
     device: torch.device | None = None,
 ) -> Decoder:
-    """Builds the model of a checkpoint, block by block: what has been copied leaves the mapping.
+    """Builds the model of a checkpoint, block by block; copied weights leave the mapping's memory.
 
     Args:
         checkpoint: an open checkpoint.
@@ -28,8 +28,8 @@ def load_model(
             "float32" computes on dequantized weights, exactly; "bfloat16" has weights and
             activations in bfloat16.
         max_model_len: positions that the rotary tables cover; 0: the model's own context.
-        device: for which it is built, the CPU if absent: a GPU computes in bfloat16. The weights
-            are on the CPU; :meth:`Decoder.to` moves them.
+        device: target of the model, the CPU if absent; a GPU computes in bfloat16. The weights are
+            on the CPU; :meth:`Decoder.to` moves them.
 
     Raises:
         ValueError: an unknown dtype.
@@ -43,7 +43,7 @@ def load_model(
     max_model_len = max_model_len or config.max_position_embeddings
     loader = WeightLoader(checkpoint, _WEIGHT_DTYPES[dtype], config.norm_eps, max_model_len)
 
-    # The largest first: while it is copied, nothing else takes memory yet.
+    # The largest tensor first: no other copy takes memory yet.
     name = architecture.embedding[0]
     if config.tie_word_embeddings:
         (tokens,) = loader.weights([name])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mistral: Llama's block, without biases, with a sliding window. Its GGUF files are llama.py's.
+"""Mistral: Llama's block, without biases, with a sliding window. llama.py reads its GGUF files.
 
 Source: Jiang et al., "Mistral 7B" (2023).
 """

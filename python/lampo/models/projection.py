@@ -13,13 +13,13 @@ from lampo.models.step import Rows
 
 @dataclass(frozen=True)
 class RMSNorm:
-    """``x * weight / sqrt(mean(x^2) + eps)``, which the linear that follows computes itself."""
+    """``x * weight / sqrt(mean(x^2) + eps)``, computed by the linear that follows."""
 
     weight: torch.Tensor
     eps: float
 
     def __call__(self, x: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, RMSNorm | None]:
-        """What a projection takes: x, and the norm that it is to apply."""
+        """The input of a projection: x, and the norm to apply."""
         return x, self
 
 
@@ -32,7 +32,7 @@ class LayerNorm:
     eps: float
 
     def __call__(self, x: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, RMSNorm | None]:
-        """What a projection takes: x normed, in `rows`, and nothing to apply."""
+        """The input of a projection: the normed x, in `rows`, and no norm to apply."""
         out = rows.get("normed", x.shape[1])
         ops.layer_norm(x, self.weight, self.bias, self.eps, out=out)
         return out, None
@@ -43,17 +43,17 @@ Norm = RMSNorm | LayerNorm
 
 @dataclass(frozen=True)
 class ActivationBits:
-    """How a projection rounds its input, by the kind of weight: activation_bits of ops.linear."""
+    """Precision of a projection's input per kind of weight: activation_bits of ops.linear."""
 
     packed: int = 8
     dense: int = 16
 
 
 # Packed weights: the mean divergence of SmolLM2 (Q4_1) from the exact model is 1.3e-3. With 8 bits
-# everywhere it was 3.8e-3: the LM head made 1.4e-3, q, k and v 1.0e-3, gate and up 0.9e-3. With 16
-# bits in place of 9 it is 0.9e-3, for half as much work again.
-# BF16 weights: x is split into two BF16. One is enough before gate and up, half of all products:
-# 3e-5, where one BF16 everywhere made 1.0e-4.
+# everywhere it was 3.8e-3: 1.4e-3 from the LM head, 1.0e-3 from q, k and v, 0.9e-3 from gate and
+# up. With 16 bits in place of 9 it is 0.9e-3, for 1.5 times the work.
+# BF16 weights: x is split into two BF16. One suffices before gate and up, half of all products: the
+# divergence is 3e-5, with one BF16 everywhere 1.0e-4.
 SENSITIVE = ActivationBits(packed=9)
 GATE_UP = ActivationBits(packed=9, dense=8)
 
@@ -63,13 +63,13 @@ class Projection:
     """``out = x W^T + b``, with W = [W_1; W_2; ...], for example q, k and v.
 
     Parts of one format become one matrix, so that x is quantized and the threads are woken once.
-    Parts of different formats (a GGUF may hold v in more bits than q) stay apart and write into
+    Parts of different formats (a GGUF may store v in more bits than q) stay separate and write into
     slices of ``out``.
 
     Attributes:
         weights: [out_features_i, in_features] each.
         bias: [sum of out_features] float32, or None.
-        activation_bits: how x is rounded.
+        activation_bits: precision of x.
     """
 
     weights: list[ops.Weight]
@@ -90,7 +90,7 @@ class Projection:
         silu_mul: bool = False,
         accumulate: bool = False,
     ) -> torch.Tensor:
-        """Writes ``norm(x) W^T + b`` into ``out``, or adds it; what is fused, as in ops.linear."""
+        """Writes ``norm(x) W^T + b`` into ``out``, or adds it; options as in ops.linear."""
         start = 0
         whole = len(self.weights) == 1
         for weight in self.weights:

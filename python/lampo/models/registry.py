@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The architectures that lampo knows, found by what a model's files say of themselves."""
+"""The supported architectures, looked up by the names in a model's files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _BY_GGUF_NAME = {a.gguf_name: a for a in ARCHITECTURES if a.gguf_name is not Non
 def config_from_hf(
     values: Mapping[str, Any], source: str = "config.json"
 ) -> tuple[Architecture, ModelConfig]:
-    """Reads a Hugging Face config.json. Fields that change nothing here are ignored.
+    """Reads a Hugging Face config.json. Fields without effect here are ignored.
 
     Raises:
         ValueError: one line naming the field, its value and what is supported.
@@ -52,9 +52,9 @@ def config_from_gguf(
 
     Args:
         metadata: the key-value section.
-        tensors: shape of each tensor, rows first, by its GGUF name.
+        tensors: GGUF name -> shape, rows first.
         freq_factors: the content of rope_freqs.weight, if there is one.
-        source: what errors call the file.
+        source: the file's name in errors.
 
     Raises:
         ValueError: as :func:`config_from_hf`.

@@ -23,17 +23,17 @@ _HF_KEYS |= {"beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_fa
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Rotary embedding of the first `rotary_dim` channels of each head.
+    """Rotary embedding of the first `rotary_dim` channels of every head.
 
-    Channel pair i turns by `position * f_i`, where `f_i = theta ** (-2 i / rotary_dim)` is then
-    changed by `scaling`, and divided by `freq_factors[i]` where a GGUF file has them.
+    Channel pair i is rotated by `position * f_i`. `f_i = theta ** (-2 i / rotary_dim)` is modified
+    by `scaling`, and divided by `freq_factors[i]` if a GGUF file has them.
 
     Attributes:
         theta: base of the frequencies.
-        rotary_dim: channels that turn, even.
+        rotary_dim: number of rotated channels, even.
         interleaved: pairs are channels (2 i, 2 i + 1); otherwise (i, i + rotary_dim / 2).
         scaling: "default", "linear", "dynamic", "llama3" or "yarn".
-        factor: how far the context is stretched, all scalings but "default".
+        factor: stretch factor of the context, all scalings but "default".
         original_max_position_embeddings: the length before stretching: dynamic, llama3, yarn.
         low_freq_factor, high_freq_factor: llama3.
         beta_fast, beta_slow, truncate: yarn, the ramp between the two kinds of frequency.
@@ -78,7 +78,7 @@ class RopeConfig:
                 raise ValueError("rope freq_factors: expected finite numbers above 0")
 
     def inverse_frequencies(self, seq_len: int | None = None) -> torch.Tensor:
-        """Angle per position of each channel pair: [rotary_dim / 2] f64.
+        """Angle per position, for all channel pairs: [rotary_dim / 2] f64.
 
         Args:
             seq_len: the longest sequence in use; only "dynamic" scaling depends on it.
@@ -86,7 +86,7 @@ class RopeConfig:
         dim = self.rotary_dim
         theta = self.theta
         if self.scaling == "dynamic":
-            # The base grows with the part of the sequence that lies past the trained length.
+            # The base grows with the part of the sequence beyond the trained length.
             trained = self.original_max_position_embeddings
             stretch = self.factor * max(seq_len or 0, trained) / trained - (self.factor - 1)
             theta = theta * stretch ** (dim / (dim - 2))
@@ -122,16 +122,16 @@ class RopeConfig:
         return table
 
     def _llama3(self, frequencies: torch.Tensor) -> torch.Tensor:
-        """Keeps short waves, slows long ones by `factor`, blends in between (Llama 3.1)."""
+        """Keeps high frequencies, divides low ones by `factor`, blends in between (Llama 3.1)."""
         turns = self.original_max_position_embeddings * frequencies / (2 * math.pi)
         width = self.high_freq_factor - self.low_freq_factor
         keep = ((turns - self.low_freq_factor) / width).clamp(0, 1)
         return keep * frequencies + (1 - keep) * frequencies / self.factor
 
     def _yarn(self, frequencies: torch.Tensor) -> torch.Tensor:
-        """Blends kept and slowed frequencies along a ramp over the channels (arXiv:2309.00071)."""
+        """Blends original and divided frequencies on a ramp of channels (arXiv:2309.00071)."""
 
-        def pair_with(turns: float) -> float:  # the pair that turns so often in the trained length
+        def pair_with(turns: float) -> float:  # pair with these turns in the trained length
             wave = self.original_max_position_embeddings / (turns * 2 * math.pi)
             return self.rotary_dim * math.log(wave) / (2 * math.log(self.theta))
 
@@ -182,7 +182,7 @@ def rope_from_hf(fields: Fields, head_dim: int, max_position_embeddings: int) ->
     if scaling == "dynamic":
         arguments["original_max_position_embeddings"] = max_position_embeddings
     if scaling in ("llama3", "yarn"):
-        if fields.has("original_max_position_embeddings"):  # beside rope_scaling: it goes first
+        if fields.has("original_max_position_embeddings"):  # takes precedence over rope_scaling's
             rope = Fields(rope.source, {**values, **_original_length(fields)})
         arguments["original_max_position_embeddings"] = rope.integer(
             "original_max_position_embeddings", 1, MAX_POSITIONS, max_position_embeddings
@@ -259,7 +259,7 @@ def rope_from_gguf(
     key = f"{rope}.scaling.factor"
     if not fields.has(key) and fields.has(f"{rope}.scale_linear"):
         key = f"{rope}.scale_linear"
-    factor = fields.number(key, 0, _MAX_FACTOR, 1.0) or 1.0  # 0 stands for "no scaling"
+    factor = fields.number(key, 0, _MAX_FACTOR, 1.0) or 1.0  # 0 means "no scaling"
     if factor < 1:
         raise fields.error(key, "0, or a finite number from 1")
     if scaling == "none" or factor == 1.0:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a step of a model reads and writes besides weights: tokens, caches, activations."""
+"""The data of a model step besides weights: tokens, caches, activations."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from lampo import ops
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the model: some new tokens of each of some sequences, ragged.
+    """One step of the model: new tokens of one or more sequences, ragged.
 
     Attributes:
         token_ids: [num_tokens] int64, the new tokens of all sequences, one after the other.
-        positions: [num_tokens] int64, where each stands in its sequence.
-        slot_mapping: [num_tokens] int64, page * page_size + offset: where its key and value go.
-        cu_seqlens_q: [batch_size + 1] int32, where each sequence's tokens begin and end.
-        seq_lens: [batch_size] int32, lengths counting the new tokens.
-        page_table: [batch_size, max_pages_per_seq] int32; entries of pages that no layer sees any
-            more may hold anything.
-        state_slots: [batch_size] int64, the sequences' places in a :class:`StateCache`; None: the
+        positions: [num_tokens] int64, positions of the tokens in their sequences.
+        slot_mapping: [num_tokens] int64, page * page_size + offset of the tokens' keys and values.
+        cu_seqlens_q: [batch_size + 1] int32, offsets of the sequences' tokens.
+        seq_lens: [batch_size] int32, lengths including the new tokens.
+        page_table: [batch_size, max_pages_per_seq] int32; entries of pages behind the windows of
+            all layers may hold anything.
+        state_slots: [batch_size] int64, the sequences' slots in a :class:`StateCache`; None: the
             model has no states.
-        last_of: [num_wanted] int64, ascending: sequences whose last new token's output is wanted,
-            and no other output. None: that of all tokens.
+        last_of: [num_wanted] int64, ascending: the sequences for which the output of the last new
+            token is wanted, and no other output. None: the outputs of all tokens are wanted.
     """
 
     token_ids: torch.Tensor
@@ -41,7 +41,7 @@ class Step:
     last_of: torch.Tensor | None = None
 
     def narrowed(self) -> tuple[Step, torch.Tensor]:
-        """A step of the wanted tokens alone, of those sequences, and which tokens these are."""
+        """A step of the wanted tokens and their sequences alone, and the indices of the tokens."""
         assert self.last_of is not None
         tokens = self.cu_seqlens_q[self.last_of + 1].long() - 1
         narrow = replace(
@@ -60,11 +60,11 @@ class Step:
 
 @dataclass(frozen=True)
 class PagedKV:
-    """Kept of every token: keys and values, in pages.
+    """A cache of keys and values per token, in pages.
 
     Attributes:
-        num_kv_heads, head_dim: of a token's key, and of its value.
-        window: later tokens see so many positions, their own included; None: all.
+        num_kv_heads, head_dim: shape of a token's key, and of its value.
+        window: number of positions that a token sees, its own included; None: all.
     """
 
     num_kv_heads: int
@@ -74,10 +74,10 @@ class PagedKV:
 
 @dataclass(frozen=True)
 class State:
-    """Kept of a sequence, whatever its length: tensors of these shapes.
+    """A cache per sequence, independent of its length: tensors of these shapes.
 
-    A mixer with a state computes a sequence's tokens in order, each once. It takes the state as
-    zeros where the first new token of a sequence is at position 0.
+    A mixer with a state computes a sequence's tokens in order, each once. The state is taken as
+    zeros if the first new token of a sequence is at position 0.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -97,8 +97,8 @@ class PagedCache(NamedTuple):
 
     Attributes:
         k, v: [num_pages, num_kv_heads, page_size, head_dim].
-        k_scale, v_scale: [num_pages, num_kv_heads, page_size] float32 where the cache has 8 bits,
-            else None.
+        k_scale, v_scale: [num_pages, num_kv_heads, page_size] float32 if the cache has 8 bits, else
+            None.
     """
 
     k: torch.Tensor
@@ -108,41 +108,41 @@ class PagedCache(NamedTuple):
 
 
 class StateCache(NamedTuple):
-    """The states of one layer: a tensor [num_slots, ...] for each shape."""
+    """The states of one layer: one tensor [num_slots, ...] per shape."""
 
     tensors: tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True)
 class Cache:
-    """What all layers keep: a :class:`PagedCache` or a :class:`StateCache` each."""
+    """The caches of all layers, a :class:`PagedCache` or a :class:`StateCache` per layer."""
 
     layers: tuple[PagedCache | StateCache, ...]
 
     def paged_tensors(self) -> Iterator[torch.Tensor]:
-        """Of all layers; the first dimension of each is the page."""
+        """The paged tensors of all layers; their first dimension is the page."""
         for layer in self.layers:
             if isinstance(layer, PagedCache):
                 yield from (tensor for tensor in layer if tensor is not None)
 
     def state_tensors(self) -> Iterator[torch.Tensor]:
-        """Of all layers; the first dimension of each is the slot."""
+        """The state tensors of all layers; their first dimension is the slot."""
         for layer in self.layers:
             if isinstance(layer, StateCache):
                 yield from layer.tensors
 
 
 class Buffers:
-    """The activations of a step, by name, all that a layer writes. A step allocates nothing.
+    """Preallocated activations, by name: all buffers that blocks write.
 
     All steps share the memory of the largest one, and all layers that of the widest: a view is the
     first elements of a name's memory.
 
     Args:
-        widths: elements of a token, by name, of the widest layer.
-        num_tokens: of the largest step.
+        widths: name -> elements per token in the widest layer.
+        num_tokens: number of tokens of the largest step.
         linear_width: the widest input of a linear.
-        workspaces_of: whose workspaces to share.
+        workspaces_of: buffers that provide the workspaces; None: allocate them.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class Buffers:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all but the workspace of attention, whose size depends on the device."""
+        """Bytes without the workspace of attention, which depends on the device."""
         return sum(t.nbytes for t in self._memory.values()) + self.workspace.nbytes
 
     def rows(self, num_tokens: int) -> Rows:
@@ -185,10 +185,10 @@ class Buffers:
 
 
 class Rows:
-    """Views of :class:`Buffers` for a step of `num_tokens` tokens, made once each.
+    """Cached views of :class:`Buffers` for a step of `num_tokens` tokens.
 
     Attributes:
-        workspace: of linears.
+        workspace: the workspace of linears.
     """
 
     def __init__(self, buffers: Buffers, num_tokens: int) -> None:
@@ -208,7 +208,7 @@ class Rows:
     def heads(
         self, name: str, num_qo_heads: int, num_kv_heads: int, head_dim: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """q, k and v, which lie side by side in `name`: [num_tokens, heads, head_dim] each."""
+        """q, k and v, side by side in `name`: [num_tokens, heads, head_dim] each."""
         key = name, num_qo_heads, num_kv_heads, head_dim
         if key not in self._heads:
             heads = [num_qo_heads, num_kv_heads, num_kv_heads]

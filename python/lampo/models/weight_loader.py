@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the tensors of a checkpoint to the parts of a model."""
+"""Construction of a model's parts from the tensors of a checkpoint."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
 class Tensors(Protocol):
-    """What a loader wants of a checkpoint."""
+    """The interface of a checkpoint that a loader uses."""
 
     def load(self, name: str) -> torch.Tensor | QuantizedTensor: ...
     def release(self, name: str) -> None: ...
 
 
 class WeightLoader:
-    """Reads the matrices of a checkpoint into the form in which the ops want them, side by side in
-    huge pages. What has been copied leaves the mapping's memory.
+    """Converts the matrices of a checkpoint to the ops' formats, side by side in huge pages. Copied
+    tensors leave the mapping's memory.
 
     Args:
-        source: where they are.
+        source: the tensors.
         dtype: convert (and dequantize) to this; None keeps packed weights packed and dense ones in
             their own dtype.
-        norm_eps: of all norms.
+        norm_eps: epsilon of all norms.
         max_positions: rows of the rotary tables.
     """
 
@@ -87,10 +87,10 @@ class WeightLoader:
         """An attention layer.
 
         Args:
-            config: its sizes, and which biases there are.
-            qkv: names of the projections to q, k and v, or of the one to all of them.
-            out: name of the projection back.
-            q_norm, k_norm: names of the norms of each head.
+            config: its sizes, and whether there are biases.
+            qkv: names of the projections to q, k and v, or of one fused projection.
+            out: name of the output projection.
+            q_norm, k_norm: names of the norms per head.
         """
         return Attention(
             config=config,
@@ -110,7 +110,7 @@ class WeightLoader:
     ) -> GatedFeedForward:
         """A gated feed-forward of the three named projections."""
         names, bias = [gate, up], config.bias
-        weights = self.weights(names, in_turn=True)
+        weights = self.weights(names, interleaved=True)
         biases = None
         if bias:
             parts = [self._vector(f"{name}.bias") for name in names]
@@ -135,24 +135,24 @@ class WeightLoader:
         bias: bool = False,
         activation_bits: ActivationBits | None = None,
     ) -> Projection:
-        """Weights and, where the model has them, biases (as float32) of the named layers."""
+        """Weights and, with `bias`, biases (as float32) of the named layers."""
         biases = torch.cat([self._vector(f"{name}.bias") for name in names]) if bias else None
         return Projection(self.weights(names), biases, activation_bits or ActivationBits())
 
     def table(self, name: str) -> ops.Weight:
-        """A matrix of which single rows are read: a dense one stays where it is mapped."""
+        """A matrix for reading single rows: a dense one stays in the mapping."""
         tensor = self.source.load(f"{self.prefix}{name}.weight")
         if isinstance(tensor, torch.Tensor) and self.dtype in (None, tensor.dtype):
             return tensor
         (weight,) = self.weights([name])
         return weight
 
-    def weights(self, names: list[str], *, in_turn: bool = False) -> list[ops.Weight]:
-        """The named matrices ("mlp.up_proj"), stacked where their formats agree.
+    def weights(self, names: list[str], *, interleaved: bool = False) -> list[ops.Weight]:
+        """The named matrices ("mlp.up_proj"), stacked if their formats agree.
 
         Args:
             names: without prefix and ".weight".
-            in_turn: of two matrices, stacked as by ops.gate_and_up.
+            interleaved: whether to stack two matrices as ops.gate_and_up does.
         """
         names = [f"{self.prefix}{name}.weight" for name in names]
         tensors = [self.source.load(name) for name in names]
@@ -163,12 +163,12 @@ class WeightLoader:
             ]
         packed = [t for t in tensors if isinstance(t, QuantizedTensor)]
         dense = [t for t in tensors if isinstance(t, torch.Tensor)]
-        stackable = not in_turn or all(t.shape[0] % _STRIP_ROWS == 0 for t in tensors)
+        stackable = not interleaved or all(t.shape[0] % _STRIP_ROWS == 0 for t in tensors)
         weights: list[ops.Weight]
         if packed and not dense and stackable and len({t.format for t in packed}) == 1:
-            weights = self._pack(packed, in_turn)
+            weights = self._pack(packed, interleaved)
         elif dense and not packed and stackable and len({t.dtype for t in dense}) == 1:
-            weights = [self._stack(dense, in_turn)]
+            weights = [self._stack(dense, interleaved)]
         else:
             weights = []
             for t in tensors:
@@ -178,7 +178,7 @@ class WeightLoader:
         return weights
 
     def _vector(self, name: str) -> torch.Tensor:
-        """A one-dimensional tensor as float32, in memory of its own."""
+        """A copy of a one-dimensional tensor as float32."""
         tensor = self.source.load(self.prefix + name)
         assert isinstance(tensor, torch.Tensor)
         return tensor.float().clone()
@@ -188,25 +188,25 @@ class WeightLoader:
             self._rotary_tables[rope] = rope.cos_sin_table(self.max_positions)
         return self._rotary_tables[rope]
 
-    def _stack(self, tensors: list[torch.Tensor], in_turn: bool = False) -> torch.Tensor:
+    def _stack(self, tensors: list[torch.Tensor], interleaved: bool = False) -> torch.Tensor:
         """Dense matrices of one dtype as one."""
         rows, (columns,) = sum(len(t) for t in tensors), {t.shape[1] for t in tensors}
         out = self._arena.empty(rows, columns, dtype=tensors[0].dtype)
-        if not in_turn:
+        if not interleaved:
             return torch.cat(tensors, out=out)
         strips = [t.unflatten(0, (-1, _STRIP_ROWS)) for t in tensors]
         torch.stack(strips, 1, out=out.view(-1, len(tensors), _STRIP_ROWS, columns))
         return out
 
-    def _pack(self, tensors: list[QuantizedTensor], in_turn: bool = False) -> list[ops.Weight]:
-        """One packed matrix where the parts fill whole strips, else one for each."""
+    def _pack(self, tensors: list[QuantizedTensor], interleaved: bool = False) -> list[ops.Weight]:
+        """One packed matrix if the parts fill whole strips, else one per part."""
         if any(t.shape[0] % _STRIP_ROWS for t in tensors[:-1]):
             return [weight for t in tensors for weight in self._pack([t])]
         format, columns = tensors[0].format, tensors[0].shape[1]
         strips = [-(-t.shape[0] // _STRIP_ROWS) for t in tensors]
         strip_bytes = ops.packed_strip_bytes(format, columns)
         data = self._arena.empty(sum(strips), strip_bytes, dtype=torch.uint8)
-        if in_turn:
+        if interleaved:
             parts = data.view(-1, len(tensors), strip_bytes).unbind(1)
         else:
             parts = data.split(strips)

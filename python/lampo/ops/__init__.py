@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The native ops, on CPU and CUDA tensors: functions here, and ``torch.ops.lampo.*``.
 
-Each writes into ``out`` (allocated where it is not given) and is stateless.
+Every op writes into ``out`` (allocated if absent) and is stateless.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Large products on CUDA, by cuBLAS: what :func:`lampo.ops.linear` does with many rows."""
+"""Large products on CUDA by cuBLAS: :func:`lampo.ops.linear` with many rows."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ import torch
 from lampo.ops.norm import rms_norm
 
 STRIP_ROWS = 16
-# csrc/cuda/linear/linear.cu reads the weight once per so many rows.
+# Number of rows per read of the weight in csrc/cuda/linear/linear.cu.
 KERNEL_ROWS = 16
-# A packed weight that is dequantized is written and read in 16 bits: by the bytes, 4.5 bits for
-# every 16 rows are less up to about 8 times as many rows. To be measured on a GPU.
+# Number of rows up to which the kernel moves fewer bytes: it reads a packed weight (4.5 bits) per
+# 16 rows, cuBLAS needs it written and read in 16 bits once. To be measured on a GPU.
 KERNEL_ROWS_PACKED = 128
 
 
 def takes_gemm(
     device: str, num_tokens: int, dtype: torch.dtype, weight: torch.dtype | None, out: torch.dtype
 ) -> bool:
-    """Whether cuBLAS multiplies, a function of shapes and types alone.
+    """Whether cuBLAS multiplies: a function of shapes and types alone.
 
-    It does where x, weight and out have one type that the ops around it know too. All else stays
-    with the kernel, which takes any number of rows and rounds nothing in between.
+    cuBLAS requires x, weight and out to have one type, which the ops around it must support too.
+    All other products go to the kernel, which takes any number of rows and rounds no intermediate
+    result.
 
     Args:
-        weight: its type; None: packed.
+        weight: the weight's type; None: packed.
     """
     rows = KERNEL_ROWS_PACKED if weight is None else KERNEL_ROWS
     alike = weight in (None, dtype) and out == dtype
@@ -46,7 +47,7 @@ def linear_by_gemm(
     accumulate: bool,
     out: torch.Tensor,
 ) -> None:
-    """linear with a dense weight of x's type, step by step, each rounded to that type."""
+    """linear with a dense weight of x's type; intermediate results are rounded to that type."""
     columns = weight.shape[0] // 2 if silu_mul else weight.shape[0]
     for name, tensor, shape in (
         ("weight", weight, (weight.shape[0], x.shape[1])),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Registration of the native ops with torch: ``torch.ops.lampo.<name>``.
 
-Every op writes into tensors that it is given and returns nothing, so a fake kernel has nothing to
-do, and an op can be captured, traced by ``torch.compile`` and checked by ``torch.library.opcheck``.
+Every op writes into its arguments and returns nothing, so fake kernels are empty, and an op can be
+captured, traced by ``torch.compile`` and checked by ``torch.library.opcheck``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _library = torch.library.Library("lampo", "DEF")
 
 
 class _Recording(threading.local):
-    """Where the arguments of this thread's calls are kept while a program records them."""
+    """References to the arguments of this thread's calls while a program records them."""
 
     kept: list[object] | None = None
 
@@ -37,10 +37,10 @@ def keep_arguments(kept: list[object]) -> Iterator[None]:
 
 
 def register(schema: str, kernel: Callable[..., None]) -> Callable[..., None]:
-    """Register a native function under a schema and return how Python code should call it.
+    """Register a native function under a schema and return a function for Python callers.
 
-    The result calls ``kernel`` directly, which saves torch's dispatcher (several microseconds a
-    call), unless ``torch.compile`` is tracing.
+    It calls ``kernel`` directly, which saves torch's dispatcher (several microseconds a call),
+    unless ``torch.compile`` is tracing.
 
     Args:
         schema: ``name(Tensor x, ..., Tensor(a!) out) -> ()``; mutated arguments are marked.

@@ -32,7 +32,7 @@ def paged_attention_workspace_size(
     deterministic: bool = False,
     device: str | torch.device = "cpu",
 ) -> int:
-    """Bytes of workspace that :func:`paged_attention` needs, whatever the lengths.
+    """Bytes of workspace that :func:`paged_attention` needs, for any sequence lengths.
 
     Args:
         max_seq_len: the page table's columns times page_size; used on CPU, where the size also
@@ -77,15 +77,15 @@ def paged_attention(
 ) -> torch.Tensor:
     """``softmax(softmax_scale * q k^T + mask) v`` per query head; prefill, decode, or both mixed.
 
-    Token i of the n of a sequence is at position ``seq_len - n + i``. A row's result does not
-    depend, to the bit, on the batch, the threads, or how the prompt was cut into calls: always on
-    CPU; on CUDA with ``deterministic=True``, else it is the same whenever the same call is made.
+    Token i of a sequence's n tokens is at position ``seq_len - n + i``. On CPU, and on CUDA with
+    ``deterministic=True``, a row's result does not depend, to the bit, on the batch, the threads or
+    the split of a prompt into calls. Otherwise equal calls give equal results.
 
     Args:
         q: [num_tokens, num_qo_heads, head_dim] float32 or bfloat16 (CUDA: bfloat16 or float16),
             ragged by ``cu_seqlens_q``.
         k_cache, v_cache: [num_pages, num_kv_heads, page_size, head_dim], see :func:`append_kv`;
-            num_kv_heads divides num_qo_heads; head_dim 32 to 256 in eights.
+            num_kv_heads divides num_qo_heads; head_dim is a multiple of 8 from 32 to 256.
         page_table: [batch_size, max_pages_per_seq] int32; unneeded entries may hold anything.
         seq_lens: [batch_size] int32, counting the current tokens.
         cu_seqlens_q: [batch_size + 1] int32, from 0; tokens past its end are padding.
@@ -100,9 +100,9 @@ def paged_attention(
         ``out``; rows that see no key (padding among them) are 0, their lse -inf.
 
     Raises:
-        ValueError, TypeError: what does not fit, by name, and on CPU by sequence and entry. On
-            CUDA lengths and pages are looked at with LAMPO_CHECK_VALUES=1 only, and what is out of
-            range is clamped into it.
+        ValueError, TypeError: an argument that does not fit, by name, and on CPU by sequence and
+            entry. On CUDA lengths and pages are checked with LAMPO_CHECK_VALUES=1 only; values out
+            of range are clamped.
     """
     if softmax_scale is None:
         softmax_scale = q.shape[-1] ** -0.5
@@ -163,7 +163,7 @@ def merge_states(
         ``(out, lse)``; rows without any key are 0 and -inf.
 
     Raises:
-        ValueError, TypeError: what does not fit, by name.
+        ValueError, TypeError: an argument that does not fit, by name.
     """
     if out is None:
         out = out_partial.new_empty(out_partial.shape[1:])

@@ -51,9 +51,9 @@ def append_kv(
             magnitude of a head's vector over 127 (int8, required) or 448 (float8, optional).
 
     Raises:
-        ValueError, TypeError: what does not fit, by name; nothing has been written then. On CUDA
-            values are looked at with LAMPO_CHECK_VALUES=1 only: a slot out of range writes
-            nothing, a position is clamped.
+        ValueError, TypeError: an argument that does not fit, by name; nothing has been written
+            then. On CUDA values are checked with LAMPO_CHECK_VALUES=1 only: a slot out of range
+            writes nothing, a position is clamped.
 
     Source: Su et al., "RoFormer" (2021); Kwon et al., "PagedAttention" (2023).
     """

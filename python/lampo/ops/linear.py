@@ -100,7 +100,7 @@ def pack_weight(
 
 
 def gate_and_up(gate: _W, up: _W) -> _W:
-    """The rows of two weights, or the elements of two biases, 16 in turn: for `silu_mul`.
+    """Rows of two weights, or elements of two biases, interleaved by 16, for `silu_mul`.
 
     Args:
         gate, up: [size, ...] of one shape and kind, size a multiple of 16.
@@ -131,8 +131,8 @@ def packed_strip_bytes(format: str, in_features: int) -> int:
 
 
 def linear_workspace_size(num_tokens: int, in_features: int) -> int:
-    """Bytes of workspace that :func:`linear` needs with a norm or where it rounds x."""
-    # csrc/ops/linear.cpp's formula, here because torch.compile cannot look into native functions.
+    """Bytes of workspace that :func:`linear` needs with a norm or if it rounds x."""
+    # csrc/ops/linear.cpp's formula; repeated, as torch.compile cannot trace native functions.
     return num_tokens * ((in_features + 31) // 32) * 128
 
 
@@ -149,13 +149,13 @@ def linear(
     out: torch.Tensor | None = None,
     workspace: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """``y = norm(x) @ weight.T + bias``, accumulated in float32, and what a decoder does with it.
+    """``y = norm(x) @ weight.T + bias``, accumulated in float32, with fused neighbours.
 
-    The passes around the product are fused into it: the RMS norm before, a gated activation or the
-    addition to a residual stream after. With a packed weight, norm(x) is quantized in groups of 32
-    and the products are integer. On CPU a row of the result does not depend, to the bit, on the
-    other rows or on the thread count; on CUDA not on the other rows while there are few. Many rows
-    are multiplied by cuBLAS there, where x, weight and out have one type.
+    The fused neighbours are the RMS norm before the product, and a gated activation or the addition
+    to a residual stream after it. With a packed weight, norm(x) is quantized in groups of 32 and
+    the products are integer. On CPU a row of the result does not depend, to the bit, on the other
+    rows or on the thread count. On CUDA it does not depend on the other rows if these are few;
+    cuBLAS multiplies many rows if x, weight and out have one type.
 
     Args:
         x: [num_tokens, in_features] float32 or bfloat16; on CUDA also float16.
@@ -165,20 +165,20 @@ def linear(
         norm_weight: [in_features] float32 or as ``x``: takes ``x * norm_weight / sqrt(mean(x^2) +
             norm_eps)`` in place of ``x``, as :func:`rms_norm`.
         norm_eps: in [0, 1].
-        silu_mul: the result is ``silu(gate) * up``, where 16 columns of y in turn belong to gate
-            and to up, as :func:`gate_and_up` arranges the rows of weight and bias: a CPU core reads
-            both as one stream.
+        silu_mul: the result is ``silu(gate) * up``. 16 columns of y belong to gate, the next 16 to
+            up, and so on: the order of :func:`gate_and_up`, which a CPU core reads as one stream.
         accumulate: the result is added to ``out`` in place of replacing it.
-        activation_bits: how x is rounded, in groups of 32 inputs. A packed weight meets integers of
-            8 or 16 bits, or (9, the mean) of 16 in the word of four inputs that has the largest and
-            of 8, on the others' scale, elsewhere (on CUDA as 16).
-            A bfloat16 weight, on CPUs that multiply bfloat16, meets one bfloat16 (8 significant
-            bits) or the sum of two (16). 16 makes 1/256 of the error for twice the multiplications,
-            which costs little while memory is the limit. By default 8 for packed weights, else 16.
+        activation_bits: precision of x, in groups of 32 inputs. For a packed weight x is rounded to
+            integers of 8 or 16 bits. 9 (the mean) means 16 bits for the word of four inputs with
+            the largest magnitude, and 8 bits, on the others' scale, for the others (on CUDA: 16).
+            For a bfloat16 weight, on CPUs that multiply bfloat16, x is rounded to one bfloat16 (8
+            significant bits) or to the sum of two (16). 16 has 1/256 of the error for twice the
+            multiplications, which costs little if memory is the limit. Default: 8 for packed
+            weights, else 16.
         out: [num_tokens, out_features] (half of that with ``silu_mul``) float32 or as ``x``,
             written; as ``x`` if absent.
         workspace: uint8, at least ``linear_workspace_size(num_tokens, in_features)`` bytes, used
-            with a norm and where x is rounded; allocated if absent.
+            with a norm and if x is rounded; allocated if absent.
 
     Returns:
         ``out``.
@@ -222,12 +222,12 @@ def embedding(
     accumulate: bool = False,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Rows of an embedding table: ``table[token_ids]``, dequantized where the table is packed.
+    """Rows of an embedding table: ``table[token_ids]``, dequantized if the table is packed.
 
     Args:
-        token_ids: [num_tokens] int32 or int64, in [0, vocab_size); on CUDA others give zeros.
+        token_ids: [num_tokens] int32 or int64, in [0, vocab_size); on CUDA other ids give zeros.
         table: [vocab_size, hidden_size] float32, bfloat16 or float16, or a :class:`PackedWeight`.
-        dtype: of ``out`` where that is absent: float32 (default) or bfloat16.
+        dtype: of ``out`` if that is absent: float32 (default) or bfloat16.
         accumulate: add the rows to ``out``, which must then be given.
         out: [num_tokens, hidden_size] float32 or bfloat16, written.
 

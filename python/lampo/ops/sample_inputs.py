@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tensors that say how each row of logits is sampled."""
+"""Sampling parameters per row of logits, as tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @dataclass(frozen=True)
 class PerRow:
-    """A tensor of one value for each row.
+    """A tensor with one value per row.
 
     Attributes:
         dtype: of the tensor.
@@ -27,20 +27,20 @@ def _row(dtype: torch.dtype, neutral: float = 0) -> dict[str, PerRow]:
 
 @dataclass
 class SampleInputs:
-    """How :func:`lampo.ops.sample` draws from each row of logits [batch_size, vocab_size].
+    """Parameters of :func:`lampo.ops.sample` per row of logits [batch_size, vocab_size].
 
-    A tensor that is absent changes nothing. On CPU values are checked; on CUDA a value out of its
-    range means the nearest that is in it, and ids and offsets out of range are skipped.
+    An absent tensor changes nothing. On CPU values are checked. On CUDA values out of range are
+    clamped, and ids and offsets out of range are skipped.
 
     Attributes:
-        temperature: [batch_size] float32, divides the logits, 0: the largest is taken.
+        temperature: [batch_size] float32, divides the logits; 0: greedy.
         top_k: [batch_size] int32 >= 0, 0: off.
         top_p: [batch_size] float32 in (0, 1].
         min_p: [batch_size] float32 in [0, 1].
-        seeds, positions: [batch_size] int64, of the noise; seeds may be left out on CPU if all rows
-            are greedy.
+        seeds, positions: [batch_size] int64, inputs of the noise; seeds may be absent on CPU if all
+            rows are greedy.
         penalty_ids, penalty_counts, cu_penalties: [nnz], [nnz], [batch_size + 1] int32: row b's
-            distinct ids lie at cu[b] to cu[b + 1]; counts are of the output, 0: prompt only.
+            distinct ids are at cu[b] to cu[b + 1]; counts are those in the output, 0: prompt only.
         repetition_penalty, presence_penalty, frequency_penalty: [batch_size] float32, for the
             tokens of penalty_ids.
         bias_ids, bias_values, cu_bias: [nnz] int32, [nnz] float32, [batch_size + 1] int32.
@@ -65,7 +65,7 @@ class SampleInputs:
     allowed_mask: torch.Tensor | None = None
 
     def tensors(self) -> list[torch.Tensor | None]:
-        """All of them, in the order of the op's arguments."""
+        """All tensors, in the order of the op's arguments."""
         return [getattr(self, name) for name in SAMPLE_INPUT_NAMES]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From logits to tokens, and tables of log-probabilities."""
+"""Sampling of tokens from logits, and tables of log-probabilities."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def sampling_workspace_size(
 ) -> int:
     """Bytes of workspace for :func:`sample` and :func:`token_logprobs` on rows of this width.
 
-    On CPU it depends on the number of threads, so ask again after changing that, and fits any
-    batch; on CUDA it fits up to ``batch_size`` rows.
+    On CPU the size depends on the number of threads (query it again after a change) and suffices
+    for any batch. On CUDA it suffices for up to ``batch_size`` rows.
     """
     device = torch.device(device)
     cuda_device = -1 if device.type == "cpu" else device.index or 0
@@ -43,8 +43,8 @@ def sampling_workspace_size(
 
 
 def _workspace(logits: torch.Tensor) -> torch.Tensor:
-    """Scratch memory. On CPU that of the calling thread, kept between calls since fresh pages cost
-    more time than the sampling of a row; on CUDA torch keeps it, for every stream its own."""
+    """Scratch memory. On CPU one buffer per thread, kept between calls since fresh pages take more
+    time than sampling a row. On CUDA torch's allocator caches it per stream."""
     size = sampling_workspace_size(logits.shape[-1], logits.device, logits.shape[0])
     if torch.compiler.is_compiling() or logits.is_cuda:
         return logits.new_empty(size, dtype=torch.uint8)
@@ -72,19 +72,19 @@ def sample(
     """Draw one token per row of logits; csrc/common/sampling.h defines every step to the bit.
 
     (1) penalties, bias and mask on raw logits; (2) divide by temperature; (3) top-k; (4) top-p of
-    what is left, the crossing token included; (5) min-p: ``p_i >= min_p * p_max``; (6) the draw,
-    ``argmax(log p_i + Gumbel noise)`` with noise from Philox(seed, position, token). Order: by
-    descending logit, ties by index. NaN counts as -inf; +inf tokens share all probability.
+    the remaining tokens, the crossing token included; (5) min-p: ``p_i >= min_p * p_max``; (6) the
+    draw, ``argmax(log p_i + Gumbel noise)`` with noise from Philox(seed, position, token). Order:
+    by descending logit, ties by index. NaN counts as -inf; +inf tokens share all probability.
 
     Args:
         logits: [batch_size, vocab_size] float32 or bfloat16, not modified.
-        inputs: how; or its fields as arguments of their own: ``sample(logits, temperature=t)``.
+        inputs: the parameters; or its fields as arguments: ``sample(logits, temperature=t)``.
         token_ids, status: [batch_size] int64 and int32, written; -1 and 1 without a candidate.
         logprobs: [batch_size, 2] float32, written: raw log-softmax; log of the drawn probability.
-        kept: [batch_size, vocab_size] bool, written: what survives (1) to (5).
-        num_kept: [batch_size] int32, written: how many do; 1 of a greedy row, 0 of no candidate.
-        processed_logprobs: [batch_size, vocab_size] float32, written: the logarithms of the
-            probabilities that were drawn from, -inf for what did not survive.
+        kept: [batch_size, vocab_size] bool, written: candidates after (1) to (5).
+        num_kept: [batch_size] int32, written: number of candidates; 1 for a greedy row.
+        processed_logprobs: [batch_size, vocab_size] float32, written: log-probabilities of the
+            distribution that (6) draws from, -inf for other tokens.
         workspace: [:func:`sampling_workspace_size`] uint8.
 
     Returns:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices, recorded programs and memory: what lies under a model besides its ops."""
+"""Devices, recorded programs and memory."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this build and this machine offer of CUDA. Asking never fails, GPU or not."""
+"""CUDA support of this build and this machine. Queries never fail, with or without a GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CudaDevice:
-    """One GPU that this process may see."""
+    """One GPU that is visible to this process."""
 
     index: int
     name: str
@@ -24,7 +24,7 @@ class CudaDevice:
     memory_total: int  # bytes
     memory_free: int | None  # bytes; None: not measured
     kernel_image: str  # "sm_90a", or "compute_80": PTX that the driver compiles first; "": none
-    why: str  # what keeps lampo's kernels from running on it; "": nothing
+    why: str  # reason that lampo's kernels cannot run on it; "": they can
 
     @property
     def usable(self) -> bool:
@@ -41,14 +41,14 @@ class CudaDevice:
 
 @dataclass(frozen=True)
 class CudaInfo:
-    """CUDA as this build of lampo finds it here."""
+    """CUDA support of this build on this machine."""
 
     compiled: bool  # this build has a CUDA backend
-    decision: str  # why, or why not, as found when it was built
-    why: str  # what keeps CUDA from being used, with the remedy; "": nothing
-    architectures: tuple[str, ...]  # that the kernels are compiled for: "80", "90a-real"
+    decision: str  # the build's reason for having one or not
+    why: str  # reason that CUDA cannot be used, with the remedy; "": it can
+    architectures: tuple[str, ...]  # the kernels' targets: "80", "90a-real"
     runtime_version: str | None  # of the CUDA runtime inside lampo: "13.0"
-    driver_version: str | None  # newest CUDA that the installed driver knows; None: no driver
+    driver_version: str | None  # newest CUDA of the installed driver; None: no driver
     devices: tuple[CudaDevice, ...]
 
     @property
@@ -56,7 +56,7 @@ class CudaInfo:
         return not self.why
 
     def describe(self) -> list[str]:
-        """Lines for people: whether CUDA works, why not, and a line per device."""
+        """Readable lines: whether CUDA works, the reason if not, and a line per device."""
         if not self.compiled:
             return [f"CUDA: no: {self.why}"]
         versions = f"runtime {self.runtime_version}, driver {self.driver_version or 'none'}"
@@ -66,11 +66,11 @@ class CudaInfo:
 
 
 def cuda_info(measure_free: bool = False) -> CudaInfo:
-    """Describe CUDA: what was compiled, the driver, the devices, and what is in the way.
+    """Describe CUDA: the build, the driver, the devices, and obstacles to their use.
 
     Args:
-        measure_free: fill ``memory_free``; this starts a CUDA context on every device, which costs
-            some hundred megabytes of each until the process ends.
+        measure_free: fill ``memory_free``; this starts a CUDA context on every device, which takes
+            some hundred megabytes per device until the process ends.
     """
     raw = _C.cuda_info(measure_free)
     return CudaInfo(
@@ -97,10 +97,10 @@ def cuda_info(measure_free: bool = False) -> CudaInfo:
 
 
 def resolve_device(device: str) -> torch.device:
-    """The device that a user means: "cpu", "cuda" (the first that can be used) or "cuda:<index>".
+    """The device of a name: "cpu", "cuda" (the first usable one) or "cuda:<index>".
 
     Raises:
-        ValueError: another text, or a GPU that cannot be used, with the cause and the remedy.
+        ValueError: another name, or a GPU that cannot be used, with the cause and the remedy.
     """
     import torch
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory in huge pages, where the system has them: for what is read over and over, and much of it.
+"""Memory in huge pages, where the system has them, for large data that every step reads.
 
-With pages of 4 KiB a step of SmolLM2 misses the TLB all the time. Attention, which takes a
-sequence's pages in any order, then needs 1.2 times as long at 7000 tokens. Linears read in order
-and need 1.0 to 1.05 times as long, and 1.04 to 1.2 times between caches of 4096 tokens.
+With pages of 4 KiB a step of SmolLM2 misses the TLB all the time. Attention, which reads a
+sequence's pages in any order, then takes 1.2 times as long at 7000 tokens. Linears read in order
+and take 1.0 to 1.05 times as long, and 1.04 to 1.2 times between caches of 4096 tokens.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ _MADV_POPULATE_WRITE = 23  # since Linux 5.14
 
 
 def reserve(nbytes: int) -> torch.Tensor:
-    """Bytes of address space, [nbytes] uint8, which cost memory once they are written."""
+    """Address space, [nbytes] uint8; the system allocates memory at the first write."""
     if hasattr(mmap, "MAP_ANONYMOUS"):
         memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     else:
         memory = mmap.mmap(-1, nbytes)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel without them
+        with suppress(OSError):  # a kernel without huge pages
             memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def prefault(memory: torch.Tensor) -> bool:
-    """Has the system provide reserved memory now, not when it is first written.
+    """Has the system allocate reserved memory now, not at the first write.
 
-    What has been written stays. Other threads of Python go on meanwhile.
+    The contents stay. The GIL is released meanwhile.
 
     Returns:
-        whether this system can.
+        whether the system supports this.
     """
     try:
         madvise = ctypes.CDLL(None, use_errno=True).madvise
@@ -52,15 +52,15 @@ def prefault(memory: torch.Tensor) -> bool:
 
 
 class Prefaulter:
-    """Has the system provide reserved memory in idle moments, a little beyond what is in use.
+    """Has the system allocate reserved memory ahead of its use, while the engine is idle.
 
-    Otherwise it does so, and clears it, in the midst of the work that first writes there. A huge
-    page takes 0.2 ms, and 4 ms where a virtual machine gets it from its host: then SmolLM2's prompt
-    of 128 tokens needs 1.1 to 1.3 times as long.
+    Otherwise a step that first writes to a huge page waits for its allocation and clearing. That
+    takes 0.2 ms, or 4 ms if a virtual machine gets the page from its host: then SmolLM2's prompt of
+    128 tokens takes 1.1 to 1.3 times as long.
 
     Args:
         memory: from :func:`reserve`, used from its beginning on.
-        ahead: bytes to have ready beyond those in use.
+        ahead: bytes to allocate beyond those in use.
     """
 
     def __init__(self, memory: torch.Tensor, ahead: int) -> None:
@@ -71,19 +71,19 @@ class Prefaulter:
         self._thread: threading.Thread | None = None
 
     def idle(self, used: int) -> None:
-        """Starts that, in a thread, after the first `used` bytes."""
+        """Starts allocating after the first `used` bytes, in a thread."""
         self._idle = True
         self._ready = max(self._ready, used)
         goal = min(used + self._ahead, self._memory.nbytes)
         if self._ready < goal and (self._thread is None or not self._thread.is_alive()):
-            # No daemon: the interpreter waits for its end. A daemon may be killed inside of torch,
-            # which aborts the process.
+            # Not a daemon: the interpreter joins it. A daemon may be killed inside of torch, which
+            # aborts the process.
             self._thread = threading.Thread(target=self._run, args=(goal,), daemon=False)
-            with suppress(RuntimeError):  # no more threads to be had, as at exit
+            with suppress(RuntimeError):  # no new threads, as at exit
                 self._thread.start()
 
     def busy(self) -> None:
-        """Stops that, within a huge page."""
+        """Stops allocating, after the current huge page at the latest."""
         self._idle = False
 
     def _run(self, goal: int) -> None:
@@ -91,12 +91,12 @@ class Prefaulter:
         while self._idle and self._ready < goal and main.is_alive():
             end = min(self._ready + _HUGE_PAGE, goal)
             if not prefault(self._memory[self._ready : end]):
-                end = self._memory.nbytes  # never again
+                end = self._memory.nbytes  # not supported: no further attempt
             self._ready = end
 
 
 class Arena:
-    """Tensors side by side in huge pages; their memory is free when the last of them is."""
+    """Tensors side by side in chunks of huge pages; a chunk is freed with its last tensor."""
 
     def __init__(self) -> None:
         self._chunk = torch.empty(0, dtype=torch.uint8)

@@ -16,9 +16,9 @@ class OpTiming:
     """One op of a replay.
 
     Attributes:
-        name: of the op; a linear's with the shape and the format of its weight.
-        nbytes: what it had to move, each input and output once.
-        seconds: from the end of the op before, the barrier after it included.
+        name: the op's name; for a linear with the shape and the format of its weight.
+        nbytes: bytes that the op must move, each input and output once.
+        seconds: time since the end of the previous op, the barrier after this one included.
     """
 
     name: str
@@ -27,11 +27,11 @@ class OpTiming:
 
 
 class Program:
-    """The ops that one thread calls on CPU tensors while :meth:`record` is open.
+    """The ops that one thread calls on CPU tensors inside a block of :meth:`record`.
 
-    They run as they are recorded. :meth:`replay` runs them again over the same tensors, whose
-    values may have changed: the threads walk the whole list with a barrier after each op, and
-    Python is not asked. Eager ops and replayed ones give equal bits.
+    Ops run while they are recorded. :meth:`replay` runs them again on the same tensors with their
+    current values: the threads execute the whole list with a barrier after each op, without
+    Python. Eager and replayed ops give equal bits.
 
     Token ids, slots and page tables are checked again before a replay. The tensors are kept alive.
 
@@ -49,7 +49,7 @@ class Program:
 
     @contextmanager
     def record(self) -> Iterator[None]:
-        """Record what this thread calls inside the block. Once per program.
+        """Record the ops that this thread calls inside the block. Once per program.
 
         Raises:
             RuntimeError: this thread records already, or the program has been recorded.
@@ -71,7 +71,7 @@ class Program:
         self._native.replay()
 
     def profile(self) -> list[OpTiming]:
-        """Replay with a clock. Reading it costs about 0.05 us an op."""
+        """Replay with a clock. Reading it takes about 0.05 us per op."""
         return [OpTiming(*row) for row in self._native.profile()]
 
     def __len__(self) -> int:

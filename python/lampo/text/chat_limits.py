@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What rendering a chat template may cost: an account of time and of characters."""
+"""Limits on the time and the characters that rendering a chat template may use."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from jinja2.runtime import Undefined
 
 MAX_SECONDS = 2.0  # and one more for every 4 M characters of input
 BASE_OUTPUT_CHARS, OUTPUT_FACTOR = 1 << 20, 4  # output: at most base + factor * input
-BASE_WORK_CHARS, WORK_FACTOR = 32 << 20, 64  # all strings and containers made on the way
-ITEM_CHARS = 8  # what an item of a container counts for
+BASE_WORK_CHARS, WORK_FACTOR = 32 << 20, 64  # characters of all intermediate strings and containers
+ITEM_CHARS = 8  # cost of a container's item
 MAX_RANGE = 10_000
 MAX_INT_BITS = 1024
 MAX_DEPTH = 64
@@ -27,11 +27,11 @@ _TEXT_FILTERS = frozenset(
 
 
 class LimitError(TemplateError):
-    """The template asked for more than it may have."""
+    """The template exceeds a limit."""
 
 
 class Account:
-    """What is left of a rendering's time and characters."""
+    """Remaining time and characters of a rendering."""
 
     __slots__ = ("_chars", "_deadline")
 
@@ -47,7 +47,7 @@ class Account:
             raise LimitError("takes too long")
 
     def charge_value(self, value: object) -> None:
-        """Charges what writing a value takes, a part as often as the value holds it."""
+        """Charges the length of a value's text; a shared part counts at every occurrence."""
         todo: list[tuple[object, int]] = [(value, 0)]
         while todo:
             item, depth = todo.pop()
@@ -71,7 +71,7 @@ class Account:
             self.charge((before - self._chars) * (times - 1))
 
     def charge_operator(self, operator: str, left: Any, right: Any) -> None:
-        """Charges what `left operator right` will make, before it is made."""
+        """Charges the size of the result of `left operator right` before it is computed."""
         if isinstance(left, int) and isinstance(right, int):
             sizes = left.bit_length(), right.bit_length()
             bits = {"*": sum(sizes), "**": sizes[0] * abs(right)}.get(operator, max(sizes))
@@ -94,7 +94,7 @@ class Account:
     def charge_filter(
         self, name: str, value: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
-        """Charges a filter, or a method of a string, whose result may outgrow its input."""
+        """Charges a filter or a string method, if its result may be larger than its input."""
 
         def argument(index: int, keyword: str, default: Any) -> Any:
             return args[index] if index < len(args) else kwargs.get(keyword, default)
@@ -122,10 +122,10 @@ class Account:
 
 
 def check_printable(value: object) -> None:
-    """Lets through what JSON can hold. Other objects could hold themselves, or print addresses."""
+    """Accepts JSON types only. Other objects could contain themselves, or print addresses."""
     kinds = (str, int, float, list, tuple, Mapping, Undefined)
     if value is not None and not isinstance(value, kinds):
         raise TemplateError(f"prints a {type(value).__name__}")
 
 
-account: ContextVar[Account] = ContextVar("account")  # of the rendering that runs in this thread
+account: ContextVar[Account] = ContextVar("account")  # this thread's rendering

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks the messages of a chat, and keeps what users wrote from turning into special tokens.
+"""Checks the messages of a chat, and keeps user text from becoming special tokens.
 
-A template prints what users wrote between special tokens of its own. To tell the two apart
-afterwards, the first character of a special token in a user's string is replaced by a private-use
-character before rendering and put back after the template's special tokens have been found. The
-length stays, and so does what a template can ask of a string (`trim`, `startswith`, slices), unless
-it asks for special tokens, which user text has none of.
+A template prints user text between special tokens of its own. To tell the two apart afterwards, the
+first character of a special token in a user's string is replaced by a private-use character before
+rendering, and restored after the template's special tokens have been found. The length and the
+results of string operations (`trim`, `startswith`, slices) stay the same, unless the template
+searches for special tokens, which user text does not contain.
 
-`mask` replaces what is, or could at either end of a string become, a special token. A template that
-cuts pieces out of a string could still join one; `mask_all` replaces every first character, which
-no template can get around, but which may mislead it ("</think>" begins with the same "<").
-`Tokenizer.encode_chat` uses the first, and the second to check it.
+`mask` replaces complete special tokens, and partial ones at both ends of a string. A template that
+slices strings could still assemble one. `mask_all` replaces every first character: no template can
+bypass that, but it may change a template's decisions ("</think>" begins with the same "<").
+`Tokenizer.encode_chat` uses `mask`, and `mask_all` to check the result.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _part_text(part: object, where: str) -> str:
 
 
 def check_arguments(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The arguments that a caller may hand to a template.
+    """The checked arguments of a template.
 
     Raises: ValueError naming one that is not listed in TEMPLATE_ARGUMENTS or has the wrong type.
     """
@@ -123,7 +123,7 @@ def check_tools(tools: object) -> list[dict[str, Any]] | None:
 
 
 def plain_value(value: object, where: str, depth: int = 0) -> Any:
-    """A copy of exact JSON types: a template must not meet objects with methods of their own."""
+    """A copy in exact JSON types: a template must not reach methods of other classes."""
     if depth > MAX_DEPTH:
         raise ValueError(f"{where}: nested deeper than {MAX_DEPTH}")
     if value is None or type(value) in (bool, int, float):
@@ -143,7 +143,7 @@ def plain_value(value: object, where: str, depth: int = 0) -> Any:
 
 
 def checked_text(text: str, where: str) -> str:
-    """The text, which must have a UTF-8 form."""
+    """The text, checked to be encodable as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -176,9 +176,9 @@ class SpecialTokenMask:
     """Hides the first characters of special tokens in user strings.
 
     special_tokens: their texts.
-    literals: the strings that occur in the template; where one ends with the beginning of a special
-        token, user text could be its end, as in `'<|' + message.role + '|>'`. The roles that
-        everybody knows may be.
+    literals: the template's string literals. After one that ends with the beginning of a special
+        token, user text could complete the token, as in `'<|' + message.role + '|>'`. Well-known
+        roles are allowed to.
     """
 
     def __init__(self, special_tokens: Iterable[str], literals: Iterable[str]) -> None:
@@ -204,13 +204,13 @@ class SpecialTokenMask:
         )
 
     def needed(self, strings: Iterable[str]) -> bool:
-        """Whether any of the strings could take part in a special token."""
+        """Whether any of the strings could form a part of a special token."""
         if self._endings:
             return True
         return any(char in text for text in strings for char in self.first_chars)
 
     def choose(self, strings: Sequence[str]) -> dict[str, str]:
-        """For each character to be masked a private-use character that occurs in no string."""
+        """Maps every character to mask to a private-use character that no string contains."""
         used: set[str] = set().union(*strings)
         free = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in used)
         masked = self.first_chars | {ending[0] for ending in self._endings}
@@ -220,7 +220,7 @@ class SpecialTokenMask:
         return marks
 
     def mask(self, text: str, marks: Mapping[str, str]) -> str:
-        """Masks special tokens, and parts of them where the text begins and ends."""
+        """Masks special tokens, and partial ones at the beginning and the end of the text."""
         places = [
             i
             for i in (match.start() for match in self._starts.finditer(text))
@@ -248,7 +248,7 @@ class SpecialTokenMask:
         return "".join(chars)
 
     def mask_all(self, text: str, marks: Mapping[str, str]) -> str:
-        """Masks all first characters."""
+        """Masks every first character of a special token."""
         return text.translate({ord(char): marks[char] for char in self.first_chars})
 
 

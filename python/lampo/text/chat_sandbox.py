@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Jinja environment in which chat templates, programs from the internet, run.
+"""The Jinja environment of chat templates, which are untrusted programs.
 
-Jinja's immutable sandbox keeps a template from reaching Python. It does not keep it from running
-for ever or from filling the memory, so this environment charges an account (`chat_limits`) wherever
-work or memory can grow:
+Jinja's immutable sandbox keeps a template from reaching Python, but limits neither time nor memory.
+This environment charges an account (`chat_limits`) wherever work or memory can grow:
 
 - the start of every loop iteration and macro body, and every piece of template text written, by
   calls inserted in the syntax tree;
-- every call, filter and printed value, and what `+ * ** % ~` and displays of lists and dicts make,
-  before it is made where it could be large at once: `'a' * 10**10`, `replace`, `indent`;
-- `range` is limited, integers to 1024 bits, `%` to formats without widths; `str.format`, filters
-  that are not listed below, and methods of strings and containers that are not, do not exist.
+- every call, filter and printed value, and the results of `+ * ** % ~` and of list and dict
+  displays; in advance, if one result could be large: `'a' * 10**10`, `replace`, `indent`;
+- `range` is limited, integers to 1024 bits, `%` to formats without widths; `str.format`, and all
+  filters and methods of strings and containers that are not listed below, do not exist.
 
-Nothing is folded at compile time, since that would run outside the account. Apart from this,
-templates see what they see in Hugging Face's libraries.
+Constants are not folded at compile time, since that would run outside the account. Otherwise
+templates see the same environment as in Hugging Face's libraries.
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         }
 
     def parse_plain(self, source: str) -> nodes.Template:
-        """The syntax tree as the author wrote it."""
+        """The syntax tree without charges."""
         return super()._parse(source, None, None)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -126,7 +125,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks for training what the assistant wrote; here it is only a scope."""
+    """`{% generation %}`, which marks the assistant's text for training; here only a scope."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -137,7 +136,7 @@ class _Generation(Extension):
 
 
 class _Instrument(NodeTransformer):
-    """Inserts the charges for what does not pass through the environment by itself."""
+    """Inserts charges for constructs that call no method of the environment."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         return _charge_body(self.generic_visit(node))
@@ -184,7 +183,7 @@ def _charge_body(node: Any) -> nodes.Node:
 
 @pass_context
 def _finalize(context: Context, value: Any) -> Any:
-    """Sees each printed value. Taking the context keeps Jinja from calling it at compile time."""
+    """Charges a printed value. The context argument keeps Jinja from calling it at compile time."""
     check_printable(value)
     account.get().charge_value(value)
     return value
@@ -197,7 +196,7 @@ def _charge_result(result: Any) -> Any:
 
 
 def _charged(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Jinja's filter, on the account, and given the first argument that it asks for."""
+    """Jinja's filter with charges; passes the context or environment that it requires."""
     wanted = getattr(getattr(function, "jinja_pass_arg", None), "name", None)
 
     @wraps(function)
@@ -222,7 +221,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """As json.dumps, and unlike Jinja's own filter without HTML escapes."""
+    """json.dumps, without the HTML escapes of Jinja's own filter."""
     account.get().charge_value(value)
     if indent is not None and not (isinstance(indent, int) and 0 <= indent <= 16):
         raise LimitError(f"indents JSON by {indent!r}")
@@ -253,7 +252,7 @@ def _range(*args: int) -> range:
 
 
 class _Namespace(Namespace):
-    """Names with a leading underscore mean something to Python, so a template may not set them."""
+    """A namespace without names with a leading underscore, which are special in Python."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         self, *rest = args

@@ -18,7 +18,7 @@ class ChatTemplate:
     """A compiled chat template.
 
     source: Jinja source, at most 128 K characters.
-    literals: all strings in it, those outside the tags and those within.
+    literals: all its strings, outside and inside of tags.
     Raises: ValueError if it is too long or not a template.
 
         ChatTemplate("{{ messages[0].content }}").render({"messages": [{"content": "hi"}]}, 2)
@@ -33,7 +33,7 @@ class ChatTemplate:
         try:
             tree = environment.parse_plain(source)
             self._template = environment.from_string(source)
-        except Exception as error:  # besides Jinja's, Python's own compiler may give up on it
+        except Exception as error:  # errors of Jinja and of Python's compiler
             raise ValueError(f"chat template: {type(error).__name__}: {error}") from None
         texts = [node.data for node in tree.find_all(nodes.TemplateData)]
         texts += [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
@@ -43,7 +43,7 @@ class ChatTemplate:
         """The text for these variables.
 
         input_chars: characters of all strings in `variables`; the limits grow with it.
-        Raises: ValueError with the template's own message, or naming the limit that it met.
+        Raises: ValueError with the template's own message, or naming the exceeded limit.
         """
         limit = BASE_OUTPUT_CHARS + OUTPUT_FACTOR * input_chars
         token = account.set(Account(input_chars))
@@ -54,7 +54,7 @@ class ChatTemplate:
                 if limit < 0:
                     raise LimitError("writes too much text")
                 parts.append(part)
-        except Exception as error:  # it is a program: anything may go wrong in it
+        except Exception as error:  # a template can raise any exception
             kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
             raise ValueError(f"chat template: {kind}{error}") from None
         finally:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From token ids to text, all at once or as they come.
+"""Text of token ids, all at once or streamed.
 
-A token is a run of bytes, and text is UTF-8 decoded from the bytes of all tokens, each ill-formed
-sequence becoming U+FFFD. A character may span tokens, so a stream holds back the bytes of a
-character that is not complete: at most 3.
+A token is a run of bytes, and text is UTF-8 decoded from the bytes of all tokens. An ill-formed
+sequence becomes U+FFFD. A character may span tokens, so a stream holds back the bytes of an
+incomplete character: at most 3.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from lampo.text.tokenizer import Tokenizer
 class StreamDecoder:
     """Turns tokens into text one at a time; the pieces add up to `Tokenizer.decode` of all.
 
-    tokenizer: whose tokens they are.
+    tokenizer: the tokenizer of the tokens.
     skip_special_tokens: leave control tokens out of the text.
-    prompt_token_ids: what the tokens continue. A SentencePiece tokenizer's first space is then
-        kept, and a character that the prompt began is completed.
+    prompt_token_ids: the tokens before. With them, a SentencePiece tokenizer's first space is
+        kept, and a character that begins in the prompt is completed.
 
         decoder = StreamDecoder(tokenizer)
         for token_id in generated:
@@ -43,7 +43,7 @@ class StreamDecoder:
         for token_id in reversed(prompt_token_ids):
             if token_id not in self._skipped:
                 tail = self._bytes(token_id) + tail
-            if len(tail) >= 4:  # the longest character
+            if len(tail) >= 4:  # the longest character's bytes
                 break
         if tail:
             self._strip_space = False
@@ -65,5 +65,5 @@ class StreamDecoder:
         return text
 
     def flush(self) -> str:
-        """What is left: U+FFFD for a character that never became complete, else nothing."""
+        """The remaining text: U+FFFD for an incomplete character, else nothing."""
         return self._utf8.decode(b"", final=True)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How byte-level tokenizers cut text into words, by the names that `tokenizer.ggml.pre` uses.
+"""Pre-tokenizers of byte-level BPE, which split text into words, by their `tokenizer.ggml.pre`.
 
-The patterns are part of each model's definition; merges never cross a cut. Of several patterns,
-each cuts what the ones before it left whole.
+The patterns are part of a model's definition; merges never cross a split. With several patterns,
+each one splits the pieces that the previous ones left whole.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ _SAME_AS = {
 PRE_TOKENIZERS: dict[str, str] = {name: name for name in _PATTERNS} | {
     alias: name for name, aliases in _SAME_AS.items() for alias in aliases.split()
 }
-# These emit a word that is in the vocabulary as it is, whatever the merges say, and want BOS.
+# Pre-tokenizers that keep a word of the vocabulary as one token, without merges, and add BOS.
 WHOLE_WORDS = frozenset(name for name, like in PRE_TOKENIZERS.items() if like == "llama-bpe")
 WHOLE_WORDS = WHOLE_WORDS - {"dbrx", "smaug-bpe"} | {"tekken"}
 
 
 def make_pre_tokenizer(name: str) -> pre_tokenizers.PreTokenizer:
-    """The cuts, and then the byte-level spelling. name: a key of PRE_TOKENIZERS."""
+    """The splits, then the byte-level spelling. name: a key of PRE_TOKENIZERS."""
     splits = [
         pre_tokenizers.Split(Regex(pattern), "isolated")
         for pattern in _PATTERNS[PRE_TOKENIZERS[name]]

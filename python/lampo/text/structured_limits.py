@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of structured outputs: types, sizes, and what would take too long to compile."""
+"""Checks of structured outputs: types, sizes and the cost of compilation."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from typing import Any
 MAX_BYTES = 64 << 10  # of a schema, expression, grammar, or of all choices
 MAX_CHOICES = 1024
 MAX_REGEX_BYTES = 4096
-# What llguidance's own limits do not bound; beyond these, compiling or a step took more than 8 s.
-# Counted repetitions inside one another, multiplied; expressions that one string may have to match;
-# the common multiple of divisors.
+# Limits in addition to llguidance's; beyond these, compiling or a step took more than 8 s.
+# The product of nested counted repetitions; the number of patterns that apply to one string; the
+# common multiple of divisors.
 MAX_REPEATS = 1000
-MAX_MEETING_PATTERNS = 8
+MAX_PATTERNS_PER_STRING = 8
 MAX_MULTIPLE_OF = 10_000
-MAX_TERMINAL_SIZE = 4096  # atoms of a grammar's terminal, with all that it names written out
+MAX_TERMINAL_SIZE = 4096  # atoms of a grammar's terminal, references expanded
 
 _COMBINING = {"allOf", "anyOf", "oneOf", "$ref"}
 _HARMLESS = _COMBINING | {"type", "title", "description", "default", "$schema", "$defs"}
 _BOUNDS = re.compile(r"\s*([0-9]+)\s*(?:,\s*([0-9]+)?\s*)?\}")
 
 
-# A grammar's strings, comments and regular expressions; a definition's name; its parts.
+# Patterns of a grammar's strings, comments and regular expressions; a definition's name; its parts.
 _LARK_LITERALS = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|/((?:[^/\\\n]|\\.)+)/')
 _LARK_NAMES = re.compile(r"^[ \t]*[?!]*([A-Za-z_]\w*)\b[^:\n]*:", re.MULTILINE)
 _LARK_PARTS = re.compile(r"[A-Za-z_]\w*|\{\s*(?:\d*\s*,\s*)?(\d+)\s*,?\s*\}|[\"()|]")
@@ -67,9 +67,9 @@ def check_schema(schema: object) -> str:
 
 
 def _check_cost(schema: dict[str, Any]) -> None:
-    """Refuses what takes long to compile. Literal values count as schemas: that is cheap."""
+    """Refuses schemas that take long to compile. Literal values count too: that is cheap."""
     divisors: list[Decimal] = []
-    patterns, meeting = 0, False
+    patterns, overlapping = 0, False
     left: list[Any] = [schema]
     while left:
         item = left.pop()
@@ -90,13 +90,13 @@ def _check_cost(schema: dict[str, Any]) -> None:
             divisors.append(Decimal(str(divisor)))
         branches = item.get("allOf")
         several = isinstance(branches, list) and len(branches) > 1
-        meeting |= several or bool(_COMBINING & item.keys() and item.keys() - _HARMLESS)
+        overlapping |= several or bool(_COMBINING & item.keys() and item.keys() - _HARMLESS)
     if _common_multiple(divisors) > MAX_MULTIPLE_OF:
         raise ValueError(f"json: multipleOf: a common multiple above {MAX_MULTIPLE_OF}")
-    if meeting and patterns > MAX_MEETING_PATTERNS:
+    if overlapping and patterns > MAX_PATTERNS_PER_STRING:
         raise ValueError(
             f"json: {patterns} patterns and formats in a schema that combines others, "
-            f"expected at most {MAX_MEETING_PATTERNS}"
+            f"expected at most {MAX_PATTERNS_PER_STRING}"
         )
 
 
@@ -117,9 +117,9 @@ def check_lark(grammar: object) -> None:
             directive.startswith("llguidance") and not directive.endswith("}")
         ):
             raise ValueError(f"grammar: %{directive[:32]} is not supported")
-    if bare.count("&") > MAX_MEETING_PATTERNS:
+    if bare.count("&") > MAX_PATTERNS_PER_STRING:
         raise ValueError(
-            f"grammar: expected at most {MAX_MEETING_PATTERNS} intersections (&), "
+            f"grammar: expected at most {MAX_PATTERNS_PER_STRING} intersections (&), "
             f"got {bare.count('&')}"
         )
     names = list(_LARK_NAMES.finditer(bare))
@@ -129,11 +129,11 @@ def check_lark(grammar: object) -> None:
 
 
 def _check_terminals(bodies: Mapping[str, str]) -> None:
-    """Refuses terminals, which have names in capitals, that are large when written out."""
+    """Refuses terminals (names in capitals) that are large when expanded."""
     sizes: dict[str, int] = {}
     seen: set[str] = set()
     stack = list(bodies)
-    while stack:  # a terminal stays until those that it names are measured
+    while stack:  # a terminal stays until its references are measured
         name = stack[-1]
         if name in sizes:
             stack.pop()
@@ -168,7 +168,7 @@ def _terminal_size(body: str, sizes: Mapping[str, int]) -> int:
 
 
 def _common_multiple(numbers: list[Decimal]) -> int:
-    """In units of their last decimal place; a large number where it would take long to compute."""
+    """In units of the last decimal place; a large number if computing it would take long."""
     exponents = [int(number.normalize().as_tuple().exponent) for number in numbers]
     if any(number.adjusted() > 15 for number in numbers) or min(exponents, default=0) < -15:
         return MAX_MULTIPLE_OF + 1
@@ -200,8 +200,8 @@ def check_choice(choice: object) -> tuple[str, ...]:
 
 
 def _check_repeats(name: str, pattern: str) -> None:
-    """Counted repetitions inside one another cost states by their product: (a{9}b{8}){9}, 153."""
-    # Costs of the counted atoms in each open group, added; then that of the atom just read.
+    """Limits the states of nested counted repetitions, a product: 153 for (a{9}b{8}){9}."""
+    # Sums of the counted atoms' costs, one per open group; then the cost of the last atom.
     inside, atom, at = [0], 0, 0
     while at < len(pattern):
         char = pattern[at]
@@ -231,7 +231,7 @@ def _check_repeats(name: str, pattern: str) -> None:
 
 
 def _class_end(pattern: str, at: int) -> int:
-    """Where a character class ends whose bracket was at `at` - 1; classes may be nested."""
+    """End of the character class with its bracket at `at` - 1; classes may be nested."""
     first, depth = at + pattern.startswith("^", at), 1
     while at < len(pattern) and depth:
         char = pattern[at]
@@ -239,7 +239,7 @@ def _class_end(pattern: str, at: int) -> int:
             at += 1
         elif char == "[":
             depth += 1
-        elif char == "]" and at > first:  # the first is a character
+        elif char == "]" and at > first:  # a leading "]" is a literal
             depth -= 1
         at += 1
     return at

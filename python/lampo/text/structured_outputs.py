@@ -2,7 +2,7 @@
 """Completions that match a JSON schema, a regular expression, a choice or a grammar.
 
 llguidance (`pip install lampo[structured]`) turns these into a mask of allowed tokens before each
-draw. Nothing is ever ignored: what it cannot follow is refused when the request is made.
+draw. Nothing is ignored: unsupported structures are refused when the request is made.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from lampo.text.tokenizer import Tokenizer
 
-# What a grammar may cost: to compile, per step, and in memory (2 KiB a state). llguidance counts
-# about 14,000 units of fuel a millisecond.
+# Limits on a grammar's compilation, steps and memory (2 KiB a state). llguidance counts about
+# 14,000 units of fuel a millisecond.
 _LIMITS = {
     "initial_lexer_fuel": 1_000_000,
     "step_lexer_fuel": 200_000,
@@ -43,14 +43,14 @@ _KINDS = ("json", "regex", "grammar", "choice", "json_object")
 
 @dataclass(frozen=True)
 class StructuredOutputs:
-    """What a completion has to look like: exactly one of the first five fields.
+    """The required form of a completion: exactly one of the first five fields.
 
     Attributes:
         json: a JSON schema, as a dict or as text.
         regex: a regular expression that matches all of the text; in Rust's syntax, \\d and \\w
             of ASCII only, without look-around and back references.
-        grammar: a context-free grammar in llguidance's dialect of Lark. The known ways
-            to make one take minutes are refused; there may be others.
+        grammar: a context-free grammar in llguidance's dialect of Lark. Known constructs that
+            take minutes to compile are refused; there may be others.
         choice: the texts to choose from.
         json_object: True: any JSON object.
         disable_any_whitespace: JSON without whitespace between its parts.
@@ -87,31 +87,31 @@ class StructuredOutputs:
 
     @property
     def kind(self) -> str:
-        """Which of the fields is given."""
+        """Name of the field that is given."""
         return next(name for name in _KINDS if getattr(self, name) not in (None, False))
 
 
 class Grammar:
-    """Where one completion stands in its structure."""
+    """The position of one completion in its structure."""
 
     def __init__(self, matcher: Any) -> None:
         self._matcher = matcher
 
     def fork(self) -> Grammar:
-        """Another completion at the same place."""
+        """A copy of the position, for another completion."""
         return Grammar(self._matcher.deep_copy())
 
     def fill(self, mask: NDArray[np.int32]) -> str | None:
-        """Writes which tokens may come next.
+        """Writes the mask of allowed next tokens.
 
         mask: [ceil(vocab_size / 32)] int32, contiguous; bit i % 32 of word i // 32 is token i.
-        Returns: what went wrong, in one line; None if nothing did.
+        Returns: an error in one line; None on success.
         """
         self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
         return self._error() if self._matcher.is_error() else None
 
     def accept(self, token_id: int) -> str | None:
-        """Goes on by a token. Returns: what went wrong, in one line; None if nothing did."""
+        """Advances by a token. Returns: an error in one line; None on success."""
         return None if self._matcher.consume_token(token_id) else self._error()
 
     @property
@@ -129,10 +129,10 @@ def compile_grammar(
     vocab_size: int,
     eos_token_ids: frozenset[int],
 ) -> Grammar:
-    """The structure at its beginning; its masks have `vocab_size` bits, rounded up to words.
+    """The beginning of the structure; its masks have `vocab_size` bits, rounded up to words.
 
     Raises:
-        ValueError: llguidance is not installed, or cannot follow it, in one line.
+        ValueError: llguidance is not installed or does not support the structure; one line.
     """
     import numpy as np
 
@@ -146,7 +146,7 @@ def compile_grammar(
     tokens = _token_table(library, tokenizer, vocab_size, eos_token_ids)
     limits = library.LLParserLimits(**_LIMITS)
     matcher = library.LLMatcher(tokens, source, log_level=0, limits=limits)
-    # Some mistakes show with the first mask only, which all completions begin with.
+    # Some errors occur only in the first mask, which is the same for all completions.
     problems = [matcher.get_error()] if matcher.is_error() else matcher.get_grammar_warnings()
     if problems:
         raise _refused(wanted, problems[0])
@@ -184,7 +184,7 @@ def _source(wanted: StructuredOutputs, library: Any) -> str:
         texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in wanted.choice)
         texts = texts.replace("\x7f", "\\u007f")  # a character that JSON allows and Lark does not
         return _lark(f"start: {texts}")
-    # Overrides win over what a schema says under "x-guidance".
+    # Overrides take precedence over a schema's "x-guidance".
     options = {"lenient": False, "whitespace_flexible": not wanted.disable_any_whitespace}
     schema = '{"type": "object"}' if wanted.json is None else wanted.json
     return str(library.LLMatcher.grammar_from_json_schema(schema, overrides=options))
@@ -195,14 +195,14 @@ def _lark(grammar: str) -> str:
 
 
 def _without_anchors(regex: str) -> str:
-    """All of the text is matched anyway."""
+    """The expression without ^ and $: the whole text is matched anyway."""
     regex = regex.removeprefix("^")
     escapes = len(regex) - 1 - len(regex[:-1].rstrip("\\"))
     return regex[:-1] if regex.endswith("$") and escapes % 2 == 0 else regex
 
 
 class _Vocabulary:
-    """A tokenizer as llguidance wants to see it."""
+    """A tokenizer in llguidance's interface."""
 
     is_tokenizer_wrapper = True
     bos_token_id = None
@@ -217,9 +217,9 @@ class _Vocabulary:
         self._longest = max(map(len, self._ids), default=0)
 
     def __call__(self, text: str) -> list[int]:
-        """Tokens of a text that has to come: the tokenizer's, if they spell it exactly.
+        """Tokens of a forced text: the tokenizer's, if they spell it exactly.
 
-        A tokenizer that puts a space in front does not; then the longest tokens that fit.
+        Those of a tokenizer that adds a leading space do not; then the longest tokens that fit.
         """
         data = text.encode()
         tokenizer = self._tokenizer()
@@ -233,7 +233,7 @@ class _Vocabulary:
                     ids.append(token_id)
                     break
             else:
-                break  # llguidance goes on byte by byte
+                break  # llguidance continues byte by byte
             at = end
         return ids
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bytes that tokens stand for."""
+"""The bytes of tokens."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _ALPHABET = _byte_level_alphabet()
 
 
 class TokenBytes:
-    """The bytes that each token stands for, looked up once per token."""
+    """The bytes of all tokens, looked up once per token."""
 
     def __init__(self, source: TokenizerSource) -> None:
         self._source = source
         self._cache: dict[int, bytes] = {}
 
     def __getitem__(self, token_id: int) -> bytes:
-        """Ids past the vocabulary (padding rows of an embedding) stand for no bytes."""
+        """Ids past the vocabulary (padding rows of an embedding) have no bytes."""
         try:
             return self._cache[token_id]
         except KeyError:
@@ -48,7 +48,7 @@ class TokenBytes:
         if source.byte_level:
             try:
                 return bytes([_ALPHABET[char] for char in token])
-            except KeyError:  # not spelled in the alphabet, so it is text
+            except KeyError:  # not in the byte-level alphabet: plain text
                 return token.encode()
         if source.byte_fallback and (match := _BYTE_TOKEN.fullmatch(token)):
             return bytes([int(match[1], 16)])

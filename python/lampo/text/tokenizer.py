@@ -38,8 +38,8 @@ class Tokenizer:
     vocab_size: one more than the largest token id.
     bos_token_id: None if the model has none; whether `encode` adds it is the model's choice
         (`add_bos`).
-    eos_token_ids: the tokens that end an answer, as far as the tokenizer's files say.
-    special_token_ids: control tokens; text never encodes to them unless asked to (`parse_special`).
+    eos_token_ids: the end-of-sequence tokens that the tokenizer's files name.
+    special_token_ids: control tokens; text encodes to them with `parse_special` only.
     chat_template: the source of the model's default template, None if it has none.
     """
 
@@ -72,7 +72,7 @@ class Tokenizer:
     def encode(self, text: str, *, add_bos: bool = True, parse_special: bool = False) -> list[int]:
         """The token ids of a text.
 
-        add_bos: put BOS in front, if the model wants it and it is not there already.
+        add_bos: prepend BOS, if the model uses it and the text does not begin with it.
         parse_special: read special tokens in the text as such; by default they are ordinary text.
         Raises: TypeError if it is no string, ValueError if it has a lone surrogate.
         """
@@ -93,11 +93,11 @@ class Tokenizer:
         return data.decode("utf-8", "replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that the token stands for, special tokens their text."""
+        """The bytes of the token; for special tokens those of their text."""
         return self._bytes[token_id]
 
     def token_to_text(self, token_id: int) -> str:
-        """One token as text, for tables: with its space, and half a character as U+FFFD."""
+        """One token as text: its leading space kept, an incomplete character as U+FFFD."""
         return self._bytes[token_id].decode("utf-8", "replace")
 
     def id_to_token(self, token_id: int) -> str:
@@ -119,15 +119,15 @@ class Tokenizer:
         template_kwargs: Mapping[str, Any] | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[int]:
-        """The token ids of a chat, by the model's template; BOS exactly once if the model wants it.
+        """The token ids of a chat, by the model's template; BOS exactly once if the model uses it.
 
         messages: [{"role": "user", "content": "..."}, ...]; content may be a list of {"type":
             "text", "text": "..."}.
         add_generation_prompt: end with the beginning of the assistant's answer.
-        template_kwargs: what else the template may see, see chat_messages.TEMPLATE_ARGUMENTS.
+        template_kwargs: further variables of the template: chat_messages.TEMPLATE_ARGUMENTS.
         tools: JSON schemas of functions.
-        Special tokens come from the template only; in what callers pass they are ordinary text.
-        Raises: ValueError naming the message and field, or with what the template says.
+        Special tokens come from the template only; in arguments they are ordinary text.
+        Raises: ValueError naming the message and field, or with the template's message.
         """
         text, unmask = self._render(messages, add_generation_prompt, template_kwargs, tools)
         return self._with_bos(self._encode(self._mark(text).translate(unmask)))
@@ -140,7 +140,7 @@ class Tokenizer:
         template_kwargs: Mapping[str, Any] | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
-        """The chat as text, to look at. Only `encode_chat` knows whose special tokens are whose."""
+        """The chat as text, for display; only `encode_chat` tells user text from special tokens."""
         text, unmask = self._render(messages, add_generation_prompt, template_kwargs, tools)
         return text.translate(unmask)
 
@@ -151,7 +151,7 @@ class Tokenizer:
         template_kwargs: Mapping[str, Any] | None,
         tools: object,
     ) -> tuple[str, dict[int, str]]:
-        """The rendered chat with special tokens of users masked, and how to take the masks off."""
+        """The rendered chat with special tokens in user text masked, and the mapping to unmask."""
         inputs = {
             "messages": check_messages(messages),
             "tools": check_tools(tools),
@@ -195,7 +195,7 @@ class Tokenizer:
         return self._templates[source]
 
     def _mark(self, text: str) -> str:
-        """The text with sentinels, by which the backend knows them, for special tokens."""
+        """The text with special tokens replaced by the backend's sentinels."""
         sentinels = self._source.sentinels
         return self._special.sub(lambda match: sentinels[match[0]], text)
 
@@ -204,7 +204,7 @@ class Tokenizer:
         renamed = self._source.sentinel_ids
         if not renamed:
             return ids
-        if not self._unspellable.isdisjoint(ids):  # the vocabulary spells a special token: cut it
+        if not self._unspellable.isdisjoint(ids):  # split the text of a special token
             cuts = [0, *(match.start() + 1 for match in self._special.finditer(text)), len(text)]
             ids = []
             for start, end in pairwise(cuts):
@@ -212,7 +212,7 @@ class Tokenizer:
         return [renamed.get(token_id, token_id) for token_id in ids]
 
     def _encode_text(self, text: str) -> list[int]:
-        if len(text) > _LONG_TEXT:  # this one lets other threads run meanwhile, and is faster
+        if len(text) > _LONG_TEXT:  # a batch is faster, and releases the GIL
             batch = self._backend.encode_batch_fast([text], add_special_tokens=False)
             ids: list[int] = batch[0].ids
         else:

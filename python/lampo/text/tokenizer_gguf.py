@@ -2,12 +2,12 @@
 """Builds a tokenizer from the `tokenizer.*` keys of a GGUF file.
 
 Two kinds occur. `gpt2` is byte-level BPE: the file lists the merges, and `tokenizer.ggml.pre` names
-the patterns that cut text into words first. `llama` is SentencePiece BPE: the file lists a score
-per token, and of all neighbours whose union is a token the pair with the best score is merged
-first; `_merges_from_scores` writes that as a list of merges.
+the patterns that split text into words first. `llama` is SentencePiece BPE: the file lists a score
+per token, and of all adjacent pairs that form a token, the one with the best score is merged first;
+`_merges_from_scores` converts the scores to a list of merges.
 
-The vocabulary goes to the library's constructors as Python objects; going through JSON would take
-five times as long. Control tokens get their id under their sentinel, so no text can spell them.
+The vocabulary goes to the library's constructors as Python objects; JSON would take five times as
+long. The vocabulary has control tokens under their sentinels, so no text can encode to them.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 MAX_TOKEN_CHARS = 1024  # deriving merges costs the square of a token's length
 
-# Tokens that end an answer. GGUF has room for one or two, models have more, and some files give
-# them a wrong type.
+# End tokens by their text: GGUF has keys for one or two, models have more, and some files give them
+# a wrong type.
 _END_TOKENS = frozenset(
     {
         "</s>",
@@ -54,9 +54,9 @@ _END_TOKENS = frozenset(
 def read_gguf(metadata: Mapping[str, Any]) -> TokenizerSource:
     """Reads the tokenizer of a GGUF file from its metadata.
 
-    metadata: plain Python values under GGUF's keys. add_eos_token is not heeded: what lampo encodes
-        is there to be continued.
-    Raises: ValueError naming the key and what is wrong with it.
+    metadata: plain Python values under GGUF's keys. add_eos_token is ignored, since lampo encodes
+        prompts only.
+    Raises: ValueError naming the key and the fault.
     """
     model = metadata.get("tokenizer.ggml.model")
     if model not in ("gpt2", "llama"):
@@ -142,9 +142,9 @@ def _byte_level(metadata: Mapping[str, Any], vocab: dict[str, int], pre: object)
 
 
 class _Pairs(Sequence[tuple[str, str]]):
-    """Lines of two tokens and a space, as pairs that live one at a time.
+    """Merge lines (two tokens and a space) as pairs, created one at a time.
 
-    A list of 50,000 tuples sets the garbage collector off, which takes longer than all the rest.
+    A list of 50,000 tuples triggers the garbage collector, which takes longer than all other work.
     """
 
     def __init__(self, lines: Sequence[str]) -> None:
@@ -192,7 +192,7 @@ def _sentencepiece(
 def _merges_from_scores(
     normal: Mapping[str, int], scores: Sequence[float]
 ) -> list[tuple[str, str]]:
-    """Every way to make a token of two, best token first, then longest left part first."""
+    """All pairs that form a token, best score first, then longest left part first."""
     ranked: list[tuple[float, int, tuple[str, str]]] = []
     for token, token_id in normal.items():
         if len(token) > MAX_TOKEN_CHARS:
@@ -212,7 +212,7 @@ def _merges_from_scores(
 def _vocabulary(
     tokens: Sequence[str], special: Mapping[str, int], sentinels: Mapping[str, str]
 ) -> dict[str, int]:
-    """One name per id, all different: the library counts on ids without gaps."""
+    """A unique name per id: the library requires ids without gaps."""
     vocab = dict(zip(tokens, range(len(tokens)), strict=True))
     if len(vocab) != len(tokens):
         seen: dict[str, int] = {}

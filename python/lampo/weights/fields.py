@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Typed, ranged reading of fields that came from outside: JSON files and GGUF metadata."""
+"""Typed reading of untrusted fields, with range checks: JSON files and GGUF metadata."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REQUIRED: Final = _Required.TOKEN
 
 
 def shown(value: object) -> str:
-    """`repr` of a value from outside, short enough for one line of an error."""
+    """`repr` of an untrusted value, shortened to fit into one line of an error."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
@@ -29,16 +29,16 @@ def shown(value: object) -> str:
 class Fields:
     """One source of fields, such as a config.json.
 
-    Every getter checks type and range and raises `ValueError` naming source, field, value and what
-    was expected. A field that is absent or null gives `default`; REQUIRED makes that an error.
+    Every getter checks type and range and raises `ValueError` naming source, field, value and
+    expectation. A field that is absent or null gives `default`; REQUIRED makes that an error.
 
     Args:
-        source: what errors call the file.
+        source: the file's name in errors.
         values: the fields.
-        names: the names of fields in the file, where the getters are given others.
+        names: key of the getters -> name in the file, where they differ.
 
     Attributes:
-        read: names in the file of all fields that a getter has been asked for.
+        read: names in the file of all fields that getters have read.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Fields:
         *,
         open_low: bool = False,
     ) -> float | _T:
-        """A finite number of [low, high], or of (low, high] where `open_low`."""
+        """A finite number in [low, high], or in (low, high] with `open_low`."""
         value = self.get(key)
         if value is None and default is not REQUIRED:
             return default
@@ -141,7 +141,7 @@ def read_json_object(path: Path, max_bytes: int) -> dict[str, Any]:
     """The object in a JSON file, strictly: bounded size and depth, finite numbers, no duplicates.
 
     Raises:
-        ValueError: one line naming the file and what is wrong with it.
+        ValueError: one line naming the file and the fault.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tensor types of GGUF: block sizes, the packed ones that kernels read, dequantization."""
+"""GGUF's tensor types: block sizes, the packed formats of the kernels, dequantization."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class GGMLType:
     name: str
     block_size: int
     block_bytes: int
-    dtype: torch.dtype | None = None  # of the plain types
+    dtype: torch.dtype | None = None  # None: quantized
 
     def row_bytes(self, columns: int) -> int:
         return columns // self.block_size * self.block_bytes
 
 
-# By the number that stands in the file; what is not here is refused.
+# Supported types by their number in the file; all others are refused.
 GGML_TYPES = {
     0: GGMLType("f32", 1, 4, torch.float32),
     1: GGMLType("f16", 1, 2, torch.float16),
@@ -113,11 +113,11 @@ def _unpack(blocks: npt.NDArray[np.uint8], format: str, out: npt.NDArray[np.floa
 def dequantize_blocks(
     data: torch.Tensor, ggml_type: GGMLType, shape: tuple[int, ...]
 ) -> torch.Tensor:
-    """Bytes of any quantized type, by the `gguf` package: f32 tensor of `shape`.
+    """Dequantizes any quantized type, by the `gguf` package: f32 tensor of `shape`.
 
     data: [bytes] uint8.
     """
-    from gguf import quants  # here, because it takes 0.3 s and most files do not need it
+    from gguf import quants  # lazy: takes 0.3 s, and most files do not need it
     from gguf.constants import GGMLQuantizationType
 
     kind = GGMLQuantizationType(_BY_NAME[ggml_type.name][0])

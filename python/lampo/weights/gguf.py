@@ -24,8 +24,8 @@ _MAX_FREQ_FACTORS = 4096
 class GGUFFile:
     """A mapped GGUF file: its header, and its tensors by their GGUF names.
 
-    The mapping is never closed by hand: torch.frombuffer keeps a reference to it and no more, so it
-    ends with the last tensor that views it.
+    The mapping is never closed explicitly: torch.frombuffer keeps a reference to it, so it ends
+    with the last tensor that views it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,7 +46,7 @@ class GGUFFile:
         return {name: info.shape for name, info in self.header.tensors.items()}
 
     def freq_factors(self) -> tuple[float, ...] | None:
-        """The content of rope_freqs.weight: what the rotary frequencies are divided by."""
+        """The content of rope_freqs.weight: divisors of the rotary frequencies."""
         info = self.header.tensors.get("rope_freqs.weight")
         if info is None:
             return None
@@ -73,7 +73,7 @@ class GGUFFile:
         return dequantize_blocks(raw, info.type, info.shape)
 
     def _announce(self, ggml_type: GGMLType) -> None:
-        """Says once per format what dequantizing it costs."""
+        """Warns once per format that it is dequantized, with the memory that takes."""
         if ggml_type.name in self._announced:
             return
         self._announced.add(ggml_type.name)
@@ -87,7 +87,7 @@ class GGUFFile:
         )
 
     def release(self, name: str) -> None:
-        """Gives the tensor's pages back to the system; they are read again when touched."""
+        """Returns the tensor's pages to the system; they are read again on the next access."""
         info = self.header.tensors[name]
         start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
         if hasattr(mmap, "MADV_DONTNEED"):
@@ -95,7 +95,7 @@ class GGUFFile:
 
 
 def _map_private(fileno: int, nbytes: int) -> mmap.mmap:
-    """Maps a file so that torch takes it as writable without any write reaching the file."""
+    """Maps a file copy-on-write: writable memory for torch, and no write reaches the file."""
     if sys.platform == "linux":
         # Without MAP_NORESERVE (missing in `mmap`), files larger than the memory are refused.
         flags = mmap.MAP_PRIVATE | 0x4000

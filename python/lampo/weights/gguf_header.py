@@ -2,7 +2,7 @@
 """The header of a GGUF file, versions 2 and 3, little endian, parsed strictly.
 
 Every count, length and offset is checked against the size of the file before it is used, so that
-the cost of a file is bounded by a constant times its bytes. Format:
+the cost of parsing is bounded by a constant times the file's bytes. Format:
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -48,7 +48,7 @@ _U64 = struct.Struct("<Q")
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies: `shape` rows first, `offset` from the start of the file."""
+    """Shape and place of a tensor: `shape` rows first, `offset` from the start of the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -77,7 +77,7 @@ class _Parser:
         raise ValueError(f"{self.path}: not a GGUF file that can be read: {what}")
 
     def take(self, nbytes: int, what: str) -> int:
-        """Moves past `nbytes` bytes and returns where they start."""
+        """Skips `nbytes` bytes and returns their start."""
         start = self.position
         if nbytes > self.size - start:
             self.fail(f"{what}: {nbytes} bytes at {start} run past the end at {self.size}")
@@ -135,7 +135,7 @@ class _Parser:
         return list(values.tolist())
 
     def strings(self, count: int, key: str) -> list[str]:
-        """The loop that the time of a load goes into: vocabularies have 50,000 to 250,000."""
+        """Strings; the slowest loop of a load, as vocabularies have 50,000 to 250,000."""
         data, size, unpack = self.data, self.size, _U64.unpack_from
         position = self.position
         result = []
@@ -160,7 +160,7 @@ def parse_header(path: Path, data: mmap.mmap) -> GGUFHeader:
     """Parses and validates the header of a mapped GGUF file.
 
     Raises:
-        ValueError: one line naming the file, the key or tensor, and what is wrong with it.
+        ValueError: one line naming the file, the key or tensor, and the fault.
     """
     p = _Parser(path, data)
     magic = data[:4]
@@ -198,7 +198,7 @@ def _tensor_info(p: _Parser, index: int) -> TensorInfo:
     num_dims = p.u32(what)
     if not 1 <= num_dims <= _MAX_DIMS:
         p.fail(f"{what}: {num_dims} dimensions, expected 1 to {_MAX_DIMS}")
-    dims = [p.u64(what) for _ in range(num_dims)]  # the fastest one first
+    dims = [p.u64(what) for _ in range(num_dims)]  # innermost first
     kind, offset = p.u32(what), p.u64(what)
     ggml_type = GGML_TYPES.get(kind)
     if ggml_type is None:
@@ -216,7 +216,7 @@ def _tensor_info(p: _Parser, index: int) -> TensorInfo:
 def _placed(
     p: _Parser, infos: list[TensorInfo], data_start: int, alignment: int
 ) -> dict[str, TensorInfo]:
-    """Tensors by name with offsets from the start of the file, none outside it or overlapping."""
+    """Tensors by name, with offsets from the start of the file, checked to be disjoint in it."""
     tensors: dict[str, TensorInfo] = {}
     for info in infos:
         what = f"tensor {shown(info.name)}"

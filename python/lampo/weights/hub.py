@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what a user calls a model to files on disk: paths, the default model, Hugging Face ids."""
+"""Resolves a model's name to files on disk: paths, the default model, Hugging Face ids."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _POLL_SECONDS = 0.2
 
 
 def resolve_model(model: str | Path | None) -> Path:
-    """The file or folder of a model; fetched where it is not on disk yet.
+    """The file or folder of a model; fetched if it is not on disk yet.
 
     Args:
         model: None or a name of the default model; a path; or a Hugging Face id, "org/name" for
@@ -116,8 +116,8 @@ def _from_hub(repo_id: str, tag: str | None, progress: Progress | None) -> Path:
 
 
 def _snapshot(repo_id: str, patterns: list[str], progress: Progress | None) -> Path:
-    """`snapshot_download`, its many errors as one line."""
-    import huggingface_hub  # here, because most runs do not need it
+    """`snapshot_download` with errors of one line."""
+    import huggingface_hub  # lazy: most runs do not need it
     from huggingface_hub import errors
     from huggingface_hub.utils import (
         are_progress_bars_disabled,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Brings weights from the disk into the system's cache while something else is done."""
+"""Reads weights from disk into the system's page cache in the background."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _MOST_BYTES = 1 << 30  # more than a disk delivers while torch is imported
 
 
 def read_ahead(path: Path) -> threading.Thread | None:
-    """Starts reading a model's weights and returns at once; whoever opens them finds the errors.
+    """Starts reading a model's weights and returns at once; errors are left to the loader.
 
     Args:
         path: as for `load_checkpoint`.
 
     Returns:
-        the thread, which nobody has to wait for; None where the system has no way to do this.
+        the thread, which need not be joined; None if the system does not support this.
     """
     if sys.platform != "linux":
         return None
@@ -37,7 +37,7 @@ def _read(path: Path) -> None:
         )
         for name in filter(Path.is_file, files):
             with name.open("rb") as file:
-                # One system call, in which Python's lock is free and nothing is copied.
+                # One system call that releases the GIL and copies nothing.
                 left -= os.sendfile(nowhere.fileno(), file.fileno(), 0, left)
             if left <= 0:
                 break

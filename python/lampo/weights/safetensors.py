@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""safetensors, one file or sharded: the `safetensors` library reads, this checks what it may not.
+"""safetensors, one file or sharded: read by the `safetensors` library, with additional checks.
 
 The library validates a file's header (sizes, overlaps, holes) and maps the file. Checked here: that
 shard names are plain names in the folder, that index and shards agree, and the dtypes.
@@ -31,14 +31,14 @@ _SINGLE = "model.safetensors"
 class _Shard:
     path: Path
     handle: Any  # safe_open has no type of its own
-    mapped: tuple[tuple[int, int], ...] | None = None  # where the file lies in memory
+    mapped: tuple[tuple[int, int], ...] | None = None  # address ranges of the file
 
 
 class SafetensorsFolder:
     """The tensors of a folder of safetensors files, by name; views keep the mappings alive.
 
     Raises:
-        ValueError: one line naming the file, the tensor and what is wrong with it.
+        ValueError: one line naming the file, the tensor and the fault.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -96,7 +96,7 @@ class SafetensorsFolder:
         return list(self._where)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The tensor's shape, once its dtype is known to be one that is supported."""
+        """The tensor's shape; its dtype is checked first."""
         shard = self._where[name]
         part = shard.handle.get_slice(name)
         if part.get_dtype() not in _DTYPES:
@@ -113,10 +113,10 @@ class SafetensorsFolder:
         return tensor
 
     def release(self, name: str) -> None:
-        """Gives the tensor's pages back to the system; they are read again when touched.
+        """Returns the tensor's pages to the system; they are read again on the next access.
 
-        The library owns the mapping, so this asks the system where the file is mapped, and leaves
-        alone whatever lies elsewhere.
+        The library owns the mapping, so its address range comes from the system. Tensors outside
+        of it are skipped.
         """
         if sys.platform != "linux":
             return
