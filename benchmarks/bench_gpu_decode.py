@@ -49,9 +49,10 @@ def model_shape(llm: LLM) -> cost.ModelShape:
     if llm.path.suffix == ".gguf":
         return cost.model_shape_of_gguf(llm.path)
     c = llm.config
+    attention, feed_forward = c.layers[0].attention, c.layers[0].feed_forward
     return cost.ModelShape(
-        c.num_layers, c.hidden_size, c.intermediate_size, c.num_qo_heads, c.num_kv_heads,
-        c.head_dim, c.vocab_size,
+        c.num_layers, c.hidden_size, feed_forward.size, attention.num_qo_heads,
+        attention.num_kv_heads, attention.head_dim, c.vocab_size,
     )  # fmt: skip
 
 
