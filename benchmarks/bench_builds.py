@@ -89,9 +89,8 @@ def main() -> None:
                 times[which].append(ask(workers[which], case))
         old, new = (series[1:] for series in times)  # the first round warms up
         ratio = statistics.median(b / a for a, b in zip(old, new, strict=True))
-        print(
-            f"| {case} | {statistics.median(old):.2f} | {statistics.median(new):.2f} | {ratio:.3f} |"
-        )
+        medians = f"{statistics.median(old):.2f} | {statistics.median(new):.2f}"
+        print(f"| {case} | {medians} | {ratio:.3f} |", flush=True)
     for worker in workers:
         worker.kill()
     return None

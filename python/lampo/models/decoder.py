@@ -118,10 +118,7 @@ class Decoder:
         return x
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """Final norm and LM head: [num_rows, hidden_size] -> [num_rows, vocab_size] float32.
-
-        `hidden` has no more rows than the largest step so far had tokens.
-        """
+        """Final norm and LM head: [num_rows, hidden_size] -> [num_rows, vocab_size] float32."""
         if out is None:
             shape = hidden.shape[0], self.config.vocab_size
             out = hidden.new_empty(shape, dtype=torch.float32)
