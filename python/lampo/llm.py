@@ -162,7 +162,7 @@ class LLM:
         defaults = default_fields(self.generation_config)
         if defaults:
             listed = ", ".join(f"{name}={value}" for name, value in defaults.items())
-            logger.info("sampling defaults from generation_config.json: %s", listed)
+            logger.debug("sampling defaults of the model: %s", listed)
 
     def generate(
         self,

@@ -260,6 +260,32 @@ class SamplingParams:
         return dataclasses.replace(self, **changes)
 
 
+# Settings of a chat with a model that names none: those of llama.cpp. The neutral ones, temperature
+# 1 without cuts, draw too many unlikely tokens from a small model for an answer to hold together.
+CHAT_DEFAULTS: Mapping[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
+
+
+def chat_config(generation_config: Mapping[str, Any]) -> dict[str, Any]:
+    """A generation_config for chats: CHAT_DEFAULTS, unless it names sampling settings itself."""
+    named = CHAT_DEFAULTS.keys() & default_fields(generation_config).keys()
+    return dict(generation_config) if named else {**generation_config, **CHAT_DEFAULTS}
+
+
+def settings_text(params: SamplingParams) -> str:
+    """The temperature and cuts of resolved parameters: "temperature 0.8, top-k 40"."""
+    if params.temperature == 0:
+        return "greedy"
+    neutral = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    cuts = {name: getattr(params, name) for name in neutral}
+    parts = [f"temperature {params.temperature:g}"]
+    parts += [
+        f"{name.replace('_', '-')} {value:g}"
+        for name, value in cuts.items()
+        if value != neutral[name]
+    ]
+    return ", ".join(parts)
+
+
 def default_fields(generation_config: Mapping[str, Any]) -> dict[str, Any]:
     """The sampling defaults that a generation_config.json names, under our names."""
     names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")

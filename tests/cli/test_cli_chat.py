@@ -59,7 +59,7 @@ def test_commands(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr()
     assert said.out == "answer\n"
     for expected in (
-        "fake.gguf, loaded in 0.25 s",
+        "fake.gguf, loaded in 0.25 s, temperature 0.8, top-k 40, top-p 0.95, min-p 0.05; /help",
         "no answer yet",
         "8 prompt tokens, first token after 50 ms, 6 output tokens",
         "2 messages, 14 of 200 tokens of context (7 %)",

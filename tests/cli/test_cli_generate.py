@@ -53,7 +53,8 @@ def test_text_on_stdout_statistics_on_stderr(
     said = capsys.readouterr()
     assert said.out == "answer\n"
     assert said.err.splitlines() == [
-        "lampo: fake.gguf, loaded in 0.25 s, chat template",
+        "lampo: fake.gguf, loaded in 0.25 s, chat template, temperature 0.8, top-k 40, top-p 0.95, "
+        "min-p 0.05",
         "lampo: 11 prompt tokens, first token after 50 ms, 6 output tokens, 100.0 tokens/s, "
         "5.0 MB of KV cache, the answer ended",
     ]
@@ -163,7 +164,7 @@ def test_table_shows_candidates_and_nucleus(
     assert "'a'   │      50.0 % │    1 │    2 │ 'a' 50.0 %  'b' 30.0 %  | 'c' 10.0 %" in table
     assert "'['" in table  # prompts are no markup
     assert "b'\\xe9'" in table  # a part of a character
-    assert "with temperature 1, top-p 0.75" in " ".join(table.split())
+    assert "with temperature 0.8, top-k 40, top-p 0.75, min-p 0.05" in " ".join(table.split())
 
 
 def test_several_completions(llm: FakeLLM, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import math
 import pytest
 
 from lampo import SamplingParams, StructuredOutputs
+from lampo.sampling_params import CHAT_DEFAULTS, chat_config, settings_text
 
 
 @pytest.mark.parametrize(
@@ -87,3 +88,25 @@ def test_defaults_come_from_the_model_and_explicit_values_win():
     assert (neutral.temperature, neutral.top_p, neutral.top_k, neutral.min_p) == (1.0, 1.0, 0, 0.0)
     assert neutral.max_tokens == 256
     assert SamplingParams(min_tokens=300).resolved({}).max_tokens == 300
+
+
+def test_settings_of_chats():
+    """The model's own where it names some; else those that other engines have for chats."""
+    own = {"temperature": 0.6, "max_new_tokens": 9}
+    assert chat_config(own) == own
+    assert chat_config({"do_sample": False}) == {"do_sample": False}
+    assert chat_config({"max_new_tokens": 9}) == {"max_new_tokens": 9, **CHAT_DEFAULTS}
+    params = SamplingParams(top_p=0.5).resolved(chat_config({}))
+    assert (params.temperature, params.top_k, params.top_p, params.min_p) == (0.8, 40, 0.5, 0.05)
+    neutral = SamplingParams().resolved({})
+    assert (neutral.temperature, neutral.top_k, neutral.top_p, neutral.min_p) == (1.0, 0, 1.0, 0.0)
+
+
+def test_settings_text():
+    def text(**fields):
+        return settings_text(SamplingParams(**fields).resolved({}))
+
+    assert text(temperature=0) == "greedy"
+    assert text() == "temperature 1"
+    assert text(temperature=0.25, top_k=7, top_p=0.9) == "temperature 0.25, top-k 7, top-p 0.9"
+    assert text(min_p=0.05) == "temperature 1, min-p 0.05"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import make_gguf
 
 from lampo.models.checkpoint import load_checkpoint
 from lampo.weights import DEFAULT_MODEL, resolve_model
@@ -41,6 +42,19 @@ def test_configuration(path: Path) -> None:
         assert checkpoint.nbytes == path.stat().st_size
         assert checkpoint.gguf_metadata is not None
         assert len(checkpoint.gguf_metadata["tokenizer.ggml.tokens"]) == 49152
+
+
+def test_sampling_settings(path: Path, tmp_path: Path) -> None:
+    """Its authors' recommendation, which the file lacks; another file of the name has none."""
+    with load_checkpoint(path) as checkpoint:
+        assert checkpoint.generation_config == {"temperature": 0.2, "top_p": 0.9}
+    copy = tmp_path / path.name
+    copy.symlink_to(path)
+    with load_checkpoint(copy) as checkpoint:
+        assert checkpoint.generation_config == {"temperature": 0.2, "top_p": 0.9}
+    make_gguf(tmp_path / "other.gguf")
+    with load_checkpoint(tmp_path / "other.gguf") as checkpoint:
+        assert checkpoint.generation_config == {}
 
 
 def test_weights(path: Path) -> None:

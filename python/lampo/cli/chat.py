@@ -14,7 +14,7 @@ from lampo.cli.job import EXIT_INTERRUPTED, EXIT_USER, Job
 from lampo.cli.report import plural, statistics_line
 from lampo.cli.session import Answer, open_llm, stream_answer
 from lampo.cli.terminal import TextWriter, note, one_line, show_logging
-from lampo.sampling_params import SamplingParams
+from lampo.sampling_params import SamplingParams, chat_config, settings_text
 
 if TYPE_CHECKING:
     from lampo.llm import LLM
@@ -50,8 +50,10 @@ def _run(model: o.ModelOptions, params: SamplingParams, system: str | None, quie
     with open_llm(model, quiet) as llm:
         if llm.tokenizer.chat_template is None:
             raise ValueError("model: has no chat template; use `lampo generate --raw`")
+        params = params.resolved(chat_config(llm.generation_config))
         if not quiet:
-            note(f"{llm.path.name}, loaded in {llm.load_time:.2f} s; /help lists the commands")
+            loaded = f"{llm.path.name}, loaded in {llm.load_time:.2f} s"
+            note(f"{loaded}, {settings_text(params)}; /help lists the commands")
         conversation = Conversation(llm, params, system)
         if isinstance(sys.stdin, io.TextIOWrapper):  # invalid UTF-8 does not end the conversation
             sys.stdin.reconfigure(errors="replace")

@@ -18,7 +18,7 @@ from lampo.cli.report import metrics_json, statistics_line
 from lampo.cli.session import Answer, open_llm, stream_answer
 from lampo.cli.terminal import TextWriter, console, note, read_stdin, show_logging
 from lampo.outputs import LogprobTable, RequestOutput
-from lampo.sampling_params import SamplingParams
+from lampo.sampling_params import SamplingParams, chat_config, settings_text
 
 if TYPE_CHECKING:
     from lampo.llm import LLM
@@ -73,13 +73,15 @@ class _Run:
             if self.system is not None and not templated:
                 raise ValueError("system: this model has no chat template")
             token_ids = self._encode(llm, prompt, templated)
-            answers = self._answers(llm, token_ids)
+            config = chat_config(llm.generation_config) if templated else llm.generation_config
+            params = self.params.resolved(config)
+            answers = self._answers(llm, token_ids, params)
             if self.as_json:
-                self._print_json(llm, prompt, token_ids, answers, templated)
+                self._print_json(llm, prompt, token_ids, answers, params, templated)
             elif not self.quiet:
-                self._print_statistics(llm, answers, templated)
+                self._print_statistics(llm, answers, params, templated)
             if not self.as_json:
-                self._print_candidates(llm, token_ids, answers)
+                self._print_candidates(llm, answers, params)
         for answer in answers:
             if answer.error is not None:
                 note(f"error: {answer.error}")
@@ -94,8 +96,7 @@ class _Run:
             messages.insert(0, {"role": "system", "content": self.system})
         return llm.encode_chat(messages)
 
-    def _answers(self, llm: LLM, token_ids: list[int]) -> list[Answer]:
-        params = self.params
+    def _answers(self, llm: LLM, token_ids: list[int], params: SamplingParams) -> list[Answer]:
         writer = TextWriter()
         if params.n == 1:
             return [stream_answer(llm, token_ids, params, None if self.as_json else writer)]
@@ -107,40 +108,49 @@ class _Run:
                 writer.end_line()
         return answers
 
-    def _print_statistics(self, llm: LLM, answers: list[Answer], templated: bool) -> None:
+    def _print_statistics(
+        self, llm: LLM, answers: list[Answer], params: SamplingParams, templated: bool
+    ) -> None:
         form = "chat template" if templated else "raw prompt"
-        note(f"{llm.path.name}, loaded in {llm.load_time:.2f} s, {form}")
+        loaded = f"{llm.path.name}, loaded in {llm.load_time:.2f} s"
+        note(f"{loaded}, {form}, {settings_text(params)}")
         reason = answers[0].finish_reason if len(answers) == 1 else None
         note(statistics_line(answers[0].metrics, reason))
 
-    def _print_candidates(self, llm: LLM, token_ids: list[int], answers: list[Answer]) -> None:
+    def _print_candidates(self, llm: LLM, answers: list[Answer], params: SamplingParams) -> None:
         tables = []
         request = answers[0].request
         if request is not None and request.prompt_logprobs is not None:
-            tables.append((self.params.prompt_logprobs, _prompt_rows(request), "prompt"))
+            tables.append((params.prompt_logprobs, _prompt_rows(request), "prompt"))
         for i, answer in enumerate(answers):
             if answer.logprobs:
                 title = "output" if len(answers) == 1 else f"output {i + 1}"
-                tables.append((self.params.logprobs, _rows(answer), title))
+                tables.append((params.logprobs, _rows(answer), title))
         for num_shown, rows, title in tables:
             out = console()
-            out.print(self._candidates(llm, num_shown).table(rows, title, out.width))
+            out.print(self._candidates(llm, params, num_shown).table(rows, title, out.width))
 
     def _print_json(
-        self, llm: LLM, prompt: str, token_ids: list[int], answers: list[Answer], templated: bool
+        self,
+        llm: LLM,
+        prompt: str,
+        token_ids: list[int],
+        answers: list[Answer],
+        params: SamplingParams,
+        templated: bool,
     ) -> None:
-        view = self._candidates(llm, self.params.logprobs)
+        view = self._candidates(llm, params, params.logprobs)
         outputs = [_answer_json(answer, view) for answer in answers]
         result: dict[str, Any] = {
             "model": str(llm.path),
             "prompt": prompt,
             "chat_template": templated,
             "prompt_token_ids": token_ids,
-            **(outputs[0] if self.params.n == 1 else {"outputs": outputs}),
+            **(outputs[0] if params.n == 1 else {"outputs": outputs}),
         }
         request = answers[0].request
         if request is not None and request.prompt_logprobs is not None:
-            prompt_view = self._candidates(llm, self.params.prompt_logprobs)
+            prompt_view = self._candidates(llm, params, params.prompt_logprobs)
             result["prompt_logprobs"] = [
                 table and prompt_view.json(table, token_id, num_kept)
                 for token_id, table, num_kept in _prompt_rows(request)
@@ -148,10 +158,9 @@ class _Run:
         result["metrics"] = metrics_json(answers[0].metrics, llm.load_time)
         print(json.dumps(result, ensure_ascii=True, allow_nan=False))
 
-    def _candidates(self, llm: LLM, num_shown: int | None) -> Candidates:
-        resolved = self.params.resolved(llm.generation_config)
+    def _candidates(self, llm: LLM, params: SamplingParams, num_shown: int | None) -> Candidates:
         size, token_bytes = llm.config.vocab_size, llm.tokenizer.token_bytes
-        return Candidates(num_shown or 0, resolved, size, token_bytes)
+        return Candidates(num_shown or 0, params, size, token_bytes)
 
 
 def _answer(request: RequestOutput, index: int) -> Answer:

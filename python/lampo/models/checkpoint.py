@@ -14,6 +14,7 @@ import torch
 from lampo.models.architecture import Architecture
 from lampo.models.config import ModelConfig, generation_config_from_hf
 from lampo.models.registry import config_from_gguf, config_from_hf
+from lampo.weights.default_model import recommended_sampling
 from lampo.weights.fields import read_json_object, shown
 from lampo.weights.formats import QuantizedTensor
 from lampo.weights.gguf import GGUFFile
@@ -206,7 +207,8 @@ def _load_gguf(path: Path) -> Checkpoint:
     places = {name: _Place(stored.gguf) for name, stored in architecture.tensors(config).items()}
     present = {n: shape for n, shape in shapes.items() if not architecture.unused.fullmatch(n)}
     _check_shapes(path, architecture, config, places, present)
-    return Checkpoint(config, architecture, path, source, places, {}, metadata)
+    sampling = recommended_sampling(path)
+    return Checkpoint(config, architecture, path, source, places, sampling, metadata)
 
 
 def _check_shapes(

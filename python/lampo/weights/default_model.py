@@ -30,6 +30,9 @@ _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_BYTES = 98_362_432
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
+# Its authors' recommendation for SmolLM2-135M-Instruct; the file carries no settings.
+_SAMPLING = {"temperature": 0.2, "top_p": 0.9}
+
 _TEMPORARY = ".pull-"
 _POLL_SECONDS = 0.2
 _COPY_BYTES = 1 << 20
@@ -61,6 +64,12 @@ def cached_default_model() -> Path | None:
         return path if path.stat().st_size == _GGUF_BYTES else None
     except OSError:
         return None
+
+
+def recommended_sampling(path: Path) -> dict[str, float]:
+    """Sampling settings of the default model's file, as of a generation_config.json; else {}."""
+    default = cached_default_model()
+    return dict(_SAMPLING) if default is not None and path.resolve() == default.resolve() else {}
 
 
 def pull_default_model(progress: Callable[[int, int | None], None] | None = None) -> Path:

@@ -22,8 +22,7 @@ const Calls kElementwiseCalls = {
      [](const Call& c) {
        lampo::embedding_packed(c["token_ids"], c["table"],
                                static_cast<lampo::WeightFormat>(c.integer("format")),
-                               c.integer("vocab_size"), c["out"],
-                               c.integer("accumulate") != 0);
+                               c.integer("vocab_size"), c["out"], c.integer("accumulate") != 0);
      }},
     {"append_kv",
      [](const Call& c) {
