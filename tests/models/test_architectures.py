@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from checkpoints import SHAPE, make_checkpoint, make_gguf, make_model
 from model_harness import Runner, twin_logits
 from safetensors.torch import load_file, save_file
@@ -161,6 +162,62 @@ def test_gpt2_as_its_authors_stored_it(tmp_path: Path) -> None:
     with load_checkpoint(tmp_path) as checkpoint:
         logits = Runner(load_model(checkpoint, "float32"))(ids)
     assert largest_difference(logits, twin_logits(twin, ids)) < 1e-4
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_a_stored_head_beside_a_tied_embedding(tmp_path: Path, same: bool, caplog: Any) -> None:
+    """One that differs is used, as transformers does, with a warning."""
+    twin = make_checkpoint(tmp_path, tied=True)
+    path = tmp_path / "model.safetensors"
+    state = load_file(path)
+    head = state["model.embed_tokens.weight"].clone()
+    state["lm_head.weight"] = head if same else head.flip(0)
+    save_file(state, path, metadata={"format": "pt"})
+    if not same:
+        twin = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    ids = tokens(30)
+    with load_checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.config.tie_word_embeddings is same
+        logits = Runner(load_model(checkpoint, "float32"))(ids)
+    assert largest_difference(logits, twin_logits(twin.eval(), ids)) < 1e-4
+    assert ("they are not tied" in caplog.text) is not same
+
+
+def test_names_of_base_models_and_shards_without_an_index(tmp_path: Path) -> None:
+    """Names without "model.", in files that name their place among all."""
+    twin = make_checkpoint(tmp_path, tied=True)
+    state = {
+        name.removeprefix("model."): tensor
+        for name, tensor in load_file(tmp_path / "model.safetensors").items()
+    }
+    (tmp_path / "model.safetensors").unlink()
+    names = sorted(state)
+    for i in range(3):
+        shard = {name: state[name] for name in names[i::3]}
+        save_file(shard, tmp_path / f"model-0000{i + 1}-of-00003.safetensors")
+    ids = tokens(30)
+    with load_checkpoint(tmp_path) as checkpoint:
+        logits = Runner(load_model(checkpoint, "float32"))(ids)
+    assert largest_difference(logits, twin_logits(twin, ids)) < 1e-4
+    (tmp_path / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"expected model.safetensors, .* exactly one"):
+        load_checkpoint(tmp_path)
+
+
+def test_gguf_with_biases_of_q_k_and_v_alone(tmp_path: Path) -> None:
+    """As Qwen2's, in a file of the llama architecture."""
+    model = make_model(attention_bias=True)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.bias.zero_()
+    path = tmp_path / "model.gguf"
+    make_gguf(path, quantization="F32", model=model, left_out=("attn_output.bias",))
+    ids = tokens(30)
+    with load_checkpoint(path) as checkpoint:
+        attention = checkpoint.config.layers[0].attention
+        assert attention.qkv_bias and not attention.out_bias
+        logits = Runner(load_model(checkpoint, "auto"))(ids)
+    assert largest_difference(logits, twin_logits(model, ids)) < 1e-4
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -134,10 +134,7 @@ def test_qwen_windows() -> None:
 def test_fields_that_change_results_are_not_ignored(model_type, field, value) -> None:
     config = {**make_model(architecture=model_type, num_hidden_layers=1).config.to_dict()}
     config_from_hf(config)
-    if field == "partial_rotary_factor":
-        assert rope_of(from_hf({**config, field: value})).rotary_dim == 8, "this one is understood"
-        return
-    with pytest.raises(ValueError, match=f"^config.json: {field}") as info:
+    with pytest.raises(ValueError, match=f"^config.json: (rope_parameters: )?{field}") as info:
         from_hf({**config, field: value})
     assert "\n" not in str(info.value)
 
@@ -318,9 +315,13 @@ def test_rope_table_is_exact_far_out() -> None:
     torch.testing.assert_close(table[100_000], torch.tensor(expected), rtol=0, atol=1e-7)
 
 
-def test_partial_rotary() -> None:
-    rope = {"rope_type": "default", "partial_rotary_factor": 0.25}
-    assert rope_of(from_hf({**LLAMA, "rope_parameters": rope})).rotary_dim == 8
+def test_partial_rotary_is_refused() -> None:
+    """transformers ignores it with one rope_type and follows it with others."""
+    rope = {"rope_type": "default", "partial_rotary_factor": 0.5}
+    for config in ({**LLAMA, "rope_parameters": rope}, {**LLAMA, "partial_rotary_factor": 0.5}):
+        with pytest.raises(ValueError, match=r"^config.json: rope_p.*: partial_rotary_factor: exp"):
+            from_hf(config)
+    assert rope_of(from_hf({**LLAMA, "partial_rotary_factor": 1.0})).rotary_dim == 32
 
 
 @pytest.mark.parametrize(
@@ -403,6 +404,12 @@ def test_from_gguf_scalings() -> None:
     assert (rope.scaling, rope.factor) == ("linear", 4.0)
     rope = rope_of(from_gguf({**GGUF, "llama.rope.scale_linear": 2.0}, GGUF_TENSORS))
     assert (rope.scaling, rope.factor) == ("linear", 2.0)
+    untyped = {"llama.rope.scaling.factor": 4.0}
+    assert rope_of(from_gguf({**GGUF, **untyped}, GGUF_TENSORS)) == rope_of(
+        from_gguf({**GGUF, **linear}, GGUF_TENSORS)
+    )
+    none = {"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0}
+    assert rope_of(from_gguf({**GGUF, **none}, GGUF_TENSORS)).scaling == "default"
     yarn = {
         "llama.rope.scaling.type": "yarn",
         "llama.rope.scaling.factor": 4.0,

@@ -205,6 +205,7 @@ def make_gguf(
     model: Any = None,
     tokens: bool = True,
     metadata: dict[str, Any] | None = None,
+    left_out: tuple[str, ...] = (),
     **model_options: Any,
 ) -> Any:
     """Writes a GGUF file and returns the transformers model it was made from.
@@ -236,7 +237,8 @@ def make_gguf(
             if data.ndim == 2:
                 data = quantized(data, quantization, seed=index)
                 raw_dtype = gguf.GGMLQuantizationType[quantization]
-            yield stored.gguf, data, raw_dtype
+            if not stored.gguf.endswith(left_out):
+                yield stored.gguf, data, raw_dtype
 
     write_gguf(path, c, tensors(), architecture=gguf_name, tokens=tokens, metadata=metadata)
     return model

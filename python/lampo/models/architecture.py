@@ -97,7 +97,7 @@ class Architecture(ABC):
     norm: ClassVar[tuple[str, str]] = ("model.norm", "output_norm")
     positions: ClassVar[tuple[str, str] | None] = None
     head: ClassVar[tuple[str, str]] = ("lm_head", "output")
-    optional_prefix: ClassVar[str] = ""
+    optional_prefix: ClassVar[str] = "model."
     # Tables that are computed, and copies of tied weights.
     unused: ClassVar[re.Pattern[str]] = re.compile(
         r"rope_freqs\.weight|.*attn_rot_embd\.weight|.*rotary_emb\.inv_freq"

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -19,6 +20,8 @@ from lampo.weights.fields import read_json_object, shown
 from lampo.weights.formats import QuantizedTensor
 from lampo.weights.gguf import GGUFFile
 from lampo.weights.safetensors import SafetensorsFolder
+
+logger = logging.getLogger("lampo")
 
 _MAX_CONFIG_BYTES = 4 << 20
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -184,18 +187,34 @@ def _load_safetensors(folder: Path) -> Checkpoint:
         )
     source = SafetensorsFolder(folder)
     names = {name for name in source.names() if not architecture.unused.fullmatch(name)}
+    config = _untied_if_stored(config, architecture, source, names)
     prefix = architecture.optional_prefix
-    if prefix and not any(name.startswith(prefix) for name in names):
+    if any(name.startswith(prefix) for name in names):
         prefix = ""
     places = {
-        name: _Place(
-            name if prefix else name.removeprefix(architecture.optional_prefix), stored.transposed
-        )
+        name: _Place(name.removeprefix(prefix), stored.transposed)
         for name, stored in architecture.tensors(config).items()
     }
     present = {name: source.shape(name) for name in names}
     _check_shapes(folder, architecture, config, places, present)
     return Checkpoint(config, architecture, folder, source, places, generation_config, None)
+
+
+def _untied_if_stored(
+    config: ModelConfig, architecture: Architecture, source: SafetensorsFolder, names: set[str]
+) -> ModelConfig:
+    """Untied, if the file holds an LM head that differs from the embedding. As in transformers."""
+    head, embedding = (f"{part[0]}.weight" for part in (architecture.head, architecture.embedding))
+    if not config.tie_word_embeddings or not {head, embedding} <= names:
+        return config
+    if source.shape(head) == source.shape(embedding) and torch.equal(
+        source.load(head), source.load(embedding)
+    ):
+        return config
+    logger.warning(
+        "tie_word_embeddings is true, but %s differs from %s: they are not tied", head, embedding
+    )
+    return replace(config, tie_word_embeddings=False)
 
 
 def _load_gguf(path: Path) -> Checkpoint:

@@ -26,10 +26,11 @@ class Llama(Architecture):
     interleaved_in_gguf = True
 
     def config(self, reader: ConfigReader) -> ModelConfig:
-        bias = reader.bias("attention_bias", "blk.0.attn_q.bias")
+        qkv_bias = reader.bias("attention_bias", "blk.0.attn_q.bias")
+        out_bias = reader.bias("attention_bias", "blk.0.attn_output.bias")
         # The architecture of Mistral's GGUF files, which have a window, is "llama".
         window = None if reader.tensors is None else reader.window()
-        attention = reader.attention(window=window, qkv_bias=bias, out_bias=bias)
+        attention = reader.attention(window=window, qkv_bias=qkv_bias, out_bias=out_bias)
         feed_forward = reader.feed_forward(bias=reader.bias("mlp_bias", "blk.0.ffn_down.bias"))
         return reader.model(reader.layers(attention, feed_forward))
 

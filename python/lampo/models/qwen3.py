@@ -25,9 +25,10 @@ class Qwen3(Architecture):
     gguf_name = "qwen3"
 
     def config(self, reader: ConfigReader) -> ModelConfig:
-        bias = reader.bias("attention_bias", "blk.0.attn_q.bias")
+        qkv_bias = reader.bias("attention_bias", "blk.0.attn_q.bias")
+        out_bias = reader.bias("attention_bias", "blk.0.attn_output.bias")
         attention = reader.attention(
-            default_kv_heads=32, default_head_dim=128, qkv_bias=bias, out_bias=bias
+            default_kv_heads=32, default_head_dim=128, qkv_bias=qkv_bias, out_bias=out_bias
         )
         windows = reader.layer_windows()
         return reader.model(reader.layers(attention, reader.feed_forward(), windows))

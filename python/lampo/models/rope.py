@@ -169,12 +169,12 @@ def rope_from_hf(fields: Fields, head_dim: int, max_position_embeddings: int) ->
     rope = Fields(f"{fields.source}: {name}", values)
 
     scaling = rope.choice("rope_type", ROPE_SCALINGS, "default")
-    rotary_dim = int(head_dim * rope.number("partial_rotary_factor", 0, 1, 1.0, open_low=True))
-    if rotary_dim < 2 or rotary_dim % 2:
-        raise rope.error("partial_rotary_factor", f"an even share of head_dim {head_dim}")
+    # transformers ignores it with rope_type "default" and follows it with others.
+    if rope.number("partial_rotary_factor", 0, 1, 1.0, open_low=True) != 1.0:
+        raise rope.error("partial_rotary_factor", "1: these architectures rotate whole heads")
     arguments: dict[str, Any] = {
         "theta": rope.number("rope_theta", 1, 1e12, 10000.0, open_low=True),
-        "rotary_dim": rotary_dim,
+        "rotary_dim": head_dim,
         "scaling": scaling,
     }
     if scaling in ("linear", "dynamic", "llama3"):
@@ -245,11 +245,8 @@ def rope_from_gguf(
     rotary_dim = fields.integer(f"{rope}.dimension_count", 2, head_dim, head_dim)
     if rotary_dim % 2:
         raise fields.error(f"{rope}.dimension_count", "an even number")
-    scaling = fields.choice(
-        f"{rope}.scaling.type",
-        ("none", "linear", "yarn"),
-        "linear" if fields.has(f"{rope}.scale_linear") else "none",
-    )
+    # A factor without a type stretches linearly, as in llama.cpp.
+    scaling = fields.choice(f"{rope}.scaling.type", ("none", "linear", "yarn"), "linear")
     arguments: dict[str, Any] = {
         "theta": fields.number(f"{rope}.freq_base", 1, 1e12, 10000.0, open_low=True),
         "rotary_dim": rotary_dim,

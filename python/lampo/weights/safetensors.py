@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ _MAX_INDEX_BYTES = 64 << 20
 _MAX_SHARDS = 4096
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 
 
 @dataclass
@@ -49,8 +51,7 @@ class SafetensorsFolder:
         if index.exists():
             self._open_sharded(folder, index)
         else:
-            for name in self._open_shard(_single_file(folder)):
-                self._where[name] = self._shards[0]
+            self._open_all(_files(folder), folder)
 
     def _open_sharded(self, folder: Path, index: Path) -> None:
         weight_map = read_json_object(index, _MAX_INDEX_BYTES).get("weight_map")
@@ -65,19 +66,25 @@ class SafetensorsFolder:
         names = sorted(set(weight_map.values()))
         if len(names) > _MAX_SHARDS:
             raise ValueError(f"{index}: {len(names)} files, at most {_MAX_SHARDS} are accepted")
-        found: dict[str, str] = {}
-        for name in names:
-            for tensor in self._open_shard(folder / name):
-                if tensor in found:
-                    raise ValueError(
-                        f"{index}: tensor {shown(tensor)} stands in both {found[tensor]} and {name}"
-                    )
-                found[tensor] = name
-                self._where[tensor] = self._shards[-1]
+        found = self._open_all([folder / name for name in names], index)
         for tensor, name in weight_map.items():
             if found.get(tensor) != name:
                 place = f"it is in {found[tensor]}" if tensor in found else "it is in no file"
                 raise ValueError(f"{index}: tensor {shown(tensor)} should be in {name}; {place}")
+
+    def _open_all(self, files: list[Path], folder: Path) -> dict[str, str]:
+        """The names of the files, by tensor."""
+        found: dict[str, str] = {}
+        for file in files:
+            for tensor in self._open_shard(file):
+                if tensor in found:
+                    raise ValueError(
+                        f"{folder}: tensor {shown(tensor)} stands in both {found[tensor]} and "
+                        f"{file.name}"
+                    )
+                found[tensor] = file.name
+                self._where[tensor] = self._shards[-1]
+        return found
 
     def _open_shard(self, path: Path) -> list[str]:
         if not path.is_file():
@@ -131,16 +138,21 @@ class SafetensorsFolder:
             libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
-def _single_file(folder: Path) -> Path:
+def _files(folder: Path) -> list[Path]:
+    """The files of a folder without an index: one, or all shards of one model by their names."""
     if (folder / _SINGLE).exists():
-        return folder / _SINGLE
+        return [folder / _SINGLE]
     files = sorted(folder.glob("*.safetensors"))
+    shards = [_SHARD.fullmatch(file.name) for file in files]
+    stems = {(shard[1], int(shard[3])) for shard in shards if shard is not None}
+    if len(stems) == 1 and all(shards) and len(files) == stems.pop()[1] <= _MAX_SHARDS:
+        return files
     if len(files) != 1:
         names = ", ".join(f.name for f in files[:4]) or "none"
         raise ValueError(
             f"{folder}: expected {_SINGLE}, {_INDEX} or exactly one *.safetensors file, got {names}"
         )
-    return files[0]
+    return files
 
 
 def _is_plain_name(name: object) -> bool:
