@@ -382,7 +382,7 @@ class LLMEngine:
             self._fork(ready, logits)
 
     def _fork(self, ready: list[Sequence], logits: torch.Tensor) -> None:
-        """Starts the other completions of requests whose prompts have just been computed."""
+        """Starts the other completions of requests with a prompt computed in this step."""
         parents: list[int] = []
         children: list[Sequence] = []
         for row, sequence in enumerate(ready):

@@ -155,7 +155,7 @@ class Sequence:
     Attributes:
         order: sort key of the scheduler, over sequences of all requests.
         token_ids: prompt and output.
-        num_computed: tokens whose keys and values are in the cache.
+        num_computed: tokens with keys and values in the cache.
         pages: pages held, in order of position, FREED for those outside all windows; replaced,
             never mutated.
         state_slot: its slot for a state; None: it has none.
@@ -223,7 +223,7 @@ class Sequence:
 
     @property
     def num_pending(self) -> int:
-        """Tokens whose keys and values are not in the cache."""
+        """Tokens without keys and values in the cache."""
         return len(self.token_ids) - self.num_computed
 
     @property
