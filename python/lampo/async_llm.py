@@ -33,7 +33,7 @@ class QueueFullError(RuntimeError):
     """Too many requests are waiting.
 
     Attributes:
-        retry_after: seconds after which to try again.
+        retry_after: seconds until a retry may succeed.
     """
 
     def __init__(self, num_waiting: int, retry_after: float) -> None:
@@ -123,11 +123,11 @@ Message = tuple[asyncio.AbstractEventLoop, RequestStream, Piece]
 
 
 class AsyncLLM:
-    """Many requests over one :class:`LLM`, whose steps run in a thread of their own.
+    """Many requests over one :class:`LLM`; its steps run in a thread of their own.
 
     Args:
         llm: the model; it may be used directly at the same time, and is closed by `close`.
-        max_waiting: completions that may wait for their turn, at most.
+        max_waiting: completions that may wait, at most.
 
     Example:
         >>> async_llm = AsyncLLM(LLM())
@@ -141,7 +141,7 @@ class AsyncLLM:
         self._shared = llm.shared_engine()
         self._streams: dict[str, tuple[asyncio.AbstractEventLoop, RequestStream]] = {}
         self._outbox: list[Message] = []
-        # To be done between two steps.
+        # Requests to add and abort between two steps.
         self._added: deque[tuple[RequestStream, Request]] = deque()
         self._aborted: deque[str] = deque()
         self._wake = threading.Event()
@@ -166,7 +166,7 @@ class AsyncLLM:
         Args:
             prompt: a text or token ids.
             sampling_params: as in `LLM.generate`, with any `n`.
-            request_id: a name of your own, unique among the unfinished ones.
+            request_id: a name, unique among the unfinished requests.
             priority: smaller is sooner; a level stands for 10 seconds of waiting.
             timeout: seconds until the request is aborted.
             cache_salt: requests share prefixes only with those of the same salt.
@@ -216,7 +216,7 @@ class AsyncLLM:
         self._wake.set()
 
     def stats(self) -> EngineStats:
-        """How the engine is doing; requests that were just added may not be counted yet."""
+        """Counts of the engine; requests that were just added may not be counted yet."""
         return self._shared.engine.stats()
 
     def health(self) -> Health:
@@ -227,7 +227,7 @@ class AsyncLLM:
         )
 
     async def drain(self, timeout: float) -> bool:
-        """Refuses new requests and waits for those there are; after `timeout` seconds, aborts them.
+        """Refuses new requests and waits for unfinished ones; after `timeout` seconds, aborts them.
 
         Returns:
             whether all of them were completed.
@@ -242,7 +242,7 @@ class AsyncLLM:
         return completed
 
     def close(self) -> None:
-        """Aborts what runs, ends the thread and frees the model. Idempotent."""
+        """Aborts all requests, ends the thread and frees the model. Idempotent."""
         self._closing = True
         self._wake.set()
         if self._thread is not threading.current_thread():
@@ -335,7 +335,7 @@ class AsyncLLM:
             self._take_out(stream.request_id, error)
 
     def _take(self, piece: StreamOutput) -> None:
-        """The sink of all requests; another thread may be the one that steps."""
+        """The sink of all requests; called by the thread that steps."""
         if piece.request is not None:
             self._take_out(piece.request_id, piece)
         else:
@@ -346,7 +346,7 @@ class AsyncLLM:
         self._outbox.append((*self._streams.pop(request_id), last))
 
     def _end(self) -> None:
-        """Tells every stream that nothing more will come."""
+        """Ends every stream."""
         self._closing = True
         self._busy = False
         with self._shared.lock:
@@ -361,7 +361,7 @@ class AsyncLLM:
 
 
 def _post(messages: list[Message]) -> None:
-    """Hands the pieces of a step to the event loops, one call each."""
+    """Passes the pieces of a step to the event loops, one call per loop."""
 
     def put(batch: list[Message]) -> None:
         for _, stream, piece in batch:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model as a user sees it: text in, text out."""
+"""The synchronous interface to a model: text in, text out."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class LLM:
         device: "cpu", "cuda" or "cuda:<index>". A GPU computes in bfloat16, whatever the weights.
         kv_cache_dtype: "auto" (float32 with dtype "float32", else bfloat16), "float32", "float16",
             "bfloat16"; "int8" or "fp8" (also "fp8_e4m3"): half the memory, and a scale of four
-            bytes for each head's key and value. Take int8, unless keys have large outliers.
+            bytes per key and value of a head. Take int8, unless keys have large outliers.
         max_model_len: longest sequence, prompt and output; the model's context if absent.
         kv_cache_memory: bytes for the KV cache, at most; if absent, half of the free memory, but no
             more than 4 GiB unless one sequence needs it. A page takes memory once it is used. On
@@ -62,9 +62,9 @@ class LLM:
         page_size: tokens per page of the cache, a power of two up to 256.
         max_num_seqs: sequences decoded together.
         max_num_batched_tokens: prompt tokens computed in one step, beside the tokens of those that
-            decode: smaller steps keep others waiting for less time.
-        enable_prefix_caching: keep the pages of finished work for prompts that begin alike. The
-            tokens generated are the same with it and without.
+            decode: smaller steps delay those less.
+        enable_prefix_caching: keep the pages of finished requests for prompts with a common prefix.
+            The tokens generated are the same with it and without.
 
     Raises:
         ValueError, TypeError: an argument or a model file that does not fit, in one line.
@@ -176,7 +176,7 @@ class LLM:
         Args:
             prompts: a text, a list of token ids, or a list of such. Texts are tokenized with
                 special tokens as ordinary text; the model's BOS token is added once.
-            sampling_params: for all prompts, or one for each.
+            sampling_params: for all prompts, or one per prompt.
             progress: show a progress bar on stderr; None: if that is a terminal.
 
         Returns:
@@ -266,12 +266,12 @@ class LLM:
 
         Args:
             prompt: a text or token ids.
-            params: how to continue it; fields at None take the model's default.
-            request_id: a name of your own, unique among the unfinished requests.
+            params: sampling parameters; fields at None take the model's default.
+            request_id: a name, unique among the unfinished requests.
             priority: smaller is sooner; a level stands for 10 seconds of waiting.
             timeout: seconds from now until the request is aborted.
             cache_salt: requests share prefixes only with those of the same salt.
-            name: what an error calls the prompt.
+            name: the prompt's name in errors.
             start_time: time.perf_counter() from which the time to the first token counts: that of
                 this call, if absent.
 
@@ -357,7 +357,7 @@ class LLM:
 
         Args:
             prompt: a text, which gets the model's BOS token, or token ids.
-            name: what an error calls it.
+            name: its name in errors.
 
         Raises:
             ValueError, TypeError: it is empty, or an id is out of range.
@@ -374,15 +374,15 @@ class LLM:
         return token_ids
 
     def replay_decode(self, batch_size: int, depth: int, repeats: int) -> list[list[OpTiming]]:
-        """Replays one decode step with a clock: what :func:`lampo.profile` reads.
+        """Replays and times one decode step, for :func:`lampo.profile`.
 
         Args:
             batch_size: of the step.
-            depth: tokens that each sequence has in the cache: random numbers.
+            depth: tokens per sequence in the cache: random numbers.
             repeats: replays.
 
         Returns:
-            the ops of each replay, in order.
+            the ops per replay, in order.
 
         Raises:
             ValueError: the KV cache has no room for these tokens.

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load for a model that serves many at once: its calls, its targets, and its results."""
+"""Load tests of a model: calls, targets and results."""

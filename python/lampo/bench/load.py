@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sends a load, and records the time of each piece of every answer."""
+"""Sends a load and records the arrival times of all pieces."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Record:
 
     Attributes:
         sent: when it was sent.
-        pieces: when each piece with text or tokens arrived.
-        num_output_tokens: as the other side counts them.
+        pieces: arrival times of pieces with text or tokens.
+        num_output_tokens: as counted by the target.
         error: one line, if it failed.
     """
 
@@ -49,7 +49,7 @@ class Record:
 
 
 class Target(Protocol):
-    """Where calls go."""
+    """The receiver of calls."""
 
     async def vocabulary(self) -> list[int]:
         """Token ids for prompts."""
@@ -70,8 +70,8 @@ async def run_load(
 ) -> list[Record]:
     """Sends call i at times[i], or later if `concurrency` calls are under way; waits for all.
 
-    A call counts from when it was due, so that waiting for others is part of its time where
-    arrivals are given, unless `concurrency` holds it back.
+    A call's time begins when it is due: it includes the wait for others where arrivals are given,
+    unless `concurrency` delays it.
     """
     free = asyncio.Semaphore(concurrency or len(calls))
     begin = time.perf_counter()

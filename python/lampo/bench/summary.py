@@ -33,12 +33,12 @@ class Spread:
 
 @dataclass(frozen=True)
 class Summary:
-    """Of the calls that were answered, but for num_failed and errors.
+    """Results of the answered calls, but for num_failed and errors.
 
     Attributes:
         duration: from the first call to the last answer's end.
-        time_to_first_token, time_per_output_token, request_latency: one value a call.
-        inter_token_latency: one value for each piece after the first; a piece is mostly a token.
+        time_to_first_token, time_per_output_token, request_latency: one value per call.
+        inter_token_latency: one value per piece after the first; a piece is mostly a token.
     """
 
     num_requests: int
@@ -70,7 +70,7 @@ class Summary:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """With linear interpolation between the two nearest values."""
+    """The percentile, linearly interpolated between the two nearest values."""
     ordered = sorted(values)
     at = (len(ordered) - 1) * percent / 100
     low = math.floor(at)

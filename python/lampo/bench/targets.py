@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a load can go: to an AsyncLLM in this process, or to a server over HTTP.
+"""Targets of a load: an AsyncLLM in this process, or a server over HTTP.
 
-The HTTP client is this one for the sake of its clock: it does nothing between a piece's arrival and
-the look at the time but find the end of a line.
+The HTTP client is written here for exact times: between a piece's arrival and its time stamp it
+only finds the end of a line.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ERROR_BYTES = 4096
 
 
 class InProcess:
-    """Steps without a network: what the engine itself can do."""
+    """The engine in this process, without a network."""
 
     def __init__(self, engine: AsyncLLM, temperature: float) -> None:
         self._engine = engine
@@ -55,7 +55,7 @@ class InProcess:
 class HTTPServer:
     """A server with POST /v1/completions and /tokenize, as lampo and vLLM have them.
 
-    Raises: ValueError for a URL that is none.
+    Raises: ValueError for an invalid URL.
     """
 
     def __init__(self, url: str, temperature: float, key: str | None, model: str | None) -> None:
@@ -102,7 +102,7 @@ class HTTPServer:
                 record.num_cached_tokens = details.get("cached_tokens", 0)
 
     async def _post(self, path: str, body: dict[str, Any]) -> AsyncIterator[str]:
-        """The lines of an answer as they come. Raises: RuntimeError if it is none, OSError."""
+        """The lines of an answer as they come. Raises: RuntimeError for an error, OSError."""
         data = json.dumps(body).encode()
         head = (
             f"POST {self._path}{path} HTTP/1.1\r\nhost: {self._netloc}\r\nconnection: close\r\n"
@@ -122,7 +122,7 @@ class HTTPServer:
                 name, _, value = line.partition(b":")
                 chunked |= name.lower() == b"transfer-encoding" and b"chunked" in value.lower()
             if len(status) < 2 or status[1] != b"200":
-                raise RuntimeError(_told(status, await reader.read(_ERROR_BYTES)))
+                raise RuntimeError(_error_text(status, await reader.read(_ERROR_BYTES)))
             rest = b""
             async for piece in _pieces(reader, chunked):
                 *lines, rest = (rest + piece).split(b"\n")
@@ -149,8 +149,8 @@ async def _pieces(reader: asyncio.StreamReader, chunked: bool) -> AsyncIterator[
         yield piece[:-2]
 
 
-def _told(status: list[bytes], body: bytes) -> str:
-    """The server's own words, if they are in the usual place."""
+def _error_text(status: list[bytes], body: bytes) -> str:
+    """The server's error message, if the body has OpenAI's form."""
     code = status[1].decode("ascii", "replace") if len(status) > 1 else "no answer"
     try:
         return f"{code}: {json.loads(body)['error']['message']}"

@@ -19,7 +19,7 @@ _WORDS = """
     state those people how too little good world make very year still see own work men day get here
 """
 VOCABULARY_TEXT = " ".join(_WORDS.split())
-"""Its tokens are what prompts are made of: every tokenizer knows them, and none ends a text."""
+"""The source of the prompts' tokens: in every vocabulary, and none ends a text."""
 
 
 @dataclass(frozen=True)

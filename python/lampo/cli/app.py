@@ -40,7 +40,7 @@ def _print_help(ctx: typer.Context, wanted: bool) -> None:
 
 
 def _paragraphs(text: str | None) -> str:
-    """Every paragraph on one line, for the terminal to wrap."""
+    """The text with one line per paragraph, for the terminal to wrap."""
     return "\n\n".join(" ".join(part.split()) for part in (text or "").split("\n\n"))
 
 
@@ -63,7 +63,7 @@ _EPILOG = _paragraphs(
 )
 
 
-# typer's own --help has no default, and finding a type for that takes it 0.1 s.
+# typer's own --help has no default: inferring its type takes 0.1 s.
 @app.callback(invoke_without_command=True, add_help_option=False, epilog=f"Examples:\n\n{_EPILOG}")
 def _lampo(
     ctx: typer.Context,

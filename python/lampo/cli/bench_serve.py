@@ -149,7 +149,7 @@ async def _measure(
 
     count, warmup, seed = values["num_requests"], values["warmup"], values["seed"]
     token_ids, prefix = await target.vocabulary(), values["shared_prefix"]
-    # As many at once as later, so that every batch size has been met.
+    # Concurrency as in the measurement, so that every batch size is warm.
     before = draw_calls(warmup, *lengths, token_ids=token_ids, prefix=prefix, seed=seed + 1)
     await run_load(target, before, [0.0] * warmup, concurrency=values["concurrency"])
     calls = draw_calls(count, *lengths, token_ids=token_ids, prefix=prefix, seed=seed)

@@ -19,13 +19,13 @@ _LEAST_WIDTH = 24
 
 
 class Candidates:
-    """The candidates of every token, the `num_shown` best ones, and how many could be drawn.
+    """The candidates of every token, the `num_shown` best ones, and the number left by the cuts.
 
     Args:
-        num_shown: candidates for each token, as the user asked.
+        num_shown: candidates per token.
         params: resolved sampling parameters.
         vocab_size: tokens of the model.
-        token_bytes: the bytes of a token, shown where they are a part of a character.
+        token_bytes: the bytes of a token, shown if they are part of a character.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Candidates:
         self._token_bytes = token_bytes
 
     def json(self, table: LogprobTable, token_id: int, num_kept: int | None) -> dict[str, Any]:
-        """One token; `num_kept` is null where it is not known."""
+        """One token; `num_kept` is null if unknown."""
         return {
             **_entry(token_id, table[token_id]),
             "num_kept": num_kept,
@@ -54,8 +54,8 @@ class Candidates:
         """A table for people: token, probability, rank, number kept, candidates.
 
         Args:
-            tables: for each token its id, its candidates, None where there is no prediction, and
-                how many tokens could be drawn, None where that is not known.
+            tables: per token its id, its candidates (None without a prediction) and the number of
+                tokens that the cuts left (None: unknown).
             title: above it.
             width: columns of the terminal.
         """

@@ -87,18 +87,18 @@ class Conversation:
         self._writer = TextWriter()
 
     def take(self, line: str) -> None:
-        """Obeys a command, or answers a message. Raises: ValueError if that cannot be done."""
+        """Runs a command, or answers a message. Raises: ValueError if that is not possible."""
         message = line.strip()
         if not message:
             return
         if message.startswith("//"):
             self._reply(message[1:])
         elif message.startswith("/"):
-            self._obey(message)
+            self._run_command(message)
         else:
             self._reply(message)
 
-    def _obey(self, line: str) -> None:
+    def _run_command(self, line: str) -> None:
         command, _, text = line.partition(" ")
         if command == "/reset":
             self._messages.clear()
@@ -129,7 +129,7 @@ class Conversation:
         self._last = answer
         if answer.error is not None:
             raise ValueError(answer.error)
-        if answer.text:  # what was said before Ctrl-C stays said
+        if answer.text:  # text before Ctrl-C stays in the conversation
             self._messages = [*asked, {"role": "assistant", "content": answer.text}]
         if answer.finish_reason == "length":
             if len(token_ids) + len(answer.token_ids) >= llm.max_model_len:

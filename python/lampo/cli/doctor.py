@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``lampo doctor``: what runs here, with what, and why."""
+"""``lampo doctor``: kernels, hardware and versions, with the reasons."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _run(as_json: bool) -> int:
 
 
 def rows(found: dict[str, Any]) -> Iterator[Row]:
-    """The findings as lines for people."""
+    """The findings as (name, value) lines."""
     views = {
         "versions": _versions,
         "platform": _platform,

@@ -9,6 +9,6 @@ Job = Callable[[], int]
 
 # 0: done. Above 128: 128 + the signal's number, as shells count.
 EXIT_INTERNAL = 1  # a bug
-EXIT_USER = 2  # what the user can mend
+EXIT_USER = 2  # an error in arguments, files or environment
 EXIT_INTERRUPTED = 130  # Ctrl-C
-EXIT_CLOSED_PIPE = 141  # the reader of our output has gone
+EXIT_CLOSED_PIPE = 141  # the reader of the output has gone

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The entry point: typer parses the command line into a job, which runs here under one roof."""
+"""The entry point: typer parses the command line into a job, which `main` runs."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _USER_ERRORS = (ValueError, TypeError, MemoryError, OSError)
 
 
 def program() -> NoReturn:
-    """The shell's `lampo`: `main`, in a process of its own that has to start and end quickly.
+    """The shell's `lampo`: `main` in a process of its own, with a quick start and end.
 
-    Nothing but modules and the model is made until `open_llm` returns, which turns the collection
-    of garbage on; it would take 0.2 s. Nor is torch taken apart at the end, which takes 0.4 s.
+    Garbage collection is off until `open_llm` returns: it takes 0.2 s, and modules and the model
+    are no garbage. Process exit skips the destruction of torch, which takes 0.4 s.
     """
     gc.disable()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
         signal.signal(signal.SIGINT, _interrupt)
     try:
         code = main()
-    except KeyboardInterrupt:  # the second one, while the first was being answered
+    except KeyboardInterrupt:  # a second one, while the first was handled
         code = EXIT_INTERRUPTED
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the answer is complete
     if "torch" in sys.modules:
@@ -58,9 +58,9 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 
 def _exit_now(code: int) -> NoReturn:
-    """Ends the process without Python's own end; what was printed still arrives."""
+    """Ends the process without the interpreter's shutdown; output is flushed first."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # closed, absent, or nobody reads it
+        with contextlib.suppress(Exception):  # closed, absent, or without a reader
             stream.flush()
     os._exit(code)
 
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a character that a terminal lacks is no error
+        if hasattr(stream, "reconfigure"):  # characters missing in a terminal are no error
             stream.reconfigure(errors="replace")
     from lampo.cli.app import command
 
@@ -92,7 +92,7 @@ def _run(arguments: list[str]) -> int:
     if callable(job):
         code: int = job()
         return code
-    return job if isinstance(job, int) else 0  # --help and the like have done their work
+    return job if isinstance(job, int) else 0  # --help and the like are complete
 
 
 def _report(error: Exception) -> int:
@@ -102,7 +102,7 @@ def _report(error: Exception) -> int:
         import traceback
 
         traceback.print_exception(error)
-    if type(error).__name__ == "Abort":  # what older versions of typer make of Ctrl-C
+    if type(error).__name__ == "Abort":  # Ctrl-C in older versions of typer
         return EXIT_INTERRUPTED
     if hasattr(error, "format_message"):  # a usage error, found by typer
         context = getattr(error, "ctx", None)
@@ -131,7 +131,7 @@ def _message(error: Exception) -> str:
 
 
 def _discard_output() -> None:
-    """Points stdout at nothing, so that the interpreter's last flush cannot fail."""
+    """Redirects stdout to the null device, so that the interpreter's last flush cannot fail."""
     try:
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, sys.stdout.fileno())

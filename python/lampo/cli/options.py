@@ -49,7 +49,7 @@ _NEGATIONS = {
         "Do not keep the pages of finished work for prompts that begin alike.",
     ),
 }
-# Where the command line does more than the parameter says.
+# Help of options that do more than their parameters.
 _HELP = {
     "n": "Completions of the prompt; more than one are not streamed.",
     "logprobs": "For every token, show this many of the most probable candidates, and how many of "
@@ -162,7 +162,7 @@ class ModelOptions:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> ModelOptions:
-        """Reads them out of a command's values; `threads` goes where the kernels look for it."""
+        """Reads them from a command's values; `threads` goes to LAMPO_NUM_THREADS."""
         options = cls(**_read(cls, values))
         if options.threads is not None:
             os.environ["LAMPO_NUM_THREADS"] = str(options.threads)
@@ -201,12 +201,12 @@ System = Annotated[
 def options_of(
     dataclass: Any, *, without: Collection[str] = (), **defaults: Any
 ) -> list[inspect.Parameter]:
-    """A command's option for each parameter of SamplingParams or ModelOptions.
+    """A command's options, one per parameter of SamplingParams or ModelOptions.
 
     Args:
         dataclass: one of them.
-        without: names that the command has no option for.
-        defaults: of the command, where they are not the parameter's.
+        without: names without an option.
+        defaults: the command's own, instead of the parameters'.
     """
     return [
         _option_of(name, found, defaults.get(name, default))
@@ -250,7 +250,7 @@ def _option_of(name: str, found: Parameter, default: Any) -> inspect.Parameter:
             settings["metavar"] = "ID=VALUE"
         else:
             option = option.removesuffix("s")
-    if name == "threads":  # no argument of the library, which would check it
+    if name == "threads":  # not checked by the library
         settings |= {"min": found.kind.low, "max": found.kind.high}  # type: ignore[attr-defined]
     names = [option, *([_LETTERS[name]] if name in _LETTERS else [])]
     if default is None:

@@ -17,7 +17,7 @@ _PACKAGES = """
 
 
 def probe_all() -> dict[str, Any]:
-    """All sections; one that cannot be found out has `error`, the reason."""
+    """All sections; a failed one has `error`, the reason."""
     probes: dict[str, Callable[[], dict[str, Any]]] = {
         "versions": versions,
         "platform": machine,
@@ -131,7 +131,7 @@ def torch_build() -> dict[str, Any]:
 
 
 def ops() -> dict[str, Any]:
-    """For every op of lampo.ops, the kernel that CPU tensors get, which is where models run."""
+    """Op of lampo.ops -> kernel for CPU tensors, where models run."""
     from lampo import _C
     from lampo import ops as lampo_ops
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a measurement comes from: the machine, the versions, the commit, the command."""
+"""The provenance of a measurement: machine, versions, commit, command."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def command() -> str:
 
 
 def commit() -> str | None:
-    """Of the source tree that runs, "+changes" if its files differ; None if it is none."""
+    """Commit of the source tree, "+changes" if files differ; None without a tree."""
     root = Path(__file__).resolve().parents[3]
     if not (root / "pyproject.toml").exists() or not (root / ".git").exists():
         return None

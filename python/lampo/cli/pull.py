@@ -55,7 +55,7 @@ def fetch(model: str | None, bar: FetchBar) -> Path:
 class FetchBar:
     """A progress bar on stderr that appears once there is something to fetch.
 
-    fetched: whether anything was.
+    fetched: whether anything was fetched.
     """
 
     def __init__(self, quiet: bool) -> None:

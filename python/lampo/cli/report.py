@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sizes and times of a request, for people and for machines."""
+"""The sizes and times of a request, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def plural(count: int, noun: str) -> str:
 
 
 def tokens_per_second(metrics: RequestMetrics) -> float | None:
-    """Of the tokens after the first."""
+    """The rate after the first token."""
     each = metrics.time_per_output_token
     return 1.0 / each if each else None
 

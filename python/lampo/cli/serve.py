@@ -115,7 +115,7 @@ def _run(values: dict[str, Any]) -> int:
     from lampo.server.settings import Settings
 
     keys = tuple(values["api_key"] or ())
-    if "LAMPO_API_KEY" in os.environ:  # empty is a mistake, not a wish for no key
+    if "LAMPO_API_KEY" in os.environ:  # an empty key is an error
         keys += (os.environ["LAMPO_API_KEY"],)
     host, loopback = values["host"], is_loopback(values["host"])
     hosts = tuple(values["allowed_host"] or ())

@@ -31,7 +31,7 @@ def open_llm(options: ModelOptions, quiet: bool) -> LLM:
     from lampo.llm import LLM
 
     llm = LLM(path, **options.arguments())
-    gc.freeze()  # it and torch stay to the end, so no collection need go through them
+    gc.freeze()  # model and torch live to the end: collections skip them
     gc.enable()
     return llm
 
@@ -42,7 +42,7 @@ class Answer:
 
     Attributes:
         request: the whole result; None if it was interrupted.
-        metrics: of the whole result, or measured here as far as it went.
+        metrics: of the whole result, or measured here until the interrupt.
     """
 
     text: str = ""

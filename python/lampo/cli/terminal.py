@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text to and from people: what models and users wrote is never read as markup or control codes."""
+"""Terminal input and output: text of models and users is never markup or control codes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from rich.console import Console
 
-# C0 controls except tab and newline, DEL, and the C1 controls, which 8-bit terminals obey.
+# C0 controls except tab and newline, DEL, and the C1 controls, which 8-bit terminals interpret.
 _CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)])
 del _CONTROLS[ord("\n")], _CONTROLS[ord("\t")]
 
 
 def printable(text: str) -> str:
-    """The text without control characters, by which a model could drive the terminal."""
+    """The text without control characters, which could control the terminal."""
     return text.translate(_CONTROLS)
 
 
@@ -37,7 +37,7 @@ def console() -> Console:
 
 
 class TextWriter:
-    """Writes a stream of text to stdout at once, and knows whether a line is open.
+    """Writes a text stream to stdout unbuffered, and tracks whether a line is open.
 
     Control characters are left out when stdout is a terminal, and kept when it is not.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The decode step on a GPU: a CUDA graph, whose result is read when it is asked for."""
+"""The decode step on a GPU: a CUDA graph; its result is read on demand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger("lampo")
 
 
 class DrawnLater:
-    """What a step has drawn; reading it waits for the device."""
+    """The draws of a step; reading them waits for the device."""
 
     def __init__(
         self, drawn: torch.Tensor, logits: torch.Tensor, count: int, counted: bool
@@ -55,11 +55,11 @@ class DrawnLater:
 
 
 class CudaDecodeStep(DecodeStep):
-    """As :class:`DecodeStep`; the first run calls the ops, and captures them for the later ones.
+    """As :class:`DecodeStep`; the first run calls the ops and captures them for later runs.
 
     Args:
-        memory_pool: of all graphs of a model, from ``torch.cuda.graph_pool_handle()``: one runs at
-            a time, so they share their temporary memory.
+        memory_pool: from ``torch.cuda.graph_pool_handle()``, for all graphs of a model: they run
+            one at a time and share temporary memory.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class CudaDecodeStep(DecodeStep):
         super().__init__(model, pool, logits, max_pages_per_seq, counted=counted)
         self._memory_pool = memory_pool
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._kept: list[object] = []  # the graph holds pointers only
+        self._kept: list[object] = []  # arguments: the graph holds pointers only
 
     def run(self, sequences: list[Sequence], *, ahead: bool = False) -> DrawnLater:  # type: ignore[override]
-        """As :meth:`DecodeStep.run`; returns while the device is still at work."""
+        """As :meth:`DecodeStep.run`; returns before the device has finished."""
         self._write_inputs(sequences, ahead)
         if self._graph is not None:
             self._graph.replay()
@@ -98,7 +98,7 @@ class CudaDecodeStep(DecodeStep):
             keep_arguments(self._kept),
         ):
             self._call_ops()
-        self._graph = graph  # not before: one that was interrupted is never replayed
+        self._graph = graph  # last: an interrupted capture is never replayed
         logger.info(
             "captured the decode step of up to %d sequences in %.2f s",
             len(self._logits),

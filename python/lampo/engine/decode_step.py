@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One decode step of a batch, over fixed tensors: recorded at first, replayed from then on.
+"""The decode step of a batch, over fixed tensors: recorded in the first run, then replayed.
 
-Between two steps Python runs with cold caches (the weights have just passed through them), so
-little is left to it: the draw is part of the recording.
+Between two steps Python runs with cold caches (the weights have evicted its data), so the draw is
+part of the recording.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Drawn:
 
 
 class HostResult:
-    """The draws of a step in host memory; by NumPy, whose views cost less than torch's.
+    """The draws of a step in host memory; as NumPy views, which cost less than torch's.
 
     Args:
         drawn: [4 * batch_size] int32: the ids as int64, the status, the numbers of kept tokens.
-        counted: whether the last have been written.
+        counted: whether the numbers of kept tokens are written.
     """
 
     def __init__(self, drawn: torch.Tensor, counted: bool) -> None:
@@ -54,13 +54,13 @@ class HostResult:
 
 
 class DecodeStep:
-    """Embedding to the next token of each of up to `batch_size` sequences.
+    """A decode step of up to `batch_size` sequences, from embedding to draw.
 
     Args:
-        model, pool: what it runs on.
+        model, pool: the model and its KV pool.
         logits: [batch_size, vocab_size] float32 on their device, written by every run.
-        max_pages_per_seq: of the longest sequence.
-        counted: whether the tokens that temperature and cuts leave are counted.
+        max_pages_per_seq: pages of the longest sequence.
+        counted: whether a run counts the tokens left by temperature and cuts.
 
     Attributes:
         program: the recorded step, empty before the first run.
@@ -79,7 +79,7 @@ class DecodeStep:
         self.program = Program()
         self._model, self._pool, self._logits = model, pool, logits
         self._inputs = StepInputs(batch_size, max_pages_per_seq, device)
-        # Token ids, status and counts of the last run, side by side: read by one copy.
+        # Token ids, status and counts of the last run, contiguous: one copy reads them.
         self._drawn = torch.zeros(4 * batch_size, dtype=torch.int32, device=device)
         self._token_ids = self._drawn[: 2 * batch_size].view(torch.int64)
         self._status = self._drawn[2 * batch_size : 3 * batch_size]
@@ -90,11 +90,11 @@ class DecodeStep:
         self._workspace = torch.empty(size, dtype=torch.uint8, device=device)
 
     def run(self, sequences: list[Sequence], *, ahead: bool = False) -> Drawn:
-        """Computes one token of each sequence.
+        """Computes one token per sequence.
 
         Args:
-            sequences: at most `batch_size`, with pages enough.
-            ahead: that token is the one which the last run, of the same sequences, has drawn.
+            sequences: at most `batch_size`, with their pages reserved.
+            ahead: the inputs are the tokens drawn by the last run, of the same sequences.
         """
         self._write_inputs(sequences, ahead)
         if len(self.program):
@@ -103,7 +103,7 @@ class DecodeStep:
             program = Program()
             with program.record():
                 self._call_ops()
-            self.program = program  # not before: one that was interrupted is never replayed
+            self.program = program  # last: an interrupted recording is never replayed
         assert self._host is not None
         return self._host.read(self._logits, len(sequences))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The memory of what models keep of sequences: keys and values in pages, states in slots."""
+"""The per-sequence memory of models: keys and values in pages, states in slots."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ _CPU = torch.device("cpu")
 
 
 class KVPool:
-    """A fixed number of pages, each of `page_size` tokens in every layer, and of slots for states.
+    """A fixed number of pages, of `page_size` tokens in every layer, and of slots for states.
 
-    A page is one piece of memory with its keys and values of all layers, which costs memory on the
-    CPU once it has been written, or soon will be (:meth:`idle`).
+    A page is one block with the keys and values of all layers. On the CPU it takes physical memory
+    once it is written or prefaulted (:meth:`idle`).
 
     Args:
-        keeps: what each layer keeps of a sequence.
-        num_pages, page_size: pages, and tokens of each.
+        keeps: per layer, the kind of its per-sequence data.
+        num_pages, page_size: number of pages, tokens per page.
         dtype: of keys and values.
-        device: where they are.
-        num_slots: sequences that have a state at the same time; none are made for a model without.
+        device: of the memory.
+        num_slots: sequences with a state at the same time; unused by a model without states.
 
     Attributes:
         cache: the tensors.
         bytes_per_page: over all layers, keys and values.
-        window: positions that any layer sees, the current one included; None: all.
+        window: the layers' largest, in positions with the current one; None: unlimited.
         num_slots: 0 if no layer keeps a state.
     """
 
@@ -59,7 +59,7 @@ class KVPool:
             memory = torch.empty(nbytes, dtype=torch.uint8, device=device)
         self._prefaulter = Prefaulter(memory, _READY_MEMORY) if device.type == "cpu" else None
         pages = memory.view(num_pages, self.bytes_per_page)
-        # NumPy copies in this thread: torch's own would take the cores from ours.
+        # NumPy copies in this thread; torch's threads would compete with lampo's.
         self._pages = pages.numpy() if device.type == "cpu" else pages
         taken = 0
 
@@ -74,7 +74,7 @@ class KVPool:
                 return None
             return take(torch.float32, kept.num_kv_heads, page_size)
 
-        # A head's keys and its values are neighbours, as attention reads them: one stream.
+        # Keys and values of a head are adjacent: attention reads one stream.
         paged = [kept for kept in keeps if isinstance(kept, PagedKV)]
         vectors = [take(dtype, kv.num_kv_heads, 2, page_size, kv.head_dim) for kv in paged]
         scales = [(take_scales(kv), take_scales(kv)) for kv in paged]
@@ -98,7 +98,7 @@ class KVPool:
         )
 
     def idle(self, num_used: int) -> None:
-        """Until :meth:`busy`, memory is made ready for some pages after the first `num_used`."""
+        """Prefaults some pages after the first `num_used`, until :meth:`busy`."""
         if self._prefaulter is not None:
             self._prefaulter.idle(num_used * self.bytes_per_page)
 
@@ -110,22 +110,22 @@ class KVPool:
         self._pages[target] = self._pages[source]
 
     def copy_state(self, source: int, target: int) -> None:
-        """Makes one slot's states another's."""
+        """Copies the states of slot `source` to `target`."""
         for tensor in self.cache.state_tensors():
             tensor[target] = tensor[source]
 
     def fill_randomly(self, pages: list[int]) -> None:
-        """Gives pages keys and values that mean nothing, for measurements."""
+        """Fills pages with random keys and values, for measurements."""
         for tensor in self.cache.paged_tensors():
             for page in pages:
                 tensor[page] = torch.randn(tensor.shape[1:]).to(tensor.dtype)
 
 
 def has_scales(dtype: torch.dtype) -> bool:
-    """Whether each key and value has a scale, which its largest element sets when it is written.
+    """Whether key and value vectors have scales, computed from their largest elements.
 
-    float8 could do without: SmolLM2's mean divergence from its bfloat16 cache is 2.7e-2 then, and
-    1.2e-2 with scales, for a sixteenth more memory. int8 has 5.8e-3.
+    Scales are optional for float8: SmolLM2's mean divergence from its bfloat16 cache is 2.7e-2
+    without and 1.2e-2 with them, for a sixteenth more memory. int8 has 5.8e-3.
     """
     return dtype.itemsize == 1
 
@@ -147,7 +147,7 @@ def state_bytes(keeps: Sequence[Kept]) -> int:
 
 
 def window_of(keeps: Sequence[Kept]) -> int | None:
-    """Positions that any layer sees, the current one included; None: some layer sees all."""
+    """The layers' largest window, in positions with the current one; None: unlimited."""
     windows = [kept.window for kept in keeps if isinstance(kept, PagedKV)]
     known = [window for window in windows if window is not None]
     return max(known) if known and len(known) == len(windows) else None
@@ -156,10 +156,10 @@ def window_of(keeps: Sequence[Kept]) -> int | None:
 def pages_per_sequence(
     max_model_len: int, page_size: int, window: int | None, max_num_batched_tokens: int
 ) -> int:
-    """Pages that the longest sequence holds at most.
+    """Largest number of pages that a sequence holds.
 
-    With a window, pages that fell out of it are given back after every step: what is left is the
-    window before a step, and the tokens of the step.
+    With a window, pages outside of it are freed after every step: a sequence holds the window
+    before a step and the tokens of the step.
     """
     pages = -(-max_model_len // page_size)
     if window is None:
@@ -170,14 +170,14 @@ def pages_per_sequence(
 def plan_num_pages(
     page_nbytes: int, *, pages_per_seq: int, max_num_seqs: int, memory: int | None
 ) -> int:
-    """Pages of a pool: no more than are ever used, no fewer than one longest sequence needs.
+    """Pages of a pool: at least those of one longest sequence, at most those of `max_num_seqs`.
 
     Args:
         page_nbytes: bytes of one page.
-        pages_per_seq: of the longest sequence.
+        pages_per_seq: pages of the longest sequence.
         max_num_seqs: sequences that hold pages at the same time.
-        memory: bytes to stay within; half of the free memory, but no more than 4 GiB unless one
-            sequence needs it, if absent.
+        memory: limit in bytes; None: half of the free memory, but no more than 4 GiB unless one
+            sequence needs it.
 
     Raises:
         ValueError: `memory` is too little for the longest sequence.
@@ -190,7 +190,7 @@ def plan_num_pages(
 
 
 def pages_within(memory: int, page_nbytes: int, *, pages_per_seq: int, max_num_seqs: int) -> int:
-    """Pages that `memory` bytes hold, no more than are ever used.
+    """Pages that fit into `memory` bytes, at most those of `max_num_seqs` longest sequences.
 
     Raises:
         ValueError: they are too few for the longest sequence.

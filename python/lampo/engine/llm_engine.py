@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests in, pieces of text out, one step of the model at a time."""
+"""The engine: continuous batching of requests, one step of the model at a time."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ _LOGITS_ROWS = 64
 
 @dataclass(frozen=True)
 class EngineStats:
-    """How the engine is doing.
+    """Counts of the engine's work.
 
     Attributes:
         num_running, num_waiting: completions that hold pages, and that wait for some.
         num_pages, num_free_pages, num_cached_pages: of the KV cache; cached pages are held by
             no sequence and kept for requests that begin with the same tokens.
-        num_steps, num_preemptions: since the start, as the following.
+        num_steps, num_preemptions: since the start, like all below.
         num_prompt_tokens, num_cached_prompt_tokens: of requests, and found in the prefix cache.
         num_output_tokens: generated.
         finished: completions by finish reason.
@@ -61,7 +61,7 @@ class EngineStats:
 
 @dataclass(frozen=True)
 class _InFlight:
-    """A decode step that has been launched and not been read; `sequences` are its rows."""
+    """A decode step that is launched and not yet read; `sequences` are its rows."""
 
     plan: Plan
     sequences: list[Sequence]
@@ -83,7 +83,7 @@ class LLMEngine:
 
     Not thread-safe: one thread at a time adds, aborts and steps (`lampo.LLM` holds a lock,
     `lampo.AsyncLLM` has a thread for it). A step is planned, its pages reserved, computed, and
-    committed. Whatever fails fails the requests of that step, and the engine goes on.
+    committed. An exception fails the requests of its step, and the engine continues.
 
     Args:
         runner: computes steps; any object like :class:`lampo.engine.runner.ModelRunner`.
@@ -91,10 +91,10 @@ class LLMEngine:
         token_text: the text of a token, for log-probabilities.
         max_num_seqs: completions that run at the same time.
         max_num_batched_tokens: prompt tokens computed in a step.
-        prefix_caching: keep the pages of finished work for requests that begin alike.
-        run_ahead: launch a decode step before the tokens of the one before it are read, so that a
+        prefix_caching: keep the pages of finished requests for others with a common prefix.
+        run_ahead: launch a decode step before the tokens of the previous one are read, so that a
             device never waits for the host. The tokens are the same; the step after a sequence's
-            last is computed for nothing.
+            last is discarded.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class LLMEngine:
             PageAllocator(
                 pool.num_pages,
                 pool.page_size,
-                # A page's keys and values alone do not tell the state that goes with them.
+                # States cannot be restored from the keys and values of a page.
                 prefix_caching=prefix_caching and not pool.num_slots,
                 window=pool.window,
             ),
@@ -124,11 +124,11 @@ class LLMEngine:
         )
         self._sampler = Sampler(token_text)
         self._requests: dict[str, Request] = {}
-        self._timed: dict[str, Request] = {}  # of them, those with a deadline
-        self._updated: dict[Sequence, None] = {}  # sequences with something to hand out
+        self._timed: dict[str, Request] = {}  # requests with a deadline
+        self._updated: dict[Sequence, None] = {}  # sequences with new output
         self._run_ahead = run_ahead
         self._in_flight: _InFlight | None = None
-        self._pending: list[Plan] = []  # not committed, in the order in which they were made
+        self._pending: list[Plan] = []  # not committed, oldest first
         self._num_steps = self._num_prompt_tokens = self._num_output_tokens = 0
         self._num_cached_prompt_tokens = 0
         self._finished: Counter[str] = Counter()
@@ -139,10 +139,10 @@ class LLMEngine:
         return bool(self._requests)
 
     def add(self, request: Request) -> None:
-        """Queues a request, which `lampo.LLM.request` has made, checked and resolved.
+        """Queues a request that `lampo.LLM.request` made, checked and resolved.
 
         Raises:
-            ValueError: an unfinished request has its name, or it has ended already.
+            ValueError: its name is in use by an unfinished request, or it has ended.
         """
         if request.request_id in self._requests:
             raise ValueError(f"request_id: {request.request_id!r} is in use")
@@ -167,7 +167,7 @@ class LLMEngine:
         return self._hand_out()
 
     def step(self) -> list[StreamOutput]:
-        """Computes one step: every decoding completion gets a token, and prompts are worked on.
+        """Computes one step: a token per decoding completion, and chunks of prompts.
 
         Returns:
             the new pieces of all completions that have any. The last piece of a request has its
@@ -185,7 +185,7 @@ class LLMEngine:
                 self.scheduler.roll_back(plan, all_sequences)
             self._pending.clear()
             self._in_flight = None
-            if not isinstance(error, Exception):  # an interruption, which concerns no request
+            if not isinstance(error, Exception):  # an interruption fails no request
                 raise
             logger.exception("a step failed, and with it %d sequences", len(in_step))
             self._fail(in_step or all_sequences, _internal_error(error), "error")
@@ -195,9 +195,9 @@ class LLMEngine:
         return pieces
 
     def replay_decode(self, sequences: list[Sequence], repeats: int) -> list[list[OpTiming]]:
-        """Replays the decode step of sequences of any length with a clock, for `lampo.profile`.
+        """Replays and times the decode step of sequences of any length, for `lampo.profile`.
 
-        Their tokens but the last count as computed; the cache gets random numbers for them.
+        All tokens but the last count as computed; their keys and values are random.
 
         Raises:
             MemoryError: the pool has too few pages available.
@@ -312,12 +312,11 @@ class LLMEngine:
             self._updated.update(dict.fromkeys(sequences))
 
     def _plan_ahead(self, sequences: list[Sequence]) -> Plan | None:
-        """The step after the one in flight; None if the tokens of that one are needed first.
+        """The step after the one in flight; None if it depends on that one's tokens.
 
-        A sequence that ends in the step in flight gives its pages back while the device may still
-        write the next token's key and value there. This is sound: the next user of those pages is
-        launched later, and the device keeps the order; and the key and value lie behind all tokens
-        that the prefix cache knows.
+        A sequence that ends in the step in flight frees its pages while the device may still write
+        the next token's key and value there. This is sound: the device runs the next user of those
+        pages later, and the position is after all tokens in the prefix cache.
         """
         scheduler = self.scheduler
         admits = scheduler.waiting and len(scheduler.running) < scheduler.max_num_seqs
@@ -331,7 +330,7 @@ class LLMEngine:
         return scheduler.plan_ahead(sequences)
 
     def _complete(self, step: _InFlight) -> None:
-        """Reads the results of a step; rows of sequences that have ended meanwhile are void."""
+        """Reads the results of a step; rows of ended sequences are discarded."""
         rows = [i for i, s in enumerate(step.sequences) if not s.done]
         result = step.result
         if len(rows) == len(step.sequences):
@@ -349,8 +348,8 @@ class LLMEngine:
             self._commit(step.plan)
 
     def _accept(self, plan: Plan, sequences: list[Sequence], result: DecodeResult) -> None:
-        """Takes a decode step's tokens."""
-        token_ids, status = result.token_ids, result.status  # this may wait, or fail
+        """Appends a decode step's tokens."""
+        token_ids, status = result.token_ids, result.status  # the read may wait, or fail
         self._commit(plan)
         self._sampler.accept(result.logits, sequences, token_ids, status, result.num_kept)
         self._fork(sequences, result.logits)
@@ -383,7 +382,7 @@ class LLMEngine:
             self._fork(ready, logits)
 
     def _fork(self, ready: list[Sequence], logits: torch.Tensor) -> None:
-        """Starts the other completions of requests whose prompts have just been computed."""
+        """Starts the other completions of requests with a prompt computed in this step."""
         parents: list[int] = []
         children: list[Sequence] = []
         for row, sequence in enumerate(ready):
@@ -402,10 +401,10 @@ class LLMEngine:
             self._updated.update(dict.fromkeys(children))
 
     def _score_prompt(self, sequence: Sequence, start: int, hidden: torch.Tensor) -> None:
-        """Tables of the prompt tokens that positions start, start + 1, ... predict."""
+        """Adds tables of the prompt tokens predicted at positions start, start + 1, ..."""
         assert sequence.prompt_logprobs is not None and sequence.prompt_num_kept is not None
         num_top = sequence.params.prompt_logprobs or 0
-        # A sequence that is computed anew has some already, and maybe output after its prompt.
+        # A recomputed sequence has some already, and maybe output after its prompt.
         done = max(len(sequence.prompt_logprobs) - (start + 1), 0)
         end = min(start + 1 + len(hidden), sequence.num_prompt_tokens)
         targets = sequence.token_ids[start + 1 : end]
@@ -457,5 +456,5 @@ class LLMEngine:
 
 
 def _internal_error(error: Exception) -> str:
-    """A request is told the kind of an error, but not its text, which may tell too much."""
+    """The error of a request: the exception's type, not its text, which may expose internals."""
     return f"internal error ({type(error).__name__})"

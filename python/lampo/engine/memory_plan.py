@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the memory of a device is shared out: weights, what a step needs, and pages with the rest."""
+"""The division of a device's memory: weights, workspace of a step, and pages with the rest."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from lampo.engine.kv_pool import pages_within, state_bytes
 from lampo.models.decoder import Decoder
 
 _META = torch.device("meta")
-# CUDA's own (kernels, cuBLAS, graphs), what the allocator cannot use of its blocks, and workspaces
-# whose size depends on the device: those of attention and sampling are below 100 MB.
+# Memory for CUDA (kernels, cuBLAS, graphs), fragmentation of the allocator, and workspaces that
+# depend on the device: those of attention and sampling are below 100 MB.
 _RESERVE = 768 << 20
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes of one GPU, before anything of a model is on it.
+    """Bytes of one GPU, before a model is on it.
 
     Attributes:
-        free: what the plan may use.
+        free: available to the plan.
         weights: of the model.
-        workspace: activations and logits of the largest step, and what ops need beside them.
+        workspace: activations, logits and temporary memory of the largest step.
         reserve: left to CUDA.
         page_bytes, num_pages: of the KV cache.
         page_size: tokens of a page.
@@ -38,7 +38,7 @@ class MemoryPlan:
     page_size: int
 
     def describe(self) -> str:
-        """One line for people."""
+        """The plan in one line, for the log."""
         cache = self.num_pages * self.page_bytes
         return (
             f"GPU memory: weights {_gb(self.weights)}, workspace {_gb(self.workspace)}, KV cache "
@@ -48,11 +48,11 @@ class MemoryPlan:
 
 
 def workspace_bytes(model: Decoder, *, num_tokens: int, max_num_seqs: int) -> int:
-    """Bytes that a step of `num_tokens` tokens takes beside weights and cache.
+    """Bytes of a step of `num_tokens` tokens beside weights and cache.
 
-    The logits are counted twice, for steps that do not decode have their own; and once more the
-    activations, for what lies between a product and its fused rest where cuBLAS makes it, and the
-    largest matrix of a layer, which it wants dequantized.
+    The logits count twice: prompt steps have their own. The activations count twice: a product of
+    cuBLAS is stored before its epilogue. cuBLAS also needs the largest matrix of a layer
+    dequantized.
     """
     config = model.config
     activations = 2 * model.new_buffers(num_tokens, _META).nbytes
@@ -76,16 +76,16 @@ def plan_memory(
     """Fits a model into the free memory of a GPU.
 
     Args:
-        model: whose weights are not on the GPU yet.
-        free: bytes that are free now.
+        model: the model, its weights not yet on the GPU.
+        free: free bytes.
         page_bytes, page_size: bytes and tokens of a page of the KV cache.
-        pages_per_seq: of the longest sequence.
+        pages_per_seq: pages of the longest sequence.
         max_num_seqs: sequences that decode together.
-        max_num_batched_tokens: prompt tokens of a step, beside theirs.
-        kv_cache_memory: bytes for the cache, at most; what is left, if absent.
+        max_num_batched_tokens: prompt tokens of a step, beside decoded ones.
+        kv_cache_memory: limit of the cache in bytes; None: all that is left.
 
     Raises:
-        ValueError: it does not fit, with every part's size and what would help.
+        ValueError: it does not fit; with the sizes of all parts, and remedies.
     """
     weights = model.nbytes
     workspace = workspace_bytes(

@@ -49,11 +49,11 @@ class OutputText:
         return self._add(piece, ignore_stops) if piece else None
 
     def flush(self, *, ignore_stops: bool) -> str | None:
-        """Adds what is left of incomplete characters, at the end. Returns: as :meth:`push`."""
+        """Adds the rest of incomplete characters, at the end. Returns: as :meth:`push`."""
         return self._add(self._decoder.flush(), ignore_stops)
 
     def take(self, *, final: bool) -> str:
-        """The text since the last call that no later token can take back; `final`: all of it."""
+        """The text since the last call that no later token can change; `final`: all of it."""
         end = len(self.text)
         if self._stops is not None and not final:
             end -= self._stops.held_back[self._state]  # it may begin a stop string

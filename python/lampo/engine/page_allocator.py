@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who holds which page of the KV cache, and which pages of finished work can be used again.
+"""The pages of the KV cache: their holders, and the prefix cache of full pages.
 
-A page that has been filled is known by the chain of all tokens up to its end, and never written
-again. It may then be shared by any sequence that begins with the same tokens, and stays, when the
-last of them has left, until the memory is wanted.
+A full page is identified by the chain of all tokens up to its end, and never written again. All
+sequences that begin with these tokens share it. Without holders it stays until its memory is
+needed.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-# Stands in a sequence's list of pages for one that fell out of all layers' windows.
+# Placeholder in a sequence's list of pages for a page outside the windows of all layers.
 FREED = -1
 
 
 class PrefixChain:
-    """The keys of the full pages of one token sequence, each made of the key before and its tokens.
+    """Keys of the full pages of a token sequence: hashes of the previous key and the tokens.
 
     Args:
         page_size: tokens per page.
-        salt: sequences of different salts share nothing.
+        salt: sequences with different salts share no pages.
     """
 
     def __init__(self, page_size: int, salt: bytes = b"") -> None:
@@ -32,7 +32,7 @@ class PrefixChain:
         self._tokens: list[bytes] = [b""]
 
     def extend(self, token_ids: Sequence[int], num_pages: int) -> None:
-        """Computes what is missing of the first `num_pages` keys."""
+        """Computes the missing ones of the first `num_pages` keys."""
         for i in range(len(self._keys) - 1, num_pages):
             page = token_ids[i * self._page_size : (i + 1) * self._page_size]
             tokens = np.array(page, dtype=np.int32).tobytes()
@@ -45,15 +45,15 @@ class PrefixChain:
 
 
 class PageAllocator:
-    """`num_pages` pages: each is free, cached (known by its tokens, held by nobody) or in use.
+    """`num_pages` pages: each is free, cached (known by its tokens, without a holder) or in use.
 
-    Lists of pages may contain FREED, which nobody holds.
+    FREED entries in lists of pages are skipped.
 
     Args:
         num_pages: of the pool.
         page_size: tokens per page.
-        prefix_caching: whether filled pages are remembered.
-        window: positions that a model's layers see, the current one included; None: all.
+        prefix_caching: whether full pages are cached.
+        window: the layers' largest, in positions with the current one; None: unlimited.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class PageAllocator:
         self.page_size = page_size
         self.prefix_caching = prefix_caching
         self.ref_counts = [0] * num_pages
-        self.num_ever_used = 0  # the first so many pages have been in use
+        self.num_ever_used = 0  # all pages below this number have been in use
         # Last in, first out: a new sequence gets pages that are in memory already.
         self._free = list(range(num_pages - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()  # the least recently used first
@@ -109,7 +109,7 @@ class PageAllocator:
         return pages
 
     def share(self, pages: Iterable[int]) -> None:
-        """One more holder for each page."""
+        """Adds a holder to all pages."""
         for page in pages:
             if page == FREED:
                 continue
@@ -118,7 +118,7 @@ class PageAllocator:
             self.ref_counts[page] += 1
 
     def release(self, pages: Sequence[int]) -> None:
-        """One holder less. The first pages of a sequence are the last to be evicted."""
+        """Removes a holder from all pages; the first ones are the last to be evicted."""
         for page in reversed(pages):
             if page == FREED:
                 continue
@@ -130,10 +130,10 @@ class PageAllocator:
                     self._free.append(page)
 
     def match(self, chain: PrefixChain, num_pages: int) -> list[int]:
-        """The longest beginning of the chain that need not be computed, of `num_pages` at most.
+        """The longest cached prefix of the chain, of at most `num_pages` pages.
 
-        All pages that the token after it sees are known. The caller becomes a holder of each; those
-        before the window are FREED. Tokens are compared, keys alone are not trusted.
+        All pages seen by the token after it are known; those before the window are FREED. The
+        caller becomes a holder. Tokens are compared, not keys alone.
         """
         pages = [self._find(chain.page(i)) for i in range(num_pages)]
         if self.window is None:
@@ -152,7 +152,7 @@ class PageAllocator:
         return max(position - self.window + 1, 0) // self.page_size
 
     def _longest_seen(self, pages: list[int | None]) -> int:
-        """The most pages after which a token sees none that is unknown."""
+        """Length of the longest prefix after which a token sees known pages only."""
         longest = run = 0
         for end, page in enumerate(pages, start=1):
             run = 0 if page is None else run + 1
@@ -165,25 +165,25 @@ class PageAllocator:
         return page if page is not None and self._known[page] == wanted else None
 
     def register(self, page: int, chain: PrefixChain, index: int) -> None:
-        """Makes a page in use known as the chain's page `index`: it is full and stays as it is."""
+        """Registers a page in use as the chain's page `index`: it is full and never changes."""
         known = chain.page(index)
         if self.prefix_caching and known[0] not in self._page_of:
             self._page_of[known[0]] = page
             self._known[page] = known
 
     def drop_cache(self) -> None:
-        """Forgets all cached pages, and what those in use are known by."""
+        """Frees all cached pages, and unregisters those in use."""
         for page in list(self._known):
             self._forget(page)
 
     def recount(self, holders: Iterable[Sequence[int]]) -> None:
-        """Sets the books right after an interruption at any point: only `holders` hold pages."""
+        """Rebuilds the tables after an interruption at any point: only `holders` hold pages."""
         self.ref_counts = [0] * self.num_pages
         for pages in holders:
             for page in pages:
                 if page != FREED:
                     self.ref_counts[page] += 1
-        # A page may be known to one of the two tables only.
+        # A page may be in one of the two tables only.
         self._known = {p: k for p, k in self._known.items() if self._page_of.get(k[0]) == p}
         self._page_of = {known[0]: page for page, known in self._known.items()}
         idle = [page for page in range(self.num_pages) if self.ref_counts[page] == 0]
@@ -192,7 +192,7 @@ class PageAllocator:
         self._free = [page for page in reversed(idle) if page not in self._known]
 
     def books(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """(free pages, cached pages, known pages, holders of each page)."""
+        """(free pages, cached pages, known pages, number of holders per page)."""
         return (
             tuple(self._free),
             tuple(self._cached),

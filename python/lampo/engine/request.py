@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A prompt on its way through the engine, and its completions while they are generated."""
+"""A request in the engine: a prompt, and its completions while they are generated."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ from lampo.sampling_params import SamplingParams
 if TYPE_CHECKING:
     from lampo.text.tokenizer import Tokenizer
 
-# Seconds of waiting that a level of priority is worth. A request is thus overtaken for a bounded
-# time only.
+# Seconds of waiting per level of priority. A request is thus overtaken for a bounded time only.
 PRIORITY_SECONDS = 10.0
 MAX_PRIORITY = 1000
 MAX_TIMEOUT = 86400.0
@@ -36,9 +35,9 @@ _numbers = itertools.count()
 
 
 class Request:
-    """A prompt, its completions, and when and how urgently it was asked for.
+    """A prompt with its completions, arrival and priority.
 
-    Whole when it is made, and used once: `LLM.request` makes one, `LLMEngine.add` takes it.
+    Complete when constructed, and used once: `LLM.request` makes it, `LLMEngine.add` takes it.
 
     Args:
         prompt_token_ids: the prompt, at most `max_len` ids of the vocabulary.
@@ -55,12 +54,12 @@ class Request:
 
     Attributes:
         sequences: the completions. The first computes the prompt; the others then share its pages.
-        rules: what the parameters mean to the sampler, shared by the completions.
-        number: counts requests of this process.
+        rules: the parameters in the sampler's form, shared by the completions.
+        number: index among the requests of this process.
         arrival: time.monotonic() at which it was made.
         deadline: time.monotonic() at which it is aborted; infinity without a timeout.
         num_cached_tokens: prompt tokens found in the prefix cache.
-        num_unfinished: completions that have not been handed out to their end.
+        num_unfinished: completions that have not returned their last piece.
         prompt_computed: whether the first token has been drawn and the other completions started.
 
     Raises:
@@ -120,8 +119,7 @@ class Request:
         ]
 
     def result(self, allocator: PageAllocator, bytes_per_page: int) -> RequestOutput:
-        """The whole result; metrics count prompt pages that completions share once, and pages that
-        fell out of all windows not at all."""
+        """The whole result; metrics count shared prompt pages once, and FREED pages not at all."""
         first = self.sequences[0]
         unseen = [allocator.first_seen(s.num_computed) for s in self.sequences]
         pages = sum(allocator.pages_for(s.num_computed) for s in self.sequences) - sum(unseen)
@@ -149,27 +147,27 @@ class Sequence:
     """Tokens, pages and text of one completion, and the rules that end it.
 
     Args:
-        request: to which it belongs.
+        request: its request.
         index: among the request's completions.
         seed: of this completion.
         tokenizer: the model's.
 
     Attributes:
-        order: who comes first, among sequences of all requests.
+        order: sort key of the scheduler, over sequences of all requests.
         token_ids: prompt and output.
-        num_computed: tokens whose keys and values are in the cache.
-        pages: pages held, in order of position, FREED for those behind all windows; replaced,
-            never edited.
-        state_slot: its place among the states; None: it has none.
+        num_computed: tokens with keys and values in the cache.
+        pages: pages held, in order of position, FREED for those outside all windows; replaced,
+            never mutated.
+        state_slot: its slot for a state; None: it has none.
         chain: the keys of its pages, for the prefix cache.
         params, rules: the request's.
         max_len: length of prompt and output at which it ends.
         penalties: the counts that penalties need; None without them.
-        grammar: the state of the structure that it has to have; None without one.
+        grammar: state of the grammar that it must follow; None without one.
         stop_tokens_banned: whether min_tokens keeps stop tokens from being drawn.
-        needs_own_draw: whether a draw by temperature and cuts alone does not do: penalties, biases,
-            masks or banned tokens change the logits, or processed log-probabilities are wanted.
-        prompt_logprobs, prompt_num_kept: filled during prefill where asked for.
+        needs_own_draw: whether a draw by temperature and cuts is not enough: penalties, biases,
+            masks or banned tokens change the logits, or processed log-probabilities are requested.
+        prompt_logprobs, prompt_num_kept: filled during prefill if requested.
         output: the result so far.
     """
 
@@ -204,7 +202,7 @@ class Sequence:
             self.output.logprobs, self.output.num_kept = [], []
         self.first_token_time: float | None = None
         self.last_token_time: float | None = None
-        # Handed out already: tokens, and the end.
+        # Returned already: tokens, and the last piece.
         self._num_streamed_tokens = 0
         self._ended = False
         self._text = OutputText(params, rules.stops, request.prompt_token_ids, tokenizer)
@@ -225,7 +223,7 @@ class Sequence:
 
     @property
     def num_pending(self) -> int:
-        """Tokens whose keys and values are not in the cache."""
+        """Tokens without keys and values in the cache."""
         return len(self.token_ids) - self.num_computed
 
     @property
@@ -239,13 +237,13 @@ class Sequence:
         now: float | None = None,
         num_kept: int = 0,
     ) -> None:
-        """Takes a sampled token: extends the text and applies the stop rules.
+        """Appends a sampled token: extends the text and applies the stop rules.
 
         Args:
             token_id: the token.
-            logprobs: its table, where asked for.
+            logprobs: its table, if requested.
             now: time.perf_counter(), of the step.
-            num_kept: tokens that could be drawn, beside `logprobs`.
+            num_kept: tokens left by the cuts, used with `logprobs`.
         """
         self.last_token_time = time.perf_counter() if now is None else now
         if self.first_token_time is None:
@@ -277,7 +275,7 @@ class Sequence:
                 self._finish("length")
 
     def fail(self, error: str, reason: str = "error") -> None:
-        """Ends it early: "error", or "abort" for a request that was given up."""
+        """Ends the completion early: "error", or "abort" for an aborted request."""
         if not self.done:
             self.output.error = error
             self._take_text(self._text.flush(ignore_stops=True))
@@ -286,7 +284,7 @@ class Sequence:
     def new_piece(self) -> StreamOutput | None:
         """The tokens since the last call and the text that they made final; None if nothing is new.
 
-        The piece that ends the completion comes once.
+        The last piece is returned once.
         """
         output, start = self.output, self._num_streamed_tokens
         end = len(output.token_ids)

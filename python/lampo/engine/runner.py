@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From sequences to a step of the model."""
+"""Runners: steps of a model on sequences."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from lampo.runtime.program import OpTiming
 
 
 class DecodeResult(Protocol):
-    """Logits [batch_size, vocab_size] float32, valid until the next step, and what was drawn from
-    them by temperature, top-k, top-p and min-p; a status is 0, or 1: no finite logit. num_kept: how
-    many tokens those left, None where no row wants log-probabilities. Reading what was drawn waits
-    for it.
+    """The results of a decode step; reading the draws waits for them.
+
+    logits: [batch_size, vocab_size] float32, valid until the next step.
+    token_ids: drawn by temperature, top-k, top-p and min-p.
+    status: 0, or 1: no finite logit.
+    num_kept: tokens left by the cuts; None if no row returns log-probabilities.
     """
 
     @property
@@ -36,28 +38,28 @@ class DecodeResult(Protocol):
 
 
 class Runner(Protocol):
-    """What the engine wants of a model; a stack may bring its own, or use :class:`ModelRunner`
+    """The engine's interface to a model; a stack may bring its own, or use :class:`ModelRunner`
     under its own scheduler. Pages are reserved and `num_computed` advanced by the caller.
     """
 
     def decode(self, sequences: list[Sequence], after: DecodeResult | None = None) -> DecodeResult:
-        """Computes the one pending token of each sequence and draws the next.
+        """Computes the one pending token of every sequence and draws the next.
 
         Args:
             sequences: the rows.
-            after: the step of the same rows before this one, where its tokens have not been read:
-                they are what is computed, one position further.
+            after: the previous step of the same rows, if its tokens have not been read: they are
+                the input, one position further.
         """
 
     def run(
         self, work: list[tuple[Sequence, int]], last_of: list[int] | None = None
     ) -> torch.Tensor:
-        """Computes the next `count` tokens of each sequence.
+        """Computes the next `count` tokens of every sequence.
 
         Args:
             work: sequences and counts.
-            last_of: places in `work`, ascending: of these sequences the last token's output is
-                wanted, and no other. None: that of all tokens.
+            last_of: indices into `work`, ascending: only outputs of these sequences' last tokens
+                are returned. None: those of all tokens.
 
         Returns:
             [sum of counts or len(last_of), hidden_size], for :meth:`logits`, valid until the next
@@ -68,14 +70,14 @@ class Runner(Protocol):
         """[num_rows, hidden_size] -> [num_rows, vocab_size] float32."""
 
     def profile(self, sequences: list[Sequence], repeats: int) -> list[list[OpTiming]]:
-        """Decodes, and does it again `repeats` times with a clock: the ops of each time."""
+        """Decodes, then replays and times it `repeats` times: the ops per replay."""
 
 
 class ModelRunner:
-    """Lays out a step and runs the model on it.
+    """Builds the inputs of a step and runs the model on them.
 
-    Prefill calls op after op. Decode steps, where that would cost time, are recorded: one
-    :class:`DecodeStep` for each batch size in use, up to `max_num_seqs`. On a GPU sizes are rounded
+    Prefill calls the ops one by one. Decode steps, where calls would cost time, are recorded: one
+    :class:`DecodeStep` per batch size in use, up to `max_num_seqs`. On a GPU sizes are rounded
     up to powers of two, and results are read later: see `LLMEngine`'s `run_ahead`.
     """
 
@@ -86,14 +88,14 @@ class ModelRunner:
         self.pool = pool
         self.max_num_seqs = max_num_seqs
         self.device = model.device
-        # All recordings write the same memory, one at a time; untouched rows cost none.
+        # Shared by all recordings, which run one at a time; unused rows take no memory.
         logits = torch.empty(
             max_num_seqs, model.config.vocab_size, dtype=torch.float32, device=self.device
         )
         self._on_gpu = self.device.type == "cuda"
         graph_pool = torch.cuda.graph_pool_handle() if self._on_gpu else None
 
-        # A recording holds for the threads and the kernels it was made with.
+        # A recording is valid for the threads and kernels it was made with.
         @lru_cache(maxsize=max(max_num_seqs, 32))
         def decode_step(
             batch_size: int, counted: bool, num_threads: int, cpu_isa: str
@@ -112,7 +114,7 @@ class ModelRunner:
 
         Args:
             batch_size: rows; a GPU's step may have more.
-            counted: whether a row wants log-probabilities.
+            counted: whether a row returns log-probabilities.
         """
         if self._on_gpu:
             batch_size = decode_bucket(batch_size, self.max_num_seqs)

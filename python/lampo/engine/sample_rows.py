@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From requests to the tensors of ops.sample, for prompts and for decode steps."""
+"""The tensors of ops.sample from sequences, for prompts and for decode steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lampo.engine.request import Sequence
 from lampo.ops.sample_inputs import PER_ROW, SampleInputs
 
 Array = NDArray[Any]
-_NOTHING = (np.zeros(0, np.int32), np.zeros(0, np.int32))
+_EMPTY = (np.zeros(0, np.int32), np.zeros(0, np.int32))
 
 
 def row_dtypes() -> dict[str, type[np.generic]]:
@@ -42,13 +42,13 @@ class SampleRows:
         ]
 
     def take(self, row: int, sequence: Sequence) -> None:
-        """All but the position, which changes from step to step."""
+        """Fills a row but for the position, which changes from step to step."""
         self._seeds[row] = sequence.seed
         for name, array in self._parameters:
             array[row] = getattr(sequence.params, name)
 
     def clear(self, first: int) -> None:
-        """Rows from `first` on are padding: greedy and without cuts."""
+        """Fills rows from `first` on with padding: greedy and without cuts."""
         for name, array in self._parameters:
             array[first:] = 0 if name == "temperature" else PER_ROW[name].neutral
 
@@ -56,11 +56,11 @@ class SampleRows:
 def sample_inputs(
     sequences: list[Sequence], vocab_size: int, device: torch.device
 ) -> tuple[SampleInputs, list[str | None]]:
-    """All that the sequences ask of the draw of their next tokens.
+    """The inputs of the draw of the sequences' next tokens.
 
     Returns:
-        the tensors, those that change nothing left out, and for each row why it can have no token,
-        or None.
+        the tensors without neutral ones, and per row the error for which it can have no token, or
+        None.
     """
     count = len(sequences)
     arrays: dict[str, Array] = {name: np.empty(count, kind) for name, kind in row_dtypes().items()}
@@ -75,8 +75,7 @@ def sample_inputs(
         if name in required or (array != PER_ROW[name].neutral).any()
     }
     penalties = [
-        _NOTHING if s.penalties is None else (s.penalties.ids, s.penalties.counts)
-        for s in sequences
+        _EMPTY if s.penalties is None else (s.penalties.ids, s.penalties.counts) for s in sequences
     ]
     if any(len(ids) for ids, _ in penalties):
         found["penalty_ids"], found["penalty_counts"], found["cu_penalties"] = _ragged(penalties)
@@ -97,7 +96,7 @@ def sample_inputs(
 
 
 def _ragged(rows: Iterable[tuple[Array, Array]]) -> tuple[Array, Array, Array]:
-    """Rows of ids and values one after the other, and the offset at which each begins."""
+    """Concatenated ids and values, and the offsets of the rows."""
     columns = tuple(zip(*rows, strict=True))
     ids, values = map(np.concatenate, columns)
     return ids, values, np.array([0, *accumulate(map(len, columns[0]))], dtype=np.int32)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From logits to tokens and their log-probabilities."""
+"""Draws of tokens from logits, and their log-probabilities."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Draw:
 
 
 class Sampler:
-    """Draws one token for each sequence and collects the log-probabilities asked for."""
+    """Draws one token per sequence and collects the requested log-probabilities."""
 
     def __init__(self, token_text: Callable[[int], str]) -> None:
         self._token_text = token_text
@@ -53,12 +53,12 @@ class Sampler:
     ) -> None:
         """Appends tokens that a step drew by temperature and cuts alone.
 
-        Rows that need more than that (:attr:`Sequence.needs_own_draw`) are drawn here.
+        Rows with :attr:`Sequence.needs_own_draw` are drawn here.
 
         Args:
             logits, sequences: as in :meth:`sample`.
-            chosen, failed: token and status of each row.
-            num_kept: number of tokens that could be drawn, of each row; None: not counted.
+            chosen, failed: token and status per row.
+            num_kept: tokens left by the cuts, per row; None: not counted.
         """
         draws = [
             _Draw(token_id, NO_FINITE_LOGIT if status else None)
@@ -88,12 +88,12 @@ class Sampler:
         *,
         normalized: bool = False,
     ) -> list[LogprobTable]:
-        """For each row the log-probabilities of the given token and of the `num_top` best ones.
+        """Per row, the log-probabilities of the given token and of the `num_top` best ones.
 
         Args:
             logits: [len(token_ids), vocab_size] float32.
-            token_ids: one for each row.
-            num_top: entries beside it.
+            token_ids: one per row.
+            num_top: best tokens per row.
             normalized: the rows are log-probabilities already.
         """
         chosen = torch.tensor(token_ids, device=logits.device)
@@ -118,11 +118,11 @@ class Sampler:
         return tables
 
     def num_kept(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
-        """The number of tokens that temperature and cuts leave of each row of logits.
+        """The number of tokens left by temperature and cuts, per row of logits.
 
         Args:
             logits: [len(sequences), vocab_size] float32.
-            sequences: the rows; none of them changes its logits first.
+            sequences: the rows; no penalties, biases or masks apply.
         """
         inputs, _ = sample_inputs(sequences, logits.shape[1], logits.device)
         num_kept = torch.empty(len(logits), dtype=torch.int32, device=logits.device)
@@ -131,7 +131,7 @@ class Sampler:
         return found
 
     def _draw(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[_Draw]:
-        """A draw with all that the sequences ask for, log-probabilities too."""
+        """A draw by all rules of the sequences, with their log-probabilities."""
         inputs, errors = sample_inputs(sequences, logits.shape[1], logits.device)
         modes = [None if s.params.logprobs is None else s.params.logprobs_mode for s in sequences]
         count, device = len(sequences), logits.device
@@ -163,7 +163,7 @@ class Sampler:
     def _add_tables(
         self, source: torch.Tensor, sequences: list[Sequence], draws: list[_Draw], mode: str
     ) -> None:
-        """Gives draws their tables.
+        """Sets the tables of draws.
 
         Args:
             source: [len(draws), vocab_size] float32: logits, or with mode "processed" the
@@ -204,9 +204,9 @@ def _cut_table(table: LogprobTable, own: int, keep: int, mode: str) -> LogprobTa
 
 
 def take_rows(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
-    """Some rows; a view where they are neighbours.
+    """Some rows; a view if they are contiguous.
 
-    NumPy copies in this thread: torch's threads would take the cores from those of the ops for
+    NumPy copies in this thread: torch's threads would compete with those of the ops for
     milliseconds.
     """
     if rows == list(range(rows[0], rows[0] + len(rows))):

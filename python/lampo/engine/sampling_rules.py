@@ -33,9 +33,9 @@ class SamplingRules:
         stop_ids: tokens that end a completion: eos_ids and stop_token_ids.
         stops: finds the stop strings; None without any.
         allowed: [ceil(vocab_size / 32)] mask of the allowed tokens; None if all are.
-        grammar: the structure that a completion begins with; None without one.
+        grammar: the grammar at a completion's beginning; None without one.
         changes_logits: whether penalties, biases or masks come before temperature and cuts.
-        needs_own_draw: whether a draw by temperature and cuts alone does not do.
+        needs_own_draw: whether a draw by temperature and cuts is not enough.
 
     Raises:
         ValueError: a token id that is not in the vocabulary, or a grammar that cannot be followed.
@@ -70,11 +70,11 @@ class SamplingRules:
         )
         bad = _token_sequences(params.bad_words, tokenizer)
         self._banned = {ids[0]: -float("inf") for ids in bad if len(ids) == 1}
-        self._bad_after: dict[int, list[list[int]]] = {}  # by the last token but one
+        self._bad_after: dict[int, list[list[int]]] = {}  # by the second to last token
         for ids in bad:
             if len(ids) > 1:
                 self._bad_after.setdefault(ids[-2], []).append(ids)
-        # The repetition penalty alone acts on tokens of the prompt.
+        # Only the repetition penalty acts on tokens of the prompt.
         prompt = prompt_token_ids if params.repetition_penalty != 1.0 else []
         self.prompt_ids = np.unique(np.array(prompt, dtype=np.int32))
         self.grammar = (
@@ -118,12 +118,12 @@ class SamplingRules:
 
     @cached_property
     def prompt_slots(self) -> dict[int, int]:
-        """Where the tokens of the prompt lie in `prompt_ids`."""
+        """Token of the prompt -> index in `prompt_ids`."""
         return {token_id: slot for slot, token_id in enumerate(self.prompt_ids.tolist())}
 
 
 class PenaltyCounts:
-    """The tokens that penalties act on, and how often each occurs in one completion."""
+    """The tokens under penalties, and their numbers of occurrences in one completion."""
 
     def __init__(self, rules: SamplingRules) -> None:
         self._prompt_slots = rules.prompt_slots

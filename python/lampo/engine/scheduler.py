@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which sequences a step works on, how many tokens of each, and in which pages."""
+"""The scheduler: sequences of a step, their numbers of tokens, and their pages."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ class Plan:
     """One step. Its pages are reserved; nothing else has happened yet.
 
     Attributes:
-        work: tokens to compute of each sequence: 1 of those that decode, which come first, and a
-            piece of the prompt of others.
-        copies: (source, target) pages to copy first: a page that others hold is not written.
+        work: sequence -> tokens to compute: 1 for those that decode, which come first, and a chunk
+            of the prompt for others.
+        copies: (source, target) pages to copy first: a page with other holders is not written.
     """
 
     work: dict[Sequence, int] = field(default_factory=dict)
     copies: list[tuple[int, int]] = field(default_factory=list)
-    # The pages of each sequence before the step.
+    # Sequence -> its pages before the step.
     before: dict[Sequence, list[int]] = field(default_factory=dict)
 
 
 class Scheduler:
-    """Continuous batching: all that decode take part in every step, and prompts fill it up.
+    """Continuous batching: all decoding sequences take part in every step, and prompts fill it up.
 
-    Who came first (see `Request.order`) is admitted first, gets pages first and loses them last. A
-    sequence that loses its pages waits again and is computed anew: with the prefix cache, mostly
-    found again. The one that is first always gets on, for the pool holds the longest sequence.
+    The first by `Sequence.order` is admitted first, gets pages first and is preempted last. A
+    preempted sequence waits and is recomputed: mostly found in the prefix cache. The first sequence
+    always advances, as the pool holds the longest sequence.
 
     Args:
         allocator: of the pool's pages.
         max_num_seqs: sequences that hold pages at the same time.
         max_num_batched_tokens: prompt tokens of a step.
-        num_slots: places for states, at least max_num_seqs; 0: the model keeps none. A state holds
-            for one length of its sequence alone, so a step that fails, like a loss of pages, has
-            its sequences computed anew.
+        num_slots: slots for states, at least max_num_seqs; 0: the model has none. A state is valid
+            for one length of its sequence only: after a failed step or a preemption sequences are
+            recomputed.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Scheduler:
         insort(self.waiting, sequence, key=_order)
 
     def remove(self, sequence: Sequence) -> None:
-        """Takes a sequence out, wherever it is, and its pages from it."""
+        """Removes a sequence, running or waiting, and frees its pages."""
         if sequence in self.running:
             del self.running[sequence]
         elif sequence in self.waiting:
@@ -77,11 +77,11 @@ class Scheduler:
     def fork(
         self, parent: Sequence, child: Sequence, copy_state: Callable[[int, int], None]
     ) -> bool:
-        """Lets `child`, of the same prompt, go on from where `parent` is, in the same pages.
+        """Starts `child`, of the same prompt, at the position of `parent`, in the same pages.
 
         Args:
             parent, child: completions of one request.
-            copy_state: of one slot to another, where there are states.
+            copy_state: from one slot to another, if there are states.
 
         Returns:
             whether there was room; if not, the child waits, and computes its prompt itself.
@@ -124,7 +124,7 @@ class Scheduler:
         """The decode step after one that is planned and not committed, of the same sequences.
 
         Returns:
-            None if it would take a page from somebody, or copy one.
+            None if it would preempt a sequence or copy a page.
         """
         size, counts = self.allocator.page_size, self.allocator.ref_counts
         ends = [s.num_computed + 1 for s in sequences]  # of the step before
@@ -142,9 +142,9 @@ class Scheduler:
         return plan
 
     def commit(self, plan: Plan) -> None:
-        """The step has been computed: its tokens are in the cache, and full pages become known.
+        """Marks a step as computed: its tokens are in the cache, and full pages become known.
 
-        Sequences that have ended since it was planned hold no pages any more, and are left out.
+        Sequences that have ended since it was planned hold no pages and are skipped.
         """
         plan.before.clear()
         page_size = self.allocator.page_size
@@ -163,11 +163,11 @@ class Scheduler:
             self._free_unseen(sequence)
 
     def roll_back(self, plan: Plan, all_sequences: Collection[Sequence]) -> None:
-        """The step failed, at any point: pages reserved for it are given back.
+        """Undoes a step that failed at any point: frees the pages reserved for it.
 
         Args:
             plan: the step.
-            all_sequences: all sequences that may hold pages, for a new count.
+            all_sequences: all sequences that may hold pages, to count them again.
         """
         for sequence, pages in plan.before.items():
             if sequence in self.running:
@@ -177,17 +177,17 @@ class Scheduler:
         if self._num_slots:
             for sequence in plan.work:
                 if sequence in self.running:
-                    self._start_anew(sequence)
+                    self._requeue(sequence)
             held = {sequence.state_slot for sequence in all_sequences}
             self._free_slots = [i for i in range(self._num_slots) if i not in held]
         self.allocator.recount(sequence.pages for sequence in all_sequences)
 
     def _schedule(self, plan: Plan, sequence: Sequence, count: int) -> int:
-        """Puts `count` tokens of a running sequence into the plan, if there are pages for them."""
-        if count == 0 or sequence not in self.running:  # it may have just lost its pages
+        """Adds `count` tokens of a running sequence to the plan, if there are pages for them."""
+        if count == 0 or sequence not in self.running:  # it may be preempted by now
             return 0
         end, pages = sequence.num_computed + count, sequence.pages
-        # A page that is to be filled further and has other holders is copied.
+        # A partly filled page with other holders is copied.
         shared = sequence.num_computed % self.allocator.page_size > 0 and (
             self.allocator.ref_counts[pages[-1]] > 1
         )
@@ -208,16 +208,16 @@ class Scheduler:
         return count
 
     def _admit(self, sequence: Sequence) -> bool:
-        """Gives a waiting sequence the pages of its tokens that are known.
+        """Gives a waiting sequence the known pages of its tokens.
 
         Returns:
             False if the pool lacks room for all its tokens, beside those of the running sequences
-            and a page to go on for each.
+            and one more page per running sequence.
         """
         allocator = self.allocator
         matched: list[int] = []
         if allocator.prefix_caching and sequence.prompt_logprobs is None:
-            # The last token is computed in any case: what follows it is wanted.
+            # The last token is always computed: its logits are needed.
             known = (len(sequence.token_ids) - 1) // allocator.page_size
             sequence.chain.extend(sequence.token_ids, known)
             matched = allocator.match(sequence.chain, known)
@@ -232,7 +232,7 @@ class Scheduler:
         return True
 
     def _pages_missing(self, sequence: Sequence) -> int:
-        """Pages that the sequence still needs for its tokens, at most at one time."""
+        """Largest number of pages that the sequence still needs at one time for its tokens."""
         allocator = self.allocator
         missing = allocator.pages_for(len(sequence.token_ids)) - len(sequence.pages)
         if allocator.window is None:
@@ -242,7 +242,7 @@ class Scheduler:
         return max(min(missing, most - held), 0)
 
     def _free_unseen(self, sequence: Sequence) -> None:
-        """Gives back the pages that no later token of the sequence sees."""
+        """Frees the pages that no later token of the sequence sees."""
         first = self.allocator.first_seen(sequence.num_computed)
         if first > 0 and sequence.pages[first - 1] != FREED:
             self.allocator.release(sequence.pages[:first])
@@ -253,8 +253,8 @@ class Scheduler:
             sequence.state_slot = self._free_slots.pop()
         self.running[sequence] = None
 
-    def _start_anew(self, sequence: Sequence) -> None:
-        """Takes all from a running sequence that it needs to be computed, and lets it wait."""
+    def _requeue(self, sequence: Sequence) -> None:
+        """Frees the pages and state of a running sequence, and queues it to be recomputed."""
         del self.running[sequence]
         self._take_pages(sequence)
         sequence.num_computed = 0
@@ -267,7 +267,7 @@ class Scheduler:
             copied = [page for page in plan.before.pop(victim) if page not in victim.pages]
             plan.copies = [pair for pair in plan.copies if pair[1] not in victim.pages]
             self.allocator.release(copied)
-        self._start_anew(victim)
+        self._requeue(victim)
 
     def _take_pages(self, sequence: Sequence) -> None:
         self.allocator.release(sequence.pages)

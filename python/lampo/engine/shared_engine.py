@@ -15,8 +15,8 @@ Sink = Callable[[StreamOutput], None]
 
 
 class SharedEngine:
-    """An engine and its lock. A step serves all requests, whichever thread makes it; the pieces of
-    a request go to its sink, called by that thread and with the lock held.
+    """An engine and its lock. A step serves all requests; its thread passes the pieces of a request
+    to the request's sink, with the lock held.
 
     Attributes:
         lock: held while the engine works; take it to use `engine`.
@@ -28,16 +28,16 @@ class SharedEngine:
         self._sinks: dict[str, Sink] = {}
 
     def add(self, request: Request, sink: Sink) -> None:
-        """Adds a request. Raises: as :meth:`LLMEngine.add`. Locked."""
+        """Adds a request. Raises: as :meth:`LLMEngine.add`. Needs the lock."""
         self.engine.add(request)
         self._sinks[request.request_id] = sink
 
     def abort(self, request_id: str) -> None:
-        """Ends a request, if it has not ended; its sink gets the last pieces. Locked."""
+        """Ends a request, if it has not ended; its sink gets the last pieces. Needs the lock."""
         self._deliver(self.engine.abort(request_id))
 
     def step(self) -> None:
-        """One step. Locked."""
+        """One step. Needs the lock."""
         self._deliver(self.engine.step())
 
     @contextmanager
@@ -57,7 +57,7 @@ class SharedEngine:
                         self.abort(request_id)
 
     def steps_until(self, ended: Callable[[], bool]) -> Iterator[None]:
-        """Makes steps, in turn with other threads, until `ended` says so."""
+        """Makes steps, alternating with other threads, until `ended` is true."""
         while not ended():
             with self.lock:
                 if not ended():

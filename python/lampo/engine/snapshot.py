@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine's state at one moment, and what must hold of it."""
+"""The engine's state between two steps, and its invariants."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ class SequenceSnapshot:
     """One completion of an unfinished request.
 
     Attributes:
-        request_id, index: which.
+        request_id, index: the request, and the completion's index.
         state: "running", "waiting", or "not started": it starts when the prompt has been computed.
         done: whether it has ended.
         num_tokens: prompt and output.
         num_computed: tokens in the cache.
         num_in_flight: tokens of steps that have been launched and not been read.
-        pages: held, in order of position; -1 for those that fell out of all windows.
-        state_slot: its place among the states; None: it has none.
+        pages: held, in order of position; -1 for those outside all windows.
+        state_slot: its slot for a state; None: it has none.
     """
 
     request_id: str
@@ -35,15 +35,15 @@ class SequenceSnapshot:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Immutable and complete as far as pages and queues go; taken between two steps.
+    """All pages and queues of the engine between two steps; immutable.
 
     Attributes:
         num_pages, page_size: of the pool.
-        free, cached: pages that nobody holds: unknown ones, and those known by their tokens.
-        known: pages that a prefix can be found in, held or not.
-        ref_counts: holders of each page.
+        free, cached: pages without a holder: unknown ones, and those known by their tokens.
+        known: pages of the prefix cache, held or not.
+        ref_counts: number of holders per page.
         max_num_seqs: sequences that may run.
-        window: positions that a model's layers see; None: all.
+        window: the layers' largest, in positions; None: unlimited.
         has_states: whether every running sequence has a state.
         sequences: of all unfinished requests.
     """
@@ -61,7 +61,7 @@ class Snapshot:
 
 
 def violations(snapshot: Snapshot) -> list[str]:
-    """What is wrong with a state, a line each; empty if all invariants hold."""
+    """Violated invariants of a state, a line per violation; empty if all hold."""
     found: list[str] = []
     free, cached, known = set(snapshot.free), set(snapshot.cached), set(snapshot.known)
     used = {page for page, count in enumerate(snapshot.ref_counts) if count}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inputs of steps: those of decode steps in tensors that stay at their addresses."""
+"""The inputs of steps: those of decode steps in tensors at fixed addresses."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def _layout(
 class StepInputs:
     """The inputs of a decode step of up to `batch_size` sequences.
 
-    On the CPU the host writes them where they are read. For a GPU it writes pinned memory, from
-    which one copy brings all of them over. Two of those take turns: when a step is written, the
-    copy of the one before may still be waiting for the device.
+    On the CPU the tensors are written in place. For a GPU the host writes a pinned buffer, which
+    one copy transfers. Two buffers alternate: when a step is written, the copy of the previous step
+    may still be pending.
 
     Attributes:
         tensors: by name, on the device.
-        step: of them, the model's.
-        sample: of them, those of the draw.
+        step: those of the model.
+        sample: those of the draw.
     """
 
     def __init__(self, batch_size: int, max_pages_per_seq: int, device: torch.device) -> None:
@@ -84,11 +84,11 @@ class StepInputs:
         self.sample = SampleInputs(**{name: self.tensors[_SAMPLE + name] for name in row_dtypes()})
 
     def write(self, sequences: list[Sequence], page_size: int, ahead: int = 0) -> None:
-        """Describes the next step; rows behind the last sequence are padding.
+        """Writes the next step; rows after the last sequence are padding.
 
         Args:
-            sequences: with pages enough.
-            page_size: of their pages.
+            sequences: with their pages reserved.
+            page_size: tokens per page.
             ahead: 1 for the step after the one of their pending tokens: the token ids are unknown
                 and left to the caller.
         """
@@ -100,7 +100,7 @@ class StepInputs:
 
 
 class _HostRows:
-    """The arrays of one step, a row a sequence; values that a row already holds are not written."""
+    """The arrays of one step, a row per sequence; unchanged values are not written again."""
 
     def __init__(self, arrays: dict[str, NDArray[Any]]) -> None:
         self._token_ids = arrays["token_ids"]
@@ -111,7 +111,7 @@ class _HostRows:
         self._page_table = arrays["page_table"]
         self._state_slots = arrays["state_slots"]
         self._sample = SampleRows({name: arrays[_SAMPLE + name] for name in row_dtypes()})
-        # The sequences with their parameters in the rows; the lists in the rows of the page table.
+        # Per row, the sequence of its parameters, and the list of its page table and its length.
         self._members: list[Sequence | None] = [None] * len(self._positions)
         self._copied: list[tuple[list[int], int]] = [([], 0)] * len(self._positions)
         self._num_rows = -1
@@ -151,12 +151,12 @@ def prompt_step(
     page_size: int,
     device: torch.device,
 ) -> Step:
-    """The step that computes the next `count` tokens of each sequence, in tensors of its own.
+    """The step that computes the next `count` tokens of every sequence, in new tensors.
 
     Args:
-        work: sequences, with pages enough, and counts.
+        work: sequences, with their pages reserved, and counts.
         last_of: as in :meth:`lampo.engine.runner.Runner.run`.
-        page_size: of the pages.
+        page_size: tokens per page.
         device: of the tensors.
     """
     batch_size, num_tokens = len(work), sum(count for _, count in work)

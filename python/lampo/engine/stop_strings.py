@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finding stop strings in a text that grows, at a cost that does not depend on their number.
+"""Search for stop strings in a growing text, at a cost independent of their number.
 
-An Aho-Corasick automaton: its state is the longest end of the text that begins a stop string. A
-character costs one dictionary look-up, plus one for each character that the state loses, so a
+An Aho-Corasick automaton: its state is the longest suffix of the text that begins a stop string. A
+character costs one dictionary look-up, plus one per character that the state loses, so a
 stream of n characters costs at most 2n. Building takes time proportional to the strings' lengths.
 """
 
@@ -16,8 +16,8 @@ class StopStrings:
 
         state, stop, end = stops.advance(0, "the text")
 
-    held_back: per state, how many characters at the end of the text a stream may not show yet,
-        as they may begin a stop string.
+    held_back: per state, number of characters at the end of the text that a stream holds back, as
+        they may begin a stop string.
     """
 
     def __init__(self, strings: Sequence[str]) -> None:
@@ -41,14 +41,14 @@ class StopStrings:
         self._link()
 
     def _link(self) -> None:
-        """Sets each state's link to the state of its longest proper end, shortest states first."""
+        """Links every state to that of its longest proper suffix, shortest states first."""
         goto, fail, found, held_back = self._goto, self._fail, self._found, self.held_back
         queue = list(goto[0].values())
         for state in queue:  # grows while it is read
             link = fail[state]
             if found[state] is None:
                 found[state] = found[link]
-            if not goto[state]:  # it goes on only as its own end does
+            if not goto[state]:  # a leaf: its matches continue as its suffix's do
                 held_back[state] = held_back[link]
             for char, following in goto[state].items():
                 end = link

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The app: endpoints behind limits behind the gate."""
+"""The app: the gate, then limits, then endpoints."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may call: a gate in front of the whole app, and a dependency that wants to have seen it.
+"""Authentication: a gate in front of the whole app, and a dependency that requires it.
 
 The gate comes before routing and before the body is read, so that an unknown caller learns nothing
-and costs nothing. It lets nothing through but what it recognises; the one exception, GET /health,
-is compared with the very path that routing will use. Every route also depends on `require_gate`,
-which fails where the gate has not been.
+and costs nothing. It passes only valid keys; the one exception, GET /health, is compared with the
+path that routing will use. Every route also depends on `require_gate`, which fails if the gate has
+not run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from lampo.server.errors import APIError, error_response
 from lampo.server.settings import Settings
 
-OPEN_PATH = "/health"  # says "ok" or not, and nothing else: probes have no keys
+OPEN_PATH = "/health"  # without details: probes have no keys
 _PASSED = "lampo.gate"
 
 
@@ -61,7 +61,7 @@ class Gate:
     def _is_key(self, header: bytes) -> bool:
         scheme, _, key = header.partition(b" ")
         found = False
-        for known in self._keys:  # all of them, so that time does not tell which
+        for known in self._keys:  # all of them, in constant time
             found |= hmac.compare_digest(known, key.strip())
         return found and scheme.lower() == b"bearer"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""POST /v1/chat/completions: a conversation is answered, by the model's chat template."""
+"""POST /v1/chat/completions: answers to conversations, by the model's chat template."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def router(service: Service) -> APIRouter:
 
 
 class _Call:
-    """One call: its engine request, and how the pieces become choices."""
+    """One call: its engine request, and the conversion of pieces to choices."""
 
     def __init__(self, service: Service, body: ChatRequest, token_ids: list[int]) -> None:
         self._service = service
@@ -62,7 +62,7 @@ class _Call:
 
     @classmethod
     async def begin(cls, service: Service, body: ChatRequest) -> _Call:
-        """Checks the body and hands the conversation to the engine. Raises: APIError."""
+        """Checks the body and submits the conversation to the engine. Raises: APIError."""
         service.check_model(body)
         arguments = dict(body.chat_template_kwargs or {})
         if body.reasoning_effort is not None:
@@ -74,7 +74,7 @@ class _Call:
             await call.generation.start([token_ids], body)
         except APIError as error:
             if error.param == "structured_outputs" and body.response_format is not None:
-                error.param = "response_format"  # the name under which it came
+                error.param = "response_format"  # the field's name in the body
             raise
         return call
 
@@ -165,7 +165,7 @@ def _one(tokenizer: Tokenizer, token_id: int, entry: Logprob) -> TopLogprob:
 
 
 def _max_tokens(service: Service, body: ChatRequest, num_prompt_tokens: int) -> int | None:
-    """As asked for; else the model's own limit (None), or what the context leaves."""
+    """The requested limit; else None (the model's), or the rest of the context."""
     given = {v for v in (body.max_completion_tokens, body.max_tokens) if v is not None}
     if len(given) > 1:
         message = "max_completion_tokens: is an alias of max_tokens, and they differ"
@@ -188,7 +188,7 @@ def _num_logprobs(service: Service, body: ChatRequest) -> int | None:
 
 
 def _structured_outputs(body: ChatRequest) -> dict[str, Any]:
-    """The structure of response_format; a schema holds whether or not it is called strict."""
+    """The structure of response_format; a schema is enforced with or without strict."""
     wanted = body.response_format
     if wanted is None or wanted.type == "text":
         return {}

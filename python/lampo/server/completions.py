@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""POST /v1/completions: a prompt, as text or tokens, is continued."""
+"""POST /v1/completions: continuations of prompts, as text or tokens."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def router(service: Service) -> APIRouter:
 
 
 class _Call:
-    """One call: its engine requests, and how their pieces become choices."""
+    """One call: its engine requests, and the conversion of pieces to choices."""
 
     def __init__(self, service: Service, body: CompletionRequest) -> None:
         service.check_model(body)
@@ -58,7 +58,7 @@ class _Call:
 
     @classmethod
     async def begin(cls, service: Service, body: CompletionRequest) -> _Call:
-        """Checks the body and hands its prompts to the engine. Raises: APIError."""
+        """Checks the body and submits its prompts to the engine. Raises: APIError."""
         call = cls(service, body)
         prompts = _prompts(body)
         if len(prompts) > service.settings.max_prompts:
@@ -152,7 +152,7 @@ def legacy_logprobs(
     tables: Sequence[LogprobTable | None],
     offset: int = 0,
 ) -> tuple[LegacyLogprobs, int]:
-    """Four lists side by side, and the offset in the text where the next token begins."""
+    """Four parallel lists, and the next token's offset in the text."""
     found: LegacyLogprobs = {
         "tokens": [],
         "token_logprobs": [],

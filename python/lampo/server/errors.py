@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors in OpenAI's shape, and nothing of an internal error but that there was one."""
+"""Errors in OpenAI's format, without details of internal errors."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class ErrorResponse(BaseModel):
 
 
 class APIError(HTTPException):
-    """An answer that is an error.
+    """An error response.
 
     Args:
         status: the HTTP status.
         message: one line for the caller.
-        param: the field that is at fault.
-        code: a word for programs.
-        retry_after: seconds until it may be worth another try.
+        param: the field at fault.
+        code: a machine-readable identifier.
+        retry_after: seconds until a retry may succeed.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class APIError(HTTPException):
 
 
 def bad_value(error: ValueError | TypeError) -> APIError:
-    """The library's own complaint about an argument: "name: expected ..., got ..."."""
+    """The library's error about an argument: "name: expected ..., got ..."."""
     message = str(error)
     named = _NAMED.match(message)
     return APIError(400, message, param=named[1] if named else None, code="invalid_value")
@@ -101,7 +101,7 @@ def error_response(error: APIError) -> JSONResponse:
 
 
 def validation_error(errors: Sequence[Mapping[str, Any]]) -> APIError:
-    """The first thing that pydantic found, and what else the same field could have been."""
+    """The first error of pydantic, and the alternatives for the same field."""
     where, first = _field(errors[0]), errors[0]
     if first["type"] == "extra_forbidden":
         return APIError(400, f"unknown field {where!r}", param=where[:64], code="unknown_field")
@@ -114,13 +114,13 @@ def validation_error(errors: Sequence[Mapping[str, Any]]) -> APIError:
 
 
 def _field(error: Mapping[str, Any]) -> str:
-    """The field's name; what comes after it are indices and branches of unions."""
+    """The field's name; the rest is indices and branches of unions."""
     path = [part for part in error["loc"] if part != "body"]
     return path[0][:64] if path and isinstance(path[0], str) else ""
 
 
 def install(app: FastAPI) -> None:
-    """Makes all errors of an app look as they should."""
+    """Installs handlers that give all errors this format."""
 
     async def api_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, APIError)
@@ -144,7 +144,7 @@ def install(app: FastAPI) -> None:
 
 
 class _Internal:
-    """Middleware: what should not have happened is logged here, and not told to the caller."""
+    """Middleware: logs unexpected exceptions, and hides them from the caller."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine's requests of one HTTP call: begun together, read as one stream, left together."""
+"""The engine's requests of one HTTP call: started together, read as one stream, closed together."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Generation:
         self._last: dict[tuple[int, int], float] = {}
 
     async def start(self, prompts: list[list[int]], body: SamplingBody) -> None:
-        """Hands all prompts to the engine, or none. Raises: APIError."""
+        """Submits all prompts to the engine, or none. Raises: APIError."""
         self._num_prompt_tokens = sum(map(len, prompts))
         settings = self._service.settings
         if len(prompts) * self._params.n > settings.max_sequences:
@@ -94,13 +94,13 @@ class Generation:
         return [self.results[i] for i in range(len(self._streams))]
 
     async def aclose(self) -> None:
-        """Leaves the requests; unfinished ones are aborted."""
+        """Closes the requests; unfinished ones are aborted."""
         streams, self._streams = self._streams, []
         for stream in streams:
             await stream.aclose()
 
     def usage(self) -> Usage:
-        """Tokens so far; those found in the prefix cache are known of finished prompts only."""
+        """Tokens so far; cached tokens are known for finished prompts only."""
         num_prompt, num_output = self._num_prompt_tokens, self._num_output_tokens
         cached = sum(result.metrics.num_cached_tokens for result in self.results.values())
         return {
@@ -150,7 +150,7 @@ def json_logprob(value: float) -> float:
 
 
 async def until_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Runs `work`, and cancels it when the client leaves."""
+    """Runs `work`, and cancels it when the client disconnects."""
     task = asyncio.ensure_future(work)
     left = asyncio.ensure_future(client_left(request.receive))
     try:
@@ -167,7 +167,7 @@ async def until_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> 
 async def whole_reply(
     generation: Generation, reply: Coroutine[Any, Any, Any], request: Request
 ) -> JSONResponse:
-    """The reply as JSON, once it is complete; a client that leaves ends its requests."""
+    """The reply as JSON, once it is complete; a disconnect ends the requests."""
     try:
         content = await until_disconnected(request, reply)
     finally:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much a client may ask of the server before anything is parsed."""
+"""Limits on calls, checked before anything is parsed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from lampo.server.settings import Settings
 class Limits:
     """Middleware: reads a body within its limits of size and time, and counts calls in progress.
 
-    The body is complete when a route sees it. Too many bytes are refused as soon as they are
-    announced, or, of a chunked body, have arrived.
+    The body is complete when a route sees it. A body that is too large is refused once its length
+    is announced, or, if chunked, has arrived.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -59,7 +59,7 @@ class Limits:
         return None
 
     async def _read_body(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The whole body; None if the client left. Raises: APIError if it is too large."""
+        """The whole body; None after a disconnect. Raises: APIError if it is too large."""
         limit = self._settings.max_body_bytes
         too_large = APIError(413, f"the body is larger than {limit} bytes", code="body_too_large")
         announced = _header(scope, b"content-length")
@@ -83,7 +83,7 @@ def _header(scope: Scope, name: bytes) -> bytes:
 
 
 def _check_content_type(scope: Scope) -> None:
-    """Only JSON: a web page cannot send that to another origin without asking first."""
+    """Only JSON is accepted: a web page cannot send it cross-origin without a preflight."""
     is_chunked = _header(scope, b"transfer-encoding") != b""
     if not is_chunked and _header(scope, b"content-length") in (b"", b"0"):
         return
@@ -94,7 +94,7 @@ def _check_content_type(scope: Scope) -> None:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body once and then waits for the client to leave."""
+    """A `receive` that returns the body once and then waits for the disconnect."""
     pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def next_message() -> Message:

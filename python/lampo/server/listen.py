@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a server listens. Loads nothing heavy: a port in use is told before the model loads."""
+"""The listening socket. Imports nothing heavy: a port in use is reported before the model loads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def is_loopback(host: str) -> bool:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that does not listen yet. Raises: OSError; ValueError for a name unknown."""
+    """A socket that does not listen yet. Raises: OSError; ValueError for an unknown name."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

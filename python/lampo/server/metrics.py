@@ -53,14 +53,14 @@ class Metrics:
 
 
 class _EngineCollector(Collector):
-    """Asks the engine when Prometheus asks, so that counting costs nothing in between."""
+    """Reads the engine's counts at a scrape, so that counting costs nothing in between."""
 
     def __init__(self, engine: AsyncLLM, model_name: str) -> None:
         self._engine = engine
         self._model = model_name
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing: registering must not ask an engine that may not run yet."""
+        """No metrics: registering must not read an engine that may not run yet."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
@@ -109,7 +109,7 @@ class _EngineCollector(Collector):
 
 
 class CountCalls:
-    """Middleware around everything: calls by route and status, the unknown routes as one."""
+    """Outermost middleware: counts calls by route and status, unknown routes as one."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app

@@ -46,7 +46,7 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _one_unknown_field(cls, data: Any) -> Any:
-        """Leaves the first of many unknown fields to be complained about."""
+        """Drops all unknown fields but the first, which is reported."""
         if not isinstance(data, dict) or len(data) <= len(cls.model_fields):
             return data
         unknown = next(name for name in data if name not in cls.model_fields)
@@ -75,7 +75,7 @@ class Structure(BaseModel):
 
 
 _SCALARS = {Integer: int, Number: float, Flag: bool}
-# max_tokens and the log-probabilities are each endpoint's own.
+# max_tokens and the log-probabilities differ by endpoint.
 SAMPLING_FIELDS = [
     name
     for name in parameters(SamplingParams)
@@ -108,7 +108,7 @@ _SamplingFields: Any = create_model("_SamplingFields", __base__=Body, **_definit
 
 
 class SamplingBody(_SamplingFields):  # type: ignore[misc]
-    """The fields of both kinds of completion; null is as good as absent."""
+    """The fields of both kinds of completion; null means absent."""
 
     stream: bool | None = None
     stream_options: StreamOptions | None = None

@@ -21,7 +21,7 @@ from lampo.server.app import create_app
 from lampo.server.errors import error_body
 from lampo.server.settings import Settings
 
-_GRACE = 5.0  # seconds for answers to leave after the drain's end
+_GRACE = 5.0  # seconds to send answers after the drain
 
 
 class Server(uvicorn.Server):
@@ -61,8 +61,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            # All objects so far stay. Else the collector would visit torch's objects again and
-            # again for a body of 340,000 empty lists, which took ten times as long as reading it.
+            # All objects so far stay. Otherwise the collector visits torch's objects repeatedly for
+            # a body of 340,000 empty lists, which takes ten times as long as reading it.
             gc.collect()
             gc.freeze()
             self._on_start()
@@ -77,7 +77,7 @@ class Server(uvicorn.Server):
 
     def serve_forever(self, sock: socket.socket) -> None:
         """Returns after SIGTERM and a drain. Raises: KeyboardInterrupt after Ctrl-C."""
-        # uvicorn raises the signal again once it has ended; a drained server has ended well.
+        # uvicorn raises the signal again once it has ended; a drained server exits with success.
         before = signal.signal(signal.SIGTERM, lambda number, frame: None)
         try:
             self.run([sock])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared by all endpoints: the engine, the settings, and text turned into tokens off the loop."""
+"""Shared by all endpoints: the engine, the settings, and tokenization off the event loop."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from lampo.text.structured_outputs import StructuredOutputs
 from lampo.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
-LONG_TEXT = 4096  # characters that are tokenized in a millisecond or so, which the loop can spare
+LONG_TEXT = 4096  # characters: about 1 ms of tokenization, acceptable on the event loop
 
 
 class Service:
-    """One model behind many calls."""
+    """The model, shared by all calls."""
 
     def __init__(self, engine: AsyncLLM, settings: Settings) -> None:
         self.engine = engine
@@ -109,7 +109,7 @@ class Service:
 
 
 def _token_keys(bias: dict[str, float]) -> dict[int, float]:
-    """JSON's keys are strings; here they are token ids."""
+    """Token ids from JSON's string keys."""
     for key in bias:
         if not (key.isascii() and key.isdigit() and len(key) <= 10):
             message = f"logit_bias: expected token ids as keys, got {key[:32]!r}"

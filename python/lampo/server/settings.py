@@ -13,13 +13,13 @@ class Settings:
 
     Attributes:
         model_name: what clients call the model.
-        api_keys: one of them must come with every call but GET /health; none: all may call.
-        allowed_hosts: names in the Host header that are answered; None: any. Keeps a web page
-            from reaching a server on loopback under a name of its own (DNS rebinding).
+        api_keys: one is required for every call but GET /health; none: no authentication.
+        allowed_hosts: accepted names in the Host header; None: any. Prevents DNS rebinding: a web
+            page that reaches a server on loopback under its own name.
         max_body_bytes: of a request.
         header_timeout, body_timeout: for a request's head, and for its body, to arrive.
         send_timeout: for a client to take a piece of its answer.
-        max_connections: open at once; more are closed unheard.
+        max_connections: open at once; more are closed unread.
         max_requests: calls in progress; more get 429.
         max_prompts, max_n, max_sequences: prompts per call, completions per prompt, their product.
         max_logprobs: alternatives per token.
@@ -27,7 +27,7 @@ class Settings:
             always allowed: their cost is bounded more tightly.
         request_timeout: from the call to the last token; None: no limit.
         drain_timeout: for running requests to end after SIGTERM.
-        hung_after: a busy step loop without a heartbeat for so long is reported as hung.
+        hung_after: time without a heartbeat after which a busy step loop is reported as hung.
     """
 
     model_name: str

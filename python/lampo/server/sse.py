@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Server-sent events: an answer in pieces, given up when it is not read."""
+"""Server-sent events: an answer in pieces, aborted when it is not read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def event(data: Mapping[str, Any]) -> bytes:
 
 
 async def events(chunks: AsyncIterator[Mapping[str, Any]]) -> AsyncGenerator[bytes, None]:
-    """Chunks as events, and [DONE]; a failure is an event of its own."""
+    """Chunks as events, and [DONE]; a failure is a separate event."""
     try:
         async for chunk in chunks:
             yield event(chunk)
@@ -39,7 +39,7 @@ async def events(chunks: AsyncIterator[Mapping[str, Any]]) -> AsyncGenerator[byt
 
 
 class EventStream(Response):
-    """Sends chunks until they end, the client leaves, or takes none of them for `send_timeout`."""
+    """Sends chunks until they end, the client disconnects, or reads none for `send_timeout`."""
 
     media_type = "text/event-stream"
 
@@ -54,7 +54,7 @@ class EventStream(Response):
         self.init_headers(
             {
                 "cache-control": "no-cache",
-                "x-accel-buffering": "no",  # tells proxies to pass pieces on as they come
+                "x-accel-buffering": "no",  # no buffering in proxies
                 "x-request-id": generation.id,
             }
         )
