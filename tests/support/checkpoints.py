@@ -211,7 +211,8 @@ def make_gguf(
     """Writes a GGUF file and returns the transformers model it was made from.
 
     Matrices get the quantization, norms and biases F32, q and k rows GGUF's order. `metadata`
-    replaces or adds keys; None as value leaves one out.
+    replaces or adds keys; None as value leaves one out. `left_out`: endings of the GGUF names of
+    tensors that are not written.
     """
     import gguf
 
