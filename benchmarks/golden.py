@@ -3,9 +3,9 @@
 
     python benchmarks/golden.py OUT.json MODEL[:DTYPE]...
 
-For each model, every instruction set of this CPU and one and two threads: a hash of all logits, of
-prompts and of decode steps, and the tokens, greedy and drawn with a seed. Run it with both builds
-on the same machine, and compare the files with `cmp`.
+For each model, AVX2 and AVX-512 where the CPU has them, and one and two threads: a hash of all
+logits, of prompts and of decode steps, and the tokens, greedy and drawn with a seed. Run it with
+both builds on the same machine, and compare the files with `cmp`.
 
 MODEL is `LLM`'s argument ("" for the default model), DTYPE its dtype ("auto").
 """
@@ -50,7 +50,9 @@ def fingerprint(llm: LLM) -> dict[str, Any]:
     found = {}
     for name, params in {
         "greedy": SamplingParams(temperature=0, max_tokens=32, ignore_eos=True),
-        "drawn": SamplingParams(seed=5, top_p=0.9, max_tokens=32, ignore_eos=True, logprobs=3),
+        "drawn": SamplingParams(
+            temperature=1, top_p=0.9, seed=5, max_tokens=32, ignore_eos=True, logprobs=3
+        ),
         "scored": SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=3),
     }.items():
         outputs = llm.generate(PROMPTS, params, progress=False)
