@@ -112,7 +112,11 @@ constexpr int64_t kWorkWorthATeam = 64 * 1024;
 /// an equivalent of other work.
 template <class Params>
 void launch(std::string_view name, Kernel<Params> kernel, const Params& params, int64_t work) {
-  run_team([&](const Team& team) { kernel(params, team); }, work < kWorkWorthATeam ? 1 : 0);
+  if (work < kWorkWorthATeam) {
+    kernel(params, Team{});
+  } else {
+    run_team([&](const Team& team) { kernel(params, team); });
+  }
   if (Program* program = recording_program()) {
     program->add({.name = std::string(name),
                   .run = [=](const Team& team) { kernel(params, team); },

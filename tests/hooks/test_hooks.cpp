@@ -8,6 +8,7 @@
 
 #include "common/deterministic_math.h"
 #include "common/philox.h"
+#include "cpu/runtime/team_size.h"
 #include "cuda/linear/linear_tile.h"
 #include "cuda/runtime/device_info.h"
 #include "cuda/runtime/row_layout.h"
@@ -55,6 +56,23 @@ py::dict linear_tile(int64_t num_tokens, int64_t in_features, int64_t out_column
                   "shared_bytes"_a = tile.shared_bytes);
 }
 
+/// Sizes of a team's jobs, one after another, of `time` ns: others wait for `late[size]` threads for
+/// a share `waited[size]` of the time. Index 0 is a team of one.
+std::vector<int> team_sizes(int num_jobs, int64_t time, const std::vector<double>& waited,
+                            const std::vector<int>& late) {
+  lampo::cpu::TeamSize team_size(static_cast<int>(waited.size()));
+  lampo::cpu::TeamSize::Clock::time_point now;
+  std::vector<int> sizes;
+  for (int i = 0; i < num_jobs; ++i) {
+    const int size = team_size.choose(now);
+    now += std::chrono::nanoseconds(time);
+    const auto lost = static_cast<int64_t>(waited[size - 1] * static_cast<double>(time));
+    team_size.add(now, time, lost, lost * late[size - 1]);
+    sizes.push_back(size);
+  }
+  return sizes;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_test_hooks, m) {
@@ -64,6 +82,10 @@ PYBIND11_MODULE(_test_hooks, m) {
         py::vectorize([](float exponent) { return lampo::exp2_times_2_40(exponent); }));
   m.def("exponential_variate",
         py::vectorize([](uint32_t random) { return lampo::exponential_variate(random); }));
+
+  // cpu/
+  m.def("team_sizes", &team_sizes, py::arg("num_jobs"), py::arg("time"), py::arg("waited"),
+        py::arg("late"));
 
   // cuda/: choices of launchers, and of the image that runs on a GPU.
   m.def("kernel_image_for", &lampo::kernel_image_for, py::arg("architectures"), py::arg("major"),

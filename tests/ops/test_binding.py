@@ -307,3 +307,27 @@ def test_import_is_light():
     """`import lampo` alone loads neither torch nor NumPy."""
     script = "import lampo, sys; print([m for m in ('torch', 'numpy') if m in sys.modules])"
     assert run_python(script).stdout == "[]\n"
+
+
+def test_a_team_without_waits_keeps_all_threads(hooks):
+    sizes = hooks.team_sizes(
+        num_jobs=100, time=5_000_000, waited=[0.0] * 3 + [0.1], late=[0, 0, 0, 1]
+    )
+    assert set(sizes) == {4}
+
+
+def test_a_team_leaves_out_late_threads_and_tries_them_again(hooks):
+    """Two of 8 threads have lost their cores: 6 compute, with trials after growing pauses."""
+    waited, late = [0.0] * 6 + [0.7, 0.8], [0] * 6 + [1, 2]
+    sizes = hooks.team_sizes(num_jobs=2000, time=5_000_000, waited=waited, late=late)
+    assert sizes[:4] == [8] * 4  # 20 ms decide
+    assert sizes[4] == 6
+    trials = [i for i in range(1, 2000) if sizes[i] == 8 and sizes[i - 1] == 6]
+    pauses = [b - a for a, b in zip(trials, trials[1:], strict=False)]
+    assert pauses == sorted(pauses) and pauses[0] * 5 <= 150 and 1600 <= pauses[-1] * 5 <= 1700
+    assert sizes.count(6) > 1900
+
+
+def test_a_team_of_one_is_the_least(hooks):
+    sizes = hooks.team_sizes(num_jobs=30, time=5_000_000, waited=[0.0, 0.9], late=[0, 1])
+    assert min(sizes) == 1 and sizes[0] == 2

@@ -136,18 +136,14 @@ class Product {
       : p(params), x_(x), stride_x_(stride_x) {}
 
   void run(const Team& team) const {
-    const Share rows = share_of(num_outputs(p), team, kRowsAtOnce);
-    for (int64_t first = 0; first < p.num_tokens; first += kTokenBlock) {
-      const int64_t end = first + kTokenBlock < p.num_tokens ? first + kTokenBlock : p.num_tokens;
-      for (int64_t row = rows.begin; row < rows.end; row += kRowsAtOnce) {
-        const Share part{row, row + kRowsAtOnce < rows.end ? row + kRowsAtOnce : rows.end};
-        if (p.num_tokens > kFewTokens) {
-          multiply_tokens<kMr<P>, kNr>(first, end, part);
-        } else {
-          multiply_tokens<kFewTokens / P::kTerms, 1>(first, end, part);
-        }
-      }
-    }
+    for_each_tile(p.num_tokens, kTokenBlock, num_outputs(p), kRowsAtOnce, team,
+                  [&](Share tokens, Share rows) {
+                    if (p.num_tokens > kFewTokens) {
+                      multiply_tokens<kMr<P>, kNr>(tokens.begin, tokens.end, rows);
+                    } else {
+                      multiply_tokens<kFewTokens / P::kTerms, 1>(tokens.begin, tokens.end, rows);
+                    }
+                  });
   }
 
  private:

@@ -150,14 +150,8 @@ class Product {
 
   void run(const Team& team) const {
     const int64_t num_strips = (num_outputs(p) + kStripRows - 1) / kStripRows;
-    const Share mine = share_of(num_strips, team);
-    for (int64_t row = 0; row < p.num_tokens; row += kTokenBlock) {
-      const int64_t end = row + kTokenBlock < p.num_tokens ? row + kTokenBlock : p.num_tokens;
-      for (int64_t first = mine.begin; first < mine.end; first += kStripsPerTile) {
-        const int64_t last = first + kStripsPerTile < mine.end ? first + kStripsPerTile : mine.end;
-        multiply_rows<kRowBlock>({first, last}, {row, end});
-      }
-    }
+    for_each_tile(p.num_tokens, kTokenBlock, num_strips, kStripsPerTile, team,
+                  [&](Share rows, Share strips) { multiply_rows<kRowBlock>(strips, rows); });
   }
 
  private:

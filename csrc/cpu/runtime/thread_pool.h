@@ -4,27 +4,21 @@
 // model usually follows within microseconds, and then park in the kernel (a futex).
 #pragma once
 
-#include <atomic>
-
 #include "cpu/runtime/team.h"
 
 namespace lampo::cpu {
 
-struct alignas(64) TeamBarrier {
-  std::atomic<uint32_t> arrived{0};
-  std::atomic<uint32_t> generation{0};
-};
-
 using TeamFunction = void (*)(const void* context, const Team& team);
 
-/// Runs fn(context, team) on `num_threads` threads (0: all of them) and returns when all are done.
-/// Callers from several threads take turns.
-void run_team(TeamFunction fn, const void* context, int num_threads = 0);
+/// Runs fn(context, team) on the threads of the pool and returns when all are done. The team is
+/// smaller while other processes keep threads from running (team_size.h). Callers from several
+/// threads take turns.
+void run_team(TeamFunction fn, const void* context);
 
 template <class Fn>
-void run_team(const Fn& fn, int num_threads = 0) {
+void run_team(const Fn& fn) {
   run_team([](const void* context, const Team& team) { (*static_cast<const Fn*>(context))(team); },
-           &fn, num_threads);
+           &fn);
 }
 
 /// Threads used by CPU ops: LAMPO_NUM_THREADS, else the physical cores this process may use.
