@@ -2,9 +2,9 @@
 """Decoding while other processes compute: tokens per second on a busy machine.
 
 Each engine decodes greedily after a short prompt, with one thread and with --threads, first on the
-idle machine, then beside 1, 2 and 8 processes that count without pause. Engines take turns. "share" is
-tokens/s over those of the idle machine with --threads; beside N processes on C cores a program with
-as many threads as cores gets C / (C + N) of the machine.
+idle machine, then beside 1, 2 and 8 processes that count without pause. Engines take turns. "share"
+is tokens/s over those of the idle machine with --threads; beside N processes on C cores a program
+with as many threads as cores gets C / (C + N) of the machine.
 
     LAMPO_PEERS=DIRECTORY python benchmarks/bench_busy.py --formats Q4_0
 """

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -323,7 +324,7 @@ def test_a_team_leaves_out_late_threads_and_tries_them_again(hooks):
     assert sizes[:4] == [8] * 4  # 20 ms decide
     assert sizes[4] == 6
     trials = [i for i in range(1, 2000) if sizes[i] == 8 and sizes[i - 1] == 6]
-    pauses = [b - a for a, b in zip(trials, trials[1:], strict=False)]
+    pauses = [b - a for a, b in itertools.pairwise(trials)]
     assert pauses == sorted(pauses) and pauses[0] * 5 <= 150 and 1600 <= pauses[-1] * 5 <= 1700
     assert sizes.count(6) > 1900
 

@@ -14,7 +14,11 @@ from typing import Any
 
 import torch
 
+from lampo.ops._arguments import check_scalar
+
 _library = torch.library.Library("lampo", "DEF")
+# Types of a schema, with those that a Python caller may pass.
+_SCALARS = {"bool": bool, "int": int, "float": float, "str": str}
 
 
 class _Recording(threading.local):
@@ -52,6 +56,11 @@ def register(schema: str, kernel: Callable[..., None]) -> Callable[..., None]:
     _library.impl(name, kernel, "CUDA")
     torch.library.register_fake(f"lampo::{name}", _fake, lib=_library)
     overload = getattr(torch.ops.lampo, name).default
+    scalars = [
+        (i, argument.name, _SCALARS[str(argument.type)])
+        for i, argument in enumerate(overload._schema.arguments)
+        if str(argument.type) in _SCALARS
+    ]
 
     def launch(*args: Any) -> None:
         if torch.compiler.is_compiling():
@@ -59,7 +68,13 @@ def register(schema: str, kernel: Callable[..., None]) -> Callable[..., None]:
             return
         if _recording.kept is not None:
             _recording.kept.append(args)
-        kernel(*args)
+        try:
+            kernel(*args)
+        except TypeError:
+            # pybind11's error for a scalar of a wrong type lists the signature only.
+            for i, argument, kind in scalars:
+                check_scalar(argument, args[i], kind)
+            raise
 
     return launch
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 
 from lampo import _C
+from lampo.ops._arguments import tensor
 from lampo.ops._registry import register
 
 _silu_mul = register("silu_mul(Tensor gate_up, Tensor(a!) out) -> ()", _C.silu_mul)
@@ -16,7 +17,8 @@ _gelu = register("gelu(Tensor x, Tensor(a!) out, bool tanh_approximation) -> ()"
 
 
 def _half_width(gate_up: torch.Tensor) -> torch.Tensor:
-    return gate_up.new_empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
+    num_tokens, columns = tensor("gate_up", gate_up, 2).shape
+    return gate_up.new_empty(num_tokens, columns // 2)
 
 
 def silu_mul(gate_up: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -62,6 +64,6 @@ def gelu(
     Source: Hendrycks and Gimpel, "Gaussian Error Linear Units" (2016).
     """
     if out is None:
-        out = torch.empty_like(x)
+        out = torch.empty_like(tensor("x", x, 2))
     _gelu(x, out, tanh_approximation)
     return out

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 
 from lampo import _C
+from lampo.ops._arguments import cuda_index, integer, shown, tensor
 from lampo.ops._registry import register
 
 _paged_attention = register(
@@ -39,18 +40,18 @@ def paged_attention_workspace_size(
             grows with the number of threads (``LAMPO_NUM_THREADS``).
         batch_size, num_tokens, deterministic: of the call; used on CUDA.
     """
-    device = torch.device(device)
-    cuda_device = -1 if device.type == "cpu" else device.index or 0
+    if not isinstance(deterministic, bool):
+        raise TypeError(f"deterministic: expected a bool, got {shown(deterministic)}")
     return int(
         _C.paged_attention_workspace_size(
-            num_qo_heads,
-            num_kv_heads,
-            head_dim,
-            max_seq_len,
-            batch_size,
-            num_tokens,
+            integer("num_qo_heads", num_qo_heads, 1),
+            integer("num_kv_heads", num_kv_heads, 1),
+            integer("head_dim", head_dim),
+            integer("max_seq_len", max_seq_len),
+            integer("batch_size", batch_size),
+            integer("num_tokens", num_tokens),
             deterministic,
-            cuda_device,
+            cuda_index("device", device),
         )
     )
 
@@ -104,22 +105,29 @@ def paged_attention(
             entry. On CUDA lengths and pages are checked with LAMPO_CHECK_VALUES=1 only; values out
             of range are clamped.
     """
-    if softmax_scale is None:
-        softmax_scale = q.shape[-1] ** -0.5
-    if out is None:
-        out = torch.empty_like(q)
+    if softmax_scale is None or out is None or workspace is None:
+        num_tokens, num_qo_heads, head_dim = tensor("q", q, 3).shape
+        if softmax_scale is None:
+            softmax_scale = max(head_dim, 1) ** -0.5
+        if out is None:
+            out = torch.empty_like(q)
     if workspace is None:
-        max_seq_len = page_table.shape[-1] * k_cache.shape[-2]
-        size = paged_attention_workspace_size(
-            q.shape[-2],
-            k_cache.shape[-3],
-            q.shape[-1],
-            max_seq_len,
-            batch_size=page_table.shape[0],
-            num_tokens=q.shape[0],
-            deterministic=deterministic,
-            device=q.device,
-        )
+        _, num_kv_heads, page_size, _ = tensor("k_cache", k_cache, 4).shape
+        batch_size, max_pages = tensor("page_table", page_table, 2).shape
+        cuda_index("q", q.device)
+        try:
+            size = paged_attention_workspace_size(
+                num_qo_heads,
+                num_kv_heads,
+                head_dim,
+                max_pages * page_size,
+                batch_size=batch_size,
+                num_tokens=num_tokens,
+                deterministic=deterministic,
+                device=q.device,
+            )
+        except ValueError as error:  # of the shapes
+            raise ValueError(f"q, k_cache, page_table: {error}") from None
         workspace = torch.empty(size, dtype=torch.uint8, device=q.device)
     _paged_attention(
         q,
@@ -166,8 +174,10 @@ def merge_states(
         ValueError, TypeError: an argument that does not fit, by name.
     """
     if out is None:
-        out = out_partial.new_empty(out_partial.shape[1:])
+        shape = tensor("out_partial", out_partial, 4).shape
+        out = out_partial.new_empty(shape[1:])
     if lse is None:
-        lse = lse_partial.new_empty(lse_partial.shape[1:])
+        shape = tensor("lse_partial", lse_partial, 3).shape
+        lse = lse_partial.new_empty(shape[1:])
     _merge_states(out_partial, lse_partial, out, lse)
     return out, lse

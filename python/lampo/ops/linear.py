@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 
 from lampo import _C
+from lampo.ops._arguments import check_scalar, integer, shown, tensor
 from lampo.ops._gemm import STRIP_ROWS, linear_by_gemm, takes_gemm
 from lampo.ops._registry import register
 
@@ -53,6 +54,19 @@ class PackedWeight:
     format: str
     shape: tuple[int, int]
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.shape, tuple) or len(self.shape) != 2:
+            raise TypeError(f"shape: expected (out_features, in_features), got {shown(self.shape)}")
+        rows, columns = (integer("shape", size) for size in self.shape)
+        if columns == 0 or columns % 32:
+            raise ValueError(f"shape: expected in_features a multiple of 32, got {columns}")
+        expected = [(rows + 15) // 16, packed_strip_bytes(self.format, columns)]
+        if list(tensor("data", self.data, 2).shape) != expected:
+            raise ValueError(
+                f"data: expected shape {expected} for {self.format} weights of shape "
+                f"{self.shape}, got {list(self.data.shape)}"
+            )
+
     @property
     def nbytes(self) -> int:
         return self.data.nbytes
@@ -86,8 +100,10 @@ def pack_weight(
 
     Source: the GGUF block formats of ggml.
     """
+    check_scalar("format", format, str)
     block_bytes = _C.packed_block_bytes(format)
-    if blocks.ndim != 2 or blocks.shape[1] % block_bytes or not blocks.shape[1]:
+    tensor("blocks", blocks, 2)
+    if blocks.shape[1] % block_bytes or not blocks.shape[1]:
         raise ValueError(
             f"blocks: expected [rows, n * {block_bytes}] for {format}, got {tuple(blocks.shape)}"
         )
@@ -111,12 +127,19 @@ def gate_and_up(gate: _W, up: _W) -> _W:
     Raises:
         ValueError: the shapes or formats differ or do not fit.
     """
-    if gate.shape != up.shape or gate.shape[0] % STRIP_ROWS:
+    for name, value in (("gate", gate), ("up", up)):
+        if not isinstance(value, torch.Tensor | PackedWeight):
+            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    if type(gate) is not type(up) or gate.device != up.device:
+        raise ValueError("gate, up: expected two tensors or packed weights on one device")
+    if not gate.shape or gate.shape != up.shape or gate.shape[0] % STRIP_ROWS:
         raise ValueError(
             "gate, up: expected one shape and a multiple of 16 rows, got "
             f"{tuple(gate.shape)} and {tuple(up.shape)}"
         )
     if isinstance(gate, torch.Tensor):
+        if gate.dtype != up.dtype:
+            raise ValueError(f"gate, up: expected one dtype, got {gate.dtype} and {up.dtype}")
         strips = [part.unflatten(0, (-1, STRIP_ROWS)) for part in (gate, up)]
         return torch.stack(strips, 1).flatten(0, 2)
     if gate.format != up.format:
@@ -127,12 +150,16 @@ def gate_and_up(gate: _W, up: _W) -> _W:
 
 def packed_strip_bytes(format: str, in_features: int) -> int:
     """Bytes of 16 rows of a packed weight: the width of ``PackedWeight.data``."""
-    return int(_C.packed_strip_bytes(format, in_features))
+    check_scalar("format", format, str)
+    return int(_C.packed_strip_bytes(format, integer("in_features", in_features)))
 
 
 def linear_workspace_size(num_tokens: int, in_features: int) -> int:
     """Bytes of workspace that :func:`linear` needs with a norm or if it rounds x."""
     # csrc/ops/linear.cpp's formula; repeated, as torch.compile cannot trace native functions.
+    if not torch.compiler.is_compiling():
+        num_tokens = integer("num_tokens", num_tokens)
+        in_features = integer("in_features", in_features)
     return num_tokens * ((in_features + 31) // 32) * 128
 
 
@@ -186,9 +213,14 @@ def linear(
     Raises:
         ValueError, TypeError: a shape, device, stride or dtype that does not fit, by name.
     """
-    columns = weight.shape[0] // 2 if silu_mul else weight.shape[0]
+    if not isinstance(weight, PackedWeight):
+        tensor("weight", weight, 2)
+    tensor("x", x, 2)
+    if out is not None:
+        tensor("out", out, 2)
+    columns = weight.shape[0] // 2 if silu_mul is True else weight.shape[0]
     if out is None:
-        if accumulate:
+        if accumulate is True:
             raise ValueError("out: expected a tensor to accumulate into, got None")
         out = x.new_empty(x.shape[0], columns)
     weight_dtype = None if isinstance(weight, PackedWeight) else weight.dtype
@@ -206,7 +238,7 @@ def linear(
     if activation_bits is None:
         activation_bits = 8 if isinstance(weight, PackedWeight) else 16
     if isinstance(weight, PackedWeight):
-        if out.shape[-1] != columns:
+        if out.shape[1] != columns:
             raise ValueError(f"out: expected {columns} columns, got shape {tuple(out.shape)}")
         _linear_packed(x, weight.data, weight.format, activation_bits, bias, *fused, out, workspace)
     else:
@@ -238,9 +270,13 @@ def embedding(
         ValueError, TypeError: an id, shape, device or dtype that does not fit, by name.
     """
     if out is None:
-        if accumulate:
+        if accumulate is True:
             raise ValueError("out: expected a tensor to accumulate into, got None")
-        shape = (token_ids.shape[0], table.shape[1])
+        if not isinstance(table, PackedWeight):
+            tensor("table", table, 2)
+        if dtype is not None and not isinstance(dtype, torch.dtype):
+            raise TypeError(f"dtype: expected a dtype, got {shown(dtype)}")
+        shape = (tensor("token_ids", token_ids, 1).shape[0], table.shape[1])
         out = torch.empty(shape, dtype=dtype or torch.float32, device=token_ids.device)
     if isinstance(table, PackedWeight):
         _embedding_packed(token_ids, table.data, table.format, table.shape[0], out, accumulate)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 
 from lampo import _C
+from lampo.ops._arguments import tensor
 from lampo.ops._registry import register
 
 _rms_norm = register(
@@ -46,7 +47,7 @@ def rms_norm(
     Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019).
     """
     if out is None:
-        out = torch.empty_like(x)
+        out = torch.empty_like(tensor("x", x, 2))
     _rms_norm(x, weight, residual, out, eps)
     return out
 
@@ -76,6 +77,6 @@ def layer_norm(
     Source: Ba, Kiros and Hinton, "Layer Normalization" (2016).
     """
     if out is None:
-        out = torch.empty_like(x)
+        out = torch.empty_like(tensor("x", x, 2))
     _layer_norm(x, weight, bias, residual, out, eps)
     return out

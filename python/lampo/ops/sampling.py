@@ -8,6 +8,7 @@ import threading
 import torch
 
 from lampo import _C
+from lampo.ops._arguments import cuda_index, integer, tensor
 from lampo.ops._registry import register
 from lampo.ops.sample_inputs import SAMPLE_INPUT_NAMES, SampleInputs
 
@@ -37,15 +38,21 @@ def sampling_workspace_size(
     On CPU the size depends on the number of threads (query it again after a change) and suffices
     for any batch. On CUDA it suffices for up to ``batch_size`` rows.
     """
-    device = torch.device(device)
-    cuda_device = -1 if device.type == "cpu" else device.index or 0
-    return int(_C.sampling_workspace_size(vocab_size, cuda_device, batch_size))
+    return int(
+        _C.sampling_workspace_size(
+            integer("vocab_size", vocab_size),
+            cuda_index("device", device),
+            integer("batch_size", batch_size),
+        )
+    )
 
 
 def _workspace(logits: torch.Tensor) -> torch.Tensor:
     """Scratch memory. On CPU one buffer per thread, kept between calls since fresh pages take more
     time than sampling a row. On CUDA torch's allocator caches it per stream."""
-    size = sampling_workspace_size(logits.shape[-1], logits.device, logits.shape[0])
+    batch_size, vocab_size = tensor("logits", logits, 2).shape
+    cuda_index("logits", logits.device)
+    size = sampling_workspace_size(vocab_size, logits.device, batch_size)
     if torch.compiler.is_compiling() or logits.is_cuda:
         return logits.new_empty(size, dtype=torch.uint8)
     buffers: dict[str, torch.Tensor] = _scratch.__dict__
@@ -97,7 +104,7 @@ def sample(
         inputs = SampleInputs(**rows)  # type: ignore[arg-type]
     elif rows:
         raise TypeError(f"{next(iter(rows))}: is a field of inputs, which are given")
-    batch_size = logits.shape[0]
+    batch_size = tensor("logits", logits, 2).shape[0]
     if token_ids is None:
         token_ids = logits.new_empty(batch_size, dtype=torch.int64)
     if status is None:
@@ -147,11 +154,13 @@ def token_logprobs(
     Raises:
         ValueError, TypeError: an argument that does not fit, by name.
     """
-    batch_size = logits.shape[0]
+    batch_size = tensor("logits", logits, 2).shape[0]
     if logprob is None:
         logprob = logits.new_empty(batch_size, dtype=torch.float32)
     if rank is None:
         rank = logits.new_empty(batch_size, dtype=torch.int32)
+    if top_ids is None or top_logprobs is None:
+        num_top = integer("num_top", num_top, 0, logits.shape[1])
     if top_ids is None:
         top_ids = logits.new_empty(batch_size, num_top, dtype=torch.int32)
     if top_logprobs is None:

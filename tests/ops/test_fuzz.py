@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fuzzed calls of all ops: valid calls with one to three arguments replaced by arbitrary ones.
+
+A call either computes, or raises a ValueError or TypeError that begins with an argument's name. A
+wrong access ends the process: the native library has no other way to show one here, but sanitizers
+run the same kernels (test_sanitizers.py).
+"""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lampo import ops
+
+Arguments = dict[str, Any]
+
+
+def floats(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape).to(dtype)
+
+
+def ints(values: list[int], dtype: torch.dtype = torch.int32) -> torch.Tensor:
+    return torch.tensor(values, dtype=dtype)
+
+
+def packed(rows: int, columns: int, weight_format: str = "q4_0") -> ops.PackedWeight:
+    width = {"q4_0": 18, "q4_1": 20, "q8_0": 34}[weight_format] * columns // 32
+    return ops.pack_weight(torch.zeros(rows, width, dtype=torch.uint8), weight_format)
+
+
+def attention_call() -> Arguments:
+    return {
+        "q": floats(5, 4, 32),
+        "k_cache": floats(4, 2, 16, 32),
+        "v_cache": floats(4, 2, 16, 32),
+        "page_table": ints([0, 1, 2, 3]).view(2, 2),
+        "seq_lens": ints([20, 17]),
+        "cu_seqlens_q": ints([0, 4, 5]),
+        "softmax_scale": 0.2,
+        "causal": True,
+        "sliding_window": None,
+        "soft_cap": None,
+        "deterministic": False,
+        "sinks": None,
+        "k_scale": None,
+        "v_scale": None,
+        "lse": None,
+        "out": None,
+        "workspace": None,
+    }
+
+
+def append_call() -> Arguments:
+    return {
+        "q": floats(3, 4, 32),
+        "k": floats(3, 2, 32),
+        "v": floats(3, 2, 32),
+        "k_cache": floats(4, 2, 16, 32),
+        "v_cache": floats(4, 2, 16, 32),
+        "slot_mapping": ints([0, 17, -1], torch.int64),
+        "positions": ints([0, 1, 2]),
+        "cos_sin": floats(8, 32),
+        "interleaved": False,
+        "q_norm_weight": floats(32),
+        "k_norm_weight": floats(32),
+        "eps": 1e-6,
+        "k_scale": None,
+        "v_scale": None,
+    }
+
+
+def linear_call() -> Arguments:
+    return {
+        "x": floats(3, 64),
+        "weight": floats(32, 64),
+        "bias": floats(32),
+        "norm_weight": floats(64),
+        "norm_eps": 1e-6,
+        "silu_mul": False,
+        "accumulate": False,
+        "activation_bits": None,
+        "out": None,
+        "workspace": None,
+    }
+
+
+def sample_call() -> Arguments:
+    return {
+        "logits": floats(2, 50),
+        "token_ids": None,
+        "status": None,
+        "logprobs": None,
+        "kept": None,
+        "num_kept": None,
+        "processed_logprobs": None,
+        "workspace": None,
+        "temperature": floats(2).abs(),
+        "top_k": ints([3, 0]),
+        "top_p": torch.tensor([0.5, 1.0]),
+        "min_p": torch.tensor([0.0, 0.1]),
+        "seeds": ints([1, 2], torch.int64),
+        "positions": ints([0, 9], torch.int64),
+        "penalty_ids": ints([1, 2, 3]),
+        "penalty_counts": ints([1, 0, 2]),
+        "cu_penalties": ints([0, 2, 3]),
+        "repetition_penalty": torch.tensor([1.1, 1.0]),
+        "presence_penalty": torch.tensor([0.1, 0.0]),
+        "frequency_penalty": torch.tensor([0.1, 0.0]),
+        "bias_ids": ints([4]),
+        "bias_values": torch.tensor([1.5]),
+        "cu_bias": ints([0, 1, 1]),
+        "allowed_mask": ints([-1, -1, -1, -1]).view(2, 2),
+    }
+
+
+CALLS: dict[str, Callable[[], Arguments]] = {
+    "paged_attention": attention_call,
+    "append_kv": append_call,
+    "linear": linear_call,
+    "linear packed": lambda: linear_call() | {"weight": packed(32, 64), "activation_bits": 9},
+    "sample": sample_call,
+    "merge_states": lambda: {
+        "out_partial": floats(2, 3, 4, 32),
+        "lse_partial": floats(2, 3, 4),
+        "out": None,
+        "lse": None,
+    },
+    "rms_norm": lambda: {
+        "x": floats(3, 64),
+        "weight": floats(64),
+        "eps": 1e-6,
+        "residual": floats(3, 64),
+        "out": None,
+    },
+    "layer_norm": lambda: {
+        "x": floats(3, 64),
+        "weight": floats(64),
+        "bias": floats(64),
+        "eps": 1e-5,
+        "residual": None,
+        "out": None,
+    },
+    "silu_mul": lambda: {"gate_up": floats(3, 64), "out": None},
+    "gelu_mul": lambda: {"gate_up": floats(3, 64), "tanh_approximation": True, "out": None},
+    "gelu": lambda: {"x": floats(3, 64), "tanh_approximation": False, "out": None},
+    "embedding": lambda: {
+        "token_ids": ints([1, 3, 5]),
+        "table": floats(8, 64),
+        "dtype": None,
+        "accumulate": False,
+        "out": None,
+    },
+    "embedding packed": lambda: {
+        "token_ids": ints([1, 3, 5], torch.int64),
+        "table": packed(8, 64, "q8_0"),
+        "dtype": torch.bfloat16,
+        "accumulate": False,
+        "out": None,
+    },
+    "token_logprobs": lambda: {
+        "logits": floats(2, 50),
+        "token_ids": ints([3, -1], torch.int64),
+        "num_top": 5,
+        "logprob": None,
+        "rank": None,
+        "top_ids": None,
+        "top_logprobs": None,
+        "workspace": None,
+    },
+    "pack_weight": lambda: {
+        "blocks": torch.zeros(16, 36, dtype=torch.uint8),
+        "format": "q4_0",
+        "out": None,
+    },
+    "gate_and_up": lambda: {"gate": floats(32, 64), "up": floats(32, 64)},
+    "packed_strip_bytes": lambda: {"format": "q4_1", "in_features": 64},
+    "linear_workspace_size": lambda: {"num_tokens": 3, "in_features": 64},
+    "sampling_workspace_size": lambda: {"vocab_size": 50, "device": "cpu", "batch_size": 2},
+    "paged_attention_workspace_size": lambda: {
+        "num_qo_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 32,
+        "max_seq_len": 64,
+        "batch_size": 2,
+        "num_tokens": 3,
+        "deterministic": False,
+        "device": "cpu",
+    },
+}
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8, torch.int32]
+DTYPES += [torch.int64, torch.uint8, torch.bool, torch.complex64, torch.float8_e4m3fn]
+SCALARS = [0, 1, -1, 2, 3, 7, 8, 9, 16, 33, 2**31, 2**40, -(2**63), 2**64, 10**30, True, False]
+SCALARS += [0.0, 0.5, 1e-6, -1.0, 1e308, float("nan"), float("inf"), "q4_0", "q5_k", "", "cpu", "x"]
+OTHERS = [None, [], [1.0, 2.0], {}, object(), b"bytes", 1j, torch.float32, torch.int64]
+
+
+def change_tensor(t: torch.Tensor, r: random.Random) -> Any:
+    """Another dtype, shape, layout, device, or other values."""
+    kind = r.randrange(11)
+    if kind == 0:
+        return t.to(r.choice(DTYPES))
+    if kind == 1:
+        return t.reshape(-1)[0] if t.numel() else t
+    if kind == 2:
+        return t.unsqueeze(r.randrange(t.ndim + 1))
+    if kind == 3 and t.ndim:
+        return t.select(r.randrange(t.ndim), 0) if t.numel() else t
+    if kind == 4 and t.ndim:
+        dim = r.randrange(t.ndim)
+        return t.narrow(dim, 0, r.randrange(t.shape[dim] + 1))
+    if kind == 5 and t.ndim:
+        dim = r.randrange(t.ndim)
+        return torch.cat([t, t], dim)
+    if kind == 6 and t.ndim > 1:
+        return t.transpose(0, -1).contiguous().transpose(0, -1)
+    if kind == 7:
+        return t.flatten()[:1].expand(t.shape) if t.numel() else t
+    if kind == 8:
+        values = [0, -1, 1, 3, 2**31 - 1, -(2**31)]
+        if t.is_floating_point() and t.element_size() > 1:
+            values = [0, -1.0, 1e30, float("nan"), float("inf"), -float("inf")]
+        if t.dtype in (torch.bool, torch.uint8):
+            values = [0, 1]
+        return torch.full_like(t, r.choice(values))
+    if kind == 9:
+        return t.to("meta")
+    return t.repeat_interleave(2, -1)[..., ::2] if t.ndim else t
+
+
+def arbitrary(value: Any, r: random.Random) -> Any:
+    if isinstance(value, torch.Tensor) and r.random() < 0.8:
+        return change_tensor(value, r)
+    if isinstance(value, ops.PackedWeight) and r.random() < 0.6:
+        shapes = [value.shape, (33, 64), (32, 32), (0, 64), (32, 0), (-1, 64), (32,), None]
+        formats = [value.format, "q4_1", "q9", "", None]
+        data = arbitrary(value.data, r)
+        return lambda: ops.PackedWeight(data, r.choice(formats), r.choice(shapes))
+    kind = r.randrange(4)
+    if kind == 0:
+        return r.choice(OTHERS)
+    if kind == 1:
+        return r.choice(SCALARS)
+    if kind == 2:
+        shape = [r.choice([0, 1, 2, 3, 5, 32, 64]) for _ in range(r.randrange(4))]
+        return torch.zeros(shape, dtype=r.choice(DTYPES))
+    return np.zeros((3, 64), np.float32)
+
+
+def shown(arguments: Arguments) -> str:
+    def text(value: Any) -> str:
+        if isinstance(value, torch.Tensor):
+            return f"{value.dtype}{list(value.shape)}, strides {value.stride()}, {value.device}"
+        return repr(value)[:200]
+
+    return "\n".join(f"    {name}: {text(value)}" for name, value in arguments.items())
+
+
+def problem(name: str, seed: int) -> str:
+    """A description of what went wrong; empty: nothing."""
+    r = random.Random(f"{name} {seed}")
+    torch.manual_seed(seed)
+    arguments = CALLS[name]()
+    for changed in r.sample(list(arguments), min(r.choice([1, 1, 1, 2, 3]), len(arguments))):
+        arguments[changed] = arbitrary(arguments[changed], r)
+    before = shown(arguments)
+    call = getattr(ops, name.split()[0])
+    names = {*arguments, *inspect.signature(call).parameters}
+    try:
+        for changed, value in arguments.items():
+            if callable(value):  # a packed weight, which checks its own fields
+                names |= {"data", "format", "shape"}
+                arguments[changed] = value()
+        call(**arguments)
+    except (ValueError, TypeError) as error:
+        first = str(error).split(":")[0]
+        if {part.strip() for part in first.split(",")} <= names:
+            return ""
+        return f"{name}({seed}): {type(error).__name__} names no argument: {error}\n{before}"
+    except Exception as error:
+        return f"{name}({seed}): {type(error).__name__}: {error}\n{before}"
+    return ""
+
+
+def problems(name: str, seeds: range) -> list[str]:
+    return [found for seed in seeds if (found := problem(name, seed))]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_call_itself_is_valid(name):
+    getattr(ops, name.split()[0])(**CALLS[name]())
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_wrong_arguments_are_named(name):
+    found = problems(name, range(300))
+    assert not found, "\n".join([f"{len(found)} calls", *found[:5]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CALLS)
+def test_wrong_arguments_are_named_long(name):
+    found = problems(name, range(300, 20_000))
+    assert not found, "\n".join([f"{len(found)} calls", *found[:5]])
