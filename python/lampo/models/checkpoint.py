@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lampo.models.architecture import Architecture
 from lampo.models.config import ModelConfig, generation_config_from_hf
@@ -20,6 +18,9 @@ from lampo.weights.fields import read_json_object, shown
 from lampo.weights.formats import QuantizedTensor
 from lampo.weights.gguf import GGUFFile
 from lampo.weights.safetensors import SafetensorsFolder
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger("lampo")
 
@@ -93,7 +94,7 @@ class Checkpoint:
         source, place = self._find(name)
         tensor = source.load(place.name)
         if place.transposed:
-            assert isinstance(tensor, torch.Tensor)
+            assert not isinstance(tensor, QuantizedTensor)
             return tensor.t().contiguous()
         return tensor
 
@@ -133,7 +134,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             their index); or a folder that holds exactly one .gguf file.
 
     Returns:
-        the checkpoint; no weight has been read yet, but every shape has been checked.
+        the checkpoint; no weight has been read yet, but every shape has been checked. torch is not
+        imported, unless an LM head has to be compared with the embedding.
 
     Raises:
         ValueError: one line naming the file, the field or tensor, and the fault.
@@ -207,10 +209,11 @@ def _untied_if_stored(
     head, embedding = (f"{part[0]}.weight" for part in (architecture.head, architecture.embedding))
     if not config.tie_word_embeddings or not {head, embedding} <= names:
         return config
-    if source.shape(head) == source.shape(embedding) and torch.equal(
-        source.load(head), source.load(embedding)
-    ):
-        return config
+    if source.shape(head) == source.shape(embedding):
+        import torch
+
+        if torch.equal(source.load(head), source.load(embedding)):
+            return config
     logger.warning(
         "tie_word_embeddings is true, but %s differs from %s: they are not tied", head, embedding
     )

@@ -6,6 +6,8 @@ Source: Jiang et al., "Mistral 7B" (2023).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from lampo.models.architecture import (
     Architecture,
     Tensors,
@@ -15,8 +17,10 @@ from lampo.models.architecture import (
 )
 from lampo.models.config import LayerConfig, ModelConfig
 from lampo.models.config_reader import ConfigReader
-from lampo.models.layers import Block
-from lampo.models.weight_loader import WeightLoader
+
+if TYPE_CHECKING:
+    from lampo.models.layers import Block
+    from lampo.models.weight_loader import WeightLoader
 
 
 class Mistral(Architecture):
@@ -37,7 +41,7 @@ class Mistral(Architecture):
         }
 
     def block(self, loader: WeightLoader, layer: LayerConfig) -> Block:
-        return Block(
+        return loader.block(
             loader.rms_norm("input_layernorm"),
             loader.attention(layer.attention),
             loader.rms_norm("post_attention_layernorm"),

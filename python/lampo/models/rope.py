@@ -6,11 +6,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from lampo.weights.fields import Fields, shown
+
+if TYPE_CHECKING:
+    import torch
 
 ROPE_SCALINGS = ("default", "linear", "dynamic", "llama3", "yarn")
 MAX_POSITIONS = 1 << 24
@@ -83,6 +84,8 @@ class RopeConfig:
         Args:
             seq_len: the longest sequence in use; only "dynamic" scaling depends on it.
         """
+        import torch
+
         dim = self.rotary_dim
         theta = self.theta
         if self.scaling == "dynamic":
@@ -108,6 +111,8 @@ class RopeConfig:
         Computed in f64 and rounded once. With "dynamic" scaling the base is that of a sequence of
         `max_positions` tokens, the same for all positions.
         """
+        import torch
+
         if not 1 <= max_positions <= MAX_POSITIONS:
             raise ValueError(f"max_positions: expected 1 to {MAX_POSITIONS}, got {max_positions}")
         frequencies = self.inverse_frequencies(max_positions)
@@ -134,6 +139,8 @@ class RopeConfig:
         def pair_with(turns: float) -> float:  # pair with these turns in the trained length
             wave = self.original_max_position_embeddings / (turns * 2 * math.pi)
             return self.rotary_dim * math.log(wave) / (2 * math.log(self.theta))
+
+        import torch
 
         low, high = pair_with(self.beta_fast), pair_with(self.beta_slow)
         if self.truncate:

@@ -11,12 +11,13 @@ import torch
 
 from lampo import ops
 from lampo.models.config import AttentionConfig, FeedForwardConfig
-from lampo.models.layers import Attention, FeedForward, GatedFeedForward
+from lampo.models.layers import Attention, Block, FeedForward, GatedFeedForward, Mixer
 from lampo.models.projection import (
     GATE_UP,
     SENSITIVE,
     ActivationBits,
     LayerNorm,
+    Norm,
     Projection,
     RMSNorm,
 )
@@ -67,6 +68,16 @@ class WeightLoader:
         loader = copy.copy(self)
         loader.prefix = prefix
         return loader
+
+    def block(
+        self,
+        mixer_norm: Norm,
+        mixer: Mixer,
+        feed_forward_norm: Norm,
+        feed_forward: GatedFeedForward | FeedForward,
+    ) -> Block:
+        """A block of these parts."""
+        return Block(mixer_norm, mixer, feed_forward_norm, feed_forward)
 
     def rms_norm(self, name: str) -> RMSNorm:
         return RMSNorm(self._vector(f"{name}.weight"), self.norm_eps)

@@ -9,12 +9,15 @@ import mmap
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
 from lampo.weights.formats import PACKED_FORMATS, GGMLType, QuantizedTensor, dequantize_blocks
 from lampo.weights.gguf_header import parse_header
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger("lampo")
 
@@ -53,17 +56,16 @@ class GGUFFile:
         if info.type.name != "f32" or len(info.shape) != 1 or info.shape[0] > _MAX_FREQ_FACTORS:
             got = f"{info.type.name} {info.shape}"
             raise ValueError(f"{self.path}: tensor rope_freqs.weight: expected few f32, got {got}")
-        factors = self.load("rope_freqs.weight")
-        assert isinstance(factors, torch.Tensor)
+        factors = np.frombuffer(self._data, "<f4", info.shape[0], info.offset)
         return tuple(factors.tolist())
 
     def load(self, name: str) -> torch.Tensor | QuantizedTensor:
+        import torch
+
         info = self.header.tensors[name]
         if info.type.dtype is not None:
-            count = math.prod(info.shape)
-            flat = torch.frombuffer(
-                self._data, dtype=info.type.dtype, count=count, offset=info.offset
-            )
+            dtype, count = getattr(torch, info.type.dtype), math.prod(info.shape)
+            flat = torch.frombuffer(self._data, dtype=dtype, count=count, offset=info.offset)
             return flat.view(info.shape)
         raw = torch.frombuffer(self._data, dtype=torch.uint8, count=info.nbytes, offset=info.offset)
         if info.type.name in PACKED_FORMATS and len(info.shape) == 2:
@@ -79,9 +81,9 @@ class GGUFFile:
         self._announced.add(ggml_type.name)
         same = [t for t in self.header.tensors.values() if t.type is ggml_type]
         logger.warning(
-            "%s: %d tensors are dequantized to f32 at load: %d bytes become %d",
+            "%s: %s dequantized to f32 at load: %d bytes become %d",
             ggml_type.name.upper(),
-            len(same),
+            "1 tensor is" if len(same) == 1 else f"{len(same)} tensors are",
             sum(t.nbytes for t in same),
             sum(4 * math.prod(t.shape) for t in same),
         )

@@ -13,13 +13,16 @@ import os
 import re
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from lampo.weights.fields import read_json_object, shown
+
+if TYPE_CHECKING:
+    import torch
 
 _DTYPES = ("F32", "F16", "BF16")
 _MAX_INDEX_BYTES = 64 << 20
@@ -32,8 +35,13 @@ _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 @dataclass
 class _Shard:
     path: Path
-    handle: Any  # safe_open has no type of its own
+    header: Any  # safe_open, which has no type of its own, for shapes and dtypes: without torch
     mapped: tuple[tuple[int, int], ...] | None = None  # address ranges of the file
+
+    @cached_property
+    def tensors(self) -> Any:
+        """safe_open for torch, which it imports."""
+        return safe_open(str(self.path), framework="pt", device="cpu")
 
 
 class SafetensorsFolder:
@@ -90,12 +98,12 @@ class SafetensorsFolder:
         if not path.is_file():
             raise ValueError(f"{path}: no such file")
         try:
-            handle: Any = safe_open(str(path), framework="pt", device="cpu")
-            names = list(handle.keys())
+            header: Any = safe_open(str(path), framework="np")
+            names = list(header.keys())
         except (SafetensorError, OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{path}: not a safetensors file that can be read: {reason}") from None
-        self._shards.append(_Shard(path, handle))
+        self._shards.append(_Shard(path, header))
         self.nbytes += path.stat().st_size
         return names
 
@@ -105,7 +113,7 @@ class SafetensorsFolder:
     def shape(self, name: str) -> tuple[int, ...]:
         """The tensor's shape; its dtype is checked first."""
         shard = self._where[name]
-        part = shard.handle.get_slice(name)
+        part = shard.header.get_slice(name)
         if part.get_dtype() not in _DTYPES:
             raise ValueError(
                 f"{shard.path}: tensor {shown(name)}: dtype {part.get_dtype()} is not supported, "
@@ -114,7 +122,7 @@ class SafetensorsFolder:
         return tuple(part.get_shape())
 
     def load(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._where[name].handle.get_tensor(name)
+        tensor: torch.Tensor = self._where[name].tensors.get_tensor(name)
         if tensor.data_ptr() % tensor.element_size():  # a header of odd length: copy to align
             tensor = tensor.clone()
         return tensor
@@ -128,7 +136,7 @@ class SafetensorsFolder:
         if sys.platform != "linux":
             return
         shard = self._where[name]
-        tensor: torch.Tensor = shard.handle.get_tensor(name)
+        tensor: torch.Tensor = shard.tensors.get_tensor(name)
         if shard.mapped is None:
             shard.mapped = _mapped_ranges(shard.path)
         start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
