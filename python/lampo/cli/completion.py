@@ -31,7 +31,7 @@ def completion(
 
 
 def _run(shell: str) -> int:
-    from typer.completion import get_completion_script
+    from typer.completion import get_completion_script  # type: ignore[attr-defined]
 
     print(get_completion_script(prog_name="lampo", complete_var=_VARIABLE, shell=shell))
     return 0
@@ -40,6 +40,6 @@ def _run(shell: str) -> int:
 def prepare_completion() -> None:
     """Lets typer answer the shell, if it asks."""
     if _VARIABLE in os.environ:
-        from typer.completion import completion_init
+        from typer.completion import completion_init  # type: ignore[attr-defined]
 
         completion_init()

@@ -79,6 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _discard_output()
         return EXIT_CLOSED_PIPE
+    except SystemExit as error:  # rich ends the program itself
+        if isinstance(error.__context__, BrokenPipeError):
+            return EXIT_CLOSED_PIPE
+        raise
     except Exception as error:
         return _report(error)
 

@@ -122,11 +122,7 @@ def console(stream: TextIO | None = None) -> Console:
     """Rich on a stream, stderr if none is given; strings are printed as they are."""
     from rich.console import Console
 
-    class Plain(Console):
-        def on_broken_pipe(self) -> None:
-            raise  # the BrokenPipeError, for `main` to handle
-
-    return Plain(file=stream or sys.stderr, markup=False, emoji=False, highlight=False)
+    return Console(file=stream or sys.stderr, markup=False, emoji=False, highlight=False)
 
 
 def print_table(table: Table, stream: TextIO | None = None, *, fold: bool = False) -> None:
