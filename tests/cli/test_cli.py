@@ -52,6 +52,21 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"lampo {lampo.__version__}\n"
 
 
+@pytest.mark.parametrize("columns", ["40", "80", "200"])
+def test_help_cuts_no_names(columns: str) -> None:
+    commands = ("", "generate", "chat", "serve", "bench serve", "profile", "pull", "list", "rm")
+    script = "from lampo.cli.main import main\n"
+    script += f"for command in {commands}: main([*command.split(), '--help'])"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": columns},
+    )
+    assert "--include-stop-str-in-output" in done.stdout
+    assert "\u2026" not in done.stdout
+
+
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["genrate"]) == 2
     error = capsys.readouterr().err

@@ -399,6 +399,20 @@ def test_stream_is_generate_in_pieces(llm):
             assert [x for p in pieces for x in p.logprobs] == whole.outputs[0].logprobs
 
 
+def test_stream_tells_how_much_of_the_prompt_is_computed(folder):
+    """Before the first step and after each, until there is a token."""
+    told = []
+    with LLM(folder[0], max_num_batched_tokens=32, enable_prefix_caching=False) as llm:
+        stream = llm.stream(
+            [5] * 100, SamplingParams(max_tokens=4), on_prompt=lambda *counts: told.append(counts)
+        )
+        first = next(stream)
+        assert told == [(0, 100), (32, 100), (64, 100), (96, 100)]
+        assert first.token_ids
+        list(stream)
+    assert len(told) == 4
+
+
 def test_stream_never_shows_a_stop_string(llm):
     text = llm.generate("Hello", change(GREEDY, max_tokens=40))[0].outputs[0].text
     stop = text[6:12]

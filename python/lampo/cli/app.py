@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -19,9 +20,13 @@ from lampo.cli.profile import profile
 from lampo.cli.pull import pull
 from lampo.cli.serve import serve
 
+# Panels cut names of options where a terminal is narrow; plain text wraps.
+_MARKUP: Literal["rich"] | None = "rich" if shutil.get_terminal_size().columns >= 80 else None
+
 app = typer.Typer(
     name="lampo",
     add_completion=False,
+    rich_markup_mode=_MARKUP,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
@@ -87,7 +92,7 @@ def _lampo(
         print(ctx.get_help())
 
 
-bench = typer.Typer()
+bench = typer.Typer(rich_markup_mode=_MARKUP)
 app.add_typer(bench, name="bench")
 
 

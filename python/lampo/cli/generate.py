@@ -16,7 +16,7 @@ from lampo.cli.candidates import Candidates
 from lampo.cli.job import EXIT_INTERNAL, EXIT_INTERRUPTED, Job
 from lampo.cli.report import metrics_json, statistics_line
 from lampo.cli.session import Answer, load_llm, open_files, stream_answer
-from lampo.cli.terminal import TextWriter, console, note, read_text, show_logging
+from lampo.cli.terminal import TextWriter, console, note, print_table, read_text, show_logging
 from lampo.outputs import LogprobTable, RequestOutput
 from lampo.sampling_params import SamplingParams, chat_config, settings_text
 
@@ -137,8 +137,8 @@ class _Run:
                 title = "output" if len(answers) == 1 else f"output {i + 1}"
                 tables.append((params.logprobs, _rows(answer), title))
         for num_shown, rows, title in tables:
-            out = console()
-            out.print(self._candidates(llm, params, num_shown).table(rows, title, out.width))
+            view = self._candidates(llm, params, num_shown)
+            print_table(view.table(rows, title, console().width), sys.stderr)
 
     def _print_json(
         self,

@@ -68,7 +68,7 @@ _TYPES: dict[type, Any] = {
     TokenIds: list[int],
     TokenValues: list[str],
 }
-_REPEATED = (Strings, TokenIds, TokenValues)
+_REPEATED = {Strings: "TEXT", TokenIds: "ID", TokenValues: "ID=VALUE"}  # their place in the help
 _FLAGS = {"on": True, "off": False, "true": True, "false": False}
 
 
@@ -297,9 +297,8 @@ def _option_of(name: str, found: Parameter, default: Any) -> inspect.Parameter:
     annotation = _TYPES[kind]
     if kind in _REPEATED:
         default, help = None, f"{help} May be repeated."
-        if kind is TokenValues:
-            settings["metavar"] = "ID=VALUE"
-        else:
+        settings["metavar"] = _REPEATED[kind]
+        if kind is not TokenValues:
             option = option.removesuffix("s")
     if name == "threads":  # not checked by the library
         settings |= {"min": found.kind.low, "max": found.kind.high}  # type: ignore[attr-defined]
