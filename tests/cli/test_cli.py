@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import io
 import json
 import logging
 import os
@@ -22,7 +23,7 @@ from lampo.cli.doctor import rows
 from lampo.cli.main import main
 from lampo.cli.profile import print_profile
 from lampo.cli.report import bytes_text
-from lampo.cli.terminal import one_line, show_logging
+from lampo.cli.terminal import note, one_line, show_logging, status
 from lampo.profiling import OpProfile, Profile
 from lampo.runtime.device import CudaDevice, CudaInfo
 from lampo.runtime.machine_load import MachineLoad
@@ -206,6 +207,36 @@ def test_logging(capsys: pytest.CaptureFixture[str]) -> None:
         logger.handlers[:] = before[1]
 
 
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_status_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Notes come before it; it is cut to one line, and without control characters."""
+    monkeypatch.setenv("TERM", "xterm")
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    status.show("loading a\x1b[31m")
+    note("odd")
+    status.show("x" * 100)
+    status.clear()
+    status.clear()
+    first = "\rlampo: loading a[31m\x1b[K"
+    cut = f"\rlampo: {'x' * 72}\x1b[K"
+    assert screen.getvalue() == f"{first}\r\x1b[Klampo: odd\n{first}{cut}\r\x1b[K"
+
+
+@pytest.mark.parametrize("where", ["a pipe", "a dumb terminal"])
+def test_no_status_line(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO() if where == "a pipe" else Screen()
+    monkeypatch.setenv("TERM", "dumb" if where == "a dumb terminal" else "xterm")
+    monkeypatch.setattr(sys, "stderr", screen)
+    status.show("loading")
+    status.clear()
+    assert screen.getvalue() == ""
+
+
 def test_bytes_text() -> None:
     assert [bytes_text(n) for n in (0, 999, 1000, 2_764_800, 5e12)] == [
         *("0 bytes", "999 bytes", "1.0 kB", "2.8 MB", "5000.0 GB")
@@ -248,6 +279,16 @@ def test_an_implausible_limit_is_not_shown(capsys: pytest.CaptureFixture[str]) -
     assert "677" not in said.out
     assert "limit: unknown, as reading alone reached 1.5 GB/s" in said.out
     assert "warning: the machine was busy: other processes took 1.9 of 2 CPUs" in said.err
+
+
+def test_a_limit_holds_for_large_parts() -> None:
+    """A part that finds its bytes in a cache may be faster than memory."""
+    small = OpProfile("append_kv", 1, 1_000_000, 1e-6)
+    slow, fast = (OpProfile("linear", 1, 100_000_000, seconds) for seconds in (0.02, 0.005))
+    load = MachineLoad(2, 0.0, 0.0)
+    for large, plausible in ((slow, True), (fast, False)):
+        found = Profile([large, small], 0.1, 10e9, 1, 0, 2, load)
+        assert found.limit_is_plausible is plausible
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -92,6 +92,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["-m", "good", "--device", "tpu"], "device: expected cpu, cuda or cuda:<index>"),
         (["-m", "good", "--max-model-len", "257"], "max_model_len: expected a value in [1, 256]"),
         (["-m", "good", "--stop-token-id", "320"], "token id 320 is not in the vocabulary of 320"),
+        (["-m", "good", "--file", "none"], "none: No such file or directory"),
+        (["profile", "-m", "good", "--depth", "255"], "depth: expected a value in [0, 254]"),
         (["-m", "good", "Hi " * 400], "but the context of 256 leaves room for 255"),
         (["-m", "good.gguf", "Hi " * 400], "but the context of 256 leaves room for 255"),
     ],
@@ -99,9 +101,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_mistakes_do_not_load_torch(arguments: list[str], message: str, models: Path) -> None:
     """Nor the weights: files, configurations and prompts are checked before."""
     code = f"import os, sys; os.chdir({str(models)!r}); sys.stderr = sys.stdout\n"
-    code += "from lampo.cli.main import main; print(main(['generate', *sys.argv[1:]]))\n"
-    if not arguments[-1].startswith("Hi "):
-        arguments = ["Hi", *arguments]
+    code += "from lampo.cli.main import main; print(main(sys.argv[1:]))\n"
+    if arguments[0] != "profile":
+        has_prompt = "--file" in arguments or arguments[-1].startswith("Hi ")
+        arguments = ["generate", *([] if has_prompt else ["Hi"]), *arguments]
     line, exit_code, loaded = python(code, *arguments).splitlines()
     assert line.startswith("lampo: error: ")
     assert message in line

@@ -42,11 +42,12 @@ def profile(
 
 
 def _run(chosen: ModelOptions, batch_size: int, depth: int, repeats: int, as_json: bool) -> int:
-    from lampo.cli.session import open_llm
+    from lampo.cli.session import load_llm, open_files
+    from lampo.profiling import check_profile_arguments, profile
 
-    with open_llm(chosen, quiet=as_json) as llm:
-        from lampo.profiling import profile
-
+    files = open_files(chosen, quiet=as_json)
+    check_profile_arguments(batch_size, depth, repeats, chosen.max_num_seqs, files.max_model_len)
+    with load_llm(files, chosen) as llm:
         if not as_json:
             status.show("measuring")
         found = profile(llm, batch_size=batch_size, depth=depth, repeats=repeats)
