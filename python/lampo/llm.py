@@ -14,7 +14,14 @@ from typing import Any
 import torch
 
 from lampo.checks import check_integer
-from lampo.engine.kv_pool import KVPool, page_bytes, pages_per_sequence, plan_num_pages, window_of
+from lampo.engine.kv_pool import (
+    KVPool,
+    default_max_model_len,
+    page_bytes,
+    pages_per_sequence,
+    plan_num_pages,
+    window_of,
+)
 from lampo.engine.llm_engine import LLMEngine
 from lampo.engine.memory_plan import plan_memory
 from lampo.engine.request import Request
@@ -55,7 +62,8 @@ class LLM:
         kv_cache_dtype: "auto" (float32 with dtype "float32", else bfloat16), "float32", "float16",
             "bfloat16"; "int8" or "fp8" (also "fp8_e4m3"): half the memory, and a scale of four
             bytes per key and value of a head. Take int8, unless keys have large outliers.
-        max_model_len: longest sequence, prompt and output; the model's context if absent.
+        max_model_len: longest sequence, prompt and output; if absent, the model's context, or the
+            tokens that the device's memory could hold, if fewer.
         kv_cache_memory: bytes for the KV cache, at most; if absent, half of the free memory, but no
             more than 4 GiB unless one sequence needs it. A page takes memory once it is used. On
             a GPU: what weights and workspace leave.
@@ -100,21 +108,22 @@ class LLM:
         check_integer("max_num_seqs", max_num_seqs, 1, 4096)
         check_integer("max_num_batched_tokens", max_num_batched_tokens, 1, 1 << 20)
         where = resolve_device(device)
+        kv_dtype = torch.float32 if dtype == "float32" else torch.bfloat16
+        kv_dtype = _KV_DTYPES.get(kv_cache_dtype, kv_dtype)
         begin = time.perf_counter()
         with load_checkpoint(resolve_model(model)) as checkpoint:
             self.config = checkpoint.config
             self.path = checkpoint.path
             self.tokenizer = _load_tokenizer(checkpoint)
+            if max_model_len is None:
+                max_model_len = default_max_model_len(self.config, kv_dtype, where)
             context = self.config.max_position_embeddings
-            self.max_model_len = context if max_model_len is None else max_model_len
-            check_integer("max_model_len", self.max_model_len, 1, context)
+            self.max_model_len = check_integer("max_model_len", max_model_len, 1, context)
             self.eos_token_ids = frozenset(checkpoint.eos_token_ids) | self.tokenizer.eos_token_ids
             self.generation_config = checkpoint.generation_config
             decoder = load_model(checkpoint, dtype, self.max_model_len, where)
         self.weight_bytes = decoder.nbytes
         self.max_num_seqs = max_num_seqs
-        kv_dtype = torch.float32 if dtype == "float32" else torch.bfloat16
-        kv_dtype = _KV_DTYPES.get(kv_cache_dtype, kv_dtype)
         keeps = decoder.keeps
         pages_per_seq = pages_per_sequence(
             self.max_model_len, page_size, window_of(keeps), max_num_batched_tokens

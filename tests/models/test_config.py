@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from checkpoints import ROPES, SHAPE, make_model
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from lampo.models.config import ModelConfig, generation_config_from_hf
 from lampo.models.config_reader import HEAD_DIMS
 from lampo.models.registry import config_from_gguf, config_from_hf
-from lampo.models.rope import RopeConfig
+from lampo.models.rope import MAX_POSITIONS, RopeConfig, RotaryTable
 from lampo.weights.fields import read_json_object
 
 LLAMA: dict[str, Any] = {
@@ -288,7 +289,7 @@ def test_rope_against_transformers(name: str) -> None:
     torch.testing.assert_close(frequencies.float(), embedding.inv_freq, rtol=2e-6, atol=0)
 
     length = SHAPE["max_position_embeddings"]
-    table = rope_of(config).cos_sin_table(length)
+    table = table_of(rope_of(config), length)
     assert table.shape == (length, rope_of(config).rotary_dim)
     assert table.dtype == torch.float32
     cos, sin = embedding(torch.zeros(1), torch.arange(length)[None])
@@ -302,17 +303,23 @@ def test_dynamic_rope_beyond_the_trained_length() -> None:
     model = make_model(rope="dynamic")
     rope = rope_of(from_hf(model.config.to_dict()))
     cos, _ = model.model.rotary_emb(torch.zeros(1), torch.arange(1000)[None])
-    table = rope.cos_sin_table(1000)
+    table = table_of(rope, 1000)
     torch.testing.assert_close(table[:, : rope.rotary_dim // 2], cos[0, :, :16], rtol=0, atol=3e-4)
 
 
 def test_rope_table_is_exact_far_out() -> None:
     rope = RopeConfig(theta=10000.0, rotary_dim=8)
-    table = rope.cos_sin_table(100_001)
+    table = table_of(rope, 100_001)
     frequencies = [10000.0 ** (-i / 8) for i in range(0, 8, 2)]
     expected = [math.cos(100_000 * f) for f in frequencies]
     expected += [math.sin(100_000 * f) for f in frequencies]
     torch.testing.assert_close(table[100_000], torch.tensor(expected), rtol=0, atol=1e-7)
+
+
+def table_of(rope: RopeConfig, num_positions: int) -> torch.Tensor:
+    table = RotaryTable(rope, num_positions)
+    table.reach(num_positions)
+    return table.cos_sin
 
 
 def test_partial_rotary_is_refused() -> None:
@@ -343,9 +350,36 @@ def test_rope_config_refuses(arguments: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("max_positions", [0, -1, 1 << 40])
-def test_cos_sin_table_refuses(max_positions: int) -> None:
+def test_rotary_table_refuses(max_positions: int) -> None:
     with pytest.raises(ValueError, match="max_positions"):
-        RopeConfig(theta=10000.0, rotary_dim=8).cos_sin_table(max_positions)
+        RotaryTable(RopeConfig(theta=10000.0, rotary_dim=8), max_positions)
+
+
+@pytest.mark.parametrize("name", ROPES)
+def test_rotary_table_has_the_bits_of_torch(name: str) -> None:
+    """In whatever pieces it is computed: the formula by torch, at once."""
+    rope = rope_of(from_hf({**LLAMA, "rope_parameters": ROPES[name], "head_dim": 128}))
+    length = 40_000
+    angles = torch.outer(
+        torch.arange(length, dtype=torch.float64), rope.inverse_frequencies(length)
+    )
+    expected = torch.cat([angles.cos(), angles.sin()], dim=1) * rope.attention_factor
+    table = RotaryTable(rope, length)
+    for num_positions in (1, 1000, 1025, 5, 30_000, length):
+        table.reach(num_positions)
+        got = table.cos_sin[:num_positions]
+        assert torch.equal(got, expected[:num_positions].float())
+
+
+def test_rotary_table_takes_memory_for_reached_positions_alone() -> None:
+    """A file may name any context: 2^24 positions of 256 channels would be 17 GB."""
+    process = psutil.Process()
+    before = process.memory_info().rss
+    table = RotaryTable(RopeConfig(theta=10000.0, rotary_dim=64), MAX_POSITIONS)
+    table.reach(3000)
+    assert process.memory_info().rss - before < 100 << 20
+    assert table.cos_sin[2999].any()
+    assert not table.cos_sin[MAX_POSITIONS - 1].any()
 
 
 def test_from_gguf_reads_fields() -> None:
@@ -417,7 +451,7 @@ def test_from_gguf_scalings() -> None:
     }
     rope = rope_of(from_gguf({**GGUF, **yarn}, GGUF_TENSORS))
     hf = rope_of(from_hf({**LLAMA, "rope_parameters": ROPES["yarn"]}))
-    assert torch.equal(rope.cos_sin_table(256), hf.cos_sin_table(256))
+    assert torch.equal(table_of(rope, 256), table_of(hf, 256))
     bad = {**GGUF, **yarn, "llama.rope.scaling.yarn_ext_factor": 0.5}
     with pytest.raises(ValueError, match="yarn_ext_factor"):
         from_gguf(bad, GGUF_TENSORS)

@@ -90,6 +90,11 @@ class ModelConfig:
     def num_layers(self) -> int:
         return len(self.layers)
 
+    @property
+    def kv_size(self) -> int:
+        """Elements of a token's keys and values, all layers."""
+        return sum(2 * layer.attention.kv_size for layer in self.layers)
+
 
 def generation_config_from_hf(
     d: Mapping[str, Any], vocab_size: int, source: str = "generation_config.json"
