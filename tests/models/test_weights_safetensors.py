@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import struct
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,36 +60,6 @@ def test_stored_copy_of_a_tied_head_is_ignored(tmp_path: Path) -> None:
     edit(tmp_path, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": ones(16)}))
     with load_checkpoint(tmp_path) as checkpoint:
         assert "lm_head.weight" not in checkpoint.names()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="pages are released on Linux only")
-def test_release_drops_pages_and_keeps_content(tmp_path: Path) -> None:
-    make_checkpoint(tmp_path, vocab_size=30_000, tokenizer=False)  # 7.7 MB of embeddings
-    name = "model.embed_tokens.weight"
-    with load_checkpoint(tmp_path) as checkpoint:
-        tensor = checkpoint.load(name)
-        assert isinstance(tensor, torch.Tensor)
-        before = tensor.clone()
-        resident = resident_bytes(tensor.data_ptr())
-        assert resident >= tensor.nbytes
-        checkpoint.release(name)
-        assert resident_bytes(tensor.data_ptr()) <= resident - tensor.nbytes + 8192
-        assert torch.equal(tensor, before)
-    gc.collect()
-    assert torch.equal(tensor, before)
-
-
-def resident_bytes(address: int) -> int:
-    """Resident bytes of the mapping that holds an address."""
-    inside = False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        first = line.split(maxsplit=1)[0]
-        if not first.endswith(":"):
-            low, high = (int(part, 16) for part in first.split("-"))
-            inside = low <= address < high
-        elif inside and first == "Rss:":
-            return int(line.split()[1]) * 1024
-    raise AssertionError("no such mapping")
 
 
 def test_generation_config(tmp_path: Path) -> None:
@@ -238,8 +206,8 @@ def test_index_and_shards_agree(tmp_path: Path) -> None:
         load_checkpoint(tmp_path)
 
 
-def test_misaligned_data_is_copied(tmp_path: Path) -> None:
-    """A header of odd length is legal; kernels never see the odd addresses."""
+def test_a_header_of_odd_length(tmp_path: Path) -> None:
+    """It is legal, and kernels never see odd addresses."""
     model = make_checkpoint(tmp_path, tokenizer=False)
     path = tmp_path / "model.safetensors"
     content = path.read_bytes()
@@ -252,8 +220,6 @@ def test_misaligned_data_is_copied(tmp_path: Path) -> None:
             tensor = checkpoint.load(name)
             assert isinstance(tensor, torch.Tensor)
             assert tensor.data_ptr() % 4 == 0
-            assert torch.equal(tensor, model.state_dict()[name])
-            checkpoint.release(name)
             assert torch.equal(tensor, model.state_dict()[name])
 
 
@@ -307,7 +273,8 @@ def test_folder_with_one_gguf(tmp_path: Path) -> None:
 
 def test_unknown_name(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, tokenizer=False)
-    with load_checkpoint(tmp_path) as checkpoint:
-        for method in (checkpoint.load, checkpoint.release):
-            with pytest.raises(ValueError, match="no tensor 'nope'"):
-                method("nope")
+    with (
+        load_checkpoint(tmp_path) as checkpoint,
+        pytest.raises(ValueError, match="no tensor 'nope'"),
+    ):
+        checkpoint.load("nope")

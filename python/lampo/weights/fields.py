@@ -22,8 +22,12 @@ REQUIRED: Final = _Required.TOKEN
 
 def shown(value: object) -> str:
     """`repr` of an untrusted value, shortened to fit into one line of an error."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+    return shortened(repr(value), 80)
+
+
+def shortened(text: str, limit: int = 200) -> str:
+    """An untrusted text, cut to fit into one line of an error."""
+    return text if len(text) <= limit else f"{text[: limit - 20]}... ({len(text)} characters)"
 
 
 class Fields:
@@ -166,7 +170,7 @@ def read_json_object(path: Path, max_bytes: int) -> dict[str, Any]:
     except RecursionError:
         raise ValueError(f"{path}: not JSON that can be read: nested too deeply") from None
     except ValueError as error:
-        reason = str(error).splitlines()[0]
+        reason = shortened(str(error).splitlines()[0])
         raise ValueError(f"{path}: not JSON that can be read: {reason}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, got {shown(value)}")
