@@ -191,9 +191,8 @@ def test_head_dims_are_those_of_the_kernels() -> None:
         ("hidden_act", "gelu"),
         ("tie_word_embeddings", 1),
         ("attention_bias", "yes"),
-        ("bos_token_id", 320),
-        ("eos_token_id", -1),
-        ("eos_token_id", [2, 320]),
+        ("bos_token_id", 1.0),
+        ("eos_token_id", [2, True]),
         ("eos_token_id", list(range(100))),
         ("pad_token_id", "x"),
         ("rope_theta", 1.0),
@@ -273,9 +272,81 @@ def test_fuzz_from_gguf(changes: dict[str, Any]) -> None:
         from_gguf({**GGUF, **changes}, GGUF_TENSORS)
 
 
-def test_pad_token_outside_the_vocabulary_means_none() -> None:
-    for value in (-1, 320, 32000):
-        assert from_hf({**LLAMA, "pad_token_id": value}).pad_token_id is None
+@pytest.mark.parametrize("key", ["bos_token_id", "eos_token_id", "pad_token_id"])
+@pytest.mark.parametrize(
+    ("value", "expected", "warned"),
+    [
+        (-1, (), None),
+        ([-1], (), None),
+        ([], (), None),
+        ([3], (3,), None),
+        ([-1, 5, 5], (5,), None),
+        (320, (), "320"),
+        (32000, (), "32000"),
+        (-2, (), "-2"),
+        ([2, 1 << 70], (2,), f"{1 << 70}"),
+    ],
+)
+def test_token_ids_outside_of_the_vocabulary_mean_none(
+    key: str,
+    value: object,
+    expected: tuple[int, ...],
+    warned: str | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One rule for all ids and files: other engines go on too."""
+    config = from_hf({**LLAMA, key: value})
+    generation = generation_config_from_hf({key: value}, 320)
+    if key == "eos_token_id":
+        assert config.eos_token_ids == expected
+        assert generation.get("eos_token_ids", ()) == expected
+    else:
+        first = expected[0] if expected else None
+        assert getattr(config, key) == generation.get(key) == first
+    where = ("config.json", "generation_config.json") if warned else ()
+    texts = [
+        f"{file}: {key}: {warned} is ignored: it is not one of 320 token ids" for file in where
+    ]
+    assert caplog.messages == texts
+
+
+def test_token_ids_outside_of_the_vocabulary_of_a_gguf(caplog: pytest.LogCaptureFixture) -> None:
+    keys = {f"tokenizer.ggml.{name}_token_id": 320 for name in ("bos", "eos", "padding")}
+    config = from_gguf({**GGUF, **keys}, GGUF_TENSORS)
+    assert (config.bos_token_id, config.eos_token_ids, config.pad_token_id) == (None, (5,), None)
+    assert caplog.messages == []  # the tokenizer warns
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name"),
+    [
+        ("llama", "LlamaModel"),
+        ("mistral", "MistralModel"),
+        ("qwen2", "Qwen2Model"),
+        ("qwen3", "Qwen3Model"),
+        ("gpt2", "GPT2Model"),
+    ],
+)
+def test_base_classes_are_known(model_type: str, name: str) -> None:
+    config = make_model(architecture=model_type).config.to_dict()
+    assert from_hf({**config, "architectures": [name]}) == from_hf(config)
+    with pytest.raises(ValueError, match=f"architectures: expected a list with .* or {name}"):
+        from_hf({**config, "architectures": [name.replace("Model", "ForTokenClassification")]})
+
+
+def error_of(values: dict[str, Any]) -> str:
+    try:
+        from_hf(values)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def test_long_values_are_shortened() -> None:
+    long = "x" * 70_000
+    for field in (*LLAMA, "hidden_act", "rope_scaling", "tie_word_embeddings"):
+        for value in (long, [long], {long: long}, [1] * 70_000):
+            assert len(error_of({**LLAMA, field: value})) < 600
 
 
 @pytest.mark.parametrize("name", ROPES)
@@ -417,7 +488,7 @@ def test_from_gguf_reads_fields() -> None:
         ("llama.rope.scaling.factor", 0.5),
         ("tokenizer.ggml.tokens", ["x"] * 321),
         ("tokenizer.ggml.tokens", "x"),
-        ("tokenizer.ggml.eos_token_id", 320),
+        ("tokenizer.ggml.eos_token_id", "x"),
     ],
 )
 def test_from_gguf_refuses(field: str, value: object) -> None:
@@ -457,6 +528,12 @@ def test_from_gguf_scalings() -> None:
         from_gguf(bad, GGUF_TENSORS)
 
 
+def test_json_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"a": "ü"}', encoding="utf-8-sig")
+    assert read_json_object(path, 1 << 20) == {"a": "ü"}
+
+
 def test_generation_config() -> None:
     values = {
         "temperature": 0.6,
@@ -487,7 +564,7 @@ def test_generation_config() -> None:
         ("min_p", 2),
         ("repetition_penalty", 0),
         ("max_new_tokens", 0),
-        ("eos_token_id", [320]),
+        ("eos_token_id", "2"),
         ("do_sample", "yes"),
     ],
 )

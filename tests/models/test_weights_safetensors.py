@@ -110,6 +110,25 @@ def test_wrong_tensor_is_refused(
     assert "\n" not in str(info.value)
 
 
+def test_base_model(tmp_path: Path) -> None:
+    """Saved from a class without an LM head: names without "model.", and a tied head or none."""
+    model = make_checkpoint(tmp_path, tokenizer=False)
+    names = {f"model.{name}": name for name in model.model.state_dict()}
+    edit(tmp_path, lambda t: [t.update({new: t.pop(old)}) for old, new in names.items()])
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaModel"]}))
+    with load_checkpoint(tmp_path) as checkpoint:
+        for name in checkpoint.names():
+            assert torch.equal(checkpoint.load(name), model.state_dict()[name])
+    headless = config | {"architectures": ["LlamaModel"], "tie_word_embeddings": False}
+    (tmp_path / "config.json").write_text(json.dumps(headless))
+    with pytest.raises(ValueError, match=r"lm_head.weight is missing: the model has no LM head"):
+        load_checkpoint(tmp_path)
+    edit(tmp_path, lambda t: t.update({"lm_head.weight": ones(320, 64)}))
+    with load_checkpoint(tmp_path) as checkpoint:
+        assert torch.equal(checkpoint.load("lm_head.weight"), ones(320, 64))
+
+
 def header(entries: dict[str, Any]) -> bytes:
     data = json.dumps(entries).encode()
     return struct.pack("<Q", len(data)) + data

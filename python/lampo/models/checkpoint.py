@@ -251,7 +251,11 @@ def _check_shapes(
     for name, place in places.items():
         shape = expected[name].shape[::-1] if place.transposed else expected[name].shape
         if place.name not in present:
-            raise ValueError(f"{path}: tensor {place.name} is missing")
+            headless = name == f"{architecture.head[0]}.weight"
+            hint = (
+                ": the model has no LM head, and tie_word_embeddings is false" if headless else ""
+            )
+            raise ValueError(f"{path}: tensor {place.name} is missing{hint}")
         if present[place.name] != shape:
             raise ValueError(
                 f"{path}: tensor {place.name}: expected shape {shape} by the configuration, "

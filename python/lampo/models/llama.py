@@ -22,6 +22,7 @@ from lampo.models.weight_loader import WeightLoader
 class Llama(Architecture):
     model_type = "llama"
     hf_class = "LlamaForCausalLM"
+    hf_base_class = "LlamaModel"
     gguf_name = "llama"
     interleaved_in_gguf = True
 

@@ -22,6 +22,7 @@ from lampo.models.weight_loader import WeightLoader
 class Mistral(Architecture):
     model_type = "mistral"
     hf_class = "MistralForCausalLM"
+    hf_base_class = "MistralModel"
 
     def config(self, reader: ConfigReader) -> ModelConfig:
         attention = reader.attention(default_kv_heads=8, window=reader.window(default=4096))
