@@ -526,6 +526,31 @@ def test_bad_directory(tmp_path: Path) -> None:
         Tokenizer.from_directory(tmp_path)
 
 
+def test_subword_prefixes_are_refused(tmp_path: Path) -> None:
+    """The library cuts a token inside of a character, and ends the process."""
+    path = save(make_backend("llama3"), "llama3", tmp_path) / "tokenizer.json"
+    state = json.loads(path.read_text())
+    state["model"]["continuing_subword_prefix"] = "\0"
+    path.write_text(json.dumps(state))
+    with pytest.raises(ValueError, match="continuing_subword_prefix is not supported"):
+        Tokenizer.from_directory(tmp_path)
+
+
+def test_panics_of_the_library_are_errors(tmp_path: Path) -> None:
+    path = save(make_backend("llama3"), "llama3", tmp_path) / "tokenizer.json"
+    state = json.loads(path.read_text())
+    state["post_processor"]["special_tokens"] = {}
+    path.write_text(json.dumps(state))
+    with pytest.raises(ValueError, match=r"tokenizer\.json: not a tokenizer"):
+        Tokenizer.from_directory(tmp_path)
+
+
+def test_lone_surrogates_are_refused(tmp_path: Path) -> None:
+    save(make_backend("chatml"), "chatml", tmp_path, chat_template="a\ud800")
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: it has a lone surrogate"):
+        Tokenizer.from_directory(tmp_path)
+
+
 def test_files_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     folder = save(make_backend("chatml"), "chatml", tmp_path)
     (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,8 @@ def read_directory(path: Path) -> TokenizerSource:
     vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
     if vocab_size == 0:
         raise ValueError(f"{path / 'tokenizer.json'}: the vocabulary is empty")
-    wants_bos = _wants_bos(backend, config, special.get(named.get("bos_token", "")))
+    with _library_errors(path / "tokenizer.json"):
+        wants_bos = _wants_bos(backend, config, special.get(named.get("bos_token", "")))
     names = {token_id: text for text, token_id in special.items()}
     decoder = _read_decoder(backend, path / "tokenizer.json")
 
@@ -188,17 +190,33 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not valid JSON ({shortened(error)})") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{path}: it has a lone surrogate, which is no character") from None
     return value
+
+
+@contextmanager
+def _library_errors(path: Path) -> Iterator[None]:
+    """Turns whatever the library raises into a ValueError. Its panics are no Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"{path}: not a tokenizer ({shortened(error)})") from None
 
 
 def _read_backend(path: Path) -> Backend:
     text = _read_text(path, MAX_TOKENIZER_BYTES)
     if text is None:
         raise ValueError(f"{path}: no such file (lampo needs a tokenizer.json or a GGUF)")
-    try:
+    with _library_errors(path):
+        # The library cuts merges behind the prefix's bytes, and a cut character ends the process.
+        if json.loads(text)["model"].get("continuing_subword_prefix"):
+            raise ValueError("model.continuing_subword_prefix is not supported")
         backend = Backend.from_str(text)
-    except Exception as error:  # the library raises plain Exception
-        raise ValueError(f"{path}: not a tokenizer ({shortened(error)})") from None
     backend.no_truncation()
     backend.no_padding()
     return backend
