@@ -14,7 +14,14 @@ from typing import Any
 import torch
 
 from lampo.checks import check_integer
-from lampo.engine.kv_pool import KVPool, page_bytes, pages_per_sequence, plan_num_pages, window_of
+from lampo.engine.kv_pool import (
+    KVPool,
+    default_max_model_len,
+    page_bytes,
+    pages_per_sequence,
+    plan_num_pages,
+    window_of,
+)
 from lampo.engine.llm_engine import LLMEngine
 from lampo.engine.memory_plan import plan_memory
 from lampo.engine.request import Request
@@ -46,7 +53,8 @@ class LLM:
         kv_cache_dtype: "auto" (float32 with dtype "float32", else bfloat16), "float32", "float16",
             "bfloat16"; "int8" or "fp8" (also "fp8_e4m3"): half the memory, and a scale of four
             bytes per key and value of a head. Take int8, unless keys have large outliers.
-        max_model_len: longest sequence, prompt and output; the model's context if absent.
+        max_model_len: longest sequence, prompt and output; if absent, the model's context, or the
+            tokens that the device's memory could hold, if fewer.
         kv_cache_memory: bytes for the KV cache, at most; if absent, half of the free memory, but no
             more than 4 GiB unless one sequence needs it. A page takes memory once it is used. On
             a GPU: what weights and workspace leave.
@@ -89,20 +97,22 @@ class LLM:
             max_num_batched_tokens=max_num_batched_tokens,
         )
         where = resolve_device(device)
+        automatic = "float32" if dtype == "float32" else "bfloat16"
+        kv_dtype: torch.dtype = getattr(torch, KV_CACHE_DTYPES[kv_cache_dtype] or automatic)
         files = model if isinstance(model, ModelFiles) else ModelFiles(model, max_model_len)
         begin = time.perf_counter()
         self.config = files.config
         self.path = files.path
         self.tokenizer = files.tokenizer
         self.max_model_len = files.max_model_len
+        if not files.length_is_given:
+            self.max_model_len = default_max_model_len(self.config, kv_dtype, where)
         self.eos_token_ids = files.eos_token_ids
         self.generation_config = files.generation_config
         with files.checkpoint:
             decoder = load_model(files.checkpoint, dtype, self.max_model_len, where)
         self.weight_bytes = decoder.nbytes
         self.max_num_seqs = max_num_seqs
-        automatic = "float32" if dtype == "float32" else "bfloat16"
-        kv_dtype: torch.dtype = getattr(torch, KV_CACHE_DTYPES[kv_cache_dtype] or automatic)
         keeps = decoder.keeps
         pages_per_seq = pages_per_sequence(
             self.max_model_len, page_size, window_of(keeps), max_num_batched_tokens

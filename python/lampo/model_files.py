@@ -29,6 +29,7 @@ class ModelFiles:
         tokenizer, config, path, generation_config: of the model.
         eos_token_ids: tokens that end a completion.
         max_model_len: the argument, or the model's context.
+        length_is_given: whether it is the argument; `LLM` may have room for less than a context.
         open_time: seconds that opening took.
 
     Raises:
@@ -45,6 +46,7 @@ class ModelFiles:
         self.eos_token_ids = frozenset(self.checkpoint.eos_token_ids) | self.tokenizer.eos_token_ids
         context = self.config.max_position_embeddings
         self.max_model_len = context if max_model_len is None else max_model_len
+        self.length_is_given = max_model_len is not None
         check_integer("max_model_len", self.max_model_len, 1, context)
         self.open_time = time.perf_counter() - begin
 

@@ -80,7 +80,8 @@ class Architecture(ABC):
 
     Attributes:
         model_type: the field of config.json.
-        hf_class: the entry of `architectures` in config.json.
+        hf_class, hf_base_class: the entry of `architectures` in config.json, with an LM head and
+            without one.
         gguf_name: `general.architecture` of GGUF files; None: there are none, or another
             architecture reads them.
         field_names: Llama's name of a field -> the name in its config.json, where they differ.
@@ -93,6 +94,7 @@ class Architecture(ABC):
 
     model_type: ClassVar[str]
     hf_class: ClassVar[str]
+    hf_base_class: ClassVar[str]
     gguf_name: ClassVar[str | None] = None
     field_names: ClassVar[Mapping[str, str]] = {}
     interleaved_in_gguf: ClassVar[bool] = False

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 class GPT2(Architecture):
     model_type = "gpt2"
     hf_class = "GPT2LMHeadModel"
+    hf_base_class = "GPT2Model"
     gguf_name = "gpt2"
     field_names: ClassVar = {
         "hidden_size": "n_embd",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 class Llama(Architecture):
     model_type = "llama"
     hf_class = "LlamaForCausalLM"
+    hf_base_class = "LlamaModel"
     gguf_name = "llama"
     interleaved_in_gguf = True
 

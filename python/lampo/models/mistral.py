@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 class Mistral(Architecture):
     model_type = "mistral"
     hf_class = "MistralForCausalLM"
+    hf_base_class = "MistralModel"
 
     def config(self, reader: ConfigReader) -> ModelConfig:
         attention = reader.attention(default_kv_heads=8, window=reader.window(default=4096))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 class Qwen2(Architecture):
     model_type = "qwen2"
     hf_class = "Qwen2ForCausalLM"
+    hf_base_class = "Qwen2Model"
     gguf_name = "qwen2"
 
     def config(self, reader: ConfigReader) -> ModelConfig:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 class Qwen3(Architecture):
     model_type = "qwen3"
     hf_class = "Qwen3ForCausalLM"
+    hf_base_class = "Qwen3Model"
     gguf_name = "qwen3"
 
     def config(self, reader: ConfigReader) -> ModelConfig:

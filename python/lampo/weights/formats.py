@@ -57,7 +57,7 @@ class QuantizedTensor:
     Nibbles: byte j holds element j in its low half, element j + 16 in its high half.
 
     Attributes:
-        blocks: [rows, row_bytes] uint8, contiguous, a view of the mapped file.
+        blocks: [rows, row_bytes] uint8, contiguous.
         format: "q4_0", "q4_1" or "q8_0".
         shape: (rows, columns).
     """
