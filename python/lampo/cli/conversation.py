@@ -75,8 +75,8 @@ class Conversation:
         if message.startswith("/") and not message.startswith("//"):
             return self._run_command(message)
         if message:
-            message = message.removeprefix("/") if message.startswith("//") else message
-            self._answer([*self._messages, {"role": "user", "content": message}])
+            content = message.removeprefix("/")  # the first of two
+            self._answer([*self._messages, {"role": "user", "content": content}])
         return True
 
     def _run_command(self, line: str) -> bool:
