@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
 _MAX_READ = 1 << 30  # Linux reads at most 2 GiB at once
@@ -33,9 +32,9 @@ class OpenFile:
         Raises:
             ValueError: the file has been cut short since it was opened.
         """
-        array = np.empty(nbytes, dtype=np.uint8)
+        tensor = torch.empty(nbytes, dtype=torch.uint8)
         self._file.seek(start)
-        rest = memoryview(array.data)
+        rest = memoryview(tensor.numpy().data)
         while rest:
             count = self._file.readinto(rest[:_MAX_READ])
             if not count:
@@ -44,7 +43,7 @@ class OpenFile:
                     f"{start} on are missing"
                 )
             rest = rest[count:]
-        return torch.from_numpy(array)
+        return tensor
 
     def close(self) -> None:
         self._file.close()
