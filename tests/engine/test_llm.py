@@ -471,7 +471,7 @@ def test_a_context_costs_nothing_until_it_is_used(tmp_path):
     params = SamplingParams(max_tokens=3, temperature=0)
     with LLM(path, max_num_seqs=2) as long:
         found = ids_of(long.generate([[5, 6, 7]], params))
-        assert long.max_model_len == 1 << 24
+        assert long.max_model_len > 1 << 20  # by the machine's memory
         assert psutil.Process().memory_info().rss - memory < 500 << 20
     make_gguf(path)
     with LLM(path) as short:

@@ -436,7 +436,7 @@ def test_rotary_table_has_the_bits_of_torch(name: str) -> None:
     )
     expected = torch.cat([angles.cos(), angles.sin()], dim=1) * rope.attention_factor
     table = RotaryTable(rope, length)
-    for num_positions in (1, 1000, 1025, 5, 30_000, length):
+    for num_positions in (1, 1000, 1025, 5, 30_000, length, length + 1):
         table.reach(num_positions)
         got = table.cos_sin[:num_positions]
         assert torch.equal(got, expected[:num_positions].float())

@@ -184,10 +184,11 @@ class RotaryTable:
             self.cos_sin = torch.empty(shape, dtype=torch.float32, device=device)
 
     def reach(self, num_positions: int) -> None:
-        """Computes the rows of the first `num_positions` positions, and up to a thousand more."""
+        """Computes the rows of the first `num_positions` positions, as far as the table has them,
+        and up to a thousand more."""
         import torch
 
-        while self._num_computed < num_positions:
+        while self._num_computed < min(num_positions, len(self.cos_sin)):
             start = self._num_computed
             rows = self.cos_sin[start : start + _TABLE_CHUNK]
             values = self.rope.cos_sin(start, start + len(rows), len(self.cos_sin))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,8 +54,7 @@ class GGUFFile:
         if info.type.name != "f32" or len(info.shape) != 1 or info.shape[0] > _MAX_FREQ_FACTORS:
             got = f"{info.type.name} {info.shape}"
             raise ValueError(f"{self.path}: tensor rope_freqs.weight: expected few f32, got {got}")
-        factors = self._file.read(info.offset, info.nbytes).view("<f4")
-        return tuple(factors.tolist())
+        return struct.unpack(f"<{info.shape[0]}f", self._file.read_bytes(info.offset, info.nbytes))
 
     def load(self, name: str) -> torch.Tensor | QuantizedTensor:
         """The tensor, in memory of its own.
@@ -65,7 +65,7 @@ class GGUFFile:
         import torch
 
         info = self.header.tensors[name]
-        raw = torch.from_numpy(self._file.read(info.offset, info.nbytes))
+        raw = self._file.read(info.offset, info.nbytes)
         if info.type.dtype is not None:
             return raw.view(getattr(torch, info.type.dtype)).view(info.shape)
         if info.type.name in PACKED_FORMATS and len(info.shape) == 2:

@@ -81,8 +81,7 @@ class _Parser:
         """Extends `data` to at least `end` bytes, which the file has."""
         if end > len(self.data):
             length = min(max(end, 2 * len(self.data), _FIRST_READ), self.size)
-            more = self.file.read(len(self.data), length - len(self.data))
-            self.data += more.tobytes()
+            self.data += self.file.read_bytes(len(self.data), length - len(self.data))
 
     def take(self, nbytes: int, what: str) -> int:
         """Skips `nbytes` bytes and returns their start."""

@@ -7,9 +7,10 @@ Files are not mapped: if a mapped file is cut short, the next access ends the pr
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import torch
 
 _MAX_READ = 1 << 30  # Linux reads at most 2 GiB at once
 
@@ -27,15 +28,27 @@ class OpenFile:
         self._file = path.open("rb", buffering=0)
         self.nbytes = self._file.seek(0, 2)
 
-    def read(self, start: int, nbytes: int) -> npt.NDArray[np.uint8]:
-        """`nbytes` bytes from `start` on, in memory of their own: [nbytes] uint8.
+    def read(self, start: int, nbytes: int) -> torch.Tensor:
+        """`nbytes` bytes from `start` on, in aligned memory of their own: [nbytes] uint8.
 
         Raises:
             ValueError: the file has been cut short since it was opened.
         """
-        array = np.empty(nbytes, dtype=np.uint8)
+        import torch
+
+        tensor = torch.empty(nbytes, dtype=torch.uint8)
+        self._read_into(memoryview(tensor.numpy().data), start)
+        return tensor
+
+    def read_bytes(self, start: int, nbytes: int) -> bytes:
+        """The same as bytes, for headers: without torch."""
+        data = bytearray(nbytes)
+        self._read_into(memoryview(data), start)
+        return bytes(data)
+
+    def _read_into(self, rest: memoryview, start: int) -> None:
+        nbytes = len(rest)
         self._file.seek(start)
-        rest = memoryview(array.data)
         while rest:
             count = self._file.readinto(rest[:_MAX_READ])
             if not count:
@@ -44,7 +57,6 @@ class OpenFile:
                     f"{start} on are missing"
                 )
             rest = rest[count:]
-        return array
 
     def close(self) -> None:
         self._file.close()

@@ -135,14 +135,14 @@ class SafetensorsFolder:
         import torch
 
         stored = self._where[name]
-        raw = torch.from_numpy(stored.file.read(stored.offset, stored.nbytes))
+        raw = stored.file.read(stored.offset, stored.nbytes)
         return raw.view(getattr(torch, _DTYPES[stored.dtype])).view(stored.shape)
 
 
 def _stored_tensors(file: OpenFile) -> dict[str, _Stored]:
     """The tensors of a file with a header that the library has validated."""
-    header_bytes = int.from_bytes(file.read(0, 8).tobytes(), "little")
-    header = json.loads(file.read(8, header_bytes).tobytes())
+    header_bytes = int.from_bytes(file.read_bytes(0, 8), "little")
+    header = json.loads(file.read_bytes(8, header_bytes))
     header.pop("__metadata__", None)
     found = {}
     for name, entry in header.items():
