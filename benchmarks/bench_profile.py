@@ -29,13 +29,18 @@ def main() -> None:
             llm, batch_size=args.batch_size, depth=args.depth, repeats=args.repeats
         )
     report.limit("read bandwidth, bytes/s", found.read_bandwidth)
+    if not found.limit_is_plausible:
+        report.note(
+            "no limit: reading memory alone was slower than the step, so something else ran"
+        )
     report.note(f"batch {args.batch_size}, {args.depth} tokens in the cache; medians of replays")
 
     def add(name: str, calls: int, seconds: float, nbytes: int) -> None:
         rate = nbytes / seconds
         row: dict[str, Any] = {"op": name, "calls": calls, "us": seconds * 1e6}
         row |= {"time %": 100 * seconds / found.seconds, "MB": nbytes / 1e6}
-        report.add(row | {"GB/s": rate / 1e9, "limit %": 100 * rate / found.read_bandwidth})
+        share = 100 * rate / found.read_bandwidth if found.limit_is_plausible else None
+        report.add(row | {"GB/s": rate / 1e9, "limit %": share})
 
     for op in found.ops:
         add(op.name, op.calls, op.seconds, op.nbytes)

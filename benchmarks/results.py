@@ -123,10 +123,13 @@ def command() -> str:
 
 
 def load() -> str:
-    """Load average of the last minute per core: near 0 before a reliable run."""
-    if not hasattr(os, "getloadavg"):
+    """CPUs that other processes take now, while this one sleeps: near 0 for a reliable run."""
+    from lampo.runtime.machine_load import machine_load
+
+    found = machine_load()
+    if found is None:
         return "unknown"
-    return f"{os.getloadavg()[0] / (os.cpu_count() or 1):.2f} per core"
+    return f"{found.others:.1f} of {found.cores} CPUs{', busy' if found.busy else ''}"
 
 
 def text(value: Any) -> str:
@@ -207,7 +210,8 @@ class Report:
 
     def finish(self, mean_of: str | tuple[str, ...] = ()) -> None:
         """Prints the geometric mean of columns, and writes the JSON file if one is requested."""
-        print()
+        self.document["load at end"] = load()
+        print(f"\n- load at end: {self.document['load at end']}\n")
         means = self.document["geometric_mean"] = {}
         for column in (mean_of,) if isinstance(mean_of, str) else mean_of:
             values = [case[column] for case in self.cases if case.get(column)]

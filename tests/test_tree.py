@@ -29,22 +29,27 @@ ARROWS: dict[str, set[str]] = {
     "parameters": {"checks"},
     "sampling_params": {"parameters", "text"},
     "prompts": {"sampling_params"},
+    "llm_arguments": {"checks"},
+    "model_files": {
+        *("engine", "models", "weights", "text", "checks", "prompts", "sampling_params"),
+    },
     "engine": {
         *("models", "ops", "runtime", "text", "_C"),
         *("outputs", "sampling_params", "checks"),
     },
     "progress": {"engine"},
     "llm": {
-        *("engine", "models", "weights", "text", "runtime"),
+        *("engine", "models", "runtime", "model_files", "llm_arguments"),
         *("checks", "outputs", "prompts", "progress", "sampling_params"),
     },
     "async_llm": {"llm", "engine", "checks", "outputs", "prompts", "sampling_params"},
-    "profiling": {"llm", "checks", "_C"},
+    "profiling": {"llm", "runtime", "checks", "_C"},
     "bench": {"async_llm", "checks", "sampling_params"},
     "server": {"async_llm", "outputs", "sampling_params", "parameters", "text", "lampo"},
     "cli": {
         *("llm", "async_llm", "profiling", "bench", "server", "runtime", "weights"),
         *("ops", "_C", "outputs", "parameters", "sampling_params", "lampo"),
+        *("model_files", "llm_arguments", "text"),
     },
     "__main__": {"cli"},
     # The package itself offers the public names.

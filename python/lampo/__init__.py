@@ -6,10 +6,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from lampo._C import __version__
-
 if TYPE_CHECKING:
     from lampo import ops
+    from lampo._C import __version__
     from lampo.async_llm import AsyncLLM
     from lampo.llm import LLM
     from lampo.outputs import CompletionOutput, Logprob, RequestOutput, StreamOutput
@@ -33,6 +32,7 @@ __all__ = [
 
 # Resolved at first use, so that `import lampo` costs milliseconds and torch loads when needed.
 _LAZY = {
+    "__version__": "lampo._C",
     "AsyncLLM": "lampo.async_llm",
     "LLM": "lampo.llm",
     "CompletionOutput": "lampo.outputs",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as SequenceABC
 from pathlib import Path
 from types import TracebackType
@@ -14,33 +14,30 @@ from typing import Any
 import torch
 
 from lampo.checks import check_integer
-from lampo.engine.kv_pool import KVPool, page_bytes, pages_per_sequence, plan_num_pages, window_of
+from lampo.engine.kv_pool import (
+    KVPool,
+    default_max_model_len,
+    page_bytes,
+    pages_per_sequence,
+    plan_num_pages,
+    window_of,
+)
 from lampo.engine.llm_engine import LLMEngine
 from lampo.engine.memory_plan import plan_memory
 from lampo.engine.request import Request
 from lampo.engine.runner import ModelRunner
 from lampo.engine.shared_engine import SharedEngine
-from lampo.models.checkpoint import Checkpoint, load_checkpoint
-from lampo.models.loader import DTYPES, load_model
+from lampo.llm_arguments import KV_CACHE_DTYPES, check_llm_arguments
+from lampo.model_files import ModelFiles
+from lampo.models.loader import load_model
 from lampo.outputs import RequestOutput, StreamOutput
 from lampo.progress import track_tokens
-from lampo.prompts import Messages, Prompt, params_list, prompt_list
+from lampo.prompts import Messages, Prompt, check_length, params_list, prompt_list
 from lampo.runtime.device import resolve_device
 from lampo.runtime.program import OpTiming
 from lampo.sampling_params import SamplingParams, default_fields
-from lampo.text.tokenizer import Tokenizer
-from lampo.weights import resolve_model
 
 logger = logging.getLogger("lampo")
-
-_KV_DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "fp8": torch.float8_e4m3fn,
-    "fp8_e4m3": torch.float8_e4m3fn,
-    "int8": torch.int8,
-}
 
 
 class LLM:
@@ -48,14 +45,16 @@ class LLM:
 
     Args:
         model: a GGUF file, a folder with config.json and safetensors (or one GGUF file), a hub id
-            ("org/name"), or None for the default model, SmolLM2-135M-Instruct.
+            ("org/name"), or None for the default model, SmolLM2-135M-Instruct; or
+            :class:`ModelFiles`, opened before, with its max_model_len.
         dtype: "auto" keeps weights as stored, 4- and 8-bit blocks packed; "float32" computes
             exactly, on dequantized weights; "bfloat16" has weights and activations in bfloat16.
         device: "cpu", "cuda" or "cuda:<index>". A GPU computes in bfloat16, whatever the weights.
         kv_cache_dtype: "auto" (float32 with dtype "float32", else bfloat16), "float32", "float16",
             "bfloat16"; "int8" or "fp8" (also "fp8_e4m3"): half the memory, and a scale of four
             bytes per key and value of a head. Take int8, unless keys have large outliers.
-        max_model_len: longest sequence, prompt and output; the model's context if absent.
+        max_model_len: longest sequence, prompt and output; if absent, the model's context, or the
+            tokens that the device's memory could hold, if fewer.
         kv_cache_memory: bytes for the KV cache, at most; if absent, half of the free memory, but no
             more than 4 GiB unless one sequence needs it. A page takes memory once it is used. On
             a GPU: what weights and workspace leave.
@@ -78,7 +77,7 @@ class LLM:
 
     def __init__(
         self,
-        model: str | Path | None = None,
+        model: str | Path | ModelFiles | None = None,
         *,
         dtype: str = "auto",
         device: str = "cpu",
@@ -90,31 +89,30 @@ class LLM:
         max_num_batched_tokens: int = 512,
         enable_prefix_caching: bool = True,
     ) -> None:
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-        if kv_cache_dtype != "auto" and kv_cache_dtype not in _KV_DTYPES:
-            names = ", ".join(["auto", *_KV_DTYPES])
-            raise ValueError(f"kv_cache_dtype: expected one of {names}, got {kv_cache_dtype!r}")
-        if page_size not in (1, 2, 4, 8, 16, 32, 64, 128, 256):
-            raise ValueError(f"page_size: expected a power of two up to 256, got {page_size!r}")
-        check_integer("max_num_seqs", max_num_seqs, 1, 4096)
-        check_integer("max_num_batched_tokens", max_num_batched_tokens, 1, 1 << 20)
+        check_llm_arguments(
+            dtype=dtype,
+            kv_cache_dtype=kv_cache_dtype,
+            page_size=page_size,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+        )
         where = resolve_device(device)
+        automatic = "float32" if dtype == "float32" else "bfloat16"
+        kv_dtype: torch.dtype = getattr(torch, KV_CACHE_DTYPES[kv_cache_dtype] or automatic)
+        files = model if isinstance(model, ModelFiles) else ModelFiles(model, max_model_len)
         begin = time.perf_counter()
-        with load_checkpoint(resolve_model(model)) as checkpoint:
-            self.config = checkpoint.config
-            self.path = checkpoint.path
-            self.tokenizer = _load_tokenizer(checkpoint)
-            context = self.config.max_position_embeddings
-            self.max_model_len = context if max_model_len is None else max_model_len
-            check_integer("max_model_len", self.max_model_len, 1, context)
-            self.eos_token_ids = frozenset(checkpoint.eos_token_ids) | self.tokenizer.eos_token_ids
-            self.generation_config = checkpoint.generation_config
-            decoder = load_model(checkpoint, dtype, self.max_model_len, where)
+        self.config = files.config
+        self.path = files.path
+        self.tokenizer = files.tokenizer
+        self.max_model_len = files.max_model_len
+        if not files.length_is_given:
+            self.max_model_len = default_max_model_len(self.config, kv_dtype, where)
+        self.eos_token_ids = files.eos_token_ids
+        self.generation_config = files.generation_config
+        with files.checkpoint:
+            decoder = load_model(files.checkpoint, dtype, self.max_model_len, where)
         self.weight_bytes = decoder.nbytes
         self.max_num_seqs = max_num_seqs
-        kv_dtype = torch.float32 if dtype == "float32" else torch.bfloat16
-        kv_dtype = _KV_DTYPES.get(kv_cache_dtype, kv_dtype)
         keeps = decoder.keeps
         pages_per_seq = pages_per_sequence(
             self.max_model_len, page_size, window_of(keeps), max_num_batched_tokens
@@ -158,7 +156,7 @@ class LLM:
             run_ahead=where.type == "cuda",
         )
         self._shared: SharedEngine | None = SharedEngine(engine)
-        self.load_time = time.perf_counter() - begin
+        self.load_time = files.open_time + time.perf_counter() - begin
         defaults = default_fields(self.generation_config)
         if defaults:
             listed = ", ".join(f"{name}={value}" for name, value in defaults.items())
@@ -236,19 +234,28 @@ class LLM:
         )
 
     def stream(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        on_prompt: Callable[[int, int], None] | None = None,
     ) -> Iterator[StreamOutput]:
         """Continues one prompt and yields its text as it becomes final.
 
         The last piece has ``finish_reason`` and the whole result, ``request``. Closing the iterator
         early stops the generation.
 
+        Args:
+            prompt, sampling_params: as in :meth:`generate`.
+            on_prompt: called until the first token is there, once before the first step and then
+                after every step, with the computed tokens of the prompt and their number.
+
         Raises:
             ValueError, TypeError: as :meth:`generate`, at the call; also for ``n`` other than 1.
         """
         if sampling_params is not None and sampling_params.n != 1:
             raise ValueError(f"n: a stream has one completion, got {sampling_params.n}")
-        return self._stream(self.request(prompt, sampling_params))
+        return self._stream(self.request(prompt, sampling_params), on_prompt)
 
     def request(
         self,
@@ -284,12 +291,7 @@ class LLM:
         page_size = self.shared_engine().engine.pool.page_size
         token_ids = self.encode(prompt, name)
         params = (params or SamplingParams()).resolved(self.generation_config)
-        room = self.max_model_len - (1 if params.max_tokens else 0)
-        if len(token_ids) > room:
-            raise ValueError(
-                f"{name}: has {len(token_ids)} tokens, but the context of {self.max_model_len} "
-                f"leaves room for {room}"
-            )
+        check_length(name, len(token_ids), params, self.max_model_len)
         return Request(
             token_ids,
             params,
@@ -341,12 +343,19 @@ class LLM:
                 pass
         return [results[request.request_id] for request in requests]
 
-    def _stream(self, request: Request) -> Iterator[StreamOutput]:
+    def _stream(
+        self, request: Request, on_prompt: Callable[[int, int], None] | None
+    ) -> Iterator[StreamOutput]:
         shared = self.shared_engine()
+        sequence = request.sequences[0]
         pieces: list[StreamOutput] = []
         shown = 0
+        if on_prompt is not None:
+            on_prompt(0, sequence.num_prompt_tokens)
         with shared.submitted([request], pieces.append):
             for _ in shared.steps_until(lambda: bool(pieces and pieces[-1].request)):
+                if on_prompt is not None and sequence.num_output_tokens == 0:
+                    on_prompt(sequence.num_computed, sequence.num_prompt_tokens)
                 new = pieces[shown:]
                 shown += len(new)
                 yield from new
@@ -403,9 +412,3 @@ class LLM:
         if self._shared is None:
             raise RuntimeError("this LLM is closed")
         return self._shared
-
-
-def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    if checkpoint.gguf_metadata is not None:
-        return Tokenizer.from_gguf(checkpoint.gguf_metadata)
-    return Tokenizer.from_directory(checkpoint.path)

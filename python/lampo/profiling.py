@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING
 
 from lampo import _C
 from lampo.checks import check_integer
+from lampo.runtime.machine_load import LoadMeter, MachineLoad
 
 if TYPE_CHECKING:
     from lampo.llm import LLM
+
+_MOST_SHARE = 1.1  # of the read bandwidth
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Profile:
         read_bandwidth: bytes per second read from a buffer of the size of a step's traffic.
         batch_size, depth: number of sequences, and of cached tokens per sequence.
         num_threads: number of compute threads.
+        load: use of the machine meanwhile; None: unknown.
     """
 
     ops: list[OpProfile]
@@ -57,6 +61,7 @@ class Profile:
     batch_size: int
     depth: int
     num_threads: int
+    load: MachineLoad | None = None
 
     @property
     def nbytes(self) -> int:
@@ -66,6 +71,25 @@ class Profile:
     def share_of_limit(self) -> float:
         """Minimum time to read the bytes, over the time taken."""
         return self.nbytes / self.read_bandwidth / self.seconds
+
+    @property
+    def limit_is_plausible(self) -> bool:
+        """Whether reading alone was as fast as the step and its large parts, but for noise.
+
+        Small parts may be faster: they find their bytes in a cache.
+        """
+        rates = [self.nbytes / self.seconds]
+        rates += [op.bytes_per_second for op in self.ops if op.nbytes >= self.nbytes / 10]
+        return max(rates) <= _MOST_SHARE * self.read_bandwidth
+
+
+def check_profile_arguments(
+    batch_size: int, depth: int, repeats: int, max_num_seqs: int, max_model_len: int
+) -> None:
+    """Raises what :func:`profile` raises for a model of these sizes, before that is loaded."""
+    check_integer("batch_size", batch_size, 1, max_num_seqs)
+    check_integer("depth", depth, 0, max_model_len - 2)
+    check_integer("repeats", repeats, 1, 10_000)
 
 
 def profile(llm: LLM, *, batch_size: int = 1, depth: int = 0, repeats: int = 20) -> Profile:
@@ -82,9 +106,8 @@ def profile(llm: LLM, *, batch_size: int = 1, depth: int = 0, repeats: int = 20)
     Raises:
         ValueError: an argument out of range.
     """
-    check_integer("batch_size", batch_size, 1, llm.max_num_seqs)
-    check_integer("depth", depth, 0, llm.max_model_len - 2)
-    check_integer("repeats", repeats, 1, 10_000)
+    check_profile_arguments(batch_size, depth, repeats, llm.max_num_seqs, llm.max_model_len)
+    meter = LoadMeter()
     replays = llm.replay_decode(batch_size, depth, repeats)
     rows: dict[str, list[int]] = {}  # op name -> indices of its calls
     for at, call in enumerate(replays[0]):
@@ -100,13 +123,15 @@ def profile(llm: LLM, *, batch_size: int = 1, depth: int = 0, repeats: int = 20)
     ]
     nbytes = sum(op.nbytes for op in ops)
     num_threads = _C.num_threads()
+    bandwidth = median(read_bandwidth(nbytes, num_threads))
     return Profile(
         ops=sorted(ops, key=lambda op: -op.seconds),
         seconds=median(sum(call.seconds for call in replay) for replay in replays),
-        read_bandwidth=median(read_bandwidth(nbytes, num_threads)),
+        read_bandwidth=bandwidth,
         batch_size=batch_size,
         depth=depth,
         num_threads=num_threads,
+        load=meter.load(),
     )
 
 

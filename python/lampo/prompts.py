@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists from the arguments `prompts` and `sampling_params`, which may be single values."""
+"""Prompts and their parameters as arguments: single or several, and their length."""
 
 from __future__ import annotations
 
@@ -30,3 +30,17 @@ def params_list(
     if len(params) != count:
         raise ValueError(f"sampling_params: expected one or {count}, got {len(params)}")
     return list(params)
+
+
+def check_length(name: str, num_tokens: int, params: SamplingParams, max_model_len: int) -> None:
+    """Checks that a prompt leaves room for a token, unless none is to be generated.
+
+    Raises:
+        ValueError: it does not; the text begins with `name`.
+    """
+    room = max_model_len - (1 if params.max_tokens else 0)
+    if num_tokens > room:
+        raise ValueError(
+            f"{name}: has {num_tokens} tokens, but the context of {max_model_len} leaves room "
+            f"for {room}"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import io
 import json
 import logging
 import os
@@ -20,9 +21,12 @@ import lampo
 from lampo.cli import probes
 from lampo.cli.doctor import rows
 from lampo.cli.main import main
+from lampo.cli.profile import print_profile
 from lampo.cli.report import bytes_text
-from lampo.cli.terminal import show_logging
+from lampo.cli.terminal import note, one_line, show_logging, status
+from lampo.profiling import OpProfile, Profile
 from lampo.runtime.device import CudaDevice, CudaInfo
+from lampo.runtime.machine_load import MachineLoad
 from lampo.weights import ModelNotFoundError
 
 
@@ -31,12 +35,37 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     alone = capsys.readouterr().out
     assert main(["--help"]) == 0
     assert capsys.readouterr().out.split() == alone.split()
-    for command in ("generate", "chat", "serve", "bench", "doctor", "profile", "pull"):
+    for command in (
+        "generate",
+        "chat",
+        "serve",
+        "bench",
+        "doctor",
+        "profile",
+        "pull",
+        "list",
+        "rm",
+    ):
         assert command in alone
         assert main([command, "-h"]) == 0
         assert "Examples:" in capsys.readouterr().out
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"lampo {lampo.__version__}\n"
+
+
+@pytest.mark.parametrize("columns", ["40", "80", "200"])
+def test_help_cuts_no_names(columns: str) -> None:
+    commands = ("", "generate", "chat", "serve", "bench serve", "profile", "pull", "list", "rm")
+    script = "from lampo.cli.main import main\n"
+    script += f"for command in {commands}: main([*command.split(), '--help'])"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": columns},
+    )
+    assert "--include-stop-str-in-output" in done.stdout
+    assert "\u2026" not in done.stdout
 
 
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,7 +93,8 @@ def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     assert main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found) == {
-        *("versions", "platform", "memory", "isa", "threads", "cuda", "torch", "ops", "cache")
+        *("versions", "platform", "memory", "isa", "threads", "cuda", "torch", "ops", "cache"),
+        "load",
     }
     assert not [name for name, values in found.items() if "error" in values]
     assert found["versions"]["lampo"] == lampo.__version__
@@ -82,7 +112,7 @@ def test_doctor_shows_devices() -> None:
     good = CudaDevice(0, "H200", (9, 0), 132, 150_000_000_000, 149_000_000_000, "sm_90a", "")
     old = CudaDevice(1, "P4", (6, 1), 20, 8_000_000_000, None, "", "no kernels for 6.1")
     info = CudaInfo(True, "nvcc 13.0", "", ("90a-real",), "13.0", "13.1", (good, old))
-    sections = ("versions", "platform", "memory", "isa", "threads", "torch", "ops", "cache")
+    sections = ("versions", "platform", "memory", "isa", "threads", "torch", "ops", "cache", "load")
     found: dict[str, Any] = {name: {"error": "not asked"} for name in sections}
     found["cuda"] = dataclasses.asdict(info) | {"usable": info.usable}
     assert [row for row in rows(found) if "uda" in row[0].lower()] == [
@@ -98,17 +128,17 @@ def test_doctor_survives_everything(
 ) -> None:
     """A probe that fails becomes a line with the reason."""
 
-    def fail() -> dict[str, object]:
+    def fail(*unused: object) -> dict[str, object]:
         raise RuntimeError("no\nluck [bold]")
 
-    for name in ("versions", "machine", "memory", "isa", "threads", "cuda", "ops", "cache"):
+    for name in ("versions", "machine", "memory", "isa", "threads", "cuda", "ops", "cache", "load"):
         monkeypatch.setattr(probes, name, fail)
     monkeypatch.setattr(probes, "torch_build", fail)
     assert main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert all(values == {"error": "RuntimeError: no luck [bold]"} for values in found.values())
     assert main(["doctor"]) == 0
-    assert capsys.readouterr().out.count("unknown: RuntimeError: no luck [bold]") == 9
+    assert capsys.readouterr().out.count("unknown: RuntimeError: no luck [bold]") == 10
 
 
 @pytest.mark.parametrize(
@@ -177,7 +207,102 @@ def test_logging(capsys: pytest.CaptureFixture[str]) -> None:
         logger.handlers[:] = before[1]
 
 
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_status_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Notes come before it; it is cut to one line, and without control characters."""
+    monkeypatch.setenv("TERM", "xterm")
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    status.show("loading a\x1b[31m")
+    note("odd")
+    status.show("x" * 100)
+    status.clear()
+    status.clear()
+    first = "\rlampo: loading a[31m\x1b[K"
+    cut = f"\rlampo: {'x' * 72}\x1b[K"
+    assert screen.getvalue() == f"{first}\r\x1b[Klampo: odd\n{first}{cut}\r\x1b[K"
+
+
+@pytest.mark.parametrize("where", ["a pipe", "a dumb terminal"])
+def test_no_status_line(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO() if where == "a pipe" else Screen()
+    monkeypatch.setenv("TERM", "dumb" if where == "a dumb terminal" else "xterm")
+    monkeypatch.setattr(sys, "stderr", screen)
+    status.show("loading")
+    status.clear()
+    assert screen.getvalue() == ""
+
+
 def test_bytes_text() -> None:
     assert [bytes_text(n) for n in (0, 999, 1000, 2_764_800, 5e12)] == [
         *("0 bytes", "999 bytes", "1.0 kB", "2.8 MB", "5000.0 GB")
     ]
+
+
+def test_long_lines_are_bounded() -> None:
+    assert one_line("a  b\n c") == "a b c"
+    text = one_line(f"model: {'x' * 70_000} is none")
+    assert len(text) < 1100
+    assert text.startswith("model: xxx")
+    assert text.endswith("xxx is none")
+    assert f"... ({len('model: ') + 70_000 + len(' is none') - 1000} characters) ..." in text
+
+
+def profile(read_bandwidth: float, others: float) -> Profile:
+    ops = [OpProfile("linear 1536x576 q4_1", 30, 123_456_789, 0.0123456)]
+    load = MachineLoad(2, others, 0.0)
+    return Profile(ops, 0.0123456, read_bandwidth, 1, 1, 1, load)
+
+
+def test_tables_of_narrow_terminals(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They wrap lines, but no digit is cut."""
+    monkeypatch.setenv("COLUMNS", "20")
+    print_profile(profile(20e9, 0.0))
+    said = capsys.readouterr()
+    assert "linear 1536x576 q4_1     30  12346   100.0  123.46  10.0       50" in said.out
+    assert said.out.splitlines()[-1] == (
+        "batch 1, 1 token in the cache, 1 thread: 81 tokens/s; limit: 20.0 GB/s"
+    )
+    assert said.err == ""
+
+
+def test_an_implausible_limit_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """Reading alone was slower than the step, as the machine was busy: 677 % is no result."""
+    print_profile(profile(10e9 / 6.77, 1.9))
+    said = capsys.readouterr()
+    assert "677" not in said.out
+    assert "limit: unknown, as reading alone reached 1.5 GB/s" in said.out
+    assert "warning: the machine was busy: other processes took 1.9 of 2 CPUs" in said.err
+
+
+def test_a_limit_holds_for_large_parts() -> None:
+    """A part that finds its bytes in a cache may be faster than memory."""
+    small = OpProfile("append_kv", 1, 1_000_000, 1e-6)
+    slow, fast = (OpProfile("linear", 1, 100_000_000, seconds) for seconds in (0.02, 0.005))
+    load = MachineLoad(2, 0.0, 0.0)
+    for large, plausible in ((slow, True), (fast, False)):
+        found = Profile([large, small], 0.1, 10e9, 1, 0, 2, load)
+        assert found.limit_is_plausible is plausible
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shell_completion(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The script that a shell sources, and what `lampo` answers it."""
+    assert main(["completion", shell]) == 0
+    assert f"_LAMPO_COMPLETE=complete_{shell}" in capsys.readouterr().out
+    asked = {
+        "_LAMPO_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": "lampo generate --temp",
+        "COMP_CWORD": "2",
+        "_TYPER_COMPLETE_ARGS": "lampo generate --temp",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }
+    command = [sys.executable, "-m", "lampo"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **asked})
+    assert "--temperature" in done.stdout, done.stderr

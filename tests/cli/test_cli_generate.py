@@ -7,9 +7,10 @@ import io
 import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
-from fake_llm import FakeLLM
+from fake_llm import FakeLLM, use_llm
 
 from lampo.cli.main import main
 
@@ -34,7 +35,7 @@ def llm(monkeypatch: pytest.MonkeyPatch) -> FakeLLM:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, llm: FakeLLM) -> FakeLLM:
-    monkeypatch.setattr("lampo.cli.generate.open_llm", lambda options, quiet: llm)
+    use_llm(monkeypatch, "generate", llm)
     return llm
 
 
@@ -92,6 +93,30 @@ def test_prompt_from_stdin(
     monkeypatch.setattr(sys, "stdin", Piped("two\nlines, naïve\n\n".encode()))
     assert main(["generate", "--raw", *arguments]) == 0
     assert llm.prompts == ["two\nlines, naïve\n"]
+
+
+def test_prompt_from_a_file(
+    llm: FakeLLM,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_bytes("two\r\nlines, naïve\r\n".encode())
+    assert main(["generate", "--raw", "-f", str(file)]) == 0
+    monkeypatch.setattr(sys, "stdin", Piped(b"piped\n"))
+    assert main(["generate", "--raw", "--file", "-"]) == 0
+    assert llm.prompts == ["two\r\nlines, naïve", "piped"]
+    file.write_bytes(b"abc\xff")
+    for arguments, message in (
+        (["-f", str(file)], f"prompt: {file} is not UTF-8, at byte 3"),
+        (["-f", str(tmp_path / "none")], f"{tmp_path / 'none'}: No such file or directory"),
+        (["-f", str(tmp_path)], f"{tmp_path}: Is a directory"),
+        (["-f", str(file), "Hi"], "prompt: give it as an argument or as --file, not both"),
+    ):
+        capsys.readouterr()
+        assert main(["generate", *arguments]) == 2
+        assert capsys.readouterr().err == f"lampo: error: {message}\n"
 
 
 def test_prompts_that_are_none(
@@ -234,7 +259,7 @@ def test_errors_are_one_line(
     def fail(options: object, quiet: bool) -> None:
         raise error
 
-    monkeypatch.setattr("lampo.cli.generate.open_llm", fail)
+    monkeypatch.setattr("lampo.cli.generate.open_files", fail)
     monkeypatch.delenv("LAMPO_DEBUG", raising=False)
     assert main(["generate", "Hi"]) == code
     said = capsys.readouterr()
@@ -259,6 +284,9 @@ def test_errors_are_one_line(
         (["-t", "warm"], "--temperature"),
         (["--threads", "0"], "--threads"),
         (["--colour"], "--colour"),
+        (["--logit-bias", "7" * 70_000], "characters) ... "),
+        (["--" + "x" * 70_000], "characters) ... "),
+        (["-m", "x/" * 40_000], "is no file or folder here"),
     ],
 )
 def test_bad_arguments(
@@ -271,3 +299,4 @@ def test_bad_arguments(
     assert said.err.startswith("lampo: error: ")
     assert message in said.err
     assert said.err.count("\n") == 1
+    assert len(said.err) < 1200

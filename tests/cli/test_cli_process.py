@@ -186,6 +186,26 @@ def test_interrupt_while_importing(
     assert process.returncode == 130
 
 
+def test_interrupt_before_main() -> None:
+    """In the first milliseconds, while even the command line's own modules are imported."""
+    program = """if True:
+        import os, signal, sys
+        import lampo.__main__ as m
+        class Interrupting:
+            def find_spec(self, name, path=None, target=None):
+                if name == "lampo.cli.main":
+                    os.kill(os.getpid(), signal.SIGINT)
+        sys.meta_path.insert(0, Interrupting())
+        m.program()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
+
+
 @pytest.mark.parametrize(
     ("handler", "happens", "code"),
     [
@@ -226,6 +246,23 @@ def test_closed_pipe() -> None:
     process.stderr.close()
 
 
+@pytest.mark.parametrize(
+    "arguments", [["doctor"], ["doctor", "--json"], ["--help"], ["generate", "--help"], ["list"]]
+)
+def test_closed_pipe_of_other_commands(arguments: list[str], tmp_path: Path) -> None:
+    """As of `lampo doctor | true`."""
+    with (tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf").open("wb") as file:
+        file.truncate(98_362_432)
+    read, write = os.pipe()
+    os.close(read)
+    environment = {**os.environ, "LAMPO_CACHE": str(tmp_path)}
+    done = subprocess.run(
+        [*LAMPO, *arguments], stdout=write, stderr=subprocess.PIPE, env=environment
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.1, 0.5, 1.0, 1.5, 2.0, 3.0])
 def test_interrupt_while_loading(delay: float, tiny: Path) -> None:
@@ -248,7 +285,7 @@ def test_interrupt_while_loading(delay: float, tiny: Path) -> None:
 @pytest.mark.model
 @pytest.mark.usefixtures("default_model")
 def test_chat_at_a_terminal() -> None:
-    """Ctrl-C stops an answer and leaves the conversation; at the prompt it leaves with 130."""
+    """Ctrl-C stops an answer and keeps the conversation; two at the prompt leave with 130."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.execv(LAMPO[0], [*LAMPO, "chat", "-t", "0"])
@@ -264,13 +301,15 @@ def test_chat_at_a_terminal() -> None:
         screen = screen.partition(text)[2]
 
     wait_for("> ")
-    os.write(terminal, b"Write a long story about the sea.\n")
+    os.write(terminal, b"Write a long story about the sea.\r")
     wait_for("sea.")
     wait_for(" the ")
     os.write(terminal, b"\x03")
     wait_for("> ")
-    os.write(terminal, b"/stats\n")
+    os.write(terminal, b"/stats\r")
     wait_for("interrupted")
+    wait_for("> ")
+    os.write(terminal, b"\x03")
     wait_for("> ")
     os.write(terminal, b"\x03")
     _, status = os.waitpid(pid, 0)

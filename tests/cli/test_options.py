@@ -160,7 +160,11 @@ def test_arguments_arrive_at_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     found: dict[str, Any] = {}
     monkeypatch.setattr(session, "fetch", lambda model, bar: model)
     monkeypatch.setattr("lampo.weights.read_ahead.read_ahead", lambda path: None)
-    monkeypatch.setattr("lampo.llm.LLM", lambda path, **values: found.update(values, model=path))
+    monkeypatch.setattr(
+        "lampo.model_files.ModelFiles",
+        lambda model, length: found.update(model=model, max_model_len=length),
+    )
+    monkeypatch.setattr("lampo.llm.LLM", lambda files, **values: found.update(values))
     chosen = {k: v for k, (_, v) in MODEL.items() if k not in ("threads", "device")}
     session.open_llm(ModelOptions(**chosen), quiet=True)
     assert found == {**chosen, "device": "cpu"}

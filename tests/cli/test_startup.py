@@ -60,6 +60,58 @@ def test_typers_types_are_not_looked_at_for_help() -> None:
         assert python(code, *arguments).splitlines()[-2] == "False"
 
 
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model of 256 tokens of context, and with others that are refused."""
+    folder = tmp_path_factory.mktemp("models")
+    make_checkpoint(folder / "good")
+    make_gguf(folder / "good.gguf")
+    for name, change in {
+        "head_dim": {"head_dim": 12},
+        "architecture": {"model_type": "mamba", "architectures": ["MambaForCausalLM"]},
+        "experts": {"num_experts": 8},
+    }.items():
+        make_checkpoint(folder / name)
+        config = json.loads((folder / name / "config.json").read_text())
+        (folder / name / "config.json").write_text(json.dumps(config | change))
+    make_checkpoint(folder / "tensors")
+    (folder / "tensors" / "model.safetensors").write_bytes(b"no tensors")
+    (folder / "cut.gguf").write_bytes((folder / "good.gguf").read_bytes()[:-4096])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-m", "head_dim"], "head_dim"),
+        (["-m", "architecture"], "model_type: expected one of "),
+        (["-m", "experts"], "num_experts"),
+        (["-m", "tensors"], "not a safetensors file"),
+        (["-m", "cut.gguf"], "run past the end"),
+        (["-m", "good", "--dtype", "int3"], "dtype: expected one of auto, "),
+        (["-m", "good", "--device", "tpu"], "device: expected cpu, cuda or cuda:<index>"),
+        (["-m", "good", "--max-model-len", "257"], "max_model_len: expected a value in [1, 256]"),
+        (["-m", "good", "--stop-token-id", "320"], "token id 320 is not in the vocabulary of 320"),
+        (["-m", "good", "--file", "none"], "none: No such file or directory"),
+        (["profile", "-m", "good", "--depth", "255"], "depth: expected a value in [0, 254]"),
+        (["-m", "good", "Hi " * 400], "but the context of 256 leaves room for 255"),
+        (["-m", "good.gguf", "Hi " * 400], "but the context of 256 leaves room for 255"),
+    ],
+)
+def test_mistakes_do_not_load_torch(arguments: list[str], message: str, models: Path) -> None:
+    """Nor the weights: files, configurations and prompts are checked before."""
+    code = f"import os, sys; os.chdir({str(models)!r}); sys.stderr = sys.stdout\n"
+    code += "from lampo.cli.main import main; print(main(sys.argv[1:]))\n"
+    if arguments[0] != "profile":
+        has_prompt = "--file" in arguments or arguments[-1].startswith("Hi ")
+        arguments = ["generate", *([] if has_prompt else ["Hi"]), *arguments]
+    line, exit_code, loaded = python(code, *arguments).splitlines()
+    assert line.startswith("lampo: error: ")
+    assert message in line
+    assert exit_code == "2"
+    assert "torch" not in loaded
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", QUICK, ids=" ".join)
 def test_quick_answers_are_quick(arguments: list[str]) -> None:
@@ -77,7 +129,7 @@ def test_attributes_are_lazy() -> None:
     assert "torch" in python("from lampo import LLM")
     assert "torch" in python("import lampo; lampo.ops.linear")
     loaded = "import lampo, sys; print(*sorted(m for m in sys.modules if 'lampo' in m))"
-    assert python(loaded).splitlines()[0] == "lampo lampo._C"
+    assert python(loaded).splitlines()[0] == "lampo"
 
 
 def test_attributes() -> None:

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import os
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from lampo.engine.kv_pool import (
     KVPool,
+    default_max_model_len,
     page_bytes,
     pages_per_sequence,
     state_bytes,
@@ -77,3 +81,16 @@ def test_pages_of_the_longest_sequence():
     assert pages_per_sequence(1000, 16, None, 512) == 63
     assert pages_per_sequence(1000, 16, 64, 128) == 13
     assert pages_per_sequence(100, 16, 64, 128) == 7, "no more than the sequence has"
+
+
+@pytest.mark.parametrize(("kv_size", "expected"), [(1000, 1 << 24), (1 << 20, 2000)])
+def test_default_max_model_len(kv_size, expected, monkeypatch, caplog):
+    """The context that a file names, but no more tokens than the memory could hold."""
+    values = {"SC_PHYS_PAGES": 2000 << 9, "SC_PAGE_SIZE": 4096}
+    if expected == 1 << 24:
+        values["SC_PHYS_PAGES"] <<= 20
+    monkeypatch.setattr(os, "sysconf", values.__getitem__)
+    config = SimpleNamespace(kv_size=kv_size, max_position_embeddings=1 << 24)
+    found = default_max_model_len(config, torch.bfloat16, torch.device("cpu"))
+    assert found == expected
+    assert (f"max_model_len: {expected}" in caplog.text) == (expected < 1 << 24)

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from checkpoints import make_checkpoint, make_gguf
@@ -399,6 +400,20 @@ def test_stream_is_generate_in_pieces(llm):
             assert [x for p in pieces for x in p.logprobs] == whole.outputs[0].logprobs
 
 
+def test_stream_tells_how_much_of_the_prompt_is_computed(folder):
+    """Before the first step and after each, until there is a token."""
+    told = []
+    with LLM(folder[0], max_num_batched_tokens=32, enable_prefix_caching=False) as llm:
+        stream = llm.stream(
+            [5] * 100, SamplingParams(max_tokens=4), on_prompt=lambda *counts: told.append(counts)
+        )
+        first = next(stream)
+        assert told == [(0, 100), (32, 100), (64, 100), (96, 100)]
+        assert first.token_ids
+        list(stream)
+    assert len(told) == 4
+
+
 def test_stream_never_shows_a_stop_string(llm):
     text = llm.generate("Hello", change(GREEDY, max_tokens=40))[0].outputs[0].text
     stop = text[6:12]
@@ -446,6 +461,21 @@ def test_defaults_are_the_models_and_said_once(folder, caplog):
         )
     lines = [r.message for r in caplog.records if "sampling defaults" in r.message]
     assert lines == ["sampling defaults of the model: temperature=0.8, top_p=0.95, max_tokens=9"]
+
+
+def test_a_context_costs_nothing_until_it_is_used(tmp_path):
+    """A file may name any length: of 2^24 positions only those in use are computed."""
+    path = tmp_path / "m.gguf"
+    make_gguf(path, metadata={"llama.context_length": 1 << 24})
+    memory = psutil.Process().memory_info().rss
+    params = SamplingParams(max_tokens=3, temperature=0)
+    with LLM(path, max_num_seqs=2) as long:
+        found = ids_of(long.generate([[5, 6, 7]], params))
+        assert long.max_model_len > 1 << 20  # by the machine's memory
+        assert psutil.Process().memory_info().rss - memory < 500 << 20
+    make_gguf(path)
+    with LLM(path) as short:
+        assert found == ids_of(short.generate([[5, 6, 7]], params))
 
 
 def test_context_is_a_limit(llm):

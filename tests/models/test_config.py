@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from checkpoints import ROPES, SHAPE, make_model
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from lampo.models.config import ModelConfig, generation_config_from_hf
 from lampo.models.config_reader import HEAD_DIMS
 from lampo.models.registry import config_from_gguf, config_from_hf
-from lampo.models.rope import RopeConfig
+from lampo.models.rope import MAX_POSITIONS, RopeConfig, RotaryTable
 from lampo.weights.fields import read_json_object
 
 LLAMA: dict[str, Any] = {
@@ -190,9 +191,8 @@ def test_head_dims_are_those_of_the_kernels() -> None:
         ("hidden_act", "gelu"),
         ("tie_word_embeddings", 1),
         ("attention_bias", "yes"),
-        ("bos_token_id", 320),
-        ("eos_token_id", -1),
-        ("eos_token_id", [2, 320]),
+        ("bos_token_id", 1.0),
+        ("eos_token_id", [2, True]),
         ("eos_token_id", list(range(100))),
         ("pad_token_id", "x"),
         ("rope_theta", 1.0),
@@ -272,9 +272,81 @@ def test_fuzz_from_gguf(changes: dict[str, Any]) -> None:
         from_gguf({**GGUF, **changes}, GGUF_TENSORS)
 
 
-def test_pad_token_outside_the_vocabulary_means_none() -> None:
-    for value in (-1, 320, 32000):
-        assert from_hf({**LLAMA, "pad_token_id": value}).pad_token_id is None
+@pytest.mark.parametrize("key", ["bos_token_id", "eos_token_id", "pad_token_id"])
+@pytest.mark.parametrize(
+    ("value", "expected", "warned"),
+    [
+        (-1, (), None),
+        ([-1], (), None),
+        ([], (), None),
+        ([3], (3,), None),
+        ([-1, 5, 5], (5,), None),
+        (320, (), "320"),
+        (32000, (), "32000"),
+        (-2, (), "-2"),
+        ([2, 1 << 70], (2,), f"{1 << 70}"),
+    ],
+)
+def test_token_ids_outside_of_the_vocabulary_mean_none(
+    key: str,
+    value: object,
+    expected: tuple[int, ...],
+    warned: str | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One rule for all ids and files: other engines go on too."""
+    config = from_hf({**LLAMA, key: value})
+    generation = generation_config_from_hf({key: value}, 320)
+    if key == "eos_token_id":
+        assert config.eos_token_ids == expected
+        assert generation.get("eos_token_ids", ()) == expected
+    else:
+        first = expected[0] if expected else None
+        assert getattr(config, key) == generation.get(key) == first
+    where = ("config.json", "generation_config.json") if warned else ()
+    texts = [
+        f"{file}: {key}: {warned} is ignored: it is not one of 320 token ids" for file in where
+    ]
+    assert caplog.messages == texts
+
+
+def test_token_ids_outside_of_the_vocabulary_of_a_gguf(caplog: pytest.LogCaptureFixture) -> None:
+    keys = {f"tokenizer.ggml.{name}_token_id": 320 for name in ("bos", "eos", "padding")}
+    config = from_gguf({**GGUF, **keys}, GGUF_TENSORS)
+    assert (config.bos_token_id, config.eos_token_ids, config.pad_token_id) == (None, (5,), None)
+    assert caplog.messages == []  # the tokenizer warns
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name"),
+    [
+        ("llama", "LlamaModel"),
+        ("mistral", "MistralModel"),
+        ("qwen2", "Qwen2Model"),
+        ("qwen3", "Qwen3Model"),
+        ("gpt2", "GPT2Model"),
+    ],
+)
+def test_base_classes_are_known(model_type: str, name: str) -> None:
+    config = make_model(architecture=model_type).config.to_dict()
+    assert from_hf({**config, "architectures": [name]}) == from_hf(config)
+    with pytest.raises(ValueError, match=f"architectures: expected a list with .* or {name}"):
+        from_hf({**config, "architectures": [name.replace("Model", "ForTokenClassification")]})
+
+
+def error_of(values: dict[str, Any]) -> str:
+    try:
+        from_hf(values)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def test_long_values_are_shortened() -> None:
+    long = "x" * 70_000
+    for field in (*LLAMA, "hidden_act", "rope_scaling", "tie_word_embeddings"):
+        for value in (long, [long], {long: long}, [1] * 70_000):
+            assert len(error_of({**LLAMA, field: value})) < 600
 
 
 @pytest.mark.parametrize("name", ROPES)
@@ -288,7 +360,7 @@ def test_rope_against_transformers(name: str) -> None:
     torch.testing.assert_close(frequencies.float(), embedding.inv_freq, rtol=2e-6, atol=0)
 
     length = SHAPE["max_position_embeddings"]
-    table = rope_of(config).cos_sin_table(length)
+    table = table_of(rope_of(config), length)
     assert table.shape == (length, rope_of(config).rotary_dim)
     assert table.dtype == torch.float32
     cos, sin = embedding(torch.zeros(1), torch.arange(length)[None])
@@ -302,17 +374,23 @@ def test_dynamic_rope_beyond_the_trained_length() -> None:
     model = make_model(rope="dynamic")
     rope = rope_of(from_hf(model.config.to_dict()))
     cos, _ = model.model.rotary_emb(torch.zeros(1), torch.arange(1000)[None])
-    table = rope.cos_sin_table(1000)
+    table = table_of(rope, 1000)
     torch.testing.assert_close(table[:, : rope.rotary_dim // 2], cos[0, :, :16], rtol=0, atol=3e-4)
 
 
 def test_rope_table_is_exact_far_out() -> None:
     rope = RopeConfig(theta=10000.0, rotary_dim=8)
-    table = rope.cos_sin_table(100_001)
+    table = table_of(rope, 100_001)
     frequencies = [10000.0 ** (-i / 8) for i in range(0, 8, 2)]
     expected = [math.cos(100_000 * f) for f in frequencies]
     expected += [math.sin(100_000 * f) for f in frequencies]
     torch.testing.assert_close(table[100_000], torch.tensor(expected), rtol=0, atol=1e-7)
+
+
+def table_of(rope: RopeConfig, num_positions: int) -> torch.Tensor:
+    table = RotaryTable(rope, num_positions)
+    table.reach(num_positions)
+    return table.cos_sin
 
 
 def test_partial_rotary_is_refused() -> None:
@@ -343,9 +421,36 @@ def test_rope_config_refuses(arguments: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("max_positions", [0, -1, 1 << 40])
-def test_cos_sin_table_refuses(max_positions: int) -> None:
+def test_rotary_table_refuses(max_positions: int) -> None:
     with pytest.raises(ValueError, match="max_positions"):
-        RopeConfig(theta=10000.0, rotary_dim=8).cos_sin_table(max_positions)
+        RotaryTable(RopeConfig(theta=10000.0, rotary_dim=8), max_positions)
+
+
+@pytest.mark.parametrize("name", ROPES)
+def test_rotary_table_has_the_bits_of_torch(name: str) -> None:
+    """In whatever pieces it is computed: the formula by torch, at once."""
+    rope = rope_of(from_hf({**LLAMA, "rope_parameters": ROPES[name], "head_dim": 128}))
+    length = 40_000
+    angles = torch.outer(
+        torch.arange(length, dtype=torch.float64), rope.inverse_frequencies(length)
+    )
+    expected = torch.cat([angles.cos(), angles.sin()], dim=1) * rope.attention_factor
+    table = RotaryTable(rope, length)
+    for num_positions in (1, 1000, 1025, 5, 30_000, length, length + 1):
+        table.reach(num_positions)
+        got = table.cos_sin[:num_positions]
+        assert torch.equal(got, expected[:num_positions].float())
+
+
+def test_rotary_table_takes_memory_for_reached_positions_alone() -> None:
+    """A file may name any context: 2^24 positions of 256 channels would be 17 GB."""
+    process = psutil.Process()
+    before = process.memory_info().rss
+    table = RotaryTable(RopeConfig(theta=10000.0, rotary_dim=64), MAX_POSITIONS)
+    table.reach(3000)
+    assert process.memory_info().rss - before < 100 << 20
+    assert table.cos_sin[2999].any()
+    assert not table.cos_sin[MAX_POSITIONS - 1].any()
 
 
 def test_from_gguf_reads_fields() -> None:
@@ -383,7 +488,7 @@ def test_from_gguf_reads_fields() -> None:
         ("llama.rope.scaling.factor", 0.5),
         ("tokenizer.ggml.tokens", ["x"] * 321),
         ("tokenizer.ggml.tokens", "x"),
-        ("tokenizer.ggml.eos_token_id", 320),
+        ("tokenizer.ggml.eos_token_id", "x"),
     ],
 )
 def test_from_gguf_refuses(field: str, value: object) -> None:
@@ -417,10 +522,16 @@ def test_from_gguf_scalings() -> None:
     }
     rope = rope_of(from_gguf({**GGUF, **yarn}, GGUF_TENSORS))
     hf = rope_of(from_hf({**LLAMA, "rope_parameters": ROPES["yarn"]}))
-    assert torch.equal(rope.cos_sin_table(256), hf.cos_sin_table(256))
+    assert torch.equal(table_of(rope, 256), table_of(hf, 256))
     bad = {**GGUF, **yarn, "llama.rope.scaling.yarn_ext_factor": 0.5}
     with pytest.raises(ValueError, match="yarn_ext_factor"):
         from_gguf(bad, GGUF_TENSORS)
+
+
+def test_json_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"a": "ü"}', encoding="utf-8-sig")
+    assert read_json_object(path, 1 << 20) == {"a": "ü"}
 
 
 def test_generation_config() -> None:
@@ -453,7 +564,7 @@ def test_generation_config() -> None:
         ("min_p", 2),
         ("repetition_penalty", 0),
         ("max_new_tokens", 0),
-        ("eos_token_id", [320]),
+        ("eos_token_id", "2"),
         ("do_sample", "yes"),
     ],
 )

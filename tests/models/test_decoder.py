@@ -56,6 +56,7 @@ def run(model: Decoder, step: Step, kv_dtype: torch.dtype) -> tuple[torch.Tensor
     generator = torch.Generator().manual_seed(4)
     for tensor in cache.paged_tensors():
         tensor.copy_(torch.randn(tensor.shape, generator=generator) * 3)
+    model.reach(max(LENGTHS))
     return model.forward(step, cache).clone(), cache
 
 

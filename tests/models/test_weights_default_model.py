@@ -91,11 +91,10 @@ def test_memory_stays_low_when_pages_are_released(path: Path) -> None:
                 tensor = checkpoint.load(name)
                 data = tensor.blocks if isinstance(tensor, QuantizedTensor) else tensor
                 data.numpy().max()
-                checkpoint.release(name)
         print((resident() - before) / checkpoint.nbytes)
     """
     if sys.platform != "linux":
-        pytest.skip("pages are released on Linux only")
+        pytest.skip("reads the peak from Linux's /proc")
     result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), str(path)],
         capture_output=True,

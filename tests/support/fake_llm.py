@@ -9,6 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from lampo.outputs import (
     CompletionOutput,
     Logprob,
@@ -17,6 +19,7 @@ from lampo.outputs import (
     RequestOutput,
     StreamOutput,
 )
+from lampo.prompts import check_length
 from lampo.sampling_params import SamplingParams
 
 PROBABILITIES = [0.5, 0.3, 0.1, 0.05, 0.05]
@@ -24,8 +27,14 @@ PROBABILITIES = [0.5, 0.3, 0.1, 0.05, 0.05]
 NUM_KEPT = 2
 
 
+def use_llm(monkeypatch: pytest.MonkeyPatch, command: str, llm: FakeLLM) -> None:
+    """Makes a command's module open and load this model."""
+    monkeypatch.setattr(f"lampo.cli.{command}.open_files", lambda options, quiet: llm)
+    monkeypatch.setattr(f"lampo.cli.{command}.load_llm", lambda files, options: llm)
+
+
 class FakeLLM:
-    """Answers "answer", or another text, one character per step.
+    """Answers "answer", or another text, one character per step. It is its own `ModelFiles`.
 
     Args:
         answer: the text, or a function from the rendered prompt to it.
@@ -53,17 +62,28 @@ class FakeLLM:
         self.tokenizer = SimpleNamespace(
             chat_template=chat_template,
             encode=lambda text: [ord(c) for c in text],
+            encode_chat=self.encode_chat,
             token_bytes=lambda token_id: bytes([token_id]),
         )
 
     def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
         return [ord(c) for c in "".join(f"<{m['role']}>{m['content']}" for m in messages)]
 
-    def stream(self, token_ids: list[int], params: SamplingParams) -> Iterator[StreamOutput]:
+    def check_request(self, token_ids: list[int], params: SamplingParams) -> None:
+        check_length("prompt", len(token_ids), params, self.max_model_len)
+
+    def stream(
+        self,
+        token_ids: list[int],
+        params: SamplingParams,
+        *,
+        on_prompt: Callable[[int, int], None] | None = None,
+    ) -> Iterator[StreamOutput]:
+        if on_prompt is not None:
+            on_prompt(0, len(token_ids))
         self.prompts.append("".join(map(chr, token_ids)))
         self.params.append(params)
-        if len(token_ids) >= self.max_model_len:
-            raise ValueError(f"prompt: has {len(token_ids)} tokens, too many")
+        self.check_request(token_ids, params)
         return self._stream(token_ids, params)
 
     def generate(

@@ -37,6 +37,7 @@ class Runner:
         page_size = self.pool.page_size
         pages = self.pages[0, positions // page_size].long()
         self.length += len(token_ids)
+        self.model.reach(self.length)
         step = Step(
             token_ids=torch.tensor(token_ids),
             positions=positions,

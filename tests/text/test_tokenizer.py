@@ -138,6 +138,35 @@ def test_spaces_around_special_tokens_as_the_library(tmp_path: Path) -> None:
     assert tokenizer.decode(ids) == "the  dog"
 
 
+@pytest.mark.parametrize("special", [True, False])
+def test_added_tokens_print_spaces(special: bool, tmp_path: Path) -> None:
+    """SentencePiece's space in added tokens, as in CodeLlama's, is one in the text too."""
+    backend = make_backend("mistral")
+    added = [AddedToken(text, special=special, normalized=False) for text in ("▁<PRE>", "▁▁")]
+    (backend.add_special_tokens if special else backend.add_tokens)(added)
+    tokenizer = Tokenizer.from_directory(save(backend, "mistral", tmp_path))
+    ids = [*backend.encode("the", add_special_tokens=False).ids]
+    ids += [backend.token_to_id(token.content) for token in added]
+    expected = backend.decode(ids, skip_special_tokens=False)
+    assert "▁" not in expected
+    assert tokenizer.decode(ids, skip_special_tokens=False) == expected == "the <PRE>  "
+    assert tokenizer.token_to_text(ids[-2]) == " <PRE>"
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_single_words_as_the_library(special: bool, tmp_path: Path) -> None:
+    """Such a token is none inside of a word."""
+    backend = make_backend("chatml")
+    added = AddedToken("END", special=special, single_word=True, normalized=False)
+    (backend.add_special_tokens if special else backend.add_tokens)([added])
+    tokenizer = Tokenizer.from_directory(save(backend, "chatml", tmp_path))
+    token_id = backend.token_to_id("END")
+    for text in ("END", "the END.", "ENDS", "BEND", "(END)", "END END", "ENDEND", "é END_", "ENDé"):
+        expected = backend.encode(text, add_special_tokens=False).ids
+        assert tokenizer.encode(text, parse_special=True) == expected
+        assert (token_id in expected) == (text in ("END", "the END.", "(END)", "END END"))
+
+
 def merge_by_score(text: str, tokens: list[str], scores: list[float]) -> list[int]:
     """SentencePiece's BPE, as simple as it can be said: join the best pair, leftmost first."""
     ids = {token: i for i, token in enumerate(tokens) if not token.startswith("<0x")}
@@ -313,6 +342,11 @@ CUTS = {  # what each pattern does with one text that tells them apart
     "gpt-4o": ["I'm", " ", "123", "4", "!!\n", "  ", " ABCdef", "\tx"],
     "falcon": ["I", "'", "m", " ", "123", "4", "!!", "\n  ", " ABCdef", "\t", "x"],
     "deepseek-coder": ["I", "'", "m", " ", "1", "2", "3", "4", "!!", "\n", "  ", " ABCdef", "\tx"],
+    "deepseek-llm": ["I", "'", "m", " ", "1234", "!!", "\n", "  ", " ABCdef", "\tx"],
+    "seed-coder": ["I", "'m", " ", "1", "2", "3", "4", "!!", "\n", "  ", " ABCdef", "\tx"],
+    "poro-chat": ["I'm", " 1234", "!!\n  ", " ABCdef", "\t", "x"],
+    "viking": ["I'm", " ", "1", "2", "3", "4", "!!\n  ", " ABCdef", "\t", "x"],
+    "superbpe": ["I'm ", "1", "234", "!!\n   ABCdef\tx"],
     "default": ["I", "'", "m", " ", "123", "4", "!!", "\n  ", " ABCdef", "\t", "x"],
 }
 
@@ -325,11 +359,31 @@ def test_pre_tokenizers(name: str) -> None:
     assert set(PRE_TOKENIZERS.values()) == set(CUTS)
 
 
-def test_camel_case_and_marks_tell_tekken_and_qwen35() -> None:
-    def cut(name: str, text: str) -> list[str]:
-        pieces = make_pre_tokenizer(name).pre_tokenize_str(text)
-        return [text[start:end] for _, (start, end) in pieces]
+def cut(name: str, text: str) -> list[str]:
+    pieces = make_pre_tokenizer(name).pre_tokenize_str(text)
+    return [text[start:end] for _, (start, end) in pieces]
 
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("deepseek-llm", "русский 日本語abc", ["русский", " ", "日本語", "abc"]),
+        ("deepseek-llm", "ʻ հայ 3.5  ", ["ʻ հայ ", "3", ".", "5", "  "]),
+        ("deepseek-llm", "x\r\n\r\n y", ["x", "\r", "\n", "\r", "\n", " y"]),
+        ("seed-coder", "{};\n\n  f(x)", ["{};", "\n\n", " ", " f", "(x", ")"]),
+        ("seed-coder", "WE'LL 10€\r\n", ["WE", "'LL", " ", "1", "0", "€", "\r\n"]),
+        ("poro-chat", "Hyvää päivää, 25 €!", ["Hyvää", " päivää", ",", " 25", " €", "!"]),
+        ("viking", "Hyvää päivää, 25 €!", ["Hyvää", " päivää", ",", " ", "2", "5", " €", "!"]),
+        ("viking", "a(b)|c…d", ["a", "(", "b", ")|", "c", "…", "d"]),
+        ("superbpe", "by the way, 1234567", ["by the way, ", "1", "234", "567"]),
+        ("superbpe", "12 345 6789", ["12", " ", "345", " ", "6", "789"]),
+    ],
+)
+def test_pre_tokenizers_by_hand(name: str, text: str, expected: list[str]) -> None:
+    assert cut(name, text) == expected
+
+
+def test_camel_case_and_marks_tell_tekken_and_qwen35() -> None:
     assert cut("tekken", "getHTTPCode") == ["get", "HTTPCode"]
     assert cut("qwen2", "getHTTPCode") == ["getHTTPCode"]
     assert cut("qwen2", "hindi हिन्दी")[1:] != [" हिन्दी"]
@@ -356,8 +410,8 @@ def test_whole_words_ignore_merges() -> None:
         ({"merges": ["ab"]}, r"tokenizer.ggml.merges\[0\]: 'ab' is not two tokens"),
         ({"merges": ["Zq qZ"]}, "tokenizer.ggml.merges: .*out of vocabulary"),
         ({"merges": None}, "tokenizer.ggml.merges: expected a list"),
-        ({"eos_token_id": 10**9}, "tokenizer.ggml.eos_token_id: 1000000000 is not one of"),
-        ({"bos_token_id": -1}, "tokenizer.ggml.bos_token_id: -1 is not one of"),
+        ({"eos_token_id": "2"}, "tokenizer.ggml.eos_token_id: expected a token id, got '2'"),
+        ({"bos_token_id": [1]}, "tokenizer.ggml.bos_token_id: expected a token id"),
         ({"add_bos_token": 3}, "tokenizer.ggml.add_bos_token: expected true or false, got 3"),
     ],
 )
@@ -365,6 +419,77 @@ def test_bad_gguf(change: dict[str, Any], message: str) -> None:
     keys = metadata("chatml") | {f"tokenizer.ggml.{key}": value for key, value in change.items()}
     with pytest.raises(ValueError, match=message):
         Tokenizer.from_gguf(keys)
+
+
+def error_of(keys: dict[str, Any]) -> str:
+    try:
+        Tokenizer.from_gguf(keys)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def test_long_values_are_shortened() -> None:
+    keys, long = metadata("chatml"), "x" * 70_000
+    for key in keys:
+        for value in (long, [long], [1] * 70_000):
+            assert len(error_of(keys | {key: value})) < 1000
+
+
+def test_ids_outside_of_the_vocabulary_mean_none(caplog: pytest.LogCaptureFixture) -> None:
+    keys = metadata("llama3") | {
+        "tokenizer.ggml.bos_token_id": 10**9,
+        "tokenizer.ggml.padding_token_id": -1,
+        "tokenizer.ggml.unknown_token_id": -7,
+    }
+    tokenizer = Tokenizer.from_gguf(keys)
+    assert tokenizer.bos_token_id is None
+    assert not tokenizer.add_bos
+    assert [text.split(" is ")[0] for text in caplog.messages] == [
+        "tokenizer.ggml.bos_token_id: 1000000000",
+        "tokenizer.ggml.unknown_token_id: -7",
+    ]
+
+
+def test_missing_pre_tokenizer_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    keys = {k: v for k, v in metadata("chatml").items() if k != "tokenizer.ggml.pre"}
+    tokenizer = Tokenizer.from_gguf(keys)
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("tokenizer.ggml.pre: it is missing")
+    named = Tokenizer.from_gguf(keys | {"tokenizer.ggml.pre": "default"})
+    assert tokenizer.encode("I'm 12345") == named.encode("I'm 12345")
+    keys = {k: v for k, v in metadata("zephyr").items() if k != "tokenizer.ggml.pre"}
+    Tokenizer.from_gguf(keys)  # SentencePiece needs none
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("kind", [2, 3])
+def test_long_special_tokens_are_refused(kind: int) -> None:
+    """The masks of chats take the square of their length: 3 GB for one of 200,000 characters."""
+    keys = dict(metadata("chatml"))
+    tokens, types = keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"]
+
+    def tokenizer(*added: str) -> Tokenizer:
+        return Tokenizer.from_gguf(
+            keys
+            | {
+                "tokenizer.ggml.tokens": [*tokens, *added],
+                "tokenizer.ggml.token_type": [*types, *[kind] * len(added)],
+            }
+        )
+
+    with pytest.raises(ValueError, match=f"special token {len(tokens)}: 200000 characters"):
+        tokenizer("<" * 200_000)
+    tokenizer("<" * 256)
+    with pytest.raises(ValueError, match="special tokens: the squares of their lengths"):
+        tokenizer(*(f"<{i:0254}>" for i in range(1100)))
+
+
+def test_long_special_token_of_a_folder_is_refused(tmp_path: Path) -> None:
+    backend = make_backend("chatml")
+    backend.add_special_tokens([AddedToken("<" + "a" * 5000, normalized=False)])
+    with pytest.raises(ValueError, match="5001 characters, expected at most 256"):
+        Tokenizer.from_directory(save(backend, "chatml", tmp_path))
 
 
 def test_bad_gguf_sentencepiece() -> None:
@@ -399,6 +524,41 @@ def test_bad_directory(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(state))
     with pytest.raises(ValueError, match=r"unsupported decoder .*BPEDecoder.*expected ByteLevel"):
         Tokenizer.from_directory(tmp_path)
+
+
+def test_subword_prefixes_are_refused(tmp_path: Path) -> None:
+    """The library cuts a token inside of a character, and ends the process."""
+    path = save(make_backend("llama3"), "llama3", tmp_path) / "tokenizer.json"
+    state = json.loads(path.read_text())
+    state["model"]["continuing_subword_prefix"] = "\0"
+    path.write_text(json.dumps(state))
+    with pytest.raises(ValueError, match="continuing_subword_prefix is not supported"):
+        Tokenizer.from_directory(tmp_path)
+
+
+def test_panics_of_the_library_are_errors(tmp_path: Path) -> None:
+    path = save(make_backend("llama3"), "llama3", tmp_path) / "tokenizer.json"
+    state = json.loads(path.read_text())
+    state["post_processor"]["special_tokens"] = {}
+    path.write_text(json.dumps(state))
+    with pytest.raises(ValueError, match=r"tokenizer\.json: not a tokenizer"):
+        Tokenizer.from_directory(tmp_path)
+
+
+def test_lone_surrogates_are_refused(tmp_path: Path) -> None:
+    save(make_backend("chatml"), "chatml", tmp_path, chat_template="a\ud800")
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: it has a lone surrogate"):
+        Tokenizer.from_directory(tmp_path)
+
+
+def test_files_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    folder = save(make_backend("chatml"), "chatml", tmp_path)
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    for file in folder.iterdir():
+        file.write_text(file.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    tokenizer = Tokenizer.from_directory(folder)
+    assert tokenizer.eos_token_ids == {tokenizer.token_to_id("<|im_end|>")}
+    assert tokenizer.render_chat([{"role": "user", "content": "hi"}]) == "hi"
 
 
 def test_files_beside_tokenizer_json(tmp_path: Path) -> None:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: generate, chat, doctor, pull. Help and argument errors never load torch."""
+"""The command line, one file per command. Help and argument errors never load torch."""

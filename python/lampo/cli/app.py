@@ -3,23 +3,30 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from lampo.cli import bench_serve
 from lampo.cli.chat import chat
+from lampo.cli.completion import completion, prepare_completion
 from lampo.cli.doctor import doctor
 from lampo.cli.generate import generate
 from lampo.cli.job import Job
+from lampo.cli.models import list_models, remove
 from lampo.cli.profile import profile
 from lampo.cli.pull import pull
 from lampo.cli.serve import serve
 
+# Panels cut names of options where a terminal is narrow; plain text wraps.
+_MARKUP: Literal["rich"] | None = "rich" if shutil.get_terminal_size().columns >= 80 else None
+
 app = typer.Typer(
     name="lampo",
     add_completion=False,
+    rich_markup_mode=_MARKUP,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
@@ -85,7 +92,7 @@ def _lampo(
         print(ctx.get_help())
 
 
-bench = typer.Typer()
+bench = typer.Typer(rich_markup_mode=_MARKUP)
 app.add_typer(bench, name="bench")
 
 
@@ -99,15 +106,18 @@ def _bench(ctx: typer.Context) -> None:
         print(ctx.get_help())
 
 
-def _add(function: Callable[..., Job], *examples: str, to: typer.Typer = app) -> None:
+def _add(
+    function: Callable[..., Job], *examples: str, to: typer.Typer = app, name: str | None = None
+) -> None:
     epilog = "\n\n".join(["Examples:", *examples])
-    to.command(help=_paragraphs(function.__doc__), epilog=epilog)(function)
+    to.command(name, help=_paragraphs(function.__doc__), epilog=epilog)(function)
 
 
 _add(
     generate,
     'lampo generate "Why is the sky blue?"',
     "echo 'Three colours:' | lampo generate --raw -n 20 -t 0",
+    "lampo generate -f question.txt",
     'lampo generate --logprobs 5 --top-p 0.9 "Name a fruit."',
     'lampo generate --json -m org/name:Q4_0 "Hello" | jq -r .text',
 )
@@ -126,9 +136,17 @@ _add(
     "lampo bench serve --url http://127.0.0.1:8000 --request-rate 4 --json",
     to=bench,
 )
+_add(list_models, "lampo list", "lampo list --json | jq -r .[].name", name="list")
+_add(remove, "lampo rm org/name:Q4_0", "lampo rm --yes org/name", name="rm")
 _add(pull, "lampo pull", "lampo pull HuggingFaceTB/SmolLM2-360M", "lampo pull org/name:Q4_0")
+_add(
+    completion,
+    'eval "$(lampo completion bash)"  # in ~/.bashrc; zsh likewise',
+    "lampo completion fish > ~/.config/fish/completions/lampo.fish",
+)
 
 
 def command() -> Any:
     """The click command; a subcommand returns a job for `main` to run, or nothing."""
+    prepare_completion()
     return typer.main.get_command(app)

@@ -19,7 +19,9 @@ import typer
 from lampo.cli import options as o
 from lampo.cli.job import EXIT_INTERNAL, Job
 from lampo.cli.options import ModelOptions
-from lampo.cli.terminal import console, note, show_logging
+from lampo.cli.report import note_load, plural
+from lampo.cli.terminal import console, note, print_table, show_logging
+from lampo.runtime.machine_load import LoadMeter, MachineLoad
 
 if TYPE_CHECKING:
     from lampo.bench.load import Record, Target
@@ -108,14 +110,17 @@ def _run(values: dict[str, Any]) -> int:
         values["concurrency"] = 8
     show_logging(quiet=True)
     with _target(values) as target:
+        meter = LoadMeter()
         records = asyncio.run(_measure(target, values, lengths))
+        load = meter.load() if values["url"] is None else None  # a server would count as another
     from lampo.bench.summary import summarize
 
     summary = summarize(records)
     if values["as_json"]:
-        print(json.dumps(_document(values, summary), indent=2))
+        print(json.dumps(_document(values, summary, load), indent=2))
     else:
         _print(summary)
+    note_load(load)
     for error in summary.errors:
         note(f"failed: {error}")
     return EXIT_INTERNAL if summary.num_failed else 0
@@ -175,7 +180,6 @@ def _bar(count: int) -> Iterator[Callable[[Record], None]]:
 
 
 def _print(summary: Summary) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     rows: dict[str, Spread | None] = {
@@ -192,25 +196,26 @@ def _print(summary: Summary) -> None:
         if spread is not None:
             times = (spread.mean, spread.p50, spread.p90, spread.p99)
             table.add_row(name, *(f"{1e3 * t:.{1 if t < 1 else 0}f}" for t in times))
-    console = Console(markup=False, emoji=False, highlight=False)
     if summary.num_requests:
-        console.print(table)
-    console.print(
-        f"{summary.num_requests} requests ({summary.num_failed} failed) in "
+        print_table(table)
+    print(
+        f"{plural(summary.num_requests, 'request')} ({summary.num_failed} failed) in "
         f"{summary.duration:.2f} s: {summary.requests_per_second:.2f} requests/s, "
         f"{summary.output_tokens_per_second:.0f} output tokens/s, "
         f"{summary.total_tokens_per_second:.0f} tokens/s with prompts"
     )
     if summary.num_cached_tokens:
         share = summary.num_cached_tokens / summary.num_prompt_tokens
-        console.print(f"{share:.0%} of the prompt tokens were found in the cache")
+        print(f"{share:.0%} of the prompt tokens were found in the cache")
 
 
-def _document(values: dict[str, Any], summary: Summary) -> dict[str, Any]:
+def _document(values: dict[str, Any], summary: Summary, busy: MachineLoad | None) -> dict[str, Any]:
     """The results with machine, versions, commit and command."""
     from lampo.cli.provenance import provenance
 
     names = ("requests_per_second", "output_tokens_per_second", "total_tokens_per_second")
     rates = {name: getattr(summary, name) for name in names}
     load = {name: value for name, value in values.items() if name != "as_json"}
-    return {**provenance(), "load": load, "results": {**dataclasses.asdict(summary), **rates}}
+    machine_load = None if busy is None else dataclasses.asdict(busy)
+    measured = {**provenance(), "machine_load": machine_load, "load": load}
+    return {**measured, "results": {**dataclasses.asdict(summary), **rates}}

@@ -12,6 +12,7 @@ import typer
 
 from lampo.cli.job import Job
 from lampo.cli.report import bytes_text
+from lampo.cli.terminal import print_table
 
 Row = tuple[str, str]
 
@@ -35,7 +36,6 @@ def _run(as_json: bool) -> int:
     if as_json:
         print(json.dumps(found, indent=2, default=str))
         return 0
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -44,7 +44,7 @@ def _run(as_json: bool) -> int:
     table.add_column(overflow="fold")
     for name, value in rows(found):
         table.add_row(Text(name), Text(value))
-    Console(markup=False, emoji=False, highlight=False).print(table)
+    print_table(table, fold=True)
     return 0
 
 
@@ -56,6 +56,7 @@ def rows(found: dict[str, Any]) -> Iterator[Row]:
         "memory": _memory,
         "isa": _isa,
         "threads": _threads,
+        "load": _load,
         "cuda": _cuda,
         "torch": _torch,
         "ops": _ops,
@@ -98,6 +99,11 @@ def _threads(v: dict[str, Any]) -> Iterator[Row]:
     usable = f"{v['usable_cores']} cores usable, {v['affinity_cpus']} CPUs in the mask, {quota}"
     chosen = f"none: {v['error']}" if "error" in v else f"{v['chosen']}: {v['why']}"
     yield "threads", f"{chosen} ({usable})"
+
+
+def _load(v: dict[str, Any]) -> Iterator[Row]:
+    taken = f"other processes take {v['others']:.1f} of {v['cores']} CPUs"
+    yield "load", f"{taken}: measurements will be too slow" if v["busy"] else taken
 
 
 def _cuda(v: dict[str, Any]) -> Iterator[Row]:

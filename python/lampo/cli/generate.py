@@ -15,13 +15,14 @@ from lampo.cli import options as o
 from lampo.cli.candidates import Candidates
 from lampo.cli.job import EXIT_INTERNAL, EXIT_INTERRUPTED, Job
 from lampo.cli.report import metrics_json, statistics_line
-from lampo.cli.session import Answer, open_llm, stream_answer
-from lampo.cli.terminal import TextWriter, console, note, read_stdin, show_logging
+from lampo.cli.session import Answer, load_llm, open_files, stream_answer
+from lampo.cli.terminal import TextWriter, console, note, print_table, read_text, show_logging
 from lampo.outputs import LogprobTable, RequestOutput
 from lampo.sampling_params import SamplingParams, chat_config, settings_text
 
 if TYPE_CHECKING:
     from lampo.llm import LLM
+    from lampo.text.tokenizer import Tokenizer
 
 
 @o.with_options(*o.options_of(o.ModelOptions, max_num_seqs=8), *o.options_of(SamplingParams))
@@ -31,6 +32,10 @@ def generate(
         typer.Argument(help="The prompt. Absent or -: read from stdin.", show_default=False),
     ] = None,
     *,
+    file: Annotated[
+        str | None,
+        typer.Option("--file", "-f", help="Read the prompt from a file; -: from stdin."),
+    ] = None,
     raw: o.Raw = False,
     system: o.System = None,
     as_json: o.Json = False,
@@ -45,12 +50,14 @@ def generate(
     if raw and system is not None:
         raise ValueError("system: a raw prompt has no messages; leave out --raw or --system")
     params = o.sampling_params(options)
+    if prompt is not None and file is not None:
+        raise ValueError("prompt: give it as an argument or as --file, not both")
+    if prompt is None and file is None and sys.stdin.isatty():
+        raise ValueError("prompt: missing; give it as an argument, with --file, or pipe it in")
     if prompt in (None, "-"):
-        if prompt is None and sys.stdin.isatty():
-            raise ValueError("prompt: missing; give it as an argument, or pipe it in")
-        prompt = None
+        prompt, file = None, file or "-"
     run = _Run(o.ModelOptions.of(options), params, raw, system, as_json, quiet)
-    return functools.partial(run, prompt)
+    return functools.partial(run, prompt, file)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,19 +69,21 @@ class _Run:
     as_json: bool
     quiet: bool
 
-    def __call__(self, prompt: str | None) -> int:
-        if prompt is None:
-            prompt = read_stdin()
+    def __call__(self, prompt: str | None, file: str | None) -> int:
+        if file is not None:
+            prompt = read_text(file)
         if not prompt:
             raise ValueError("prompt: is empty")
         show_logging(self.quiet)
-        with open_llm(self.model, self.quiet) as llm:
-            templated = not self.raw and llm.tokenizer.chat_template is not None
-            if self.system is not None and not templated:
-                raise ValueError("system: this model has no chat template")
-            token_ids = self._encode(llm, prompt, templated)
-            config = chat_config(llm.generation_config) if templated else llm.generation_config
-            params = self.params.resolved(config)
+        files = open_files(self.model, self.quiet)
+        templated = not self.raw and files.tokenizer.chat_template is not None
+        if self.system is not None and not templated:
+            raise ValueError("system: this model has no chat template")
+        token_ids = self._encode(files.tokenizer, prompt, templated)
+        config = chat_config(files.generation_config) if templated else files.generation_config
+        params = self.params.resolved(config)
+        files.check_request(token_ids, params)  # before torch and the weights are loaded
+        with load_llm(files, self.model) as llm:
             answers = self._answers(llm, token_ids, params)
             if self.as_json:
                 self._print_json(llm, prompt, token_ids, answers, params, templated)
@@ -88,18 +97,19 @@ class _Run:
                 return EXIT_INTERNAL
         return EXIT_INTERRUPTED if answers[0].interrupted else 0
 
-    def _encode(self, llm: LLM, prompt: str, templated: bool) -> list[int]:
+    def _encode(self, tokenizer: Tokenizer, prompt: str, templated: bool) -> list[int]:
         if not templated:
-            return llm.tokenizer.encode(prompt)
+            return tokenizer.encode(prompt)
         messages = [{"role": "user", "content": prompt}]
         if self.system is not None:
             messages.insert(0, {"role": "system", "content": self.system})
-        return llm.encode_chat(messages)
+        return tokenizer.encode_chat(messages)
 
     def _answers(self, llm: LLM, token_ids: list[int], params: SamplingParams) -> list[Answer]:
         writer = TextWriter()
         if params.n == 1:
-            return [stream_answer(llm, token_ids, params, None if self.as_json else writer)]
+            text_to = None if self.as_json else writer
+            return [stream_answer(llm, token_ids, params, text_to, self.quiet)]
         (request,) = llm.generate([token_ids], params, progress=None if not self.quiet else False)
         answers = [_answer(request, i) for i in range(params.n)]
         for i, answer in enumerate(answers):
@@ -127,8 +137,8 @@ class _Run:
                 title = "output" if len(answers) == 1 else f"output {i + 1}"
                 tables.append((params.logprobs, _rows(answer), title))
         for num_shown, rows, title in tables:
-            out = console()
-            out.print(self._candidates(llm, params, num_shown).table(rows, title, out.width))
+            view = self._candidates(llm, params, num_shown)
+            print_table(view.table(rows, title, console().width), sys.stderr)
 
     def _print_json(
         self,

@@ -25,7 +25,7 @@ def program() -> NoReturn:
     are no garbage. Process exit skips the destruction of torch, which takes 0.4 s.
     """
     gc.disable()
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, _interrupt)
     try:
         code = main()
@@ -72,12 +72,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
+        _clear_status()
         if sys.stderr.isatty():  # leaves the line on which the terminal has shown ^C
             print(file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         _discard_output()
         return EXIT_CLOSED_PIPE
+    except SystemExit as error:  # rich ends the program itself
+        if isinstance(error.__context__, BrokenPipeError):
+            return EXIT_CLOSED_PIPE
+        raise
     except Exception as error:
         return _report(error)
 
@@ -95,16 +100,19 @@ def _run(arguments: list[str]) -> int:
     return job if isinstance(job, int) else 0  # --help and the like are complete
 
 
+def _clear_status() -> None:
+    from lampo.cli.terminal import status
+
+    status.clear()
+
+
 def _report(error: Exception) -> int:
-    from lampo.cli.terminal import note, one_line
+    from lampo.cli.terminal import note, one_line, print_traceback, report_error
 
-    if os.environ.get("LAMPO_DEBUG"):
-        import traceback
-
-        traceback.print_exception(error)
     if type(error).__name__ == "Abort":  # Ctrl-C in older versions of typer
         return EXIT_INTERRUPTED
     if hasattr(error, "format_message"):  # a usage error, found by typer
+        print_traceback(error)
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "lampo"
         message = one_line(error.format_message())
@@ -112,22 +120,11 @@ def _report(error: Exception) -> int:
         note(f"error: {message}{stop} See '{command} --help'.")
         return EXIT_USER
     if isinstance(error, _USER_ERRORS):
-        note(f"error: {_message(error)}")
+        report_error(error)
         return EXIT_USER
     name = type(error).__name__
-    note(f"error: {name}: {_message(error)} (run with LAMPO_DEBUG=1 for the traceback)")
+    report_error(error, f"{name}: ", " (run with LAMPO_DEBUG=1 for the traceback)")
     return EXIT_INTERNAL
-
-
-def _message(error: Exception) -> str:
-    from lampo.cli.terminal import one_line
-
-    if isinstance(error, OSError) and error.strerror:
-        named = f"{error.filename}: " if error.filename else ""
-        return one_line(f"{named}{error.strerror}")
-    if isinstance(error, MemoryError) and not str(error):
-        return "out of memory"
-    return one_line(str(error)) or type(error).__name__
 
 
 def _discard_output() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shlex
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
@@ -13,6 +14,7 @@ import typer
 
 from lampo import sampling_params as s
 from lampo.cli.job import Job
+from lampo.llm_arguments import check_llm_arguments
 from lampo.parameters import (
     Choice,
     Flag,
@@ -30,6 +32,7 @@ from lampo.parameters import (
 from lampo.sampling_params import SamplingParams
 
 C = TypeVar("C", bound=Callable[..., Job])
+N = TypeVar("N", int, float)
 
 MODEL, MEMORY = "model", "memory"
 _PANELS = {
@@ -65,7 +68,8 @@ _TYPES: dict[type, Any] = {
     TokenIds: list[int],
     TokenValues: list[str],
 }
-_REPEATED = (Strings, TokenIds, TokenValues)
+_REPEATED = {Strings: "TEXT", TokenIds: "ID", TokenValues: "ID=VALUE"}  # their place in the help
+_FLAGS = {"on": True, "off": False, "true": True, "false": False}
 
 
 @dataclass
@@ -159,6 +163,13 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         check_parameters(self)
+        check_llm_arguments(
+            dtype=self.dtype,
+            kv_cache_dtype=self.kv_cache_dtype,
+            page_size=self.page_size,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+        )
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> ModelOptions:
@@ -169,8 +180,9 @@ class ModelOptions:
         return options
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of `LLM`, but for the model."""
-        return {k: v for k, v in vars(self).items() if k not in ("model", "threads")}
+        """Keyword arguments of `LLM`, but for those that `ModelFiles` has."""
+        skipped = ("model", "threads", "max_model_len")
+        return {k: v for k, v in vars(self).items() if k not in skipped}
 
 
 def _option(panel: str, *names: str, help: str, **settings: Any) -> Any:
@@ -238,6 +250,45 @@ def sampling_params(values: Mapping[str, Any]) -> SamplingParams:
     return SamplingParams(**_read(SamplingParams, values))
 
 
+def option_names(dataclass: Any) -> list[str]:
+    """The parameters of a dataclass that a text can set."""
+    return [name for name, (p, _) in parameters(dataclass).items() if type(p.kind) in _TYPES]
+
+
+def parse_parameter(dataclass: Any, name: str, text: str) -> Any:
+    """The value of one parameter, as :func:`option_names` lists them; not checked for its range.
+
+    Lists are separated by spaces, with a shell's quotes around strings that have some.
+
+    Raises: ValueError: the text is of another type.
+    """
+    kind = parameters(dataclass)[name][0].kind
+    match kind:
+        case Flag():
+            if text.lower() not in _FLAGS:
+                raise ValueError(f"{name}: expected one of {', '.join(_FLAGS)}, got {text!r}")
+            return _FLAGS[text.lower()]
+        case Integer():
+            return _number(int, name, text)
+        case Number():
+            return _number(float, name, text)
+        case Strings():
+            return shlex.split(text)
+        case TokenIds():
+            return [_number(int, name, word) for word in text.split()]
+        case TokenValues():
+            return dict(_token_value(name, word) for word in text.split())
+    return text
+
+
+def _number(type: type[N], name: str, text: str) -> N:
+    try:
+        return type(text)
+    except ValueError:
+        wanted = "an integer" if type is int else "a number"
+        raise ValueError(f"{name}: expected {wanted}, got {text!r}") from None
+
+
 def _option_of(name: str, found: Parameter, default: Any) -> inspect.Parameter:
     kind, settings = type(found.kind), {}
     option, help = "--" + name.replace("_", "-"), _HELP.get(name, found.help)
@@ -246,9 +297,8 @@ def _option_of(name: str, found: Parameter, default: Any) -> inspect.Parameter:
     annotation = _TYPES[kind]
     if kind in _REPEATED:
         default, help = None, f"{help} May be repeated."
-        if kind is TokenValues:
-            settings["metavar"] = "ID=VALUE"
-        else:
+        settings["metavar"] = _REPEATED[kind]
+        if kind is not TokenValues:
             option = option.removesuffix("s")
     if name == "threads":  # not checked by the library
         settings |= {"min": found.kind.low, "max": found.kind.high}  # type: ignore[attr-defined]

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lampo.runtime.machine_load import LoadMeter
+
 _PACKAGES = """
     torch numpy tokenizers safetensors gguf jinja2 huggingface-hub typer rich
 """
@@ -29,7 +31,10 @@ def probe_all() -> dict[str, Any]:
         "ops": ops,
         "cache": cache,
     }
-    return {name: _guarded(probe) for name, probe in probes.items()}
+    meter = LoadMeter()
+    found = {name: _guarded(probe) for name, probe in probes.items()}
+    # Last, as it is the load while the others took their time.
+    return found | {"load": _guarded(lambda: load(meter))}
 
 
 def _guarded(probe: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -110,6 +115,13 @@ def threads() -> dict[str, Any]:
     else:
         why = "the physical cores that this process may use"
     return found | {"why": why}
+
+
+def load(meter: LoadMeter) -> dict[str, Any]:
+    found = meter.load()
+    if found is None:
+        raise OSError("this system does not tell")
+    return dataclasses.asdict(found) | {"busy": found.busy}
 
 
 def cuda() -> dict[str, Any]:

@@ -13,6 +13,8 @@ import typer
 from lampo.cli import options
 from lampo.cli.job import Job
 from lampo.cli.options import ModelOptions
+from lampo.cli.report import note_load, plural
+from lampo.cli.terminal import print_table, status
 
 if TYPE_CHECKING:
     from lampo.profiling import Profile
@@ -40,52 +42,56 @@ def profile(
 
 
 def _run(chosen: ModelOptions, batch_size: int, depth: int, repeats: int, as_json: bool) -> int:
-    from lampo.cli.session import open_llm
+    from lampo.cli.session import load_llm, open_files
+    from lampo.profiling import check_profile_arguments, profile
 
-    with open_llm(chosen, quiet=as_json) as llm:
-        from lampo.profiling import profile
-
+    files = open_files(chosen, quiet=as_json)
+    check_profile_arguments(batch_size, depth, repeats, chosen.max_num_seqs, files.max_model_len)
+    with load_llm(files, chosen) as llm:
+        if not as_json:
+            status.show("measuring")
         found = profile(llm, batch_size=batch_size, depth=depth, repeats=repeats)
+    status.clear()
     if as_json:
         print(json.dumps(dataclasses.asdict(found), indent=2))
     else:
-        _print(found)
+        print_profile(found)
     return 0
 
 
-def _print(found: Profile) -> None:
-    from rich.console import Console
+def print_profile(found: Profile) -> None:
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("op", no_wrap=True)
     for title in ("calls", "us", "time %", "MB", "GB/s", "limit %"):
-        table.add_column(title, justify="right")
-    for op in found.ops:
+        table.add_column(title, justify="right", no_wrap=True)
+
+    def add(name: str, calls: int, seconds: float, nbytes: int, style: str = "") -> None:
+        rate = nbytes / seconds
+        share = f"{100 * rate / found.read_bandwidth:.0f}" if found.limit_is_plausible else "-"
         table.add_row(
-            Text(op.name),
-            str(op.calls),
-            f"{op.seconds * 1e6:.0f}",
-            f"{100 * op.seconds / found.seconds:.1f}",
-            f"{op.nbytes / 1e6:.2f}",
-            f"{op.bytes_per_second / 1e9:.1f}",
-            f"{100 * op.bytes_per_second / found.read_bandwidth:.0f}",
+            Text(name),
+            str(calls),
+            f"{seconds * 1e6:.0f}",
+            f"{100 * seconds / found.seconds:.1f}",
+            f"{nbytes / 1e6:.2f}",
+            f"{rate / 1e9:.1f}",
+            share,
+            style=style,
         )
-    table.add_row(
-        "step",
-        str(sum(op.calls for op in found.ops)),
-        f"{found.seconds * 1e6:.0f}",
-        "100.0",
-        f"{found.nbytes / 1e6:.2f}",
-        f"{found.nbytes / found.seconds / 1e9:.1f}",
-        f"{100 * found.share_of_limit:.0f}",
-        style="bold",
+
+    for op in found.ops:
+        add(op.name, op.calls, op.seconds, op.nbytes)
+    add("step", sum(op.calls for op in found.ops), found.seconds, found.nbytes, "bold")
+    print_table(table)
+    limit = f"limit: {found.read_bandwidth / 1e9:.1f} GB/s"
+    if not found.limit_is_plausible:
+        limit = f"limit: unknown, as reading alone reached {found.read_bandwidth / 1e9:.1f} GB/s"
+    print(
+        f"batch {found.batch_size}, {plural(found.depth, 'token')} in the cache, "
+        f"{plural(found.num_threads, 'thread')}: {found.batch_size / found.seconds:.0f} tokens/s; "
+        f"{limit}"
     )
-    console = Console(markup=False, emoji=False, highlight=False)
-    console.print(table)
-    console.print(
-        f"batch {found.batch_size}, {found.depth} tokens in the cache, {found.num_threads} "
-        f"threads: {found.batch_size / found.seconds:.0f} tokens/s; "
-        f"limit: {found.read_bandwidth / 1e9:.1f} GB/s"
-    )
+    note_load(found.load)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lampo.cli.job import Job
-from lampo.cli.terminal import console, note
+from lampo.cli.terminal import console, note, status
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -74,6 +74,7 @@ class FetchBar:
 
     def _show(self, done: int, total: int | None) -> None:
         if self._progress is None:
+            status.clear()
             from rich.progress import (
                 BarColumn,
                 DownloadColumn,

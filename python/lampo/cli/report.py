@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from lampo.cli.terminal import note
 from lampo.outputs import RequestMetrics
+
+if TYPE_CHECKING:
+    from lampo.runtime.machine_load import MachineLoad
 
 _REASONS = {
     "stop": "the answer ended",
@@ -49,6 +53,12 @@ def statistics_line(metrics: RequestMetrics, finish_reason: str | None) -> str:
     if finish_reason is not None:
         parts.append(_REASONS.get(finish_reason, finish_reason))
     return ", ".join(parts)
+
+
+def note_load(load: MachineLoad | None) -> None:
+    """A warning if the machine was busy during a measurement."""
+    if load is not None and load.busy:
+        note(f"warning: the machine was busy: {load.describe()}")
 
 
 def metrics_json(metrics: RequestMetrics, load_time: float) -> dict[str, Any]:

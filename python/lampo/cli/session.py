@@ -10,30 +10,53 @@ from typing import TYPE_CHECKING
 
 from lampo.cli.options import ModelOptions
 from lampo.cli.pull import FetchBar, fetch
-from lampo.cli.terminal import TextWriter
+from lampo.cli.terminal import TextWriter, status
 from lampo.outputs import LogprobTable, RequestMetrics, RequestOutput
 from lampo.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from lampo.llm import LLM
+    from lampo.model_files import ModelFiles
 
 
-def open_llm(options: ModelOptions, quiet: bool) -> LLM:
-    """Fetches the model if it is not here, and loads it. Raises: as `LLM`."""
-    from lampo.weights.read_ahead import read_ahead
+def open_files(options: ModelOptions, quiet: bool) -> ModelFiles:
+    """Fetches the model if it is not here, and opens its files. torch is not imported.
 
+    Raises: as `ModelFiles`, and for arguments as `LLM`.
+    """
+    if not quiet:
+        status.show(f"loading {options.model or 'the default model'}")
     if options.device != "cpu":  # before anything is fetched
         from lampo.runtime.device import resolve_device
 
         resolve_device(options.device)
     path = fetch(options.model, FetchBar(quiet))
+    if not quiet:
+        status.show(f"loading {path.name}")
+    from lampo.model_files import ModelFiles
+    from lampo.weights.read_ahead import read_ahead
+
+    files = ModelFiles(path, options.max_model_len)
     read_ahead(path)
+    return files
+
+
+def load_llm(files: ModelFiles, options: ModelOptions) -> LLM:
+    """Loads the model of these files. Raises: as `LLM`."""
     from lampo.llm import LLM
 
-    llm = LLM(path, **options.arguments())
+    try:
+        llm = LLM(files, **options.arguments())
+    finally:
+        status.clear()
     gc.freeze()  # model and torch live to the end: collections skip them
     gc.enable()
     return llm
+
+
+def open_llm(options: ModelOptions, quiet: bool) -> LLM:
+    """Fetches the model if it is not here, and loads it. Raises: as `LLM`."""
+    return load_llm(open_files(options, quiet), options)
 
 
 @dataclass
@@ -61,9 +84,15 @@ class Answer:
 
 
 def stream_answer(
-    llm: LLM, prompt: str | list[int], params: SamplingParams, writer: TextWriter | None
+    llm: LLM,
+    prompt: str | list[int],
+    params: SamplingParams,
+    writer: TextWriter | None,
+    quiet: bool = False,
 ) -> Answer:
     """Generates one answer and writes its text as it becomes final; Ctrl-C ends it early.
+
+    Until then the status line shows how much of the prompt is computed, unless `quiet`.
 
     Raises: ValueError, TypeError: as `LLM.stream`, before anything has been written.
     """
@@ -72,11 +101,12 @@ def stream_answer(
         answer.logprobs, answer.num_kept = [], []
     start = time.perf_counter()
     first = last = None
-    stream = llm.stream(prompt, params)
+    stream = llm.stream(prompt, params, on_prompt=None if quiet else _show_prompt)
     try:
         for piece in stream:
             last = time.perf_counter()
             first = first or last
+            status.clear()
             answer.token_ids += piece.token_ids
             answer.text += piece.text
             if answer.logprobs is not None and answer.num_kept is not None:
@@ -100,6 +130,7 @@ def stream_answer(
             if count > 1:
                 answer.metrics.time_per_output_token = (last - first) / (count - 1)
     finally:
+        status.clear()
         close = getattr(stream, "close", None)
         if close is not None:
             close()
@@ -108,3 +139,7 @@ def stream_answer(
     if answer.metrics.num_prompt_tokens == 0 and not isinstance(prompt, str):
         answer.metrics.num_prompt_tokens = len(prompt)
     return answer
+
+
+def _show_prompt(done: int, total: int) -> None:
+    status.show(f"prompt {done:,} / {total:,}")

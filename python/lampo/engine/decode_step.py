@@ -108,6 +108,7 @@ class DecodeStep:
         return self._host.read(self._logits, len(sequences))
 
     def _write_inputs(self, sequences: list[Sequence], ahead: bool) -> None:
+        self._model.reach(max(s.num_computed for s in sequences) + int(ahead) + 1)
         self._inputs.write(sequences, self._pool.page_size, ahead=int(ahead))
         if ahead:
             self._inputs.tensors["token_ids"].copy_(self._token_ids)

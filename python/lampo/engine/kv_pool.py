@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -10,8 +11,11 @@ from collections.abc import Sequence
 import torch
 
 from lampo.checks import check_integer
+from lampo.models.config import ModelConfig
 from lampo.models.step import Cache, Kept, PagedCache, PagedKV, State, StateCache
 from lampo.runtime.huge_pages import Prefaulter, reserve
+
+logger = logging.getLogger("lampo")
 
 _DEFAULT_MEMORY = 4 << 30
 _READY_MEMORY = 32 << 20
@@ -151,6 +155,30 @@ def window_of(keeps: Sequence[Kept]) -> int | None:
     windows = [kept.window for kept in keeps if isinstance(kept, PagedKV)]
     known = [window for window in windows if window is not None]
     return max(known) if known and len(known) == len(windows) else None
+
+
+def default_max_model_len(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> int:
+    """The model's context, or the tokens that the memory of the whole device could hold, if fewer.
+
+    Args:
+        config: of the model; windows count as full attention.
+        dtype: of keys and values.
+        device: the model's.
+    """
+    if device.type == "cuda":
+        memory = int(torch.cuda.get_device_properties(device).total_memory)
+    else:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    context = config.max_position_embeddings
+    most = max(memory // (config.kv_size * int(dtype.itemsize)), 1)
+    if most < context:
+        logger.warning(
+            "max_model_len: %d, as no more tokens fit into the device's memory, of the model's "
+            "context of %d",
+            most,
+            context,
+        )
+    return min(context, most)
 
 
 def pages_per_sequence(

@@ -187,7 +187,7 @@ class LLMEngine:
             self._in_flight = None
             if not isinstance(error, Exception):  # an interruption fails no request
                 raise
-            logger.exception("a step failed, and with it %d sequences", len(in_step))
+            logger.exception("a step failed; sequences in it: %d", len(in_step))
             self._fail(in_step or all_sequences, _internal_error(error), "error")
         pieces = self._hand_out()
         if not self._requests:

@@ -52,14 +52,14 @@ def workspace_bytes(model: Decoder, *, num_tokens: int, max_num_seqs: int) -> in
 
     The logits count twice: prompt steps have their own. The activations count twice: a product of
     cuBLAS is stored before its epilogue. cuBLAS also needs the largest matrix of a layer
-    dequantized.
+    dequantized. The rotary tables are of the workspace too.
     """
     config = model.config
     activations = 2 * model.new_buffers(num_tokens, _META).nbytes
     logits = 2 * max_num_seqs * config.vocab_size * 4
     widest = max(layer.feed_forward.size for layer in config.layers)
     matrix = 2 * widest * config.hidden_size * int(model.dtype.itemsize)
-    return activations + logits + matrix
+    return activations + logits + matrix + model.table_bytes
 
 
 def plan_memory(

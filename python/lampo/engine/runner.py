@@ -141,6 +141,7 @@ class ModelRunner:
         self, work: list[tuple[Sequence, int]], last_of: list[int] | None = None
     ) -> torch.Tensor:
         """As :meth:`Runner.run`."""
+        self.model.reach(max(sequence.num_computed + count for sequence, count in work))
         step = prompt_step(work, last_of, self.pool.page_size, self.device)
         return self.model.forward(step, self.pool.cache)
 

@@ -7,7 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from lampo.models.config import (
     AttentionConfig,
@@ -16,9 +16,11 @@ from lampo.models.config import (
     ModelConfig,
 )
 from lampo.models.config_reader import ConfigReader
-from lampo.models.layers import Block
-from lampo.models.projection import Norm
-from lampo.models.weight_loader import WeightLoader
+
+if TYPE_CHECKING:
+    from lampo.models.layers import Block
+    from lampo.models.projection import Norm
+    from lampo.models.weight_loader import WeightLoader
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,12 @@ def gated_tensors(hidden_size: int, f: FeedForwardConfig) -> Tensors:
 class Architecture(ABC):
     """One family of models. A subclass takes a file in this folder and a line in registry.py.
 
+    Its module imports no torch: a configuration is read, and refused, before torch is imported.
+
     Attributes:
         model_type: the field of config.json.
-        hf_class: the entry of `architectures` in config.json.
+        hf_class, hf_base_class: the entry of `architectures` in config.json, with an LM head and
+            without one.
         gguf_name: `general.architecture` of GGUF files; None: there are none, or another
             architecture reads them.
         field_names: Llama's name of a field -> the name in its config.json, where they differ.
@@ -89,6 +94,7 @@ class Architecture(ABC):
 
     model_type: ClassVar[str]
     hf_class: ClassVar[str]
+    hf_base_class: ClassVar[str]
     gguf_name: ClassVar[str | None] = None
     field_names: ClassVar[Mapping[str, str]] = {}
     interleaved_in_gguf: ClassVar[bool] = False

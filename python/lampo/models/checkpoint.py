@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lampo.models.architecture import Architecture
 from lampo.models.config import ModelConfig, generation_config_from_hf
@@ -20,6 +19,9 @@ from lampo.weights.fields import read_json_object, shown
 from lampo.weights.formats import QuantizedTensor
 from lampo.weights.gguf import GGUFFile
 from lampo.weights.safetensors import SafetensorsFolder
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger("lampo")
 
@@ -33,7 +35,7 @@ class TensorSource(Protocol):
     nbytes: int
 
     def load(self, name: str) -> torch.Tensor | QuantizedTensor: ...
-    def release(self, name: str) -> None: ...
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -86,21 +88,19 @@ class Checkpoint:
         return list(self._tensors)
 
     def load(self, name: str) -> torch.Tensor | QuantizedTensor:
-        """The tensor: a view of the mapped file, not to be written.
+        """The tensor, in memory of its own.
 
         Q4_0, Q4_1 and Q8_0 matrices stay packed; other quantized types become f32.
+
+        Raises:
+            ValueError: no such tensor, or the file has been cut short since it was opened.
         """
         source, place = self._find(name)
         tensor = source.load(place.name)
         if place.transposed:
-            assert isinstance(tensor, torch.Tensor)
+            assert not isinstance(tensor, QuantizedTensor)
             return tensor.t().contiguous()
         return tensor
-
-    def release(self, name: str) -> None:
-        """Drops the tensor's pages from memory; a view stays valid and reads the file again."""
-        source, place = self._find(name)
-        source.release(place.name)
 
     def _find(self, name: str) -> tuple[TensorSource, _Place]:
         if self._source is None:
@@ -110,7 +110,9 @@ class Checkpoint:
         return self._source, self._tensors[name]
 
     def close(self) -> None:
-        """Releases the files; a mapping ends with the last tensor that views it."""
+        """Closes the files; loaded tensors stay valid."""
+        if self._source is not None:
+            self._source.close()
         self._source = None
 
     def __enter__(self) -> Checkpoint:
@@ -133,7 +135,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             their index); or a folder that holds exactly one .gguf file.
 
     Returns:
-        the checkpoint; no weight has been read yet, but every shape has been checked.
+        the checkpoint; no weight has been read yet, but every shape has been checked. torch is not
+        imported, unless an LM head has to be compared with the embedding.
 
     Raises:
         ValueError: one line naming the file, the field or tensor, and the fault.
@@ -186,17 +189,20 @@ def _load_safetensors(folder: Path) -> Checkpoint:
             str(generation_path),
         )
     source = SafetensorsFolder(folder)
-    names = {name for name in source.names() if not architecture.unused.fullmatch(name)}
-    config = _untied_if_stored(config, architecture, source, names)
-    prefix = architecture.optional_prefix
-    if any(name.startswith(prefix) for name in names):
-        prefix = ""
-    places = {
-        name: _Place(name.removeprefix(prefix), stored.transposed)
-        for name, stored in architecture.tensors(config).items()
-    }
-    present = {name: source.shape(name) for name in names}
-    _check_shapes(folder, architecture, config, places, present)
+    with ExitStack() as on_error:
+        on_error.callback(source.close)
+        names = {name for name in source.names() if not architecture.unused.fullmatch(name)}
+        config = _untied_if_stored(config, architecture, source, names)
+        prefix = architecture.optional_prefix
+        if any(name.startswith(prefix) for name in names):
+            prefix = ""
+        places = {
+            name: _Place(name.removeprefix(prefix), stored.transposed)
+            for name, stored in architecture.tensors(config).items()
+        }
+        present = {name: source.shape(name) for name in names}
+        _check_shapes(folder, architecture, config, places, present)
+        on_error.pop_all()
     return Checkpoint(config, architecture, folder, source, places, generation_config, None)
 
 
@@ -207,10 +213,11 @@ def _untied_if_stored(
     head, embedding = (f"{part[0]}.weight" for part in (architecture.head, architecture.embedding))
     if not config.tie_word_embeddings or not {head, embedding} <= names:
         return config
-    if source.shape(head) == source.shape(embedding) and torch.equal(
-        source.load(head), source.load(embedding)
-    ):
-        return config
+    if source.shape(head) == source.shape(embedding):
+        import torch
+
+        if torch.equal(source.load(head), source.load(embedding)):
+            return config
     logger.warning(
         "tie_word_embeddings is true, but %s differs from %s: they are not tied", head, embedding
     )
@@ -219,13 +226,18 @@ def _untied_if_stored(
 
 def _load_gguf(path: Path) -> Checkpoint:
     source = GGUFFile(path)
-    metadata, shapes = source.metadata, source.shapes()
-    if metadata.get("split.count", 0) not in (0, 1):
-        raise ValueError(f"{path}: split.count = {shown(metadata['split.count'])}: merge it first")
-    architecture, config = config_from_gguf(metadata, shapes, source.freq_factors(), str(path))
-    places = {name: _Place(stored.gguf) for name, stored in architecture.tensors(config).items()}
-    present = {n: shape for n, shape in shapes.items() if not architecture.unused.fullmatch(n)}
-    _check_shapes(path, architecture, config, places, present)
+    with ExitStack() as on_error:
+        on_error.callback(source.close)
+        metadata, shapes = source.metadata, source.shapes()
+        if metadata.get("split.count", 0) not in (0, 1):
+            count = shown(metadata["split.count"])
+            raise ValueError(f"{path}: split.count = {count}: merge it first")
+        architecture, config = config_from_gguf(metadata, shapes, source.freq_factors(), str(path))
+        tensors = architecture.tensors(config)
+        places = {name: _Place(stored.gguf) for name, stored in tensors.items()}
+        present = {n: shape for n, shape in shapes.items() if not architecture.unused.fullmatch(n)}
+        _check_shapes(path, architecture, config, places, present)
+        on_error.pop_all()
     sampling = recommended_sampling(path)
     return Checkpoint(config, architecture, path, source, places, sampling, metadata)
 
@@ -242,7 +254,11 @@ def _check_shapes(
     for name, place in places.items():
         shape = expected[name].shape[::-1] if place.transposed else expected[name].shape
         if place.name not in present:
-            raise ValueError(f"{path}: tensor {place.name} is missing")
+            headless = name == f"{architecture.head[0]}.weight"
+            hint = (
+                ": the model has no LM head, and tie_word_embeddings is false" if headless else ""
+            )
+            raise ValueError(f"{path}: tensor {place.name} is missing{hint}")
         if present[place.name] != shape:
             raise ValueError(
                 f"{path}: tensor {place.name}: expected shape {shape} by the configuration, "

@@ -90,6 +90,11 @@ class ModelConfig:
     def num_layers(self) -> int:
         return len(self.layers)
 
+    @property
+    def kv_size(self) -> int:
+        """Elements of a token's keys and values, all layers."""
+        return sum(2 * layer.attention.kv_size for layer in self.layers)
+
 
 def generation_config_from_hf(
     d: Mapping[str, Any], vocab_size: int, source: str = "generation_config.json"
@@ -108,14 +113,8 @@ def generation_config_from_hf(
         "min_p": f.number("min_p", 0, 1, None),
         "repetition_penalty": f.number("repetition_penalty", 0, 100, None, open_low=True),
         "max_new_tokens": f.integer("max_new_tokens", 1, MAX_POSITIONS, None),
-        "bos_token_id": f.integer("bos_token_id", 0, vocab_size - 1, None),
-        "pad_token_id": pad_token_id(f, "pad_token_id", vocab_size),
-        "eos_token_ids": f.integers("eos_token_id", 0, vocab_size - 1, 64) or None,
+        "bos_token_id": f.token_id("bos_token_id", vocab_size),
+        "pad_token_id": f.token_id("pad_token_id", vocab_size),
+        "eos_token_ids": f.token_ids("eos_token_id", vocab_size) or None,
     }
     return {key: value for key, value in values.items() if value is not None}
-
-
-def pad_token_id(f: Fields, key: str, vocab_size: int) -> int | None:
-    """Old checkpoints write -1, or an id just past the vocabulary: both mean "none"."""
-    token_id = f.integer(key, -1, MAX_VOCAB, None)
-    return token_id if token_id is not None and 0 <= token_id < vocab_size else None

@@ -14,7 +14,6 @@ from lampo.models.config import (
     FeedForwardConfig,
     LayerConfig,
     ModelConfig,
-    pad_token_id,
 )
 from lampo.models.rope import MAX_POSITIONS, RopeConfig, rope_from_gguf, rope_from_hf
 from lampo.weights.fields import REQUIRED, Fields, shown
@@ -41,8 +40,12 @@ _GGUF_FIELDS = {
 }
 _GGUF_TOKENS = {
     "bos_token_id": "tokenizer.ggml.bos_token_id",
+    "eos_token_id": "tokenizer.ggml.eos_token_id",
+    "eot_token_id": "tokenizer.ggml.eot_token_id",
+    "eom_token_id": "tokenizer.ggml.eom_token_id",
     "pad_token_id": "tokenizer.ggml.padding_token_id",
 }
+_GGUF_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 # Fields that name code to run, or another kind of weights: refused, never ignored.
 _REFUSED = {
@@ -323,12 +326,14 @@ class ConfigReader:
         eps = f.number(norm_eps, 0, 1, eps_default, open_low=True)
         if self.tensors is None:
             vocab_size = f.integer("vocab_size", 1, MAX_VOCAB)
-            eos_token_ids = f.integers("eos_token_id", 0, vocab_size - 1, 64)
             tied = f.boolean("tie_word_embeddings", tied)
         else:
             vocab_size = _gguf_vocab_size(f, self.tensors)
-            eos_token_ids = _gguf_eos_token_ids(f, vocab_size)
             tied = "output.weight" not in self.tensors
+        # The tokenizer of a GGUF file warns of wrong ids.
+        warn = self.tensors is None
+        ends = ("eos_token_id",) if self.tensors is None else _GGUF_ENDS
+        eos = [i for key in ends for i in f.token_ids(key, vocab_size, warn=warn)]
         config = ModelConfig(
             architecture=self.architecture,
             vocab_size=vocab_size,
@@ -337,9 +342,9 @@ class ConfigReader:
             norm_eps=eps,
             max_position_embeddings=self.context,
             tie_word_embeddings=tied,
-            bos_token_id=f.integer("bos_token_id", 0, vocab_size - 1, None),
-            eos_token_ids=eos_token_ids,
-            pad_token_id=pad_token_id(f, "pad_token_id", vocab_size),
+            bos_token_id=f.token_id("bos_token_id", vocab_size, warn=warn),
+            eos_token_ids=tuple(dict.fromkeys(eos)),
+            pad_token_id=f.token_id("pad_token_id", vocab_size, warn=warn),
         )
         self._refuse_unread()
         return config
@@ -395,9 +400,3 @@ def _gguf_vocab_size(f: Fields, tensors: Mapping[str, tuple[int, ...]]) -> int:
             f"each row of token_embd.weight, got {shown(tokens)}"
         )
     return vocab_size
-
-
-def _gguf_eos_token_ids(f: Fields, vocab_size: int) -> tuple[int, ...]:
-    keys = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
-    ids = [f.integer(key, 0, vocab_size - 1, None) for key in keys]
-    return tuple(dict.fromkeys(i for i in ids if i is not None))

@@ -67,6 +67,9 @@ class Decoder:
         self.dtype = dtype
         self.max_model_len = max_model_len
         self.device = device
+        mixers = [block.mixer for block in blocks]
+        tables = [m.rotary for m in mixers if isinstance(m, Attention) and m.rotary is not None]
+        self._rotary_tables = list(dict.fromkeys(tables))
         self._widths = _widest([{"x": config.hidden_size}, *(b.widths for b in blocks)])
         if any(isinstance(norm, LayerNorm) for norm in self._norms()):
             self._widths["normed"] = config.hidden_size
@@ -81,8 +84,17 @@ class Decoder:
     @property
     def nbytes(self) -> int:
         found = tensors_of([self.embedding, self.blocks, self.norm, self.lm_head])
-        tables = {id(b.mixer.cos_sin) for b in self.blocks if isinstance(b.mixer, Attention)}
-        return sum(t.nbytes for key, t in found.items() if key not in tables)
+        return sum(t.nbytes for t in found.values())
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of the rotary tables at their full length."""
+        return sum(table.cos_sin.nbytes for table in self._rotary_tables)
+
+    def reach(self, num_positions: int) -> None:
+        """Prepares the rotary tables for steps with positions below `num_positions`."""
+        for table in self._rotary_tables:
+            table.reach(num_positions)
 
     def new_buffers(
         self, num_tokens: int, device: torch.device, workspaces_of: Buffers | None = None
@@ -99,6 +111,8 @@ class Decoder:
 
     def forward(self, step: Step, cache: Cache) -> torch.Tensor:
         """Runs the blocks and writes the new tokens' keys, values and states into the cache.
+
+        The rotary tables must :meth:`reach` the step's positions.
 
         Returns:
             [num_tokens or num_wanted, hidden_size], the residual stream, for :meth:`logits`; valid

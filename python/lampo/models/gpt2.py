@@ -7,19 +7,22 @@ Source: Radford et al., "Language Models are Unsupervised Multitask Learners" (2
 from __future__ import annotations
 
 import re
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from lampo.models.architecture import Architecture, Tensors, matrix, vector
 from lampo.models.config import LayerConfig, ModelConfig
 from lampo.models.config_reader import ConfigReader
-from lampo.models.layers import Block
-from lampo.models.projection import Norm
-from lampo.models.weight_loader import WeightLoader
+
+if TYPE_CHECKING:
+    from lampo.models.layers import Block
+    from lampo.models.projection import Norm
+    from lampo.models.weight_loader import WeightLoader
 
 
 class GPT2(Architecture):
     model_type = "gpt2"
     hf_class = "GPT2LMHeadModel"
+    hf_base_class = "GPT2Model"
     gguf_name = "gpt2"
     field_names: ClassVar = {
         "hidden_size": "n_embd",
@@ -72,7 +75,7 @@ class GPT2(Architecture):
         }
 
     def block(self, loader: WeightLoader, layer: LayerConfig) -> Block:
-        return Block(
+        return loader.block(
             loader.layer_norm("ln_1"),
             loader.attention(layer.attention, ["attn.c_attn"], "attn.c_proj"),
             loader.layer_norm("ln_2"),

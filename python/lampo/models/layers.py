@@ -12,6 +12,7 @@ import torch
 from lampo import ops
 from lampo.models.config import AttentionConfig
 from lampo.models.projection import Norm, Projection, RMSNorm
+from lampo.models.rope import RotaryTable
 from lampo.models.step import Kept, PagedCache, PagedKV, Rows, StateCache, Step
 
 _T = TypeVar("_T")
@@ -54,7 +55,7 @@ class Attention:
         config: heads, scale, window.
         qkv: hidden_size -> q, k and v of all heads, one after the other.
         out: all heads -> hidden_size.
-        cos_sin: [max_positions, rotary_dim] float32, cosines, then sines; None: no rotation.
+        rotary: cosines and sines of the positions; None: no rotation.
         q_norm, k_norm: norms per head, before the rotation.
     """
 
@@ -63,7 +64,7 @@ class Attention:
     config: AttentionConfig
     qkv: Projection
     out: Projection
-    cos_sin: torch.Tensor | None = None
+    rotary: RotaryTable | None = None
     q_norm: RMSNorm | None = None
     k_norm: RMSNorm | None = None
 
@@ -93,8 +94,8 @@ class Attention:
             cache.k,
             cache.v,
             step.slot_mapping,
-            positions=None if self.cos_sin is None else step.positions,
-            cos_sin=self.cos_sin,
+            positions=None if self.rotary is None else step.positions,
+            cos_sin=None if self.rotary is None else self.rotary.cos_sin,
             interleaved=c.rope is not None and c.rope.interleaved,
             q_norm_weight=None if self.q_norm is None else self.q_norm.weight,
             k_norm_weight=None if self.k_norm is None else self.k_norm.weight,
@@ -213,7 +214,7 @@ def moved(part: _T, device: torch.device, memo: dict[int, Any]) -> _T:
     """The same part of a model with its tensors on `device`; shared ones stay shared.
 
     Args:
-        part: a tensor, a packed weight, a dataclass, or a list or tuple of such.
+        part: a tensor, a packed weight, a rotary table, a dataclass, or a list or tuple of such.
         device: the target.
         memo: moved objects by id: one dictionary for the whole model.
     """
@@ -221,7 +222,7 @@ def moved(part: _T, device: torch.device, memo: dict[int, Any]) -> _T:
         found: _T = memo[id(part)]
         return found
     result: Any = part
-    if isinstance(part, torch.Tensor | ops.PackedWeight):
+    if isinstance(part, torch.Tensor | ops.PackedWeight | RotaryTable):
         result = part.to(device)
     elif isinstance(part, list | tuple):
         result = type(part)(moved(item, device, memo) for item in part)

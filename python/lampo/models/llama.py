@@ -6,6 +6,8 @@ Source: Touvron et al., "LLaMA: Open and Efficient Foundation Language Models" (
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from lampo.models.architecture import (
     Architecture,
     Tensors,
@@ -15,13 +17,16 @@ from lampo.models.architecture import (
 )
 from lampo.models.config import LayerConfig, ModelConfig
 from lampo.models.config_reader import ConfigReader
-from lampo.models.layers import Block
-from lampo.models.weight_loader import WeightLoader
+
+if TYPE_CHECKING:
+    from lampo.models.layers import Block
+    from lampo.models.weight_loader import WeightLoader
 
 
 class Llama(Architecture):
     model_type = "llama"
     hf_class = "LlamaForCausalLM"
+    hf_base_class = "LlamaModel"
     gguf_name = "llama"
     interleaved_in_gguf = True
 
@@ -44,7 +49,7 @@ class Llama(Architecture):
         }
 
     def block(self, loader: WeightLoader, layer: LayerConfig) -> Block:
-        return Block(
+        return loader.block(
             loader.rms_norm("input_layernorm"),
             loader.attention(layer.attention),
             loader.rms_norm("post_attention_layernorm"),

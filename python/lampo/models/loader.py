@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
+
 import torch
 
 from lampo.models.checkpoint import Checkpoint
@@ -13,6 +16,11 @@ from lampo.models.weight_loader import WeightLoader
 DTYPES = ("auto", "float32", "bfloat16")
 _WEIGHT_DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
+# GNU OpenMP waits forever for threads that a fork has left behind. With one thread torch asks for
+# none, as in the workers of its own data loader.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
+
 
 def load_model(
     checkpoint: Checkpoint,
@@ -20,19 +28,19 @@ def load_model(
     max_model_len: int = 0,
     device: torch.device | None = None,
 ) -> Decoder:
-    """Builds the model of a checkpoint, block by block; copied weights leave the mapping's memory.
+    """Builds the model of a checkpoint, block by block.
 
     Args:
         checkpoint: an open checkpoint.
         dtype: "auto" keeps weights as stored (4- and 8-bit blocks packed) and computes in float32;
             "float32" computes on dequantized weights, exactly; "bfloat16" has weights and
             activations in bfloat16.
-        max_model_len: positions that the rotary tables cover; 0: the model's own context.
+        max_model_len: positions that the rotary tables can cover; 0: the model's own context.
         device: target of the model, the CPU if absent; a GPU computes in bfloat16. The weights are
             on the CPU; :meth:`Decoder.to` moves them.
 
     Raises:
-        ValueError: an unknown dtype.
+        ValueError: an unknown dtype, or a file that has been cut short since it was opened.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")

@@ -6,6 +6,8 @@ Source: Jiang et al., "Mistral 7B" (2023).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from lampo.models.architecture import (
     Architecture,
     Tensors,
@@ -15,13 +17,16 @@ from lampo.models.architecture import (
 )
 from lampo.models.config import LayerConfig, ModelConfig
 from lampo.models.config_reader import ConfigReader
-from lampo.models.layers import Block
-from lampo.models.weight_loader import WeightLoader
+
+if TYPE_CHECKING:
+    from lampo.models.layers import Block
+    from lampo.models.weight_loader import WeightLoader
 
 
 class Mistral(Architecture):
     model_type = "mistral"
     hf_class = "MistralForCausalLM"
+    hf_base_class = "MistralModel"
 
     def config(self, reader: ConfigReader) -> ModelConfig:
         attention = reader.attention(default_kv_heads=8, window=reader.window(default=4096))
@@ -37,7 +42,7 @@ class Mistral(Architecture):
         }
 
     def block(self, loader: WeightLoader, layer: LayerConfig) -> Block:
-        return Block(
+        return loader.block(
             loader.rms_norm("input_layernorm"),
             loader.attention(layer.attention),
             loader.rms_norm("post_attention_layernorm"),

@@ -6,6 +6,8 @@ Source: Yang et al., "Qwen2 Technical Report" (2024).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from lampo.models.architecture import (
     Architecture,
     Tensors,
@@ -15,13 +17,16 @@ from lampo.models.architecture import (
 )
 from lampo.models.config import LayerConfig, ModelConfig
 from lampo.models.config_reader import ConfigReader
-from lampo.models.layers import Block
-from lampo.models.weight_loader import WeightLoader
+
+if TYPE_CHECKING:
+    from lampo.models.layers import Block
+    from lampo.models.weight_loader import WeightLoader
 
 
 class Qwen2(Architecture):
     model_type = "qwen2"
     hf_class = "Qwen2ForCausalLM"
+    hf_base_class = "Qwen2Model"
     gguf_name = "qwen2"
 
     def config(self, reader: ConfigReader) -> ModelConfig:
@@ -39,7 +44,7 @@ class Qwen2(Architecture):
         }
 
     def block(self, loader: WeightLoader, layer: LayerConfig) -> Block:
-        return Block(
+        return loader.block(
             loader.rms_norm("input_layernorm"),
             loader.attention(layer.attention),
             loader.rms_norm("post_attention_layernorm"),

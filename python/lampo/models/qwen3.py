@@ -6,6 +6,8 @@ Source: Yang et al., "Qwen3 Technical Report" (2025).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from lampo.models.architecture import (
     Architecture,
     Tensors,
@@ -15,13 +17,16 @@ from lampo.models.architecture import (
 )
 from lampo.models.config import LayerConfig, ModelConfig
 from lampo.models.config_reader import ConfigReader
-from lampo.models.layers import Block
-from lampo.models.weight_loader import WeightLoader
+
+if TYPE_CHECKING:
+    from lampo.models.layers import Block
+    from lampo.models.weight_loader import WeightLoader
 
 
 class Qwen3(Architecture):
     model_type = "qwen3"
     hf_class = "Qwen3ForCausalLM"
+    hf_base_class = "Qwen3Model"
     gguf_name = "qwen3"
 
     def config(self, reader: ConfigReader) -> ModelConfig:
@@ -45,7 +50,7 @@ class Qwen3(Architecture):
         }
 
     def block(self, loader: WeightLoader, layer: LayerConfig) -> Block:
-        return Block(
+        return loader.block(
             loader.rms_norm("input_layernorm"),
             loader.attention(layer.attention, q_norm="self_attn.q_norm", k_norm="self_attn.k_norm"),
             loader.rms_norm("post_attention_layernorm"),

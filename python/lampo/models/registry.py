@@ -33,8 +33,10 @@ def config_from_hf(
     fields = hf_fields(values, source)
     model_type = fields.choice("model_type", tuple(_BY_MODEL_TYPE))
     architecture = _BY_MODEL_TYPE[model_type]
-    names, expected = fields.get("architectures"), architecture.hf_class
-    if names is not None and (not isinstance(names, list) or expected not in names):
+    names = fields.get("architectures")
+    known = architecture.hf_class, architecture.hf_base_class
+    if names is not None and not (isinstance(names, list) and any(n in names for n in known)):
+        expected = " or ".join(known)
         raise fields.error(
             "architectures", f"a list with {expected}, as model_type is {model_type}"
         )

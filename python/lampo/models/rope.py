@@ -1,21 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rotary position embedding: its parameters, validated, and the table of cosines and sines."""
+"""Rotary position embedding: its parameters, validated, and tables of cosines and sines."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
 from lampo.weights.fields import Fields, shown
+
+if TYPE_CHECKING:
+    import torch
 
 ROPE_SCALINGS = ("default", "linear", "dynamic", "llama3", "yarn")
 MAX_POSITIONS = 1 << 24
 _MAX_FACTOR = 1e4
-_TABLE_CHUNK = 4096
+_TABLE_CHUNK = 1024
 _HF_KEYS = {"type", "rope_type", "rope_theta", "partial_rotary_factor", "finetuned", "factor"}
 _HF_KEYS |= {"original_max_position_embeddings", "low_freq_factor", "high_freq_factor"}
 _HF_KEYS |= {"beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor", "truncate"}
@@ -83,6 +87,8 @@ class RopeConfig:
         Args:
             seq_len: the longest sequence in use; only "dynamic" scaling depends on it.
         """
+        import torch
+
         dim = self.rotary_dim
         theta = self.theta
         if self.scaling == "dynamic":
@@ -102,24 +108,18 @@ class RopeConfig:
             frequencies = frequencies / torch.tensor(self.freq_factors, dtype=torch.float64)
         return frequencies
 
-    def cos_sin_table(self, max_positions: int) -> torch.Tensor:
-        """Cosines, then sines, of every position: [max_positions, rotary_dim] f32.
+    def cos_sin(self, start: int, end: int, max_positions: int) -> npt.NDArray[np.float32]:
+        """Cosines, then sines, of positions from `start` to `end - 1`: [end - start, rotary_dim].
 
-        Computed in f64 and rounded once. With "dynamic" scaling the base is that of a sequence of
-        `max_positions` tokens, the same for all positions.
+        Computed in f64 and rounded once, by NumPy: torch's threads do not survive a fork. With
+        "dynamic" scaling the base is that of a sequence of `max_positions` tokens, the same for all
+        positions.
         """
-        if not 1 <= max_positions <= MAX_POSITIONS:
-            raise ValueError(f"max_positions: expected 1 to {MAX_POSITIONS}, got {max_positions}")
-        frequencies = self.inverse_frequencies(max_positions)
-        half = self.rotary_dim // 2
-        table = torch.empty(max_positions, self.rotary_dim, dtype=torch.float32)
-        for start in range(0, max_positions, _TABLE_CHUNK):  # bounds the f64 temporaries
-            rows = table[start : start + _TABLE_CHUNK]
-            positions = torch.arange(start, start + rows.shape[0], dtype=torch.float64)
-            angles = torch.outer(positions, frequencies)
-            rows[:, :half] = angles.cos() * self.attention_factor
-            rows[:, half:] = angles.sin() * self.attention_factor
-        return table
+        frequencies = self.inverse_frequencies(max_positions).numpy()
+        angles = np.outer(np.arange(start, end, dtype=np.float64), frequencies)
+        both = np.cos(angles), np.sin(angles)
+        scaled = [part * self.attention_factor for part in both]
+        return np.concatenate(scaled, axis=1).astype(np.float32)
 
     def _llama3(self, frequencies: torch.Tensor) -> torch.Tensor:
         """Keeps high frequencies, divides low ones by `factor`, blends in between (Llama 3.1)."""
@@ -135,6 +135,8 @@ class RopeConfig:
             wave = self.original_max_position_embeddings / (turns * 2 * math.pi)
             return self.rotary_dim * math.log(wave) / (2 * math.log(self.theta))
 
+        import torch
+
         low, high = pair_with(self.beta_fast), pair_with(self.beta_slow)
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
@@ -144,6 +146,63 @@ class RopeConfig:
         pairs = torch.arange(frequencies.shape[0], dtype=torch.float64)
         slowed = ((pairs - low) / (high - low)).clamp(0, 1)
         return slowed * frequencies / self.factor + (1 - slowed) * frequencies
+
+
+class RotaryTable:
+    """Cosines and sines of positions, computed as far as sequences have come.
+
+    All rows have their address from the beginning, so recorded steps stay valid. On the CPU a row
+    takes memory once it is computed: a file may name any context.
+
+    Args:
+        rope: the embedding.
+        max_positions: rows of the table.
+        device: of the table; the CPU if absent.
+
+    Attributes:
+        cos_sin: [max_positions, rotary_dim] float32, cosines, then sines; see :meth:`reach`.
+
+    Raises:
+        ValueError: `max_positions` is out of range.
+    """
+
+    def __init__(
+        self, rope: RopeConfig, max_positions: int, device: torch.device | None = None
+    ) -> None:
+        import torch
+
+        from lampo.runtime.huge_pages import reserve
+
+        if not 1 <= max_positions <= MAX_POSITIONS:
+            raise ValueError(f"max_positions: expected 1 to {MAX_POSITIONS}, got {max_positions}")
+        self.rope = rope
+        self._num_computed = 0
+        shape = max_positions, rope.rotary_dim
+        if device is None or device.type == "cpu":
+            self.cos_sin = reserve(4 * math.prod(shape)).view(torch.float32).view(shape)
+        else:
+            self.cos_sin = torch.empty(shape, dtype=torch.float32, device=device)
+
+    def reach(self, num_positions: int) -> None:
+        """Computes the rows of the first `num_positions` positions, as far as the table has them,
+        and up to a thousand more."""
+        import torch
+
+        while self._num_computed < min(num_positions, len(self.cos_sin)):
+            start = self._num_computed
+            rows = self.cos_sin[start : start + _TABLE_CHUNK]
+            values = self.rope.cos_sin(start, start + len(rows), len(self.cos_sin))
+            if rows.device.type == "cpu":
+                rows.numpy()[:] = values
+            else:
+                rows.copy_(torch.from_numpy(values))
+            self._num_computed += len(rows)
+
+    def to(self, device: torch.device) -> RotaryTable:
+        """The table on `device`."""
+        if device == self.cos_sin.device:
+            return self
+        return RotaryTable(self.rope, len(self.cos_sin), device)
 
 
 def yarn_mscale(factor: float, mscale: float = 1.0) -> float:

@@ -11,16 +11,17 @@ import torch
 
 from lampo import ops
 from lampo.models.config import AttentionConfig, FeedForwardConfig
-from lampo.models.layers import Attention, FeedForward, GatedFeedForward
+from lampo.models.layers import Attention, Block, FeedForward, GatedFeedForward, Mixer
 from lampo.models.projection import (
     GATE_UP,
     SENSITIVE,
     ActivationBits,
     LayerNorm,
+    Norm,
     Projection,
     RMSNorm,
 )
-from lampo.models.rope import RopeConfig
+from lampo.models.rope import RopeConfig, RotaryTable
 from lampo.runtime.huge_pages import Arena
 from lampo.weights.formats import QuantizedTensor
 
@@ -32,12 +33,10 @@ class Tensors(Protocol):
     """The interface of a checkpoint that a loader uses."""
 
     def load(self, name: str) -> torch.Tensor | QuantizedTensor: ...
-    def release(self, name: str) -> None: ...
 
 
 class WeightLoader:
-    """Converts the matrices of a checkpoint to the ops' formats, side by side in huge pages. Copied
-    tensors leave the mapping's memory.
+    """Converts the matrices of a checkpoint to the ops' formats, side by side in huge pages.
 
     Args:
         source: the tensors.
@@ -60,13 +59,23 @@ class WeightLoader:
         self.max_positions = max_positions
         self.prefix = ""
         self._arena = Arena()
-        self._rotary_tables: dict[RopeConfig, torch.Tensor] = {}
+        self._rotary_tables: dict[RopeConfig, RotaryTable] = {}
 
     def under(self, prefix: str) -> WeightLoader:
         """The same loader, for names that begin with `prefix`."""
         loader = copy.copy(self)
         loader.prefix = prefix
         return loader
+
+    def block(
+        self,
+        mixer_norm: Norm,
+        mixer: Mixer,
+        feed_forward_norm: Norm,
+        feed_forward: GatedFeedForward | FeedForward,
+    ) -> Block:
+        """A block of these parts."""
+        return Block(mixer_norm, mixer, feed_forward_norm, feed_forward)
 
     def rms_norm(self, name: str) -> RMSNorm:
         return RMSNorm(self._vector(f"{name}.weight"), self.norm_eps)
@@ -96,7 +105,7 @@ class WeightLoader:
             config=config,
             qkv=self.projection(list(qkv), bias=config.qkv_bias, activation_bits=SENSITIVE),
             out=self.projection([out], bias=config.out_bias),
-            cos_sin=None if config.rope is None else self._rotary_table(config.rope),
+            rotary=None if config.rope is None else self._rotary_table(config.rope),
             q_norm=None if q_norm is None else self.rms_norm(q_norm),
             k_norm=None if k_norm is None else self.rms_norm(k_norm),
         )
@@ -140,7 +149,7 @@ class WeightLoader:
         return Projection(self.weights(names), biases, activation_bits or ActivationBits())
 
     def table(self, name: str) -> ops.Weight:
-        """A matrix for reading single rows: a dense one stays in the mapping."""
+        """A matrix for reading single rows: a dense one stays as it is loaded."""
         tensor = self.source.load(f"{self.prefix}{name}.weight")
         if isinstance(tensor, torch.Tensor) and self.dtype in (None, tensor.dtype):
             return tensor
@@ -173,19 +182,17 @@ class WeightLoader:
             weights = []
             for t in tensors:
                 weights += self._pack([t]) if isinstance(t, QuantizedTensor) else [self._stack([t])]
-        for name in names:
-            self.source.release(name)
         return weights
 
     def _vector(self, name: str) -> torch.Tensor:
-        """A copy of a one-dimensional tensor as float32."""
+        """A one-dimensional tensor as float32."""
         tensor = self.source.load(self.prefix + name)
         assert isinstance(tensor, torch.Tensor)
-        return tensor.float().clone()
+        return tensor.float()
 
-    def _rotary_table(self, rope: RopeConfig) -> torch.Tensor:
+    def _rotary_table(self, rope: RopeConfig) -> RotaryTable:
         if rope not in self._rotary_tables:
-            self._rotary_tables[rope] = rope.cos_sin_table(self.max_positions)
+            self._rotary_tables[rope] = RotaryTable(rope, self.max_positions)
         return self._rotary_tables[rope]
 
     def _stack(self, tensors: list[torch.Tensor], interleaved: bool = False) -> torch.Tensor:

@@ -102,16 +102,16 @@ def resolve_device(device: str) -> torch.device:
     Raises:
         ValueError: another name, or a GPU that cannot be used, with the cause and the remedy.
     """
-    import torch
-
     if not re.fullmatch(r"cpu|cuda(:[0-9]{1,4})?", device):
         raise ValueError(f"device: expected cpu, cuda or cuda:<index>, got {device!r}")
     kind, _, number = device.partition(":")
+    info = cuda_info()
+    if kind == "cuda" and not info.usable:
+        raise ValueError(f"device: {device} cannot be used: {info.why}")
+    import torch
+
     if kind == "cpu":
         return torch.device("cpu")
-    info = cuda_info()
-    if not info.usable:
-        raise ValueError(f"device: {device} cannot be used: {info.why}")
     if not torch.cuda.is_available():
         raise ValueError(
             f"device: {device} cannot be used: torch {torch.__version__} finds no GPU, install a "

@@ -33,6 +33,15 @@ _GPT4O = (
     + _BREAKS
 )
 
+# Letters with an upper or lower case, except those of some blocks.
+_CASED = (
+    r"[\p{Lu}\p{Ll}\p{Lt}&&[^\x{560}-\x{588}\x{10c6}-\x{10ff}\x{1c80}-\x{1c8f}\x{2cf4}-\x{2d2f}"
+    r"\x{a78f}-\x{a7ff}\x{ab30}-\x{ab6f}\x{10570}-\x{105bf}\x{10d40}-\x{10d8f}"
+    r"\x{16e40}-\x{16e9f}\x{1d400}-\x{1df2f}]]"
+)
+_CJK = "[一-龥ࠀ-一가-퟿]+"
+_PUNCTUATED = r" ?[^(\s|.,!?…。，、।۔،)]+"
+
 _PATTERNS: dict[str, tuple[str, ...]] = {
     "gpt-2": (_GPT2,),
     "smollm": (r"\p{N}", _GPT2),
@@ -42,7 +51,21 @@ _PATTERNS: dict[str, tuple[str, ...]] = {
     "tekken": (_TEKKEN,),
     "gpt-4o": (_GPT4O,),
     "falcon": (r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]"),
-    "deepseek-coder": (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}"),
+    "deepseek-coder": (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}"),
+    "deepseek-llm": (
+        r"[\r\n]",
+        rf"\s?{_CASED}+",
+        r"\s?[!-/:-~！-／：-～‘-‟\x{3000}-。]+",
+        r"\s+$",
+        _CJK,
+        r"\p{N}+",
+    ),
+    "seed-coder": (
+        _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|" + _BREAKS,
+    ),
+    "poro-chat": (_PUNCTUATED,),
+    "viking": (_PUNCTUATED, r"\p{N}"),
+    "superbpe": (r"\p{N}+", r"(?=(\d{3})+(?!\d))"),
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
 }
 _SAME_AS = {

@@ -43,13 +43,14 @@ class TokenBytes:
         token = source.id_to_token(token_id) if token_id < source.vocab_size else None
         if token is None:
             return b""
-        if token_id in source.literal_ids:
+        literal = token_id in source.literal_ids
+        if source.byte_level and literal:
             return token.encode()
         if source.byte_level:
             try:
                 return bytes([_ALPHABET[char] for char in token])
             except KeyError:  # not in the byte-level alphabet: plain text
                 return token.encode()
-        if source.byte_fallback and (match := _BYTE_TOKEN.fullmatch(token)):
+        if source.byte_fallback and not literal and (match := _BYTE_TOKEN.fullmatch(token)):
             return bytes([int(match[1], 16)])
         return token.replace(WORD_BOUNDARY, " ").encode()

@@ -48,7 +48,11 @@ class Tokenizer:
         self._backend = source.backend
         self._bytes = TokenBytes(source)
         longest_first = sorted(source.special_tokens, key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        patterns = [
+            rf"(?<!\w){re.escape(text)}(?!\w)" if text in source.single_words else re.escape(text)
+            for text in longest_first
+        ]
+        self._special = re.compile("|".join(patterns) or "(?!)")
         self._templates: dict[str, tuple[ChatTemplate, SpecialTokenMask]] = {}
         self.vocab_size = source.vocab_size
         self.add_bos = source.add_bos and source.bos_token_id is not None

@@ -12,6 +12,7 @@ long. The vocabulary has control tokens under their sentinels, so no text can en
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,15 @@ from tokenizers import AddedToken, decoders, models, normalizers
 from tokenizers import Tokenizer as Backend
 
 from lampo.text.pre_tokenizers import PRE_TOKENIZERS, WHOLE_WORDS, make_pre_tokenizer
-from lampo.text.tokenizer_source import WORD_BOUNDARY, TokenizerSource, make_sentinels
+from lampo.text.tokenizer_source import (
+    WORD_BOUNDARY,
+    TokenizerSource,
+    make_sentinels,
+    shortened,
+    shown,
+)
+
+logger = logging.getLogger("lampo")
 
 # Values of tokenizer.ggml.token_type.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -61,10 +70,11 @@ def read_gguf(metadata: Mapping[str, Any]) -> TokenizerSource:
     model = metadata.get("tokenizer.ggml.model")
     if model not in ("gpt2", "llama"):
         raise ValueError(
-            f"tokenizer.ggml.model: {model!r} is not supported, expected gpt2 or llama"
+            f"tokenizer.ggml.model: {shown(model)} is not supported, expected gpt2 or llama"
         )
     tokens = _strings(metadata, "tokenizer.ggml.tokens")
-    types = _token_types(metadata, tokens)
+    ids = _token_ids(metadata, len(tokens))
+    types = _token_types(metadata, tokens, ids)
     special = {
         text: i
         for i, (text, kind) in enumerate(zip(tokens, types, strict=True))
@@ -72,11 +82,18 @@ def read_gguf(metadata: Mapping[str, Any]) -> TokenizerSource:
     }
     sentinels = make_sentinels(special)
     vocab = _vocabulary(tokens, special, sentinels)
-    unk_token_id = _token_id(metadata, "unknown", tokens)
+    unk_token_id = ids.get("unknown")
     if unk_token_id is None and UNKNOWN in types:
         unk_token_id = types.index(UNKNOWN)
 
-    pre = metadata.get("tokenizer.ggml.pre", "default")
+    pre = metadata.get("tokenizer.ggml.pre")
+    if pre is None:
+        pre = "default"
+        if model == "gpt2":
+            logger.warning(
+                "tokenizer.ggml.pre: it is missing, and 'default' is assumed: the model's answers "
+                "may be much worse; files of newer converters have it"
+            )
     if model == "gpt2":
         backend = _byte_level(metadata, vocab, pre)
     else:
@@ -91,12 +108,12 @@ def read_gguf(metadata: Mapping[str, Any]) -> TokenizerSource:
     )
 
     named = {
-        f"{key}_token": tokens[token_id]
+        f"{key}_token": tokens[ids[key]]
         for key in ("bos", "eos", "unknown", "padding")
-        if (token_id := _token_id(metadata, key, tokens)) is not None
+        if key in ids
     }
     renamed = {"unknown_token": "unk_token", "padding_token": "pad_token"}
-    ends = {_token_id(metadata, key, tokens) for key in ("eos", "eot", "eom")} - {None}
+    ends = {ids[key] for key in ("eos", "eot", "eom") if key in ids}
     ends |= {special[text] for text in _END_TOKENS & special.keys()}
     return TokenizerSource(
         backend=backend,
@@ -110,8 +127,8 @@ def read_gguf(metadata: Mapping[str, Any]) -> TokenizerSource:
         byte_fallback=True,
         strip_leading_space=model == "llama" and _flag(metadata, "add_space_prefix", True),
         add_bos=_flag(metadata, "add_bos_token", model == "llama" or pre in WHOLE_WORDS),
-        bos_token_id=_token_id(metadata, "bos", tokens),
-        eos_token_ids=frozenset(token_id for token_id in ends if token_id is not None),
+        bos_token_id=ids.get("bos"),
+        eos_token_ids=frozenset(ends),
         unk_token_id=unk_token_id,
         chat_templates=_chat_templates(metadata),
         template_variables={renamed.get(key, key): text for key, text in named.items()},
@@ -121,20 +138,20 @@ def read_gguf(metadata: Mapping[str, Any]) -> TokenizerSource:
 def _byte_level(metadata: Mapping[str, Any], vocab: dict[str, int], pre: object) -> Backend:
     if not isinstance(pre, str) or pre not in PRE_TOKENIZERS:
         raise ValueError(
-            f"tokenizer.ggml.pre: {pre!r} is not supported, "
+            f"tokenizer.ggml.pre: {shown(pre)} is not supported, "
             f"expected one of {', '.join(sorted(PRE_TOKENIZERS))}"
         )
     lines = _strings(metadata, "tokenizer.ggml.merges")
     bad = next((i for i, line in enumerate(lines) if " " not in line), None)
     if bad is not None:
         raise ValueError(
-            f"tokenizer.ggml.merges[{bad}]: {lines[bad]!r} is not two tokens and a space"
+            f"tokenizer.ggml.merges[{bad}]: {shown(lines[bad])} is not two tokens and a space"
         )
     merges: Any = _Pairs(lines)
     try:
         bpe = models.BPE(vocab=vocab, merges=merges, ignore_merges=pre in WHOLE_WORDS)
     except Exception as error:  # the library raises plain Exception
-        raise ValueError(f"tokenizer.ggml.merges: {error}") from None
+        raise ValueError(f"tokenizer.ggml.merges: {shortened(error)}") from None
     backend = Backend(bpe)
     backend.pre_tokenizer = make_pre_tokenizer(pre)
     backend.decoder = decoders.ByteLevel()
@@ -220,7 +237,7 @@ def _vocabulary(
         for i, text in enumerate(tokens):
             if text and seen.setdefault(text, i) != i:
                 raise ValueError(
-                    f"tokenizer.ggml.tokens[{i}]: {text!r} is token {seen[text]} already"
+                    f"tokenizer.ggml.tokens[{i}]: {shown(text)} is token {seen[text]} already"
                 )
             vocab[text or f"\U0010fffd{i}"] = i
     for text, token_id in special.items():
@@ -229,7 +246,9 @@ def _vocabulary(
     return vocab
 
 
-def _token_types(metadata: Mapping[str, Any], tokens: Sequence[str]) -> list[int]:
+def _token_types(
+    metadata: Mapping[str, Any], tokens: Sequence[str], ids: Mapping[str, int]
+) -> list[int]:
     types = metadata.get("tokenizer.ggml.token_type")
     if types is None:
         types = [NORMAL] * len(tokens)
@@ -242,9 +261,8 @@ def _token_types(metadata: Mapping[str, Any], tokens: Sequence[str]) -> list[int
         if text in _END_TOKENS and types[i] != NORMAL:
             types[i] = CONTROL
     for key in ("bos", "eos", "eot", "eom"):
-        token_id = _token_id(metadata, key, tokens)
-        if token_id is not None and types[token_id] != NORMAL:
-            types[token_id] = CONTROL
+        if key in ids and types[ids[key]] != NORMAL:
+            types[ids[key]] = CONTROL
     return types
 
 
@@ -255,20 +273,28 @@ def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
     return value
 
 
-def _token_id(metadata: Mapping[str, Any], name: str, tokens: Sequence[str]) -> int | None:
-    key = f"tokenizer.ggml.{name}_token_id"
-    value = metadata.get(key)
-    if value is None:
-        return None
-    if not isinstance(value, int) or not 0 <= value < len(tokens):
-        raise ValueError(f"{key}: {value!r} is not one of {len(tokens)} token ids")
-    return value
+def _token_ids(metadata: Mapping[str, Any], vocab_size: int) -> dict[str, int]:
+    """The ids of the special tokens that the file names. One outside of the vocabulary means
+    "none", as in other engines."""
+    found = {}
+    for name in ("bos", "eos", "eot", "eom", "unknown", "padding"):
+        key = f"tokenizer.ggml.{name}_token_id"
+        value = metadata.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ValueError(f"{key}: expected a token id, got {shown(value)}")
+        if 0 <= value < vocab_size:
+            found[name] = value
+        elif value != -1:
+            logger.warning("%s: %d is ignored: it is not one of %d ids", key, value, vocab_size)
+    return found
 
 
 def _flag(metadata: Mapping[str, Any], name: str, default: bool) -> bool:
     value = metadata.get(f"tokenizer.ggml.{name}", default)
     if not isinstance(value, bool):
-        raise ValueError(f"tokenizer.ggml.{name}: expected true or false, got {value!r}")
+        raise ValueError(f"tokenizer.ggml.{name}: expected true or false, got {shown(value)}")
     return value
 
 

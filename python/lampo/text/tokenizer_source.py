@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from tokenizers import Tokenizer as Backend
 
 MAX_TOKENIZER_BYTES = 256 << 20
 MAX_CONFIG_BYTES = 16 << 20
+MAX_SPECIAL_CHARS = 256  # chats keep all beginnings of special tokens
+MAX_SPECIAL_SQUARES = 1 << 26
 WORD_BOUNDARY = "\u2581"  # SentencePiece writes a space as this character
 
 _DECODERS = "ByteLevel, Metaspace, or a Sequence of Replace, ByteFallback, Fuse, Strip"
@@ -37,9 +40,7 @@ class TokenizerSource:
     sentinel_ids: Mapping[
         int, int
     ]  # id the backend gives a sentinel -> token id, where they differ
-    literal_ids: frozenset[
-        int
-    ]  # tokens with literal text, not in byte-level or SentencePiece spelling
+    literal_ids: frozenset[int]  # added tokens: not in byte-level spelling, nor names of bytes
     byte_level: bool  # else SentencePiece
     byte_fallback: bool  # SentencePiece: <0x0A> is a byte
     strip_leading_space: bool  # decoding drops the leading space that encoding adds
@@ -47,12 +48,40 @@ class TokenizerSource:
     bos_token_id: int | None
     eos_token_ids: frozenset[int]
     unk_token_id: int | None = None
+    single_words: frozenset[str] = frozenset()  # special tokens that are none inside of a word
     chat_templates: Mapping[str, str] = field(default_factory=dict)  # "default", "tool_use", ...
     template_variables: Mapping[str, str] = field(default_factory=dict)  # bos_token, eos_token, ...
 
 
+def shown(value: object) -> str:
+    """`repr` of an untrusted value, shortened to fit into one line of an error."""
+    return shortened(repr(value), 80)
+
+
+def shortened(text: object, limit: int = 200) -> str:
+    """The first line of an untrusted text, cut to fit into an error."""
+    line = next(iter(str(text).splitlines()), "")
+    return line if len(line) <= limit else f"{line[: limit - 20]}... ({len(line)} characters)"
+
+
 def make_sentinels(texts: Mapping[str, int]) -> dict[str, str]:
-    """One unguessable string per special token, different in every process."""
+    """One unguessable string per special token, different in every process.
+
+    texts: text -> token id.
+    Raises: ValueError for special tokens with a cost out of proportion to their length.
+    """
+    for text, token_id in texts.items():
+        if len(text) > MAX_SPECIAL_CHARS:
+            raise ValueError(
+                f"special token {token_id}: {len(text)} characters, expected at most "
+                f"{MAX_SPECIAL_CHARS}"
+            )
+    squares = sum(len(text) ** 2 for text in texts)
+    if squares > MAX_SPECIAL_SQUARES:
+        raise ValueError(
+            f"special tokens: the squares of their lengths add up to {squares}, expected at most "
+            f"{MAX_SPECIAL_SQUARES}"
+        )
     nonce = secrets.token_hex(8)
     return {text: f"\U0010fffd{nonce}:{token_id}\U0010fffd" for text, token_id in texts.items()}
 
@@ -85,7 +114,8 @@ def read_directory(path: Path) -> TokenizerSource:
     vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
     if vocab_size == 0:
         raise ValueError(f"{path / 'tokenizer.json'}: the vocabulary is empty")
-    wants_bos = _wants_bos(backend, config, special.get(named.get("bos_token", "")))
+    with _library_errors(path / "tokenizer.json"):
+        wants_bos = _wants_bos(backend, config, special.get(named.get("bos_token", "")))
     names = {token_id: text for text, token_id in special.items()}
     decoder = _read_decoder(backend, path / "tokenizer.json")
 
@@ -130,6 +160,9 @@ def read_directory(path: Path) -> TokenizerSource:
         bos_token_id=special.get(named.get("bos_token", "")),
         eos_token_ids=frozenset() if eos is None else frozenset({eos}),
         unk_token_id=special.get(named.get("unk_token", "")),
+        single_words=frozenset(
+            text for text in special if text in flags and flags[text].single_word
+        ),
         chat_templates=_read_chat_templates(path, config),
         template_variables=named,
     )
@@ -142,7 +175,7 @@ def _read_text(path: Path, limit: int) -> str | None:
     if size > limit:
         raise ValueError(f"{path}: {size} bytes, expected at most {limit}")
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error})") from None
 
@@ -154,20 +187,36 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from None
+        raise ValueError(f"{path}: not valid JSON ({shortened(error)})") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{path}: it has a lone surrogate, which is no character") from None
     return value
+
+
+@contextmanager
+def _library_errors(path: Path) -> Iterator[None]:
+    """Turns whatever the library raises into a ValueError. Its panics are no Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"{path}: not a tokenizer ({shortened(error)})") from None
 
 
 def _read_backend(path: Path) -> Backend:
     text = _read_text(path, MAX_TOKENIZER_BYTES)
     if text is None:
         raise ValueError(f"{path}: no such file (lampo needs a tokenizer.json or a GGUF)")
-    try:
+    with _library_errors(path):
+        # The library cuts merges behind the prefix's bytes, and a cut character ends the process.
+        if json.loads(text)["model"].get("continuing_subword_prefix"):
+            raise ValueError("model.continuing_subword_prefix is not supported")
         backend = Backend.from_str(text)
-    except Exception as error:  # the library raises plain Exception
-        raise ValueError(f"{path}: not a tokenizer ({error})") from None
     backend.no_truncation()
     backend.no_padding()
     return backend
@@ -187,7 +236,7 @@ def _read_decoder(backend: Backend, path: Path) -> dict[str, bool]:
         if step.get("type") in ("Metaspace", "Replace")
     ]
     if not set(kinds) <= known or marks != [WORD_BOUNDARY]:
-        raise ValueError(f"{path}: unsupported decoder {kinds}, expected {_DECODERS}")
+        raise ValueError(f"{path}: unsupported decoder {shown(kinds)}, expected {_DECODERS}")
     strips = any(
         (step["type"] == "Strip" and step.get("start", 0) > 0)
         or (step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never")

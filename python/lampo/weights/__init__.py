@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weight files: locating and fetching models, without torch, and safetensors and GGUF files,
-memory-mapped and validated before use. Independent of architectures."""
+validated before use. Independent of architectures."""
 
 from lampo.weights.hub import DEFAULT_MODEL, ModelNotFoundError, pull, resolve_model
 

@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+logger = logging.getLogger("lampo")
+
 _T = TypeVar("_T")
+_MAX_TOKEN_IDS = 64
 
 
 class _Required(Enum):
@@ -22,8 +26,12 @@ REQUIRED: Final = _Required.TOKEN
 
 def shown(value: object) -> str:
     """`repr` of an untrusted value, shortened to fit into one line of an error."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+    return shortened(repr(value), 80)
+
+
+def shortened(text: str, limit: int = 200) -> str:
+    """An untrusted text, cut to fit into one line of an error."""
+    return text if len(text) <= limit else f"{text[: limit - 20]}... ({len(text)} characters)"
 
 
 class Fields:
@@ -77,16 +85,32 @@ class Fields:
             raise self.error(key, f"an integer from {low} to {high}")
         return value
 
-    def integers(self, key: str, low: int, high: int, max_count: int) -> tuple[int, ...]:
-        """One integer or a list of them, as eos_token_id may be; absent gives ()."""
+    def token_ids(self, key: str, vocab_size: int, *, warn: bool = True) -> tuple[int, ...]:
+        """One token id or a list of them; absent gives ().
+
+        Ids outside of the vocabulary mean "none", as in other engines. With `warn` one that is not
+        -1 is logged.
+        """
         value = self.get(key)
         if value is None:
             return ()
         items = value if isinstance(value, list) else [value]
-        ok = len(items) <= max_count and all(_is_integer(i) and low <= i <= high for i in items)
-        if not ok:
-            raise self.error(key, f"up to {max_count} integers from {low} to {high}")
-        return tuple(dict.fromkeys(items))
+        if len(items) > _MAX_TOKEN_IDS or not all(_is_integer(i) for i in items):
+            raise self.error(key, f"a token id, or a list of up to {_MAX_TOKEN_IDS}")
+        outside = [i for i in items if not -1 <= i < vocab_size]
+        if outside and warn:
+            logger.warning(
+                "%s: %s: %s is ignored: it is not one of %d token ids",
+                self.source,
+                self.name(key),
+                shown(outside[0]),
+                vocab_size,
+            )
+        return tuple(dict.fromkeys(i for i in items if 0 <= i < vocab_size))
+
+    def token_id(self, key: str, vocab_size: int, *, warn: bool = True) -> int | None:
+        """The first of :meth:`token_ids`, or None."""
+        return next(iter(self.token_ids(key, vocab_size, warn=warn)), None)
 
     def number(
         self,
@@ -166,7 +190,7 @@ def read_json_object(path: Path, max_bytes: int) -> dict[str, Any]:
     except RecursionError:
         raise ValueError(f"{path}: not JSON that can be read: nested too deeply") from None
     except ValueError as error:
-        reason = str(error).splitlines()[0]
+        reason = shortened(str(error).splitlines()[0])
         raise ValueError(f"{path}: not JSON that can be read: {reason}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, got {shown(value)}")

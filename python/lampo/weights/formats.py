@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 _CHUNK_ELEMENTS = 1 << 18  # bounds the temporaries of a dequantization
 
@@ -20,7 +23,7 @@ class GGMLType:
     name: str
     block_size: int
     block_bytes: int
-    dtype: torch.dtype | None = None  # None: quantized
+    dtype: str | None = None  # torch's name of it; None: quantized
 
     def row_bytes(self, columns: int) -> int:
         return columns // self.block_size * self.block_bytes
@@ -28,8 +31,8 @@ class GGMLType:
 
 # Supported types by their number in the file; all others are refused.
 GGML_TYPES = {
-    0: GGMLType("f32", 1, 4, torch.float32),
-    1: GGMLType("f16", 1, 2, torch.float16),
+    0: GGMLType("f32", 1, 4, "float32"),
+    1: GGMLType("f16", 1, 2, "float16"),
     2: GGMLType("q4_0", 32, 18),
     3: GGMLType("q4_1", 32, 20),
     6: GGMLType("q5_0", 32, 22),
@@ -38,7 +41,7 @@ GGML_TYPES = {
     12: GGMLType("q4_k", 256, 144),
     13: GGMLType("q5_k", 256, 176),
     14: GGMLType("q6_k", 256, 210),
-    30: GGMLType("bf16", 1, 2, torch.bfloat16),
+    30: GGMLType("bf16", 1, 2, "bfloat16"),
 }
 PACKED_FORMATS = ("q4_0", "q4_1", "q8_0")
 _BY_NAME = {t.name: (number, t) for number, t in GGML_TYPES.items()}
@@ -54,7 +57,7 @@ class QuantizedTensor:
     Nibbles: byte j holds element j in its low half, element j + 16 in its high half.
 
     Attributes:
-        blocks: [rows, row_bytes] uint8, contiguous, a view of the mapped file.
+        blocks: [rows, row_bytes] uint8, contiguous.
         format: "q4_0", "q4_1" or "q8_0".
         shape: (rows, columns).
     """
@@ -64,6 +67,8 @@ class QuantizedTensor:
     shape: tuple[int, int]
 
     def __post_init__(self) -> None:
+        import torch
+
         if self.format not in PACKED_FORMATS:
             raise ValueError(f"format: expected one of {PACKED_FORMATS}, got {self.format!r}")
         rows, columns = self.shape
@@ -81,6 +86,8 @@ class QuantizedTensor:
 
     def dequantize(self) -> torch.Tensor:
         """The matrix in f32: [rows, columns]."""
+        import torch
+
         out = np.empty(self.shape, dtype=np.float32)
         elements = out.reshape(-1, 32)
         blocks = self.blocks.numpy().reshape(elements.shape[0], -1)
@@ -117,6 +124,7 @@ def dequantize_blocks(
 
     data: [bytes] uint8.
     """
+    import torch
     from gguf import quants  # lazy: takes 0.3 s, and most files do not need it
     from gguf.constants import GGMLQuantizationType
 

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GGUF files: tensors as zero-copy views of the mapped file, packed formats kept packed."""
+"""GGUF files: tensors by name, packed formats kept packed."""
 
 from __future__ import annotations
 
 import logging
 import math
-import mmap
-import sys
+import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from lampo.weights.formats import PACKED_FORMATS, GGMLType, QuantizedTensor, dequantize_blocks
 from lampo.weights.gguf_header import parse_header
+from lampo.weights.reading import OpenFile
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger("lampo")
 
@@ -22,21 +23,21 @@ _MAX_FREQ_FACTORS = 4096
 
 
 class GGUFFile:
-    """A mapped GGUF file: its header, and its tensors by their GGUF names.
-
-    The mapping is never closed explicitly: torch.frombuffer keeps a reference to it, so it ends
-    with the last tensor that views it.
-    """
+    """An open GGUF file: its header, and its tensors by their GGUF names."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with path.open("rb") as file:
-            self.nbytes = file.seek(0, 2)
-            if self.nbytes < 24:
-                raise ValueError(f"{path}: not a GGUF file: it has only {self.nbytes} bytes")
-            self._data = _map_private(file.fileno(), self.nbytes)
-        self.header = parse_header(path, self._data)
+        self._file = OpenFile(path)
+        self.nbytes = self._file.nbytes
+        try:
+            self.header = parse_header(self._file)
+        except BaseException:
+            self.close()
+            raise
         self._announced: set[str] = set()
+
+    def close(self) -> None:
+        self._file.close()
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -53,19 +54,20 @@ class GGUFFile:
         if info.type.name != "f32" or len(info.shape) != 1 or info.shape[0] > _MAX_FREQ_FACTORS:
             got = f"{info.type.name} {info.shape}"
             raise ValueError(f"{self.path}: tensor rope_freqs.weight: expected few f32, got {got}")
-        factors = self.load("rope_freqs.weight")
-        assert isinstance(factors, torch.Tensor)
-        return tuple(factors.tolist())
+        return struct.unpack(f"<{info.shape[0]}f", self._file.read_bytes(info.offset, info.nbytes))
 
     def load(self, name: str) -> torch.Tensor | QuantizedTensor:
+        """The tensor, in memory of its own.
+
+        Raises:
+            ValueError: the file has been cut short.
+        """
+        import torch
+
         info = self.header.tensors[name]
+        raw = self._file.read(info.offset, info.nbytes)
         if info.type.dtype is not None:
-            count = math.prod(info.shape)
-            flat = torch.frombuffer(
-                self._data, dtype=info.type.dtype, count=count, offset=info.offset
-            )
-            return flat.view(info.shape)
-        raw = torch.frombuffer(self._data, dtype=torch.uint8, count=info.nbytes, offset=info.offset)
+            return raw.view(getattr(torch, info.type.dtype)).view(info.shape)
         if info.type.name in PACKED_FORMATS and len(info.shape) == 2:
             rows, columns = info.shape
             return QuantizedTensor(raw.view(rows, -1), info.type.name, (rows, columns))
@@ -79,25 +81,9 @@ class GGUFFile:
         self._announced.add(ggml_type.name)
         same = [t for t in self.header.tensors.values() if t.type is ggml_type]
         logger.warning(
-            "%s: %d tensors are dequantized to f32 at load: %d bytes become %d",
+            "%s: %s dequantized to f32 at load: %d bytes become %d",
             ggml_type.name.upper(),
-            len(same),
+            "1 tensor is" if len(same) == 1 else f"{len(same)} tensors are",
             sum(t.nbytes for t in same),
             sum(4 * math.prod(t.shape) for t in same),
         )
-
-    def release(self, name: str) -> None:
-        """Returns the tensor's pages to the system; they are read again on the next access."""
-        info = self.header.tensors[name]
-        start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self._data.madvise(mmap.MADV_DONTNEED, start, info.offset + info.nbytes - start)
-
-
-def _map_private(fileno: int, nbytes: int) -> mmap.mmap:
-    """Maps a file copy-on-write: writable memory for torch, and no write reaches the file."""
-    if sys.platform == "linux":
-        # Without MAP_NORESERVE (missing in `mmap`), files larger than the memory are refused.
-        flags = mmap.MAP_PRIVATE | 0x4000
-        return mmap.mmap(fileno, nbytes, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-    return mmap.mmap(fileno, nbytes, access=mmap.ACCESS_COPY)

@@ -9,22 +9,23 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 from __future__ import annotations
 
 import math
-import mmap
 import struct
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
 from lampo.weights.fields import shown
 from lampo.weights.formats import GGML_TYPES, GGMLType
+from lampo.weights.reading import OpenFile
 
 _MAX_KEY_BYTES = 65535
 _MAX_NAME_BYTES = 256
 _MAX_DIMS = 4
 _MAX_ARRAY = 1 << 22
 _MAX_ALIGNMENT = 1 << 16
+_FIRST_READ = 1 << 20
+_MIN_FILE_BYTES = 24
 _MIN_KEY_VALUE_BYTES = 8 + 1 + 4 + 1
 _MIN_TENSOR_INFO_BYTES = 8 + 1 + 4 + 8 + 4 + 8
 
@@ -67,14 +68,20 @@ class GGUFHeader:
 class _Parser:
     """Reads a header front to back; every read is bounded by the end of the file."""
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
-        self.path = path
-        self.data = data
-        self.size = len(data)
+    def __init__(self, file: OpenFile) -> None:
+        self.file = file
+        self.size = file.nbytes
+        self.data = b""  # the beginning of the file, as far as it has been needed
         self.position = 0
 
     def fail(self, what: str) -> NoReturn:
-        raise ValueError(f"{self.path}: not a GGUF file that can be read: {what}")
+        raise ValueError(f"{self.file.path}: not a GGUF file that can be read: {what}")
+
+    def need(self, end: int) -> None:
+        """Extends `data` to at least `end` bytes, which the file has."""
+        if end > len(self.data):
+            length = min(max(end, 2 * len(self.data), _FIRST_READ), self.size)
+            self.data += self.file.read_bytes(len(self.data), length - len(self.data))
 
     def take(self, nbytes: int, what: str) -> int:
         """Skips `nbytes` bytes and returns their start."""
@@ -82,13 +89,16 @@ class _Parser:
         if nbytes > self.size - start:
             self.fail(f"{what}: {nbytes} bytes at {start} run past the end at {self.size}")
         self.position = start + nbytes
+        self.need(self.position)
         return start
 
     def u32(self, what: str) -> int:
-        return int(_U32.unpack_from(self.data, self.take(4, what))[0])
+        start = self.take(4, what)
+        return int(_U32.unpack_from(self.data, start)[0])
 
     def u64(self, what: str) -> int:
-        return int(_U64.unpack_from(self.data, self.take(8, what))[0])
+        start = self.take(8, what)
+        return int(_U64.unpack_from(self.data, start)[0])
 
     def count(self, what: str, min_bytes: int) -> int:
         count = self.u64(what)
@@ -136,19 +146,25 @@ class _Parser:
 
     def strings(self, count: int, key: str) -> list[str]:
         """Strings; the slowest loop of a load, as vocabularies have 50,000 to 250,000."""
-        data, size, unpack = self.data, self.size, _U64.unpack_from
+        data, unpack = self.data, _U64.unpack_from
         position = self.position
         result = []
         for _ in range(count):
             start = position + 8
-            if start > size:
-                break
+            if start > len(data):
+                if start > self.size:
+                    break
+                self.need(start)
+                data = self.data
             position = start + unpack(data, position)[0]
-            if position > size:
-                break
+            if position > len(data):
+                if position > self.size:
+                    break
+                self.need(position)
+                data = self.data
             result.append(data[start:position])
         if len(result) < count:
-            self.fail(f"{key}: string {len(result)} runs past the end at {size}")
+            self.fail(f"{key}: string {len(result)} runs past the end at {self.size}")
         self.position = position
         try:
             return [str(item, "utf-8") for item in result]
@@ -156,17 +172,19 @@ class _Parser:
             self.fail(f"{key}: {shown(error.object)} is not UTF-8")
 
 
-def parse_header(path: Path, data: mmap.mmap) -> GGUFHeader:
-    """Parses and validates the header of a mapped GGUF file.
+def parse_header(file: OpenFile) -> GGUFHeader:
+    """Parses and validates the header of a GGUF file.
 
     Raises:
         ValueError: one line naming the file, the key or tensor, and the fault.
     """
-    p = _Parser(path, data)
-    magic = data[:4]
+    p = _Parser(file)
+    if p.size < _MIN_FILE_BYTES:
+        raise ValueError(f"{file.path}: not a GGUF file: it has only {p.size} bytes")
+    p.take(4, "magic")
+    magic = p.data[:4]
     if magic != b"GGUF":
         p.fail(f"it starts with {shown(magic)} instead of b'GGUF'")
-    p.take(4, "magic")
     version = p.u32("version")
     if version not in (2, 3):
         big_endian = version in (2 << 24, 3 << 24)

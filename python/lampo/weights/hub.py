@@ -59,6 +59,11 @@ def pull(model: str | None, progress: Progress | None = None) -> Path:
     return _resolve(model, progress)
 
 
+def is_default(name: str) -> bool:
+    """Whether a name is the default model's."""
+    return name.lower() in _ALIASES
+
+
 def _resolve(model: str | Path | None, progress: Progress | None) -> Path:
     if model is None:
         return _default(progress)
@@ -70,7 +75,7 @@ def _resolve(model: str | Path | None, progress: Progress | None) -> Path:
     except OSError:  # a name too long to be a path
         pass
     if isinstance(model, str):
-        if text.lower() in _ALIASES:
+        if is_default(text):
             return _default(progress)
         match = _HUB_ID.fullmatch(text)
         if match and not text.endswith((".gguf", ".safetensors")) and ".." not in text:

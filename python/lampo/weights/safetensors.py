@@ -1,27 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """safetensors, one file or sharded: read by the `safetensors` library, with additional checks.
 
-The library validates a file's header (sizes, overlaps, holes) and maps the file. Checked here: that
-shard names are plain names in the folder, that index and shards agree, and the dtypes.
+The library validates a file's header (sizes, overlaps, holes). Checked here: that shard names are
+plain names in the folder, that index and shards agree, and the dtypes. Tensors are read here: the
+library would map the file.
 """
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-import os
+import json
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError, safe_open
 
-from lampo.weights.fields import read_json_object, shown
+from lampo.weights.fields import read_json_object, shortened, shown
+from lampo.weights.reading import OpenFile
 
-_DTYPES = ("F32", "F16", "BF16")
+if TYPE_CHECKING:
+    import torch
+
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # and torch's names
 _MAX_INDEX_BYTES = 64 << 20
 _MAX_SHARDS = 4096
 _INDEX = "model.safetensors.index.json"
@@ -29,29 +30,41 @@ _SINGLE = "model.safetensors"
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 
 
-@dataclass
-class _Shard:
-    path: Path
-    handle: Any  # safe_open has no type of its own
-    mapped: tuple[tuple[int, int], ...] | None = None  # address ranges of the file
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor's place: `offset` from the start of the file."""
+
+    file: OpenFile
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
 
 
 class SafetensorsFolder:
-    """The tensors of a folder of safetensors files, by name; views keep the mappings alive.
+    """The tensors of a folder of safetensors files, by name.
 
     Raises:
         ValueError: one line naming the file, the tensor and the fault.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._shards: list[_Shard] = []
-        self._where: dict[str, _Shard] = {}
-        self.nbytes = 0
+        self._files: list[OpenFile] = []
+        self._where: dict[str, _Stored] = {}
         index = folder / _INDEX
-        if index.exists():
-            self._open_sharded(folder, index)
-        else:
-            self._open_all(_files(folder), folder)
+        try:
+            if index.exists():
+                self._open_sharded(folder, index)
+            else:
+                self._open_all(_files(folder), folder)
+        except BaseException:
+            self.close()
+            raise
+        self.nbytes = sum(file.nbytes for file in self._files)
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
 
     def _open_sharded(self, folder: Path, index: Path) -> None:
         weight_map = read_json_object(index, _MAX_INDEX_BYTES).get("weight_map")
@@ -76,66 +89,68 @@ class SafetensorsFolder:
         """The names of the files, by tensor."""
         found: dict[str, str] = {}
         for file in files:
-            for tensor in self._open_shard(file):
+            for tensor, stored in self._open_shard(file).items():
                 if tensor in found:
                     raise ValueError(
                         f"{folder}: tensor {shown(tensor)} stands in both {found[tensor]} and "
                         f"{file.name}"
                     )
                 found[tensor] = file.name
-                self._where[tensor] = self._shards[-1]
+                self._where[tensor] = stored
         return found
 
-    def _open_shard(self, path: Path) -> list[str]:
+    def _open_shard(self, path: Path) -> dict[str, _Stored]:
         if not path.is_file():
             raise ValueError(f"{path}: no such file")
         try:
-            handle: Any = safe_open(str(path), framework="pt", device="cpu")
-            names = list(handle.keys())
+            with safe_open(str(path), framework="np"):
+                pass
         except (SafetensorError, OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = shortened(str(error).splitlines()[0])
             raise ValueError(f"{path}: not a safetensors file that can be read: {reason}") from None
-        self._shards.append(_Shard(path, handle))
-        self.nbytes += path.stat().st_size
-        return names
+        file = OpenFile(path)
+        self._files.append(file)
+        return _stored_tensors(file)
 
     def names(self) -> list[str]:
         return list(self._where)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The tensor's shape; its dtype is checked first."""
-        shard = self._where[name]
-        part = shard.handle.get_slice(name)
-        if part.get_dtype() not in _DTYPES:
+        stored = self._where[name]
+        if stored.dtype not in _DTYPES:
             raise ValueError(
-                f"{shard.path}: tensor {shown(name)}: dtype {part.get_dtype()} is not supported, "
+                f"{stored.file.path}: tensor {shown(name)}: dtype {stored.dtype} is not supported, "
                 f"supported are {', '.join(_DTYPES)}"
             )
-        return tuple(part.get_shape())
+        return stored.shape
 
     def load(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._where[name].handle.get_tensor(name)
-        if tensor.data_ptr() % tensor.element_size():  # a header of odd length: copy to align
-            tensor = tensor.clone()
-        return tensor
+        """The tensor, in memory of its own.
 
-    def release(self, name: str) -> None:
-        """Returns the tensor's pages to the system; they are read again on the next access.
 
-        The library owns the mapping, so its address range comes from the system. Tensors outside
-        of it are skipped.
+        Raises:
+            ValueError: the file has been cut short.
         """
-        if sys.platform != "linux":
-            return
-        shard = self._where[name]
-        tensor: torch.Tensor = shard.handle.get_tensor(name)
-        if shard.mapped is None:
-            shard.mapped = _mapped_ranges(shard.path)
-        start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
-        if any(low <= start and end <= high for low, high in shard.mapped):
-            start = start // mmap.PAGESIZE * mmap.PAGESIZE
-            libc = ctypes.CDLL(None)
-            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+        import torch
+
+        stored = self._where[name]
+        raw = stored.file.read(stored.offset, stored.nbytes)
+        return raw.view(getattr(torch, _DTYPES[stored.dtype])).view(stored.shape)
+
+
+def _stored_tensors(file: OpenFile) -> dict[str, _Stored]:
+    """The tensors of a file with a header that the library has validated."""
+    header_bytes = int.from_bytes(file.read_bytes(0, 8), "little")
+    header = json.loads(file.read_bytes(8, header_bytes))
+    header.pop("__metadata__", None)
+    found = {}
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        found[name] = _Stored(
+            file, entry["dtype"], tuple(entry["shape"]), 8 + header_bytes + begin, end - begin
+        )
+    return found
 
 
 def _files(folder: Path) -> list[Path]:
@@ -162,17 +177,3 @@ def _is_plain_name(name: object) -> bool:
         and not name.startswith(".")
         and not any(c in "/\\:\0" for c in name)
     )
-
-
-def _mapped_ranges(path: Path) -> tuple[tuple[int, int], ...]:
-    """Address ranges where this process maps the file, from /proc."""
-    stat = path.stat()
-    device = f"{os.major(stat.st_dev):02x}:{os.minor(stat.st_dev):02x}"
-    ranges = []
-    with open("/proc/self/maps") as maps:
-        for line in maps:
-            fields = line.split(maxsplit=5)
-            if fields[3] == device and fields[4] == str(stat.st_ino):
-                low, high = fields[0].split("-")
-                ranges.append((int(low, 16), int(high, 16)))
-    return tuple(ranges)

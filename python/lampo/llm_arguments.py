@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arguments of `LLM` that need no model to be checked, and so neither torch."""
+
+from __future__ import annotations
+
+from lampo.checks import check_integer
+
+DTYPES = ("auto", "float32", "bfloat16")
+# Names of kv_cache_dtype, and torch's; "auto" depends on the model's dtype.
+KV_CACHE_DTYPES = {
+    "auto": None,
+    "float32": "float32",
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+    "fp8": "float8_e4m3fn",
+    "fp8_e4m3": "float8_e4m3fn",
+    "int8": "int8",
+}
+
+
+def check_llm_arguments(
+    *,
+    dtype: str,
+    kv_cache_dtype: str,
+    page_size: int,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+) -> None:
+    """Checks the arguments of `LLM` that need no model. Raises: ValueError, TypeError, by name."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    if kv_cache_dtype not in KV_CACHE_DTYPES:
+        names = ", ".join(KV_CACHE_DTYPES)
+        raise ValueError(f"kv_cache_dtype: expected one of {names}, got {kv_cache_dtype!r}")
+    if page_size not in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+        raise ValueError(f"page_size: expected a power of two up to 256, got {page_size!r}")
+    check_integer("max_num_seqs", max_num_seqs, 1, 4096)
+    check_integer("max_num_batched_tokens", max_num_batched_tokens, 1, 1 << 20)

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mutants of model files: a working model or one clear error, never a crash or a blow-up."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import model_mutants
+import pytest
+from checkpoints import make_checkpoint, make_gguf
+from tiny_tokenizers import gguf_metadata, make_backend, save
+
+# As many as run in seconds, and as many as run in some minutes.
+FEW, MANY = 100, 3000
+
+
+def start_of(kind: str, folder: Path) -> tuple[str, Path]:
+    """The kind of mutants, and the model that they start from."""
+    sizes = {"num_hidden_layers": 1, "max_position_embeddings": 128}
+    if kind == "gguf":
+        make_gguf(folder / "m.gguf", quantization="Q4_0", rope="llama3", tied=False, **sizes)
+        return "gguf", folder / "m.gguf"
+    if kind == "sentencepiece":
+        metadata = gguf_metadata(make_backend("zephyr"), "zephyr")
+        make_gguf(
+            folder / "m.gguf",
+            quantization="Q8_0",
+            rope="yarn",
+            metadata=metadata,
+            vocab_size=len(metadata["tokenizer.ggml.tokens"]),
+            tokens=False,
+            **sizes,
+        )
+        return "gguf", folder / "m.gguf"
+    model = folder / "model"
+    backend = make_backend("mistral" if kind == "shards" else "llama3")
+    make_checkpoint(
+        model,
+        sharded=kind == "shards",
+        generation={"temperature": 0.5, "eos_token_id": [1, 2]},
+        rope="llama3" if kind == "shards" else "dynamic",
+        vocab_size=backend.get_vocab_size(),
+        **sizes,
+    )
+    save(backend, "mistral" if kind == "shards" else "llama3", model)
+    return "folder", model
+
+
+def run_mutants(kind: str, folder: Path, first: int, count: int) -> None:
+    mutants, start = start_of(kind, folder)
+    command = [sys.executable, model_mutants.__file__, mutants, str(start), str(first), str(count)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=3000)
+    assert ran.returncode == 0, f"{ran.stdout[-3000:]}\n{ran.stderr[-3000:]}"
+    worked = int(ran.stdout.splitlines()[-1].split()[0])
+    assert 0 < worked < count
+
+
+@pytest.mark.parametrize("kind", ["gguf", "sentencepiece", "folder", "shards"])
+def test_some_mutants(kind: str, tmp_path: Path) -> None:
+    run_mutants(kind, tmp_path, 0, FEW)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", ["gguf", "sentencepiece", "folder", "shards"])
+def test_many_mutants(kind: str, tmp_path: Path) -> None:
+    run_mutants(kind, tmp_path, FEW, MANY)
