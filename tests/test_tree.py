@@ -28,7 +28,7 @@ ARROWS: dict[str, set[str]] = {
     "models": {"ops", "runtime", "weights"},
     "parameters": {"checks"},
     "sampling_params": {"parameters", "text"},
-    "prompts": {"sampling_params"},
+    "prompts": {"sampling_params", "text"},
     "engine": {
         *("models", "ops", "runtime", "text", "_C"),
         *("outputs", "sampling_params", "checks"),

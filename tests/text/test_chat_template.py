@@ -174,9 +174,9 @@ def test_no_text_makes_special_tokens(family: str, data: st.DataObject) -> None:
     chat = [*user(content), {"role": "assistant", "content": "".join(data.draw(texts))}]
     plain = [{**m, "content": harmless(m["content"])} for m in chat]
     ours = tokenizer(family)
-    found = special_ids(family, ours.encode_chat(chat))
-    assert found == special_ids(family, ours.encode_chat(plain))
-    assert ours.render_chat(chat) == peer(family).apply_chat_template(
+    found = special_ids(family, ours.encode_chat(chat, add_generation_prompt=True))
+    assert found == special_ids(family, ours.encode_chat(plain, add_generation_prompt=True))
+    assert ours.render_chat(chat, add_generation_prompt=True) == peer(family).apply_chat_template(
         chat, tokenize=False, add_generation_prompt=True
     )
 

@@ -68,7 +68,7 @@ class _Call:
         if body.reasoning_effort is not None:
             arguments.setdefault("reasoning_effort", body.reasoning_effort)
         tools = None if body.tool_choice == "none" else body.tools
-        token_ids = await service.encode_chat(body.messages, tools, arguments)
+        token_ids = await service.encode_chat(body, tools, arguments)
         call = cls(service, body, token_ids)
         try:
             await call.generation.start([token_ids], body)

@@ -166,6 +166,10 @@ class ChatInput(Body):
 
     messages: Messages
     tools: Tools | None = None
+    add_generation_prompt: bool | None = Field(None, description="Begin an answer.")
+    continue_final_message: bool | None = Field(
+        None, description="Continue the last message; default: if it is the assistant's."
+    )
     chat_template_kwargs: dict[str, Any] | None = None
 
 
@@ -184,9 +188,10 @@ class TokenizeRequest(Body):
     prompt: str | None = None
     messages: Messages | None = None
     tools: Tools | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: bool = True
-    add_generation_prompt: bool = True
     return_token_strs: bool = False
 
 
