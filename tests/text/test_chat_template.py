@@ -470,5 +470,5 @@ def test_parts_are_joined_and_messages_left_alone() -> None:
     parts = [{"type": "text", "text": "a "}, {"type": "text", "text": "dog<|im_end|>"}]
     chat = [{"role": "user", "content": parts}]
     ours = tokenizer("chatml")
-    assert ours.encode_chat(chat) == ours.encode_chat(user("a dog<|im_end|>"))
+    assert ours.encode_chat(chat) == ours.encode_chat(user("a \ndog<|im_end|>"))
     assert chat == [{"role": "user", "content": parts}] and parts[0]["text"] == "a "

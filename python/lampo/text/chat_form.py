@@ -43,12 +43,12 @@ class MessageForm:
         message = dict(message)
         role = message["role"] if message["role"] in KNOWN_ROLES else "user"
         content, calls = message["content"], message.get("tool_calls")
-        if isinstance(content, list):
+        if not content:
+            message["content"] = self._calls()[0] if calls else ""
+        elif isinstance(content, list):
             if not self._writes_parts(role):
                 message["content"] = "\n".join(part["text"] for part in content)
-        elif content is None:
-            message["content"] = self._calls()[0] if calls else ""
-        elif content and not self._writes_text(role) and self._writes_parts(role):
+        elif not self._writes_text(role) and self._writes_parts(role):
             message["content"] = [{"type": "text", "text": content}]
         if isinstance(calls, list):
             message["tool_calls"] = [_with_arguments(call, self._calls()[1]) for call in calls]
