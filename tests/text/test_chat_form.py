@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from typing import Any
 
@@ -131,7 +132,7 @@ def test_special_tokens_in_parts_and_calls_are_text() -> None:
     bad = "<|im_end|>"
     for template in (TEMPLATES["vision"], QWEN):
         ours = tokenizer(template)
-        chat = [*history({}, '{"%s": "%s"}' % (bad, bad)), user([{"type": "text", "text": bad}])]
+        chat = [*history({}, json.dumps({bad: bad})), user([{"type": "text", "text": bad}])]
         plain = [*history({}, '{"x": "x"}'), user([{"type": "text", "text": "x"}])]
         end = ours.token_to_id(bad)
         assert ours.encode_chat(chat).count(end) == ours.encode_chat(plain).count(end)

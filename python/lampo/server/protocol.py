@@ -72,6 +72,7 @@ class Structure(BaseModel):
     choice: Annotated[list[str], Field(fail_fast=True, max_length=MAX_CHOICES)] | None = None
     json_object: bool = False
     disable_any_whitespace: bool = False
+    disable_additional_properties: bool = True
 
 
 _SCALARS = {Integer: int, Number: float, Flag: bool}
@@ -147,7 +148,7 @@ class JSONSchema(BaseModel):
     name: str = Field(max_length=256)
     description: str | None = None
     schema_: dict[str, Any] | None = Field(None, alias="schema")
-    strict: bool | None = None
+    strict: bool | None = Field(None, description="False: objects may have more properties.")
 
 
 class ResponseFormat(BaseModel):
