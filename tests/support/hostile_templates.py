@@ -103,4 +103,16 @@ BOMBS = {
     "autoescape": BIG.replace("abcdefgh", "''''''''")
     + "{% autoescape true %}{% for i in range(9999) %}{% set n.l = n.l + [n.x ~ n.x] %}"
     "{% endfor %}{% endautoescape %}",
+    "doubling namespaces": (
+        "{% set n = namespace(x=1) %}{% for i in range(60) %}"
+        "{% set n.x = namespace(a=n.x, b=n.x) %}{% endfor %}{{ '%s' % n.x }}"
+    ),
+    "doubling namespaces in a list": (
+        "{% set n = namespace(x=1) %}{% for i in range(60) %}"
+        "{% set n.x = namespace(a=n.x, b=n.x) %}{% endfor %}{{ [n.x] }}"
+    ),
+    "in by keyword": (
+        "{% set r = range(9999) | list %}{% for i in r %}{% for j in r %}"
+        "{{ -1 is in(seq=r) }}{% endfor %}{% endfor %}"
+    ),
 }

@@ -13,7 +13,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from lampo.text.chat_limits import ITEM_CHARS, Account, LimitError, check_bits, check_printable
+from lampo.text.chat_limits import ITEM_CHARS, Account, LimitError, check_bits
 
 MAX_WIDTH = 999  # of a formatted value
 MAX_NUMBER_CHARS = 1000  # of a text that becomes an integer: the time is quadratic
@@ -109,7 +109,6 @@ def charge_filter(
     count = len(value) if isinstance(value, Sized) else 1
     texts = [text for text in (*args, *kwargs.values()) if isinstance(text, str)]
     if name in _PRINTING:
-        check_printable(value)
         funds.charge_text_of(value)
     elif name in _BY_ITEM:
         funds.charge_items(count)

@@ -25,6 +25,9 @@ MAX_INT_BITS = 1024
 MAX_DEPTH = 64
 
 
+_PRINTABLE = (str, int, float, list, tuple, Mapping, Undefined)
+
+
 class LimitError(TemplateError):
     """The template exceeds a limit."""
 
@@ -52,13 +55,18 @@ class Account:
     def charge_items(self, count: int) -> None:
         self.charge(ITEM_CHARS * (1 + count))
 
-    def charge_value(self, value: object, times: int = 1) -> None:
-        """Charges all of a value, `times` times; a shared part counts at every occurrence."""
+    def charge_value(self, value: object, times: int = 1, printed: bool = False) -> None:
+        """Charges all of a value, `times` times; a shared part counts at every occurrence.
+
+        printed: accept JSON types only. Others could contain themselves, or print addresses.
+        """
         todo: list[tuple[object, int]] = [(value, 0)] if times > 0 else []
         while todo:
             item, depth = todo.pop()
             if depth > MAX_DEPTH:
                 raise LimitError("nests values too deeply")
+            if printed and item is not None and not isinstance(item, _PRINTABLE):
+                raise TemplateError(f"prints a {type(item).__name__}")
             if isinstance(item, str):
                 self.charge(times * (1 + len(item)))
             elif isinstance(item, Mapping):
@@ -74,7 +82,7 @@ class Account:
 
     def charge_text_of(self, value: object, times: int = 1) -> None:
         """Charges str(value). In a container a character may become 10: "\\U0010ffff"."""
-        self.charge_value(value, times if isinstance(value, str) else 10 * times)
+        self.charge_value(value, times if isinstance(value, str) else 10 * times, printed=True)
 
     def charge_result(self, value: object) -> None:
         """Charges a new string or container, without the parts that existed before."""
@@ -89,13 +97,6 @@ class Account:
 def check_bits(bits: int) -> None:
     if bits > MAX_INT_BITS:
         raise LimitError(f"makes an integer of more than {MAX_INT_BITS} bits")
-
-
-def check_printable(value: object) -> None:
-    """Accepts JSON types only. Other objects could contain themselves, or print addresses."""
-    kinds = (str, int, float, list, tuple, Mapping, Undefined)
-    if value is not None and not isinstance(value, kinds):
-        raise TemplateError(f"prints a {type(value).__name__}")
 
 
 account: ContextVar[Account] = ContextVar("account")  # this thread's rendering

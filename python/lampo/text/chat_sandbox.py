@@ -46,7 +46,7 @@ from lampo.text.chat_costs import (
     charge_slice,
     charge_widths,
 )
-from lampo.text.chat_limits import ITEM_CHARS, MAX_RANGE, LimitError, account, check_printable
+from lampo.text.chat_limits import ITEM_CHARS, MAX_RANGE, LimitError, account
 
 _FILTERS = """
     abs batch capitalize center count d default dictsort e escape first float forceescape format
@@ -119,7 +119,6 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
     def lampo_concat(self, *parts: object) -> str:
         for part in parts:
-            check_printable(part)
             account.get().charge_text_of(part)
         return "".join(map(str, parts))
 
@@ -188,14 +187,12 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
 class _Formatter(SandboxedFormatter):
     def format_field(self, value: Any, format_spec: str) -> str:
-        check_printable(value)
         charge_widths(account.get(), format_spec)
         account.get().charge_text_of(value)
         text: str = super().format_field(value, format_spec)
         return text
 
     def convert_field(self, value: Any, conversion: Any) -> Any:
-        check_printable(value)
         account.get().charge_text_of([value])
         return super().convert_field(value, conversion)
 
@@ -280,7 +277,6 @@ def _charge_body(node: Any) -> nodes.Node:
 @pass_context
 def _finalize(context: Context, value: Any) -> Any:
     """Charges a printed value. The context argument keeps Jinja from calling it at compile time."""
-    check_printable(value)
     account.get().charge_text_of(value)
     return value
 
@@ -318,16 +314,16 @@ def _charged(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _charged_test(name: str, test: Any) -> Callable[..., Any]:
     @wraps(test)
-    def charged(context: Context, value: Any, *args: Any) -> Any:
+    def charged(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
         funds = account.get()
-        if name in _COMPARING_TESTS and args:
-            charge_comparison(funds, "in" if name == "in" else "eq", value, args[0])
+        if name in _COMPARING_TESTS:
+            for other in (*args, *kwargs.values()):
+                charge_comparison(funds, "in" if name == "in" else "eq", value, other)
         elif name in ("lower", "upper"):
-            check_printable(value)
             funds.charge_text_of(value)
         else:
             funds.charge(1)
-        return test(*_wanted(test, context), value, *args)
+        return test(*_wanted(test, context), value, *args, **kwargs)
 
     return pass_context(charged)
 
