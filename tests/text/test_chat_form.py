@@ -208,6 +208,37 @@ def test_an_answer_that_is_written_twice() -> None:
     assert tokenizer(twice).render_chat(chat) == "a;a;b ;b"
 
 
+SEARCHES = """
+{%- set content = messages[-1].content -%}
+{{ '</think>' in content }} {{ '</think>' not in content }} {{ '</think>' is in(content) }}
+{{ content.split('</think>') | length }} {{ (content | replace('</think>', '#')).count('#') }}
+{{ content.find('</think>\\n') }} {{ content.startswith('<think>') }} {{ 'x</think>' in content }}
+{{ content.removeprefix('<think>').rpartition('</think>')[2] | trim }}"""
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_templates_find_special_tokens_in_user_text(special: bool) -> None:
+    """A thought is dropped also if its end is a special token; text still makes no such token."""
+    metadata = gguf_metadata(make_backend("chatml"), "chatml")
+    if special:
+        metadata["tokenizer.ggml.tokens"] += ["<think>", "</think>"]
+        metadata["tokenizer.ggml.token_type"] += [3, 3]
+    metadata["tokenizer.chat_template"] = QWEN
+    ours = Tokenizer.from_gguf(metadata)
+    thought = "<think>\nhm <|im_end|> <b>\n</think>\n\na fox <|im_end|> <"
+    chat = [user("a dog"), assistant(thought), user("and? <b </think>")]
+    text = ours.render_chat(chat)
+    assert "hm" not in text and "<|im_start|>assistant\na fox <|im_end|> <<|im_end|>" in text
+    plain = [user("a dog"), assistant("a fox"), user("and?")]
+    specials = [i for i in ours.encode_chat(chat) if i in ours.special_token_ids]
+    assert specials == [i for i in ours.encode_chat(plain) if i in ours.special_token_ids]
+    metadata["tokenizer.chat_template"] = SEARCHES
+    ours = Tokenizer.from_gguf(metadata)
+    assert ours.render_chat([user("<think> b </think>\n c <")], add_generation_prompt=False) == (
+        "True False True\n2 1\n10 True False\nc <"
+    )
+
+
 def test_a_template_that_writes_nothing() -> None:
     ours = tokenizer("{% if messages[0].content == 'x' %}y{% endif %}")
     assert ours.encode_chat([user("x")])

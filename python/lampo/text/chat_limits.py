@@ -8,7 +8,7 @@ container about 100.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MappingView
+from collections.abc import Callable, Mapping, MappingView
 from contextvars import ContextVar
 from time import thread_time
 
@@ -33,11 +33,15 @@ class LimitError(TemplateError):
 
 
 class Account:
-    """Remaining characters of a rendering, and processor time of its thread."""
+    """Remaining characters of a rendering, and processor time of its thread.
 
-    __slots__ = ("_chars", "_deadline", "_uncounted")
+    hidden: a text as it is spelled in the input, where special tokens are masked.
+    """
 
-    def __init__(self, input_chars: int) -> None:
+    __slots__ = ("_chars", "_deadline", "_uncounted", "hidden")
+
+    def __init__(self, input_chars: int, hidden: Callable[[str], str] | None = None) -> None:
+        self.hidden = hidden
         self._chars = BASE_WORK_CHARS + WORK_FACTOR * input_chars
         self._deadline = thread_time() + MAX_SECONDS + input_chars / (4 << 20)
         self._uncounted = 0  # characters since the clock was read

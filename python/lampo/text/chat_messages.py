@@ -4,8 +4,8 @@
 A template prints user text between special tokens of its own. To tell the two apart afterwards, the
 first character of a special token in a user's string is replaced by a private-use character before
 rendering, and restored after the template's special tokens have been found. The length and the
-results of string operations (`trim`, `startswith`, slices) stay the same, unless the template
-searches for special tokens, which user text does not contain.
+results of string operations (`trim`, `startswith`, slices) stay the same. A template that searches
+user text for a special token, as in `content.split('</think>')`, finds it (`chat_sandbox`).
 
 `mask` replaces complete special tokens, and partial ones at both ends of a string. A template that
 slices strings could still assemble one. `mask_all` replaces every first character: no template can

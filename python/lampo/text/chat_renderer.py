@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -84,18 +84,18 @@ class ChatRenderer:
         used = [*strings, *template.literals]
         end = free_characters(used, 1)[0] if continued else ""
 
-        def rendered(values: dict[str, Any]) -> str:
+        def rendered(hidden: Callable[[str], str] | None) -> str:
+            values = inputs if hidden is None else map_strings(inputs, hidden)
             if not continued:
-                return template.render({**values, **fixed}, input_chars)
+                return template.render({**values, **fixed}, input_chars, hidden)
             marked = {**values, "messages": _with_end(values["messages"], end)}
-            return _until(end, template.render({**marked, **fixed}, input_chars))
+            return _until(end, template.render({**marked, **fixed}, input_chars, hidden))
 
         if not mask.needed(strings):
-            return rendered(inputs), {}
+            return rendered(None), {}
         marks = mask.choose([*used, end])
-        masked = map_strings(inputs, lambda text: mask.mask(text, marks))
-        text = rendered(masked)
-        strict = rendered(map_strings(masked, lambda text: mask.mask_all(text, marks)))
+        text = rendered(lambda text: mask.mask(text, marks))
+        strict = rendered(lambda text: mask.mask_all(mask.mask(text, marks), marks))
         if self._special.findall(text) != self._special.findall(strict):
             text = strict
         return text, {ord(mark): char for char, mark in marks.items()}

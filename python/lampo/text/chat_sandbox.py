@@ -59,6 +59,11 @@ _STRING_METHODS = """
     removesuffix replace rfind rindex rpartition rsplit rstrip split splitlines startswith strip
     swapcase title upper
 """
+_SEARCHES = frozenset(
+    {"count", "endswith", "find", "index", "partition", "removeprefix", "removesuffix", "replace"}
+    | {"rfind", "rindex", "rpartition", "rsplit", "split", "startswith"}
+)
+_MAX_SEARCHED = 256  # characters of a special token with its surroundings
 _METHODS: dict[type, frozenset[str]] = {
     str: frozenset(_STRING_METHODS.split()),
     dict: frozenset({"copy", "get", "items", "keys", "values"}),
@@ -126,6 +131,8 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         """`left < a <= b`: the names are "lt lteq"."""
         result: Any = True
         for name, right in zip(names.split(), others, strict=True):
+            if name in ("in", "notin"):
+                left = _as_in(right, left)
             charge_comparison(account.get(), name, left, right)
             result = _COMPARISONS[name](left, right)
             if not result:
@@ -149,7 +156,10 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         funds = account.get()
         funds.charge(1)
         if isinstance(owner, (str, list, tuple, dict)):
-            charge_method(funds, getattr(__obj, "__name__", ""), owner, args)
+            name = getattr(__obj, "__name__", "")
+            if name in _SEARCHES and args:
+                args = (_as_in(owner, args[0]), *args[1:])
+            charge_method(funds, name, owner, args)
         elif not isinstance(__obj, Macro) or __obj.catch_varargs or __obj.catch_kwargs:
             funds.charge_value(args)
             for name, value in kwargs.items():
@@ -281,6 +291,17 @@ def _finalize(context: Context, value: Any) -> Any:
     return value
 
 
+def _as_in(text: object, searched: Any) -> Any:
+    """A searched text as it is spelled in user text, where special tokens are masked."""
+    hidden = account.get().hidden
+    if hidden is None or not isinstance(text, str) or not isinstance(searched, str):
+        return searched
+    if len(searched) > _MAX_SEARCHED or searched in text:
+        return searched
+    spelled = hidden(searched)
+    return spelled if spelled in text else searched
+
+
 def _wanted(function: Callable[..., Any], context: Context) -> tuple[Any, ...]:
     """The context or environment that one of Jinja's functions requires as its first argument."""
     name = getattr(getattr(function, "jinja_pass_arg", None), "name", None)
@@ -297,6 +318,8 @@ def _charged(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def charged(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
         funds = account.get()
+        if name == "replace" and args:
+            args = (_as_in(value, args[0]), *args[1:])
         charge_filter(funds, name, value, args, kwargs)
         result = function(*_wanted(function, context), value, *args, **kwargs)
         if isinstance(result, Iterator):
@@ -318,6 +341,7 @@ def _charged_test(name: str, test: Any) -> Callable[..., Any]:
         funds = account.get()
         if name in _COMPARING_TESTS:
             for other in (*args, *kwargs.values()):
+                value = _as_in(other, value) if name == "in" else value
                 charge_comparison(funds, "in" if name == "in" else "eq", value, other)
         elif name in ("lower", "upper"):
             funds.charge_text_of(value)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from jinja2 import TemplateError, nodes
@@ -41,14 +41,21 @@ class ChatTemplate:
         except Exception as error:  # errors of Jinja and of Python's compiler
             raise ValueError(_message(error, type(error).__name__)) from None
 
-    def render(self, variables: Mapping[str, Any], input_chars: int) -> str:
+    def render(
+        self,
+        variables: Mapping[str, Any],
+        input_chars: int,
+        hidden: Callable[[str], str] | None = None,
+    ) -> str:
         """The text for these variables.
 
         input_chars: characters of all strings in `variables`; the limits grow with it.
+        hidden: how special tokens are spelled in `variables`; the template finds them by their
+            own names.
         Raises: ValueError with the template's own message, or naming the exceeded limit.
         """
         limit = BASE_OUTPUT_CHARS + OUTPUT_FACTOR * input_chars
-        token = account.set(Account(input_chars))
+        token = account.set(Account(input_chars, hidden))
         parts: list[str] = []
         try:
             for part in self._template.generate(**variables):
