@@ -115,4 +115,34 @@ BOMBS = {
         "{% set r = range(9999) | list %}{% for i in r %}{% for j in r %}"
         "{{ -1 is in(seq=r) }}{% endfor %}{% endfor %}"
     ),
+    "doubling namespaces in an error": (
+        "{% set n = namespace(x=1) %}{% for i in range(60) %}"
+        "{% set n.x = namespace(a=n.x, b=n.x) %}{% endfor %}{{ {}[n.x].y }}"
+    ),
+    "doubling namespaces in a message": (
+        "{% set n = namespace(x=1) %}{% for i in range(60) %}"
+        "{% set n.x = namespace(a=n.x, b=n.x) %}{% endfor %}{{ raise_exception(n.x) }}"
+    ),
+    "doubling namespaces in replace": (
+        "{% set n = namespace(x=1) %}{% for i in range(60) %}"
+        "{% set n.x = namespace(a=n.x, b=n.x) %}{% endfor %}{{ 'a' | replace('a', n.x) }}"
+    ),
+    "doubling lists in an error": (
+        "{% set n = namespace(x=['a']) %}{% for i in range(60) %}"
+        "{% set n.x = [{}, {}] | map(attribute='q', default=n.x) | list %}{% endfor %}"
+        "{{ {}[n.x].y }}"
+    ),
+    "doubling lists as digits": (
+        "{% set n = namespace(x=['a']) %}{% for i in range(60) %}"
+        "{% set n.x = [{}, {}] | map(attribute='q', default=n.x) | list %}{% endfor %}"
+        "{{ 1.5 | round(n.x) }}"
+    ),
+    "doubling lists as indent": (
+        "{% set n = namespace(x=['a']) %}{% for i in range(60) %}"
+        "{% set n.x = [{}, {}] | map(attribute='q', default=n.x) | list %}{% endfor %}"
+        "{{ 1 | tojson(indent=n.x) }}"
+    ),
+    "keys in keys": "{{ ('%(' * 500000 ~ ')' * 500000) % {} }}",
+    "percent signs": "{{ ('%' * 2000000) % () }}",
+    "brackets": "{{ ('{' * 4000000).format(1) }}",
 }

@@ -28,13 +28,13 @@ _SORTING = frozenset({"dictsort", "groupby", "sort"})
 _BY_ATTRIBUTE = _BY_ITEM | _SORTING | {"join", "max", "min", "sum", "unique"}
 _PRINTING = frozenset(
     {"capitalize", "center", "e", "escape", "forceescape", "indent", "lower", "replace", "safe"}
-    | {"string", "title", "trim", "upper", "wordcount"}
+    | {"format", "string", "title", "trim", "upper", "wordcount"}
 )
 _FROM_THE_END = frozenset({"rfind", "rindex", "rpartition", "rsplit"})
 _STRIPPING = frozenset({"lstrip", "rstrip", "strip", "trim"})
 _LINE_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
-# At every percent sign, as one inside of another directive's key may be a directive too.
-_DIRECTIVE = re.compile(r"(?=%(?:\(([^)]*)\))?([^%a-zA-Z]*))")
+# A simple key, and all up to the conversion: a parenthesis there begins another kind of key.
+_DIRECTIVE = re.compile(r"%(?:\([^()%]*\))?([^%a-zA-Z]*)")
 _DIGITS = re.compile(r"[0-9]+")
 
 
@@ -61,12 +61,13 @@ def charge_operator(funds: Account, operator: str, left: Any, right: Any) -> Non
 
 def charge_format(funds: Account, form: str, values: tuple[Any, ...]) -> None:
     """`form % values`: each value may be printed by each directive."""
-    directives = _DIRECTIVE.findall(form)
-    for key, directive in directives:
-        if "(" in key or "*" in directive:
-            raise LimitError("formats with a nested key, or a width among the values")
-        charge_widths(funds, directive)
     funds.charge(len(form))
+    funds.charge_items(form.count("%"))
+    directives = _DIRECTIVE.findall(form)
+    for directive in directives:
+        if "(" in directive or "*" in directive:
+            raise LimitError("formats with an unusual key, or a width among the values")
+        charge_widths(funds, directive)
     by_name = len(values) == 1 and isinstance(values[0], Mapping)
     times = len(directives) if by_name else 1
     for value in values:
@@ -75,6 +76,7 @@ def charge_format(funds: Account, form: str, values: tuple[Any, ...]) -> None:
 
 def charge_widths(funds: Account, directive: str) -> None:
     """The widths and precisions of one formatted value."""
+    funds.charge_items(len(directive) // 2)
     for digits in _DIGITS.findall(directive):
         if len(digits) > len(str(MAX_WIDTH)):
             raise LimitError(f"formats with a width of more than {MAX_WIDTH}")
@@ -121,8 +123,10 @@ def charge_filter(
 
     match name:
         case "replace":
-            old, new = argument(0, "old", ""), argument(1, "new", "")
-            charge_method(funds, name, str(value), (old, new))
+            texts = [argument(0, "old", ""), argument(1, "new", "")]
+            for text in texts:
+                funds.charge_text_of(text)
+            charge_method(funds, name, str(value), [str(text) for text in texts])
         case "trim":
             charge_method(funds, name, str(value), (argument(0, "chars", None),))
         case "join":
@@ -147,8 +151,8 @@ def charge_filter(
         case "round":
             precision = argument(0, "precision", 0)
             if not isinstance(precision, int) or abs(precision) > 20:
-                raise LimitError(f"rounds to {str(precision)[:20]} digits")
-        case "int":
+                raise LimitError("rounds to more than 20 digits")
+        case "int" | "float":
             if isinstance(value, str) and len(value) > MAX_NUMBER_CHARS:
                 raise LimitError(f"makes a number of {len(value)} characters")
         case "sum":
@@ -178,9 +182,9 @@ def charge_method(funds: Account, name: str, owner: Any, args: Sequence[Any]) ->
         funds.charge(len(owner) * len(first or "") // 16)  # no skipping: a product
     match name:
         case "replace":
-            new = args[1] if len(args) > 1 else ""
+            new = args[1] if len(args) > 1 and isinstance(args[1], str) else ""
             times = owner.count(first) if first else len(owner) + 1
-            funds.charge(times * len(str(new)) * (ESCAPED if isinstance(owner, Markup) else 1))
+            funds.charge(times * len(new) * (ESCAPED if isinstance(owner, Markup) else 1))
         case "join":
             _charge_join(funds, owner, args[0] if args else ())
         case "rsplit" | "split":

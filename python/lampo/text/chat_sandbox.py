@@ -145,6 +145,11 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         charge_slice(account.get(), value, piece)
         return value[piece]
 
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        if not isinstance(argument, (str, int)):
+            account.get().charge_text_of(argument)  # it is shown if it is not there
+        return super().getitem(obj, argument)
+
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         charge_operator(account.get(), operator, left, right)
         return super().call_binop(context, operator, left, right)
@@ -182,6 +187,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         def formatted(*args: Any, **kwargs: Any) -> str:
             funds = account.get()
             funds.charge(len(template))
+            funds.charge_items(template.count("{"))
             if name == "format_map":
                 (kwargs,), args = args, ()
             return _Formatter(self).vformat(template, args, kwargs)
@@ -365,7 +371,7 @@ def _to_json(
     funds = account.get()
     funds.charge_value(value, 2)
     if indent is not None and not (isinstance(indent, int) and 0 <= indent <= 16):
-        raise LimitError(f"indents JSON by {str(indent)[:20]}")
+        raise LimitError("indents JSON by more than 16 spaces")
     if separators is not None and (len(separators) != 2 or sum(map(len, separators)) > 16):
         raise LimitError("separates JSON by more than 16 characters")
     encoder = json.JSONEncoder(
@@ -413,6 +419,9 @@ class _Namespace(Namespace):
     def __setitem__(self, name: str, value: Any) -> None:
         _check_attribute(name)
         super().__setitem__(name, value)
+
+    def __repr__(self) -> str:
+        return "<Namespace>"  # its values may contain it
 
 
 def _check_attribute(name: object) -> None:
