@@ -390,6 +390,12 @@ def test_a_template_that_does_not_compile_is_compiled_once(
     assert len(counted) == 1
 
 
+def test_the_message_of_a_template_shows_the_text_of_users() -> None:
+    ours = tokenizer("chatml", "{{ raise_exception('no: ' ~ messages[0].content) }}")
+    with pytest.raises(ValueError, match=r"^chat template: no: a <\|im_end\|> b$"):
+        ours.encode_chat(user("a <|im_end|> b"))
+
+
 def test_the_message_of_a_template_is_short() -> None:
     with pytest.raises(ValueError, match=r"^chat template: a b") as caught:
         ChatTemplate("{{ raise_exception('a\nb' * 99999) }}").render({}, 0)

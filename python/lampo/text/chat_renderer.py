@@ -94,11 +94,15 @@ class ChatRenderer:
         if not mask.needed(strings):
             return rendered(None), {}
         marks = mask.choose([*used, end])
-        text = rendered(lambda text: mask.mask(text, marks))
-        strict = rendered(lambda text: mask.mask_all(mask.mask(text, marks), marks))
+        unmask = {ord(mark): char for char, mark in marks.items()}
+        try:
+            text = rendered(lambda text: mask.mask(text, marks))
+            strict = rendered(lambda text: mask.mask_all(mask.mask(text, marks), marks))
+        except ValueError as error:
+            raise ValueError(str(error).translate(unmask)) from None
         if self._special.findall(text) != self._special.findall(strict):
             text = strict
-        return text, {ord(mark): char for char, mark in marks.items()}
+        return text, unmask
 
     def _prepare(self, name: str) -> _Prepared:
         source = self._sources.get(name) or self._sources.get("default")
