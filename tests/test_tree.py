@@ -28,7 +28,7 @@ ARROWS: dict[str, set[str]] = {
     "models": {"ops", "runtime", "weights"},
     "parameters": {"checks"},
     "sampling_params": {"parameters", "text"},
-    "prompts": {"sampling_params"},
+    "prompts": {"sampling_params", "text"},
     "llm_arguments": {"checks"},
     "model_files": {
         *("engine", "models", "weights", "text", "checks", "prompts", "sampling_params"),

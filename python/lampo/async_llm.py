@@ -191,17 +191,25 @@ class AsyncLLM:
         messages: Messages,
         sampling_params: SamplingParams | None = None,
         *,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         request_id: str | None = None,
         priority: int = 0,
         timeout: float | None = None,
         cache_salt: str | None = None,
     ) -> RequestStream:
-        """Queues one conversation, by the model's chat template; else as :meth:`add_request`."""
+        """Queues one conversation, as `LLM.chat` writes it; else as :meth:`add_request`."""
         self._check_open()
         start_time = time.perf_counter()
         return await self._add(
-            await asyncio.to_thread(self.llm.encode_chat, messages, chat_template_kwargs),
+            await asyncio.to_thread(
+                self.llm.encode_chat,
+                messages,
+                chat_template_kwargs,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+            ),
             sampling_params or SamplingParams(),
             request_id=request_id,
             priority=priority,

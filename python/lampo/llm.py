@@ -32,7 +32,7 @@ from lampo.model_files import ModelFiles
 from lampo.models.loader import load_model
 from lampo.outputs import RequestOutput, StreamOutput
 from lampo.progress import track_tokens
-from lampo.prompts import Messages, Prompt, check_length, params_list, prompt_list
+from lampo.prompts import Messages, Prompt, check_length, message_lists, params_list, prompt_list
 from lampo.runtime.device import resolve_device
 from lampo.runtime.program import OpTiming
 from lampo.sampling_params import SamplingParams, default_fields
@@ -201,6 +201,8 @@ class LLM:
         sampling_params: SamplingParams | SequenceABC[SamplingParams] | None = None,
         *,
         progress: bool | None = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Answers one or many conversations, by the model's chat template.
@@ -209,23 +211,28 @@ class LLM:
             messages: a conversation, a list of ``{"role": ..., "content": ...}``, or a list of
                 conversations. Special tokens in a message are ordinary text.
             sampling_params, progress: as in :meth:`generate`.
+            add_generation_prompt: begin an answer after the last message.
+            continue_final_message: continue the last message instead; the result has the new text
+                alone. By default that is done with an assistant's message, and all others are
+                answered.
             chat_template_kwargs: arguments for the template.
 
         Returns, raises: as :meth:`generate`.
         """
         start = time.perf_counter()
-        conversations: Any = messages
-        if len(messages) == 0:
-            raise ValueError("messages: expected at least one message")
-        if isinstance(messages[0], Mapping):
-            conversations = [messages]
+        conversations = message_lists(messages)
         params = params_list(sampling_params, len(conversations))
         return self._generate(
             [
                 self.request(
-                    self.encode_chat(conversation, chat_template_kwargs),
+                    self.encode_chat(
+                        conversation,
+                        chat_template_kwargs,
+                        add_generation_prompt=add_generation_prompt,
+                        continue_final_message=continue_final_message,
+                    ),
                     p,
-                    name=f"prompts[{i}]",
+                    name=f"messages[{i}]" if len(conversations) > 1 else "messages",
                     start_time=start,
                 )
                 for i, (conversation, p) in enumerate(zip(conversations, params, strict=True))
@@ -309,10 +316,20 @@ class LLM:
         )
 
     def encode_chat(
-        self, messages: Messages, chat_template_kwargs: Mapping[str, Any] | None = None
+        self,
+        messages: Messages,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        *,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool | None = None,
     ) -> list[int]:
-        """Token ids of a conversation with the header of the assistant's answer."""
-        return self.tokenizer.encode_chat(messages, template_kwargs=chat_template_kwargs)
+        """Token ids of a conversation; the arguments are those of :meth:`chat`."""
+        return self.tokenizer.encode_chat(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            template_kwargs=chat_template_kwargs,
+        )
 
     def close(self) -> None:
         """Frees the weights and the cache; the object cannot be used again."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lampo.sampling_params import SamplingParams
+from lampo.text.error_text import shown
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
@@ -16,10 +17,23 @@ def prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
     if not isinstance(prompts, Sequence):
-        raise TypeError(f"prompts: expected a text, token ids or a list of them, got {prompts!r}")
+        raise TypeError(
+            f"prompts: expected a text, token ids or a list of them, got {shown(prompts)}"
+        )
     if len(prompts) > 0 and isinstance(prompts[0], int):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]
+
+
+def message_lists(messages: Messages | Sequence[Messages]) -> list[Messages]:
+    """The conversations: one, or a list of such."""
+    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
+        raise TypeError(f"messages: expected a list of messages, got {shown(messages)}")
+    if len(messages) == 0:
+        raise ValueError("messages: expected at least one message")
+    if isinstance(messages[0], Mapping):
+        return [messages]  # type: ignore[list-item]
+    return list(messages)  # type: ignore[arg-type]
 
 
 def params_list(

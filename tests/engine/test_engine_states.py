@@ -96,6 +96,17 @@ class Engine(RuleBasedStateMachine):
         }
         self.pieces[name] = {i: [] for i in range(n)}
 
+    @rule()
+    def add_nothing(self) -> None:
+        """A prompt that renders nothing is refused at every entry, and changes nothing."""
+        with pytest.raises(ValueError, match="prompt: is empty"):
+            make_request("nothing", [])
+        request = make_request("nothing", [1])
+        request.prompt_token_ids.clear()
+        with pytest.raises(ValueError, match="has an empty prompt"):
+            self.engine.add(request)
+        assert "nothing" not in self.engine._requests
+
     @rule(steps=st.integers(1, 12))
     def step(self, steps: int) -> None:
         for _ in range(steps):

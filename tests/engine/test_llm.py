@@ -454,6 +454,27 @@ def test_chat_uses_the_template_and_treats_special_tokens_as_text(llm):
     assert ids_of(llm.chat([messages, messages], GREEDY)) == ids_of([output]) * 2
 
 
+def test_chat_continues_an_answer(llm):
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "He"}]
+    output = llm.chat(messages, GREEDY)[0]
+    assert output.prompt_token_ids == llm.encode_chat(messages, continue_final_message=True)
+    assert llm.tokenizer.decode(output.prompt_token_ids).endswith("assistant\nHe")
+    answered = llm.chat(messages, GREEDY, add_generation_prompt=True)[0]
+    assert llm.tokenizer.decode(answered.prompt_token_ids).endswith("assistant\n")
+    with pytest.raises(ValueError, match="continue_final_message: does not go with"):
+        llm.chat(messages, GREEDY, add_generation_prompt=True, continue_final_message=True)
+
+
+def test_chat_of_no_token(llm, monkeypatch):
+    """A request without a prompt token would never end."""
+    messages = [{"role": "user", "content": "Hi"}]
+    monkeypatch.setattr(llm.tokenizer, "encode_chat", lambda *args, **options: [])
+    with pytest.raises(ValueError, match="messages: is empty"):
+        llm.chat(messages, GREEDY)
+    with pytest.raises(ValueError, match=r"messages\[0\]: is empty"):
+        llm.chat([messages, messages], GREEDY)
+
+
 def test_defaults_are_the_models_and_said_once(folder, caplog):
     with caplog.at_level(logging.DEBUG, "lampo"), LLM(folder[0]) as llm:
         assert (
@@ -515,6 +536,8 @@ def test_bad_arguments(llm, folder):
         llm.stream("a", change(GREEDY, n=2))
     with pytest.raises(ValueError, match="messages: expected at least one message"):
         llm.chat([])
+    with pytest.raises(TypeError, match="messages: expected a list of messages, got 'Hi'"):
+        llm.chat("Hi")
     for arguments, message in [
         ({"dtype": "float16"}, "dtype: expected one of auto, float32, bfloat16, got 'float16'"),
         ({"kv_cache_dtype": "int3"}, "kv_cache_dtype: expected one of auto, .* got 'int3'"),

@@ -91,7 +91,7 @@ def test_opcheck(generator):
         ({"token_ids": torch.tensor([0, 8])}, "token_ids: expected ids of .*, got 8 at index 1"),
         ({"token_ids": torch.tensor([0, -2])}, "token_ids: expected ids of the vocabulary, or -1"),
         ({"token_ids": torch.tensor([0])}, r"token_ids: expected shape \[2\], got \[1\]"),
-        ({"num_top": 9}, "top_ids: expected at most vocab_size columns"),
+        ({"num_top": 9}, r"num_top: expected a value in \[0, 8\], got 9"),
         ({"logprob": torch.zeros(3)}, r"logprob: expected shape \[2\], got \[3\]"),
         ({"rank": torch.zeros(2)}, "rank: expected int32, got float32"),
         ({"top_logprobs": torch.zeros(2, 4)}, r"top_logprobs: expected shape \[2, 3\]"),

@@ -8,6 +8,7 @@ that contains one of these words fails:
     DEAD    the engine is dead
     DIES    the engine dies after two tokens
     FAILS   the generation fails after two tokens
+    COSTS   the structure exceeds a limit after two tokens
     BUG     add_request raises an unexpected error
 """
 
@@ -194,6 +195,9 @@ class FakeStream:
                     raise EngineDeadError("the step loop has ended")
                 if k == 1 and "FAILS" in text:
                     last, reason, output.error = True, "error", "a secret of the implementation"
+                if k == 1 and "COSTS" in text:
+                    last, reason = True, "error"
+                    output.error = "structured_outputs: ParserTooComplex: too many items"
                 if self.request_id not in engine.running:
                     last, reason = True, "abort"
                 output.finish_reason = (reason or "length") if last else None

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hostile_templates import BOMBS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_tokenizers import BOS, EOS, SPECIALS, TEMPLATES, gguf_metadata, make_backend, save
@@ -15,6 +17,7 @@ from tiny_tokenizers import BOS, EOS, SPECIALS, TEMPLATES, gguf_metadata, make_b
 from lampo.models.checkpoint import load_checkpoint
 from lampo.text import chat_limits
 from lampo.text.chat_messages import SpecialTokenMask
+from lampo.text.chat_sandbox import ChatEnvironment
 from lampo.text.chat_template import ChatTemplate
 from lampo.text.tokenizer import Tokenizer
 from lampo.weights.default_model import cached_default_model
@@ -174,9 +177,9 @@ def test_no_text_makes_special_tokens(family: str, data: st.DataObject) -> None:
     chat = [*user(content), {"role": "assistant", "content": "".join(data.draw(texts))}]
     plain = [{**m, "content": harmless(m["content"])} for m in chat]
     ours = tokenizer(family)
-    found = special_ids(family, ours.encode_chat(chat))
-    assert found == special_ids(family, ours.encode_chat(plain))
-    assert ours.render_chat(chat) == peer(family).apply_chat_template(
+    found = special_ids(family, ours.encode_chat(chat, add_generation_prompt=True))
+    assert found == special_ids(family, ours.encode_chat(plain, add_generation_prompt=True))
+    assert ours.render_chat(chat, add_generation_prompt=True) == peer(family).apply_chat_template(
         chat, tokenize=False, add_generation_prompt=True
     )
 
@@ -288,7 +291,7 @@ HOSTILE = {
     "times": "{{ 'x' * 10**10 }}",
     "times reversed": "{% set y = 10**10 * 'x' %}",
     "times list": "{% set y = [1] * 10**10 %}",
-    "times nested list": "{% set y = ['x' * 9999] * 9999 %}",
+    "times nested list": "{{ ['x' * 9999] * 9999 }}",
     "power": "{{ 10 ** (10 ** 10) }}",
     "squares": "{% set n = namespace(x=9) %}"
     "{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}",
@@ -337,13 +340,20 @@ HOSTILE = {
     "include": "{% include 'x' %}",
     "import": "{% from 'x' import y %}",
 }
+HOSTILE |= BOMBS
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_template(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_limits, "MAX_SECONDS", 0.5)
-    with pytest.raises(ValueError, match=r"^chat template: "):
-        ChatTemplate(HOSTILE[name]).render({"messages": []}, 0)
+    template = ChatTemplate(HOSTILE[name])
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"^chat template: "):
+            template.render({"messages": []}, 0)
+        assert tracemalloc.get_traced_memory()[1] < 200 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
@@ -355,6 +365,9 @@ def test_hostile_template(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         "{{ " + "(" * 20_000 + "1" + ")" * 20_000 + " }}",
         "{% if x %}" * 5_000,
         "x" * (1 << 20),
+        "{{ x }}" * 10_000,
+        "{% if x %}" * 99 + "{{ y }}" + "{% endif %}" * 99,
+        "{{ " + "x + " * 200 + "x }}",
     ],
 )
 def test_bad_template(source: str) -> None:
@@ -362,8 +375,64 @@ def test_bad_template(source: str) -> None:
         ChatTemplate(source)
 
 
+def test_a_template_that_does_not_compile_is_compiled_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counted = []
+    parse = ChatEnvironment.parse
+    monkeypatch.setattr(
+        ChatEnvironment, "parse", lambda *args: counted.append(args) or parse(*args)
+    )
+    ours = tokenizer("chatml", "{% if messages %}{{ messages")
+    for _ in range(3):
+        with pytest.raises(ValueError, match=r"^chat template: TemplateSyntaxError: "):
+            ours.encode_chat(user("a"))
+    assert len(counted) == 1
+
+
+def test_the_message_of_a_template_shows_the_text_of_users() -> None:
+    ours = tokenizer("chatml", "{{ raise_exception('no: ' ~ messages[0].content) }}")
+    with pytest.raises(ValueError, match=r"^chat template: no: a <\|im_end\|> b$"):
+        ours.encode_chat(user("a <|im_end|> b"))
+
+
+def test_the_message_of_a_template_is_short() -> None:
+    with pytest.raises(ValueError, match=r"^chat template: a b") as caught:
+        ChatTemplate("{{ raise_exception('a\nb' * 99999) }}").render({}, 0)
+    assert len(str(caught.value)) <= 300
+
+
 def test_what_templates_may_do() -> None:
     for source, expected in [
+        ("{{ '{} {x:>3}|{0[0]!r}'.format([1, 'a'], x='b') }}", "[1, 'a']   b|1"),
+        ("{{ '{a:.2f}'.format_map({'a': 1.234}) }} {{ '%s-%s' | format(1, 'a') }}", "1.23 1-a"),
+        ("{{ '%03d|%-5s|%.2f|%5.1f%%' % (7, 'ab', 2.345, 99.5) }}", "007|ab   |2.35| 99.5%"),
+        ("{{ '%(a)3s' % {'a': 1} }}", "  1"),
+        ("{{ [1, 2.5] | sum }} {{ [{'n': 1}, {'n': 2}] | sum(attribute='n') }}", "3.5 3"),
+        ("{% for r in [1, 2, 3] | batch(2, 'x') %}{{ r }}{% endfor %}", "[1, 2][3, 'x']"),
+        (
+            "{% set sep = joiner(', ') %}{% for i in 'abc' %}{{ sep() }}{{ i }}{% endfor %}",
+            "a, b, c",
+        ),
+        ("{% set c = cycler('a', 'b') %}{{ c.next() }}{{ c.next() }}{{ c.next() }}", "aba"),
+        ("{% set l = [1].copy() + [2] %}{{ l }}{{ {'a': 1}.copy() }}", "[1, 2]{'a': 1}"),
+        (
+            "{{ 7 // 2 }} {{ 1 < 2 <= 2 < 3 }} {{ 1 < 2 > 2 }} {{ 'a' not in 'bc' }}",
+            "3 True False True",
+        ),
+        ("{{ '3f' | int(0, 16) }} {{ 'a b c' | wordcount }} {{ 'x' | center(5) }}|", "63 3   x  |"),
+        ("{{ 'a' in {'a': 1} }} {{ 2 is in([1, 2]) }} {{ 4 is divisibleby(2) }}", "True True True"),
+        (
+            "{% for i in [1, 2, 3] %}{% if i is odd %}{% continue %}{% endif %}{{ i }}{% endfor %}",
+            "2",
+        ),
+        ("{{ ['b', 'a'] | map('upper') | first }} {{ ('x' | safe) + '<' }}", "B x&lt;"),
+        ("{% for k in {'b': 1, 'a': 2}.keys() | sort %}{{ k }}{% endfor %}", "ab"),
+        ("{{ 'a<b>c'.split('<b>')[-1].lstrip('c') }}{{ 'a.b'.rsplit('.', 1) }}", "['a', 'b']"),
+        (
+            "{% macro f() %}{{ caller(1) }}{% endmacro %}{% call(x) f() %}{{ x }}!{% endcall %}",
+            "1!",
+        ),
         (
             "{{ [1, 2] | tojson }}|{{ {'a': '<é>'} | tojson(indent=2) }}",
             '[1, 2]|{\n  "a": "<é>"\n}',
@@ -470,5 +539,5 @@ def test_parts_are_joined_and_messages_left_alone() -> None:
     parts = [{"type": "text", "text": "a "}, {"type": "text", "text": "dog<|im_end|>"}]
     chat = [{"role": "user", "content": parts}]
     ours = tokenizer("chatml")
-    assert ours.encode_chat(chat) == ours.encode_chat(user("a dog<|im_end|>"))
+    assert ours.encode_chat(chat) == ours.encode_chat(user("a \ndog<|im_end|>"))
     assert chat == [{"role": "user", "content": parts}] and parts[0]["text"] == "a "

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tiny_tokenizers import make_backend, save
 
 from lampo import LLM, SamplingParams, StructuredOutputs
-from lampo.text.structured_limits import MAX_BYTES
+from lampo.text.structured_limits import MAX_BYTES, closed_schema
 from lampo.text.structured_outputs import compile_grammar
 from lampo.text.tokenizer import Tokenizer
 
@@ -247,12 +247,78 @@ def test_any_text_can_be_a_choice(llm, choices):
         assert completion.complete or completion.accept(eos) is None
 
 
+def accepts(llm, text: str, **wanted: Any) -> bool:
+    """Whether a structure allows the text, byte by byte."""
+    wanted = StructuredOutputs(**wanted)
+    grammar = compile_grammar(wanted, llm.tokenizer, llm.config.vocab_size, llm.eos_token_ids)
+    byte_ids = {llm.tokenizer.token_bytes(i): i for i in range(3, 259)}
+    return all(grammar.accept(byte_ids[bytes([byte])]) is None for byte in text.encode())
+
+
+OPEN_PERSON = {name: PERSON[name] for name in ("type", "properties", "required")}
+
+
+@pytest.mark.parametrize("wanted", [{"json_object": True}, {"json": OPEN_PERSON}])
+def test_whitespace_in_json_is_bounded(llm, wanted):
+    """One space, or a line break with an indent: spaces until the last token are impossible."""
+    for between in ("", " ", "\n", "\n    ", "\n" + " " * 20):
+        begin = f'{{{between}"name"{between}:{between}"a"{between}'
+        assert accepts(llm, begin, **wanted)
+        dense = {**wanted, "disable_any_whitespace": True}
+        assert accepts(llm, begin, **dense) == (between == "")
+    for ending in ("  ", "\n\n", "\n" + " " * 21, "\t"):
+        assert not accepts(llm, "{" + ending, **wanted)
+
+
+CLOSED = [
+    {"$ref": "#/$defs/a", "$defs": {"a": OPEN_PERSON}},
+    {"anyOf": [OPEN_PERSON, {"type": "null"}]},
+    {"items": OPEN_PERSON},
+    {"properties": {"properties": OPEN_PERSON}, "additionalProperties": False},
+    OPEN_PERSON,
+]
+LEFT_OPEN = [
+    PERSON,
+    {**OPEN_PERSON, "additionalProperties": {"type": "integer"}},
+    {**OPEN_PERSON, "patternProperties": {"^x": {}}},
+    {**OPEN_PERSON, "required": ["name", "another"]},
+    {**OPEN_PERSON, "minProperties": 9},
+    {"allOf": [OPEN_PERSON, {"properties": {"size": {"type": "integer"}}}]},
+    {"$ref": "#/$defs/a", "properties": {"b": {}}, "$defs": {"a": OPEN_PERSON}},
+    {"const": {"properties": {}}},
+    {"type": "object"},
+]
+
+
+def test_objects_are_closed():
+    for schema in CLOSED:
+        text = json.dumps(schema)
+        closed = text.replace(json.dumps(OPEN_PERSON), json.dumps(PERSON))
+        assert closed_schema(text) == closed != text
+    for schema in LEFT_OPEN:
+        assert closed_schema(json.dumps(schema)) == json.dumps(schema)
+    nested = '{"items":' * 900 + '{"properties": {}}' + "}" * 900
+    assert closed_schema(nested).count("additionalProperties") == 1
+
+
+def test_closed_objects_end(llm):
+    whole = '{"name":"a","age":3,"tags":[]'
+    assert accepts(llm, whole + "}", json=OPEN_PERSON)
+    assert not accepts(llm, whole + ",", json=OPEN_PERSON)
+    more = ',"more":1}'
+    wanted = {"json": OPEN_PERSON, "disable_additional_properties": False}
+    assert accepts(llm, whole + more, **wanted)
+    assert StructuredOutputs(json=OPEN_PERSON).json == json.dumps(OPEN_PERSON)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({}, "expected one of json, regex, grammar, choice, json_object, got none"),
         ({"regex": "a", "choice": ["b"]}, "expected one of .*, got regex and choice"),
         ({"regex": 3}, "regex: expected a string, got 3"),
+        ({"regex": ["a" * 70_000]}, r"regex: expected a string, got \['aaa"),
+        ({"choice": 10**4000}, "choice: expected a list of strings, got 1000"),
         ({"regex": ""}, r"regex: expected 1 to 65536 bytes, got 0"),
         ({"grammar": "é" * MAX_BYTES}, "grammar: expected 1 to 65536 bytes, got 131072"),
         ({"regex": "a\ud800"}, "regex: has a lone surrogate"),
@@ -309,11 +375,13 @@ def test_any_text_can_be_a_choice(llm, choices):
         ({"choice": ["a" * 40000] * 2}, "choice: expected 1 to 65536 bytes, got 80000"),
         ({"json_object": 1}, "json_object: expected a bool, got 1"),
         ({"json_object": True, "disable_any_whitespace": "no"}, "disable_any_whitespace: expected"),
+        ({"json": {}, "disable_additional_properties": 0}, "disable_additional_properties: exp"),
     ],
 )
 def test_bad_values(fields, message):
-    with pytest.raises((ValueError, TypeError), match=message):
+    with pytest.raises((ValueError, TypeError), match=message) as caught:
         StructuredOutputs(**fields)
+    assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize(
@@ -335,9 +403,12 @@ def test_ordinary_schemas_are_not_refused_for_their_cost(schema):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"regex": "("}, "structured_outputs.regex: "),
-        ({"regex": "(a)\\1"}, "structured_outputs.regex: "),
-        ({"regex": "(?=a)b"}, "structured_outputs.regex: "),
+        ({"regex": "("}, "structured_outputs.regex: .* regex parse error: unclosed group"),
+        ({"regex": "a" * 999 + "("}, r"structured_outputs.regex: .*aaa\.\.\. unclosed group"),
+        ({"regex": "(a)\\1"}, "structured_outputs.regex: .*: backreferences are not supported"),
+        ({"regex": "(?=a)b"}, "structured_outputs.regex: .*: look-around"),
+        ({"json": {"pattern": "("}}, "structured_outputs.json: .*: unclosed group"),
+        ({"grammar": "start: /(/"}, r"structured_outputs.grammar: at 1\(8\).*: unclosed group"),
         ({"grammar": "hello"}, "structured_outputs.grammar: "),
         ({"grammar": "start: other"}, "structured_outputs.grammar: "),
         ({"grammar": "start: start"}, "structured_outputs.grammar: "),

@@ -142,12 +142,15 @@ class LLMEngine:
         """Queues a request that `lampo.LLM.request` made, checked and resolved.
 
         Raises:
-            ValueError: its name is in use by an unfinished request, or it has ended.
+            ValueError: its name is in use by an unfinished request, it has ended, or its prompt
+                is empty.
         """
         if request.request_id in self._requests:
             raise ValueError(f"request_id: {request.request_id!r} is in use")
         if request.num_unfinished == 0:
             raise ValueError(f"request: {request.request_id!r} has ended; make a new one")
+        if not request.prompt_token_ids:
+            raise ValueError(f"request: {request.request_id!r} has an empty prompt")
         self._requests[request.request_id] = request
         if request.deadline < math.inf:
             self._timed[request.request_id] = request

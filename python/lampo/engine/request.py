@@ -40,7 +40,7 @@ class Request:
     Complete when constructed, and used once: `LLM.request` makes it, `LLMEngine.add` takes it.
 
     Args:
-        prompt_token_ids: the prompt, at most `max_len` ids of the vocabulary.
+        prompt_token_ids: the prompt, 1 to `max_len` ids of the vocabulary.
         params: resolved sampling parameters (`SamplingParams.resolved`).
         tokenizer, vocab_size, eos_token_ids: of the model.
         max_len: longest sequence, prompt and output.
@@ -83,6 +83,8 @@ class Request:
         cache_salt: str | None = None,
         start_time: float | None = None,
     ) -> None:
+        if not prompt_token_ids:
+            raise ValueError("prompt: is empty")
         check_integer("priority", priority, -MAX_PRIORITY, MAX_PRIORITY)
         if timeout is not None:
             check_number("timeout", timeout, 0.0, MAX_TIMEOUT, True)

@@ -58,7 +58,8 @@ class _Call:
             logprobs=_num_logprobs(service, body),
             **_structured_outputs(body),
         )
-        self.generation = Generation(service, "chatcmpl", self._params)
+        field = "structured_outputs" if body.response_format is None else "response_format"
+        self.generation = Generation(service, "chatcmpl", self._params, field)
 
     @classmethod
     async def begin(cls, service: Service, body: ChatRequest) -> _Call:
@@ -68,14 +69,9 @@ class _Call:
         if body.reasoning_effort is not None:
             arguments.setdefault("reasoning_effort", body.reasoning_effort)
         tools = None if body.tool_choice == "none" else body.tools
-        token_ids = await service.encode_chat(body.messages, tools, arguments)
+        token_ids = await service.encode_chat(body, tools, arguments)
         call = cls(service, body, token_ids)
-        try:
-            await call.generation.start([token_ids], body)
-        except APIError as error:
-            if error.param == "structured_outputs" and body.response_format is not None:
-                error.param = "response_format"  # the field's name in the body
-            raise
+        await call.generation.start([token_ids], body)
         return call
 
     async def reply(self) -> ChatCompletion:
@@ -188,7 +184,7 @@ def _num_logprobs(service: Service, body: ChatRequest) -> int | None:
 
 
 def _structured_outputs(body: ChatRequest) -> dict[str, Any]:
-    """The structure of response_format; a schema is enforced with or without strict."""
+    """The structure of response_format: a schema with closed objects, unless strict is false."""
     wanted = body.response_format
     if wanted is None or wanted.type == "text":
         return {}
@@ -198,8 +194,10 @@ def _structured_outputs(body: ChatRequest) -> dict[str, Any]:
         return {"structured_outputs": StructuredOutputs(json_object=True)}
     if wanted.json_schema is None or wanted.json_schema.schema_ is None:
         raise _bad_format("type json_schema needs json_schema.schema")
+    schema, closed = wanted.json_schema.schema_, wanted.json_schema.strict is not False
     try:
-        return {"structured_outputs": StructuredOutputs(json=wanted.json_schema.schema_)}
+        found = StructuredOutputs(json=schema, disable_additional_properties=closed)
+        return {"structured_outputs": found}
     except (ValueError, TypeError) as error:
         raise _bad_format(str(error)) from None
 

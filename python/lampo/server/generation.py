@@ -32,17 +32,26 @@ Piece = tuple[int, StreamOutput]
 class Generation:
     """Completions of one or more prompts.
 
+    structure_field: the field of the body that has the structure of the answer.
+
     Attributes:
         id: of the call.
         results: of the finished prompts, by their index.
     """
 
-    def __init__(self, service: Service, kind: str, params: SamplingParams) -> None:
+    def __init__(
+        self,
+        service: Service,
+        kind: str,
+        params: SamplingParams,
+        structure_field: str = "structured_outputs",
+    ) -> None:
         self.id = f"{kind}-{uuid.uuid4().hex}"
         self.created = int(time.time())
         self.results: dict[int, RequestOutput] = {}
         self._service = service
         self._params = params
+        self._structure_field = structure_field
         self._streams: list[RequestStream] = []
         self._num_prompt_tokens = self._num_output_tokens = 0
         self._begin = time.perf_counter()
@@ -70,7 +79,7 @@ class Generation:
         except BaseException as error:
             await self.aclose()
             if isinstance(error, (ValueError, TypeError, QueueFullError, EngineDeadError)):
-                raise engine_error(error) from None
+                raise self._named(engine_error(error)) from None
             raise
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
@@ -130,8 +139,16 @@ class Generation:
                             code="aborted")  # fmt: skip
         outputs = piece.request.outputs if piece.request else []
         reason = next((o.error for o in outputs if o.error), "unknown")
+        if reason.startswith("structured_outputs: "):  # the structure exceeds a limit
+            return self._named(bad_value(ValueError(reason)))
         logger.warning("request %s-%d failed: %s", self.id, prompt, reason)
         return APIError(500, "the generation failed", code="generation_failed")
+
+    def _named(self, error: APIError) -> APIError:
+        """The error under the name that the field has in the body."""
+        if error.param == "structured_outputs":
+            error.param = self._structure_field
+        return error
 
 
 def engine_error(error: Exception) -> APIError:

@@ -46,9 +46,7 @@ def router(service: Service) -> APIRouter:
         if (body.prompt is None) == (body.messages is None):
             raise APIError(400, "prompt: give either a prompt or messages", param="prompt")
         if body.messages is not None:
-            token_ids = await service.encode_chat(
-                body.messages, body.tools, body.chat_template_kwargs, body.add_generation_prompt
-            )
+            token_ids = await service.encode_chat(body, body.tools, body.chat_template_kwargs)
         else:
             token_ids = await service.encode(body.prompt or "", add_bos=body.add_special_tokens)
         found: Tokens = {

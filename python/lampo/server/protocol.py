@@ -72,6 +72,7 @@ class Structure(BaseModel):
     choice: Annotated[list[str], Field(fail_fast=True, max_length=MAX_CHOICES)] | None = None
     json_object: bool = False
     disable_any_whitespace: bool = False
+    disable_additional_properties: bool = True
 
 
 _SCALARS = {Integer: int, Number: float, Flag: bool}
@@ -147,7 +148,7 @@ class JSONSchema(BaseModel):
     name: str = Field(max_length=256)
     description: str | None = None
     schema_: dict[str, Any] | None = Field(None, alias="schema")
-    strict: bool | None = None
+    strict: bool | None = Field(None, description="False: objects may have more properties.")
 
 
 class ResponseFormat(BaseModel):
@@ -166,6 +167,10 @@ class ChatInput(Body):
 
     messages: Messages
     tools: Tools | None = None
+    add_generation_prompt: bool | None = Field(None, description="Begin an answer.")
+    continue_final_message: bool | None = Field(
+        None, description="Continue the last message; default: if it is the assistant's."
+    )
     chat_template_kwargs: dict[str, Any] | None = None
 
 
@@ -184,9 +189,10 @@ class TokenizeRequest(Body):
     prompt: str | None = None
     messages: Messages | None = None
     tools: Tools | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: bool = True
-    add_generation_prompt: bool = True
     return_token_strs: bool = False
 
 

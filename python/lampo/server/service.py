@@ -13,7 +13,7 @@ from lampo.async_llm import AsyncLLM
 from lampo.sampling_params import SamplingParams
 from lampo.server.errors import APIError, bad_value
 from lampo.server.metrics import Metrics
-from lampo.server.protocol import SAMPLING_FIELDS, Body, SamplingBody
+from lampo.server.protocol import SAMPLING_FIELDS, Body, ChatInput, SamplingBody, TokenizeRequest
 from lampo.server.settings import Settings
 from lampo.text.structured_outputs import StructuredOutputs
 from lampo.text.tokenizer import Tokenizer
@@ -51,14 +51,15 @@ class Service:
         return await self._checked(work, in_thread=len(text) > LONG_TEXT)
 
     async def encode_chat(
-        self, messages: Any, tools: Any, arguments: Any, add_generation_prompt: bool = True
+        self, body: ChatInput | TokenizeRequest, tools: Any, arguments: Any
     ) -> list[int]:
         """A chat's token ids, by the model's template. Raises: APIError."""
 
         def work() -> list[int]:
             return self.tokenizer.encode_chat(
-                messages,
-                add_generation_prompt=add_generation_prompt,
+                body.messages or [],
+                add_generation_prompt=body.add_generation_prompt,
+                continue_final_message=body.continue_final_message,
                 template_kwargs=arguments,
                 tools=tools,
             )

@@ -4,8 +4,8 @@
 A template prints user text between special tokens of its own. To tell the two apart afterwards, the
 first character of a special token in a user's string is replaced by a private-use character before
 rendering, and restored after the template's special tokens have been found. The length and the
-results of string operations (`trim`, `startswith`, slices) stay the same, unless the template
-searches for special tokens, which user text does not contain.
+results of string operations (`trim`, `startswith`, slices) stay the same. A template that searches
+user text for a special token, as in `content.split('</think>')`, finds it (`chat_sandbox`).
 
 `mask` replaces complete special tokens, and partial ones at both ends of a string. A template that
 slices strings could still assemble one. `mask_all` replaces every first character: no template can
@@ -17,7 +17,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
+
+from lampo.text.error_text import shortened, shown
 
 MAX_DEPTH = 32
 MAX_ROLE_CHARS = 64
@@ -43,11 +46,17 @@ TEMPLATE_ARGUMENTS: dict[str, tuple[type, ...]] = {
 }
 
 
+# Without one of these an assistant's message needs content.
+_INSTEAD_OF_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+
+
 def check_messages(messages: object) -> list[dict[str, Any]]:
-    """A copy in plain JSON types, with lists of text parts joined.
+    """A copy in plain JSON types.
 
     messages: a list of {"role": str, "content": str or [{"type": "text", "text": str}, ...], ...};
-        content may be absent beside tool_calls.
+        an assistant's content may be absent beside tool calls or reasoning. Other fields at None,
+        and empty lists of tool calls, count as absent.
+    Returns: the messages with content: a string, a list of text parts, or None.
     Raises: ValueError naming the message and the field.
     """
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
@@ -63,34 +72,60 @@ def _check_message(message: object, where: str) -> dict[str, Any]:
             f"{where}: expected a dict with role and content, got {type(message).__name__}"
         )
     plain: dict[str, Any] = plain_value(message, where)
-    role = plain.get("role")
+    role, content = plain.get("role"), plain.get("content")
     if not isinstance(role, str) or not role or len(role) > MAX_ROLE_CHARS:
         raise ValueError(
-            f"{where}.role: expected 1 to {MAX_ROLE_CHARS} characters, got {_show(role)}"
+            f"{where}.role: expected 1 to {MAX_ROLE_CHARS} characters, got {shown(role)}"
         )
-    content = plain.get("content")
+    plain = {
+        name: value
+        for name, value in plain.items()
+        if value is not None and (name, value) != ("tool_calls", [])
+    }
     if isinstance(content, list):
-        plain["content"] = "".join(
-            _part_text(part, f"{where}.content[{i}]") for i, part in enumerate(content)
-        )
+        content = [_text_part(part, f"{where}.content[{i}]") for i, part in enumerate(content)]
     elif content is None:
-        if not plain.get("tool_calls"):
+        if role != "assistant" or not any(plain.get(name) for name in _INSTEAD_OF_CONTENT):
             raise ValueError(f"{where}.content: missing, expected a string")
     elif not isinstance(content, str):
         raise ValueError(
-            f"{where}.content: expected a string or a list of text parts, got {_show(content)}"
+            f"{where}.content: expected a string or a list of text parts, got {shown(content)}"
         )
-    return plain
+    return {**plain, "content": content}
 
 
-def _part_text(part: object, where: str) -> str:
+def _text_part(part: object, where: str) -> dict[str, str]:
     if not isinstance(part, dict) or part.get("type") != "text":
         kind = part.get("type") if isinstance(part, dict) else part
-        raise ValueError(f'{where}: expected {{"type": "text", "text": ...}}, got {_show(kind)}')
+        raise ValueError(f'{where}: expected {{"type": "text", "text": ...}}, got {shown(kind)}')
     text = part.get("text")
     if not isinstance(text, str):
-        raise ValueError(f"{where}.text: expected a string, got {_show(text)}")
-    return text
+        raise ValueError(f"{where}.text: expected a string, got {shown(text)}")
+    return {"type": "text", "text": text}
+
+
+def check_ending(
+    messages: Sequence[Mapping[str, Any]],
+    add_generation_prompt: bool | None,
+    continue_final_message: bool | None,
+) -> tuple[bool, bool]:
+    """Both options with their defaults: the last message is continued if it is the assistant's.
+
+    messages: checked.
+    Raises: ValueError if both are true, or the last message has no text to continue.
+    """
+    last = messages[-1]
+    has_text = last["content"] is not None and not last.get("tool_calls")
+    if continue_final_message is None:
+        absent = add_generation_prompt is None
+        continue_final_message = absent and last["role"] == "assistant" and has_text
+    if add_generation_prompt is None:
+        add_generation_prompt = not continue_final_message
+    if continue_final_message and add_generation_prompt:
+        raise ValueError("continue_final_message: does not go with add_generation_prompt")
+    if continue_final_message and not has_text:
+        raise ValueError("continue_final_message: the last message has no text to continue")
+    return add_generation_prompt, continue_final_message
 
 
 def check_arguments(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -103,11 +138,11 @@ def check_arguments(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
         kinds = TEMPLATE_ARGUMENTS.get(name)
         if kinds is None:
             raise ValueError(
-                f"template_kwargs: {_show(name)} is not one of {', '.join(TEMPLATE_ARGUMENTS)}"
+                f"template_kwargs: {shown(name)} is not one of {', '.join(TEMPLATE_ARGUMENTS)}"
             )
         if type(value) not in kinds:
             raise ValueError(
-                f"template_kwargs.{name}: expected {kinds[0].__name__}, got {_show(value)}"
+                f"template_kwargs.{name}: expected {kinds[0].__name__}, got {shown(value)}"
             )
         checked[name] = plain_value(value, f"template_kwargs.{name}")
     return checked
@@ -117,7 +152,7 @@ def check_tools(tools: object) -> list[dict[str, Any]] | None:
     if tools is None:
         return None
     if not isinstance(tools, Sequence) or not all(isinstance(tool, Mapping) for tool in tools):
-        raise ValueError(f"tools: expected a list of JSON objects, got {_show(tools)}")
+        raise ValueError(f"tools: expected a list of JSON objects, got {shown(tools)}")
     plain: list[dict[str, Any]] = plain_value(tools, "tools")
     return plain
 
@@ -134,8 +169,9 @@ def plain_value(value: object, where: str, depth: int = 0) -> Any:
         copy = {}
         for key, item in value.items():
             if not isinstance(key, str):
-                raise ValueError(f"{where}: expected string keys, got {_show(key)}")
-            copy[checked_text(str(key), where)] = plain_value(item, f"{where}.{key}", depth + 1)
+                raise ValueError(f"{where}: expected string keys, got {shown(key)}")
+            name = checked_text(str(key), where)
+            copy[name] = plain_value(item, f"{where}.{shortened(name, 64)}", depth + 1)
         return copy
     if isinstance(value, (list, tuple)):
         return [plain_value(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
@@ -154,11 +190,6 @@ def checked_text(text: str, where: str) -> str:
     return text
 
 
-def _show(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def strings_in(value: object) -> Iterable[str]:
     """All strings of a JSON value, keys too."""
     if isinstance(value, str):
@@ -170,6 +201,16 @@ def strings_in(value: object) -> Iterable[str]:
     elif isinstance(value, list):
         for item in value:
             yield from strings_in(item)
+
+
+def free_characters(strings: Sequence[str], count: int) -> list[str]:
+    """Private-use characters that no string contains."""
+    used: set[str] = set().union(*strings)
+    free = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in used)
+    found = list(islice(free, count))
+    if len(found) < count:
+        raise ValueError("messages: they use up all private-use characters of plane 15")
+    return found
 
 
 class SpecialTokenMask:
@@ -211,13 +252,8 @@ class SpecialTokenMask:
 
     def choose(self, strings: Sequence[str]) -> dict[str, str]:
         """Maps every character to mask to a private-use character that no string contains."""
-        used: set[str] = set().union(*strings)
-        free = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in used)
-        masked = self.first_chars | {ending[0] for ending in self._endings}
-        marks = dict(zip(sorted(masked), free, strict=False))
-        if len(marks) < len(masked):
-            raise ValueError("messages: they use up all private-use characters of plane 15")
-        return marks
+        masked = sorted(self.first_chars | {ending[0] for ending in self._endings})
+        return dict(zip(masked, free_characters(strings, len(masked)), strict=True))
 
     def mask(self, text: str, marks: Mapping[str, str]) -> str:
         """Masks special tokens, and partial ones at the beginning and the end of the text."""

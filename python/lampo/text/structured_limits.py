@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
+from lampo.text.error_text import shortened, shown
+
 MAX_BYTES = 64 << 10  # of a schema, expression, grammar, or of all choices
 MAX_CHOICES = 1024
 MAX_REGEX_BYTES = 4096
@@ -23,6 +25,12 @@ MAX_TERMINAL_SIZE = 4096  # atoms of a grammar's terminal, references expanded
 
 _COMBINING = {"allOf", "anyOf", "oneOf", "$ref"}
 _HARMLESS = _COMBINING | {"type", "title", "description", "default", "$schema", "$defs"}
+_SCHEMAS_BY_NAME = {"properties", "$defs", "definitions"}
+_SCHEMAS = {"items", "prefixItems", "additionalProperties", "anyOf", "oneOf", "allOf"}
+_OPEN = {
+    *("additionalProperties", "patternProperties", "unevaluatedProperties"),
+    *("propertyNames", "minProperties"),
+}
 _BOUNDS = re.compile(r"\s*([0-9]+)\s*(?:,\s*([0-9]+)?\s*)?\}")
 
 
@@ -32,13 +40,9 @@ _LARK_NAMES = re.compile(r"^[ \t]*[?!]*([A-Za-z_]\w*)\b[^:\n]*:", re.MULTILINE)
 _LARK_PARTS = re.compile(r"[A-Za-z_]\w*|\{\s*(?:\d*\s*,\s*)?(\d+)\s*,?\s*\}|[\"()|]")
 
 
-def first_line(text: str) -> str:
-    return text.strip().partition("\n")[0][:300]
-
-
 def check_text(name: str, text: object) -> str:
     if not isinstance(text, str):
-        raise TypeError(f"{name}: expected a string, got {text!r}")
+        raise TypeError(f"{name}: expected a string, got {shown(text)}")
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
@@ -59,15 +63,45 @@ def check_schema(schema: object) -> str:
     except (RecursionError, TypeError, ValueError) as error:
         if str(error).startswith("json: "):
             raise
-        raise ValueError(f"json: not a JSON schema ({first_line(str(error))})") from None
+        raise ValueError(f"json: not a JSON schema ({shortened(str(error))})") from None
     if not isinstance(value, dict):
         raise ValueError(f"json: expected a JSON object, got {type(value).__name__}")
     _check_cost(value)
     return text
 
 
-def _check_cost(schema: dict[str, Any]) -> None:
-    """Refuses schemas that take long to compile. Literal values count too: that is cheap."""
+def closed_schema(text: str) -> str:
+    """The schema with objects that have no properties but those they list.
+
+    Objects that say themselves what else they have are left as they are; and whole schemas that
+    combine others, as each of these may list a part of an object.
+    """
+    schema = json.loads(text)
+    if _check_cost(schema):
+        return text
+    left, changed = [schema], False
+    while left:
+        item = left.pop()
+        if not isinstance(item, dict):
+            continue
+        listed, required = item.get("properties"), item.get("required")
+        required = required if isinstance(required, list) else []
+        lists_all = isinstance(listed, dict) and all(name in listed for name in required)
+        if lists_all and not _OPEN & item.keys():
+            item["additionalProperties"], changed = False, True
+        for name, value in item.items():  # literal values, as in "const", are not schemas
+            if name in _SCHEMAS_BY_NAME and isinstance(value, dict):
+                left += value.values()
+            elif name in _SCHEMAS:
+                left += value if isinstance(value, list) else [value]
+    return json.dumps(schema) if changed else text
+
+
+def _check_cost(schema: dict[str, Any]) -> bool:
+    """Refuses schemas that take long to compile. Literal values count too: that is cheap.
+
+    Returns: whether several schemas apply to one value.
+    """
     divisors: list[Decimal] = []
     patterns, overlapping = 0, False
     left: list[Any] = [schema]
@@ -89,8 +123,9 @@ def _check_cost(schema: dict[str, Any]) -> None:
         if isinstance(divisor, int | float) and math.isfinite(divisor) and divisor:
             divisors.append(Decimal(str(divisor)))
         branches = item.get("allOf")
-        several = isinstance(branches, list) and len(branches) > 1
-        overlapping |= several or bool(_COMBINING & item.keys() and item.keys() - _HARMLESS)
+        combining = _COMBINING & item.keys()
+        several = len(combining) > 1 or (isinstance(branches, list) and len(branches) > 1)
+        overlapping |= several or bool(combining and item.keys() - _HARMLESS)
     if _common_multiple(divisors) > MAX_MULTIPLE_OF:
         raise ValueError(f"json: multipleOf: a common multiple above {MAX_MULTIPLE_OF}")
     if overlapping and patterns > MAX_PATTERNS_PER_STRING:
@@ -98,6 +133,7 @@ def _check_cost(schema: dict[str, Any]) -> None:
             f"json: {patterns} patterns and formats in a schema that combines others, "
             f"expected at most {MAX_PATTERNS_PER_STRING}"
         )
+    return overlapping
 
 
 def check_lark(grammar: object) -> None:
@@ -190,7 +226,7 @@ def check_regex(name: str, regex: object) -> None:
 
 def check_choice(choice: object) -> tuple[str, ...]:
     if not isinstance(choice, Sequence) or isinstance(choice, str):
-        raise TypeError(f"choice: expected a list of strings, got {choice!r}")
+        raise TypeError(f"choice: expected a list of strings, got {shown(choice)}")
     if not 1 <= len(choice) <= MAX_CHOICES:
         raise ValueError(f"choice: expected 1 to {MAX_CHOICES} strings, got {len(choice)}")
     for i, text in enumerate(choice):

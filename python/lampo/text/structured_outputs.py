@@ -14,12 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lampo.text.error_text import shortened, shown
 from lampo.text.structured_limits import (
     check_choice,
     check_lark,
     check_regex,
     check_schema,
-    first_line,
+    closed_schema,
 )
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ _LIMITS = {
     "verbose_errors": False,
 }
 _KINDS = ("json", "regex", "grammar", "choice", "json_object")
+_FLAGS = ("json_object", "disable_any_whitespace", "disable_additional_properties")
+# Between the parts of JSON. Without a bound a model may write spaces until its last token.
+_WHITESPACE = r"[ ]|\n[ ]{0,20}"
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,11 @@ class StructuredOutputs:
             take minutes to compile are refused; there may be others.
         choice: the texts to choose from.
         json_object: True: any JSON object.
-        disable_any_whitespace: JSON without whitespace between its parts.
+        disable_any_whitespace: JSON without whitespace between its parts. By default there may be
+            a space, or a line break with up to 20 spaces.
+        disable_additional_properties: objects of a schema that lists properties have no others.
+            False: as the schema says. Schemas that combine others (allOf, a $ref or anyOf beside
+            properties) are always taken as they are.
 
     Raises:
         ValueError, TypeError: a value of the wrong type or size, by name.
@@ -65,11 +73,12 @@ class StructuredOutputs:
     choice: Sequence[str] | None = None
     json_object: bool = False
     disable_any_whitespace: bool = False
+    disable_additional_properties: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("json_object", "disable_any_whitespace"):
+        for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name}: expected a bool, got {getattr(self, name)!r}")
+                raise TypeError(f"{name}: expected a bool, got {shown(getattr(self, name))}")
         given = [name for name in _KINDS if getattr(self, name) not in (None, False)]
         if len(given) != 1:
             raise ValueError(
@@ -120,7 +129,7 @@ class Grammar:
         return bool(self._matcher.is_stopped())
 
     def _error(self) -> str:
-        return "structured_outputs: " + first_line(self._matcher.get_error())
+        return "structured_outputs: " + _reason(self._matcher.get_error())
 
 
 def compile_grammar(
@@ -160,7 +169,22 @@ def compile_grammar(
 
 
 def _refused(wanted: StructuredOutputs, why: str) -> ValueError:
-    return ValueError(f"structured_outputs.{wanted.kind}: {first_line(why)}")
+    return ValueError(f"structured_outputs.{wanted.kind}: {_reason(why)}")
+
+
+def _reason(error: str) -> str:
+    """A message of llguidance in one line: its first, and the reason, which comes after an excerpt.
+
+    at 1(8): invalid regex "(" (in regex): regex parse error:
+        (
+        ^
+    error: unclosed group
+    """
+    first, *others = error.strip().split("\n")
+    reason = next((line for line in others if line.startswith("error: ")), "")
+    if not reason:
+        return shortened(first)
+    return f"{shortened(first, 150)} {shortened(reason.removeprefix('error: '), 150)}"
 
 
 def _library() -> Any:
@@ -185,8 +209,14 @@ def _source(wanted: StructuredOutputs, library: Any) -> str:
         texts = texts.replace("\x7f", "\\u007f")  # a character that JSON allows and Lark does not
         return _lark(f"start: {texts}")
     # Overrides take precedence over a schema's "x-guidance".
-    options = {"lenient": False, "whitespace_flexible": not wanted.disable_any_whitespace}
-    schema = '{"type": "object"}' if wanted.json is None else wanted.json
+    options: dict[str, Any] = {"lenient": False}
+    if wanted.disable_any_whitespace:
+        options["whitespace_flexible"] = False
+    else:
+        options["whitespace_pattern"] = _WHITESPACE
+    schema = '{"type": "object"}' if wanted.json is None else str(wanted.json)
+    if wanted.disable_additional_properties:
+        schema = closed_schema(schema)
     return str(library.LLMatcher.grammar_from_json_schema(schema, overrides=options))
 
 

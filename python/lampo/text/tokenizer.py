@@ -7,23 +7,13 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lampo.text.chat_messages import (
-    SpecialTokenMask,
-    check_arguments,
-    check_messages,
-    check_tools,
-    checked_text,
-    map_strings,
-    strings_in,
-)
+from lampo.text.chat_messages import checked_text
+from lampo.text.chat_renderer import ChatRenderer
 from lampo.text.token_bytes import TokenBytes
 from lampo.text.tokenizer_gguf import read_gguf
 from lampo.text.tokenizer_source import TokenizerSource, read_directory
-
-if TYPE_CHECKING:
-    from lampo.text.chat_template import ChatTemplate
 
 _LONG_TEXT = 4096  # characters
 
@@ -53,7 +43,9 @@ class Tokenizer:
             for text in longest_first
         ]
         self._special = re.compile("|".join(patterns) or "(?!)")
-        self._templates: dict[str, tuple[ChatTemplate, SpecialTokenMask]] = {}
+        self._chats = ChatRenderer(
+            source.chat_templates, source.template_variables, source.special_tokens, self._special
+        )
         self.vocab_size = source.vocab_size
         self.add_bos = source.add_bos and source.bos_token_id is not None
         self.bos_token_id = source.bos_token_id
@@ -119,7 +111,8 @@ class Tokenizer:
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
-        add_generation_prompt: bool = True,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[int]:
@@ -128,75 +121,36 @@ class Tokenizer:
         messages: [{"role": "user", "content": "..."}, ...]; content may be a list of {"type":
             "text", "text": "..."}.
         add_generation_prompt: end with the beginning of the assistant's answer.
+        continue_final_message: end within the last message, at the end of its text. By default an
+            assistant's last message is continued; after all others an answer begins.
         template_kwargs: further variables of the template: chat_messages.TEMPLATE_ARGUMENTS.
         tools: JSON schemas of functions.
         Special tokens come from the template only; in arguments they are ordinary text.
-        Raises: ValueError naming the message and field, or with the template's message.
+        Raises: ValueError naming the message and field, or with the template's message; also if
+            the template writes nothing.
         """
-        text, unmask = self._render(messages, add_generation_prompt, template_kwargs, tools)
-        return self._with_bos(self._encode(self._mark(text).translate(unmask)))
+        text, unmask = self._chats.render(
+            messages, add_generation_prompt, continue_final_message, template_kwargs, tools
+        )
+        ids = self._with_bos(self._encode(self._mark(text).translate(unmask)))
+        if not ids:
+            raise ValueError("messages: the chat template writes nothing for them")
+        return ids
 
     def render_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
-        add_generation_prompt: bool = True,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
         """The chat as text, for display; only `encode_chat` tells user text from special tokens."""
-        text, unmask = self._render(messages, add_generation_prompt, template_kwargs, tools)
+        text, unmask = self._chats.render(
+            messages, add_generation_prompt, continue_final_message, template_kwargs, tools
+        )
         return text.translate(unmask)
-
-    def _render(
-        self,
-        messages: object,
-        add_generation_prompt: bool,
-        template_kwargs: Mapping[str, Any] | None,
-        tools: object,
-    ) -> tuple[str, dict[int, str]]:
-        """The rendered chat with special tokens in user text masked, and the mapping to unmask."""
-        inputs = {
-            "messages": check_messages(messages),
-            "tools": check_tools(tools),
-            "documents": None,
-            **check_arguments(template_kwargs),
-        }
-        template, mask = self._template("tool_use" if inputs["tools"] else "default")
-        strings = list(strings_in(inputs))
-        input_chars = sum(map(len, strings))
-        fixed = {
-            **self._source.template_variables,
-            "add_generation_prompt": bool(add_generation_prompt),
-        }
-        if not mask.needed(strings):
-            return template.render({**inputs, **fixed}, input_chars), {}
-
-        marks = mask.choose([*strings, *template.literals])
-        unmask = {ord(mark): char for char, mark in marks.items()}
-        masked = map_strings(inputs, lambda text: mask.mask(text, marks))
-        text = template.render({**masked, **fixed}, input_chars)
-        masked = map_strings(masked, lambda text: mask.mask_all(text, marks))
-        strict = template.render({**masked, **fixed}, input_chars)
-        if self._special.findall(text) != self._special.findall(strict):
-            text = strict
-        return text, unmask
-
-    def _template(self, name: str) -> tuple[ChatTemplate, SpecialTokenMask]:
-        sources = self._source.chat_templates
-        source = sources.get(name) or sources.get("default")
-        if source is None:
-            raise ValueError("messages: this model has no chat template; give it a prompt instead")
-        if source not in self._templates:
-            from lampo.text.chat_template import ChatTemplate
-
-            template = ChatTemplate(source)
-            literals = (*template.literals, *self._source.template_variables.values())
-            self._templates[source] = (
-                template,
-                SpecialTokenMask(self._source.special_tokens, literals),
-            )
-        return self._templates[source]
 
     def _mark(self, text: str) -> str:
         """The text with special tokens replaced by the backend's sentinels."""
