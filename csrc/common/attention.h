@@ -21,11 +21,12 @@ struct Interval {
   Int begin, end;
 };
 
-/// The keys that a query at `position` sees; none if it is negative (more queries than keys).
+/// The keys that a query at `position` sees. If it is negative (more queries than keys) there is no
+/// key at or before it.
 template <class Int>
 LAMPO_HOST_DEVICE static inline Interval<Int> visible_keys(const AttentionMask& mask, Int position,
                                                            Int seq_len) {
-  if (position < 0) return {0, 0};
+  if (mask.causal && position < 0) return {0, 0};
   const int64_t begin = mask.sliding_window > 0 ? position - mask.sliding_window + 1 : 0;
   return {begin > 0 ? static_cast<Int>(begin) : 0, mask.causal ? position + 1 : seq_len};
 }

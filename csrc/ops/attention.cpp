@@ -55,7 +55,7 @@ int64_t paged_attention_workspace_size(Device device, const AttentionWorkspace& 
   check_that(of.num_qo_heads % of.num_kv_heads == 0, "num_qo_heads",
              "expected a multiple of num_kv_heads " + std::to_string(of.num_kv_heads) + ", got " +
                  std::to_string(of.num_qo_heads));
-  check_range("head_dim", static_cast<double>(of.head_dim), 32, 256);
+  check_range("head_dim", static_cast<double>(of.head_dim), 1, 256);
   check_range("max_seq_len", static_cast<double>(of.max_seq_len), 0, INT32_MAX);
   check_range("batch_size", static_cast<double>(of.batch_size), 0, INT32_MAX - 1);
   check_range("num_tokens", static_cast<double>(of.num_tokens), 0, INT32_MAX);

@@ -21,9 +21,11 @@ void check_kv_cache(const TensorView& k_cache, const TensorView& v_cache, Option
   check_that(page_size >= 1 && page_size <= 256 && (page_size & (page_size - 1)) == 0, "k_cache",
              "expected a page_size that is a power of two from 1 to 256, got " +
                  std::to_string(page_size));
-  check_that(head_dim >= 32 && head_dim <= 256 && head_dim % 8 == 0, "k_cache",
-             "expected a head_dim from 32 to 256 that is a multiple of 8, got " +
-                 std::to_string(head_dim));
+  // CUDA copies vectors of 16 bytes of 16-bit types.
+  const int64_t step = device.type == DeviceType::kCPU ? 4 : 8;
+  check_that(head_dim >= step && head_dim <= 256 && head_dim % step == 0, "k_cache",
+             "expected a head_dim up to 256 that is a multiple of " + std::to_string(step) +
+                 ", got " + std::to_string(head_dim));
   check_shape("v_cache", v_cache, {num_pages, num_kv_heads, page_size, head_dim});
   check_dtype("v_cache", v_cache, {k_cache.dtype});
   for (const auto& [name, cache] : {std::pair{"k_cache", &k_cache}, {"v_cache", &v_cache}}) {

@@ -22,6 +22,7 @@ from lampo.models.registry import ARCHITECTURES
 # A window of 40 ends within pages of 16, and within tiles of keys.
 CASES: dict[str, dict[str, Any]] = {
     "llama": {},
+    "llama narrow": {"head_dim": 20},
     "mistral": {"sliding_window": 40},
     "qwen2": {},
     "qwen2 window": {"sliding_window": 40, "use_sliding_window": True, "max_window_layers": 1},

@@ -32,6 +32,7 @@ MODEL_HEADS = {
 
 # Heads and page sizes: every group size, head_dim and page size with a kernel variant.
 PAGED_SHAPES = [
+    (Heads(4, 2, 16), 8),
     (Heads(4, 4, 32), 1),
     (Heads(9, 3, 64), 256),
     (Heads(4, 1, 80), 64),

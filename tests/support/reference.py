@@ -77,7 +77,7 @@ def attention(
         scores = soft_cap * torch.tanh(scores / soft_cap)
     key = torch.arange(seq_len)
     query = torch.arange(num_tokens)[:, None] + seq_len - num_tokens
-    visible = (query >= 0) & (key >= 0)
+    visible = torch.ones(num_tokens, seq_len, dtype=torch.bool)
     if causal:
         visible = visible & (key <= query)
     if sliding_window is not None:

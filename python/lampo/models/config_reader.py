@@ -22,7 +22,7 @@ MAX_HIDDEN = 1 << 17
 MAX_INTERMEDIATE = 1 << 20
 MAX_LAYERS = 1024
 MAX_HEADS = 1024
-HEAD_DIMS = range(32, 257, 8)  # sizes that the attention kernels support
+HEAD_DIMS = range(4, 257, 4)  # sizes that the attention kernels support; on CUDA every second
 
 # Names of fields in a GGUF file, after "<architecture>.".
 _GGUF_FIELDS = {
@@ -206,8 +206,7 @@ class ConfigReader:
             by = "" if named == "head_dim" else f" of {num_qo_heads} heads"
             raise f.error(
                 named,
-                f"a head_dim{by} from {HEAD_DIMS[0]} to {HEAD_DIMS[-1]} in steps of 8 "
-                f"instead of {head_dim}",
+                f"a head_dim{by} that is a multiple of 4 up to 256, instead of {head_dim}",
             )
         if self.tensors is not None:
             value_length = f"{self.architecture}.attention.value_length"

@@ -40,7 +40,8 @@ def load_model(
             on the CPU; :meth:`Decoder.to` moves them.
 
     Raises:
-        ValueError: an unknown dtype, or a file that has been cut short since it was opened.
+        ValueError: an unknown dtype, a head_dim that the device's kernels do not have, or a file
+            that has been cut short since it was opened.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -48,6 +49,12 @@ def load_model(
     if on_gpu and dtype == "float32":
         raise ValueError("dtype: a GPU computes in bfloat16; 'float32' is for device='cpu'")
     config, architecture = checkpoint.config, checkpoint.architecture
+    for layer in config.layers:
+        if on_gpu and layer.attention.head_dim % 8:
+            raise ValueError(
+                f"device: a GPU needs a head_dim that is a multiple of 8, and this model's is "
+                f"{layer.attention.head_dim}"
+            )
     max_model_len = max_model_len or config.max_position_embeddings
     loader = WeightLoader(checkpoint, _WEIGHT_DTYPES[dtype], config.norm_eps, max_model_len)
 

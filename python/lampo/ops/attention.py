@@ -86,7 +86,8 @@ def paged_attention(
         q: [num_tokens, num_qo_heads, head_dim] float32 or bfloat16 (CUDA: bfloat16 or float16),
             ragged by ``cu_seqlens_q``.
         k_cache, v_cache: [num_pages, num_kv_heads, page_size, head_dim], see :func:`append_kv`;
-            num_kv_heads divides num_qo_heads; head_dim is a multiple of 8 from 32 to 256.
+            num_kv_heads divides num_qo_heads; head_dim is at most 256, a multiple of 4, on CUDA
+            of 8.
         page_table: [batch_size, max_pages_per_seq] int32; unneeded entries may hold anything.
         seq_lens: [batch_size] int32, counting the current tokens.
         cu_seqlens_q: [batch_size + 1] int32, from 0; tokens past its end are padding.
