@@ -19,16 +19,17 @@ PACKAGE = Path(lampo.__file__).parent
 # beside them.
 ARROWS: dict[str, set[str]] = {
     "_C": set(),
-    "checks": set(),
+    "error_text": set(),
+    "checks": {"error_text"},
     "outputs": set(),
-    "ops": {"_C"},
-    "text": set(),
+    "ops": {"checks", "error_text", "_C"},
+    "text": {"error_text"},
     "weights": set(),
     "runtime": {"ops", "_C"},
     "models": {"ops", "runtime", "weights"},
-    "parameters": {"checks"},
+    "parameters": {"checks", "error_text"},
     "sampling_params": {"parameters", "text"},
-    "prompts": {"sampling_params", "text"},
+    "prompts": {"checks", "error_text", "sampling_params"},
     "llm_arguments": {"checks"},
     "model_files": {
         *("engine", "models", "weights", "text", "checks", "prompts", "sampling_params"),

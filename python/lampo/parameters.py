@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import textwrap
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 from lampo.checks import check_integer, check_number
+from lampo.error_text import shown
 
 MAX_INTEGER = 2**31 - 1
 
@@ -49,7 +50,7 @@ class Number:
 class Flag:
     def check(self, name: str, value: Any) -> bool:
         if not isinstance(value, bool):
-            raise TypeError(f"{name}: expected a bool, got {value!r}")
+            raise TypeError(f"{name}: expected a bool, got {shown(value)}")
         return value
 
 
@@ -65,7 +66,7 @@ class Choice:
 
     def check(self, name: str, value: Any) -> str:
         if value not in self.names:
-            raise ValueError(f"{name}: expected one of {', '.join(self.names)}, got {value!r}")
+            raise ValueError(f"{name}: expected one of {', '.join(self.names)}, got {shown(value)}")
         return str(value)
 
 
@@ -79,14 +80,14 @@ class Strings:
     def check(self, name: str, value: Any) -> tuple[str, ...]:
         strings = (value,) if isinstance(value, str) else value
         if not isinstance(strings, Sequence):
-            raise TypeError(f"{name}: expected a string or a list of strings, got {value!r}")
+            raise TypeError(f"{name}: expected a string or a list of strings, got {shown(value)}")
         if len(strings) > self.max_items:
             raise ValueError(
                 f"{name}: expected at most {self.max_items} strings, got {len(strings)}"
             )
         for i, string in enumerate(strings):
             if not isinstance(string, str):
-                raise TypeError(f"{name}[{i}]: expected a string, got {string!r}")
+                raise TypeError(f"{name}[{i}]: expected a string, got {shown(string)}")
             if not 1 <= len(string) <= self.max_length:
                 raise ValueError(
                     f"{name}[{i}]: expected 1 to {self.max_length} characters, got {len(string)}"
@@ -99,8 +100,8 @@ class TokenIds:
     max_items: int
 
     def check(self, name: str, value: Any) -> tuple[int, ...]:
-        if not isinstance(value, Sequence) or isinstance(value, str):
-            raise TypeError(f"{name}: expected a list of token ids, got {value!r}")
+        if isinstance(value, str | bytes | Mapping) or not isinstance(value, Collection):
+            raise TypeError(f"{name}: expected a list of token ids, got {shown(value)}")
         if len(value) > self.max_items:
             raise ValueError(f"{name}: expected at most {self.max_items} ids, got {len(value)}")
         return tuple(check_integer(f"{name}[{i}]", v, 0, MAX_INTEGER) for i, v in enumerate(value))
@@ -116,7 +117,7 @@ class TokenValues:
 
     def check(self, name: str, value: Any) -> dict[int, float]:
         if not isinstance(value, Mapping):
-            raise TypeError(f"{name}: expected a mapping of token id to value, got {value!r}")
+            raise TypeError(f"{name}: expected a mapping of token id to value, got {shown(value)}")
         if len(value) > self.max_items:
             raise ValueError(f"{name}: expected at most {self.max_items} entries, got {len(value)}")
         return {
@@ -136,7 +137,7 @@ class Instance:
 
     def check(self, name: str, value: Any) -> Any:
         if not isinstance(value, self.of):
-            raise TypeError(f"{name}: expected {self.name}, got {value!r}")
+            raise TypeError(f"{name}: expected {self.name}, got {shown(value)}")
         return value
 
 
@@ -145,7 +146,7 @@ class Parameter:
     """The metadata of a field, under the key "parameter".
 
     Attributes:
-        kind: its type and range. None is allowed where it is the default.
+        kind: its type and range. None stands for the default.
         group: heading in the command line's help.
         help: its meaning, in sentences.
     """
@@ -174,13 +175,15 @@ def parameters(dataclass: Hashable) -> dict[str, tuple[Parameter, Any]]:
 
 
 def check_parameters(instance: Any) -> None:
-    """Checks the fields of a dataclass and sets them to their normal forms.
+    """Checks the fields of a dataclass and sets them to their normal forms; None: the default.
 
     Raises: ValueError, TypeError: a value that does not fit, by its field's name.
     """
     for name, (found, default) in parameters(cast(Hashable, type(instance))).items():
         value = getattr(instance, name)
-        if not (value is None and default is None):
+        if value is None:
+            value = default
+        if value is not None:
             setattr(instance, name, found.kind.check(name, value))
 
 

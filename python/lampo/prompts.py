@@ -3,26 +3,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from lampo.checks import is_integer
+from lampo.error_text import shown
 from lampo.sampling_params import SamplingParams
-from lampo.text.error_text import shown
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
 
 
-def prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+def prompt_list(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
+    """The prompts: one, or those of a list, a generator or another iterable.
+
+    Token ids are a sequence or a one-dimensional array or tensor of integers.
+    """
     if isinstance(prompts, str):
         return [prompts]
-    if not isinstance(prompts, Sequence):
+    if isinstance(prompts, bytes | bytearray | Mapping) or not isinstance(prompts, Iterable):
         raise TypeError(
             f"prompts: expected a text, token ids or a list of them, got {shown(prompts)}"
         )
-    if len(prompts) > 0 and isinstance(prompts[0], int):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
+    listed: list[Any] = list(prompts)
+    if listed and is_integer(listed[0]):
+        return [listed]
+    for i, prompt in enumerate(listed):
+        if isinstance(prompt, bytes | bytearray) or not isinstance(prompt, Iterable):
+            raise TypeError(
+                f"prompts[{i}]: expected a text or a list of token ids, got {shown(prompt)}"
+            )
+    return listed
 
 
 def message_lists(messages: Messages | Sequence[Messages]) -> list[Messages]:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -516,12 +517,32 @@ def test_context_is_a_limit(llm):
         ([["a"]], r"prompts\[0\]\[0\]: expected an integer, got 'a'"),
         ([3.5], r"prompts\[0\]: expected a text or a list of token ids, got 3.5"),
         (7, "prompts: expected a text, token ids or a list of them, got 7"),
+        (b"text", "prompts: expected a text, token ids or a list of them, got b'text'"),
+        ([b"text"], r"prompts\[0\]: expected a text or a list of token ids, got b'text'"),
+        ({"prompt": "x"}, "prompts: expected a text, token ids or a list of them"),
         ([[1] * 256], r"prompts\[0\]: has 256 tokens, but the context of 256 leaves room for 255"),
     ],
 )
 def test_bad_prompts(llm, prompt, message):
     with pytest.raises((ValueError, TypeError), match=message):
         llm.generate(prompt, GREEDY)
+
+
+def test_prompts_of_other_kinds(llm):
+    """Arrays and tensors of ids, NumPy integers, generators of prompts."""
+    ids = [5, 6, 7]
+    expected = [list(o.outputs[0].token_ids) for o in llm.generate([ids, ids], GREEDY)]
+    for prompts in (
+        np.array([ids, ids]),
+        torch.tensor([ids, ids]),
+        [np.array(ids), tuple(np.int64(i) for i in ids)],
+        (ids for _ in range(2)),
+    ):
+        outputs = llm.generate(prompts, GREEDY)
+        assert [list(o.outputs[0].token_ids) for o in outputs] == expected
+        assert outputs[0].prompt_token_ids == ids
+        assert all(type(i) is int for i in outputs[0].prompt_token_ids)
+    assert len(llm.generate(np.array(ids), GREEDY)) == 1
 
 
 def test_bad_arguments(llm, folder):

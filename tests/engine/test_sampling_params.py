@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import dataclasses
 import math
 
+import numpy as np
 import pytest
+import torch
 
 from lampo import SamplingParams, StructuredOutputs
 from lampo.sampling_params import CHAT_DEFAULTS, chat_config, settings_text
@@ -51,7 +54,11 @@ from lampo.sampling_params import CHAT_DEFAULTS, chat_config, settings_text
         ({"logprobs": 257}, "logprobs: .* got 257"),
         ({"prompt_logprobs": -1}, "prompt_logprobs: .* got -1"),
         ({"ignore_eos": 1}, "ignore_eos: expected a bool, got 1"),
-        ({"include_stop_str_in_output": None}, "include_stop_str_in_output: expected a bool"),
+        ({"include_stop_str_in_output": 1}, "include_stop_str_in_output: expected a bool"),
+        ({"temperature": np.zeros(2)}, "temperature: expected a number"),
+        ({"top_k": np.float32(2)}, "top_k: expected an integer"),
+        ({"stop_token_ids": b"ab"}, "stop_token_ids: expected a list of token ids"),
+        ({"top_k": 10**5000}, r"top_k: expected a value in \[-1, "),
         ({"allowed_token_ids": []}, "allowed_token_ids: expected at least one id, or None"),
         ({"allowed_token_ids": [-1]}, r"allowed_token_ids\[0\]: .* got -1"),
         ({"allowed_token_ids": [1.0]}, r"allowed_token_ids\[0\]: expected an integer, got 1.0"),
@@ -110,3 +117,30 @@ def test_settings_text():
     assert text() == "temperature 1"
     assert text(temperature=0.25, top_k=7, top_p=0.9) == "temperature 0.25, top-k 7, top-p 0.9"
     assert text(min_p=0.05) == "temperature 1, min-p 0.05"
+
+
+def test_none_is_the_default_everywhere():
+    names = [f.name for f in dataclasses.fields(SamplingParams)]
+    assert SamplingParams(**dict.fromkeys(names)) == SamplingParams()
+
+
+def test_numbers_of_numpy_and_torch():
+    params = SamplingParams(
+        temperature=np.float32(0.5),
+        top_p=torch.tensor(0.25),
+        top_k=np.int64(7),
+        max_tokens=torch.tensor(9),
+        stop_token_ids=np.array([1, 2]),
+        allowed_token_ids=torch.tensor([3, 4]),
+        logit_bias={np.int32(5): np.float64(1.5)},
+    )
+    assert params == SamplingParams(
+        temperature=0.5,
+        top_p=0.25,
+        top_k=7,
+        max_tokens=9,
+        stop_token_ids=(1, 2),
+        allowed_token_ids=(3, 4),
+        logit_bias={5: 1.5},
+    )
+    assert type(params.top_k) is int and type(params.temperature) is float

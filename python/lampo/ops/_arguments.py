@@ -6,19 +6,14 @@ Errors name the argument: a wrong type is a TypeError, a wrong value a ValueErro
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
 
+from lampo.checks import check_integer
+from lampo.error_text import shown
+
 LARGEST = 2**31 - 1
-_SHOWN = 80  # characters of a wrong value
-
-
-def shown(value: object) -> str:
-    """A wrong value in an error message, shortened."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def tensor(name: str, value: Any, ndim: int) -> torch.Tensor:
@@ -31,23 +26,15 @@ def tensor(name: str, value: Any, ndim: int) -> torch.Tensor:
     return value
 
 
-def integer(name: str, value: Any, low: int = 0, high: int = LARGEST) -> int:
-    """The value as an int in [low, high]: anything with __index__ but a bool."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}: expected an integer, got {shown(value)}")
-    try:
-        number = operator.index(value)
-    except TypeError:  # a tensor or an array with several elements or of floats
-        raise TypeError(f"{name}: expected an integer, got {shown(value)}") from None
-    if not low <= number <= high:
-        raise ValueError(f"{name}: expected a value in [{low}, {high}], got {shown(number)}")
-    return number
+def check_size(name: str, value: Any, low: int = 0, high: int = LARGEST) -> int:
+    """The value as an int in [low, high]."""
+    return check_integer(name, value, low, high)
 
 
 def check_scalar(name: str, value: Any, kind: type) -> None:
     """Refuses a value that a native function cannot take for a bool, int, float or str."""
     if kind is int:
-        integer(name, value, -(2**31), LARGEST)
+        check_integer(name, value, -(2**31), LARGEST)
     elif kind is float:
         if isinstance(value, int | float) and abs(value) < 2.0**1023:
             return

@@ -6,7 +6,8 @@ from __future__ import annotations
 import torch
 
 from lampo import _C
-from lampo.ops._arguments import cuda_index, integer, shown, tensor
+from lampo.error_text import shown
+from lampo.ops._arguments import check_size, cuda_index, tensor
 from lampo.ops._registry import register
 
 _paged_attention = register(
@@ -44,12 +45,12 @@ def paged_attention_workspace_size(
         raise TypeError(f"deterministic: expected a bool, got {shown(deterministic)}")
     return int(
         _C.paged_attention_workspace_size(
-            integer("num_qo_heads", num_qo_heads, 1),
-            integer("num_kv_heads", num_kv_heads, 1),
-            integer("head_dim", head_dim),
-            integer("max_seq_len", max_seq_len),
-            integer("batch_size", batch_size),
-            integer("num_tokens", num_tokens),
+            check_size("num_qo_heads", num_qo_heads, 1),
+            check_size("num_kv_heads", num_kv_heads, 1),
+            check_size("head_dim", head_dim),
+            check_size("max_seq_len", max_seq_len),
+            check_size("batch_size", batch_size),
+            check_size("num_tokens", num_tokens),
             deterministic,
             cuda_index("device", device),
         )

@@ -9,7 +9,8 @@ from typing import TypeVar
 import torch
 
 from lampo import _C
-from lampo.ops._arguments import check_scalar, integer, shown, tensor
+from lampo.error_text import shown
+from lampo.ops._arguments import check_scalar, check_size, tensor
 from lampo.ops._gemm import STRIP_ROWS, linear_by_gemm, takes_gemm
 from lampo.ops._registry import register
 
@@ -57,7 +58,7 @@ class PackedWeight:
     def __post_init__(self) -> None:
         if not isinstance(self.shape, tuple) or len(self.shape) != 2:
             raise TypeError(f"shape: expected (out_features, in_features), got {shown(self.shape)}")
-        rows, columns = (integer("shape", size) for size in self.shape)
+        rows, columns = (check_size("shape", n) for n in self.shape)
         if columns == 0 or columns % 32:
             raise ValueError(f"shape: expected in_features a multiple of 32, got {columns}")
         expected = [(rows + 15) // 16, packed_strip_bytes(self.format, columns)]
@@ -151,15 +152,15 @@ def gate_and_up(gate: _W, up: _W) -> _W:
 def packed_strip_bytes(format: str, in_features: int) -> int:
     """Bytes of 16 rows of a packed weight: the width of ``PackedWeight.data``."""
     check_scalar("format", format, str)
-    return int(_C.packed_strip_bytes(format, integer("in_features", in_features)))
+    return int(_C.packed_strip_bytes(format, check_size("in_features", in_features)))
 
 
 def linear_workspace_size(num_tokens: int, in_features: int) -> int:
     """Bytes of workspace that :func:`linear` needs with a norm or if it rounds x."""
     # csrc/ops/linear.cpp's formula; repeated, as torch.compile cannot trace native functions.
     if not torch.compiler.is_compiling():
-        num_tokens = integer("num_tokens", num_tokens)
-        in_features = integer("in_features", in_features)
+        num_tokens = check_size("num_tokens", num_tokens)
+        in_features = check_size("in_features", in_features)
     return num_tokens * ((in_features + 31) // 32) * 128
 
 

@@ -8,7 +8,7 @@ import threading
 import torch
 
 from lampo import _C
-from lampo.ops._arguments import cuda_index, integer, tensor
+from lampo.ops._arguments import check_size, cuda_index, tensor
 from lampo.ops._registry import register
 from lampo.ops.sample_inputs import SAMPLE_INPUT_NAMES, SampleInputs
 
@@ -40,9 +40,9 @@ def sampling_workspace_size(
     """
     return int(
         _C.sampling_workspace_size(
-            integer("vocab_size", vocab_size),
+            check_size("vocab_size", vocab_size),
             cuda_index("device", device),
-            integer("batch_size", batch_size),
+            check_size("batch_size", batch_size),
         )
     )
 
@@ -160,7 +160,7 @@ def token_logprobs(
     if rank is None:
         rank = logits.new_empty(batch_size, dtype=torch.int32)
     if top_ids is None or top_logprobs is None:
-        num_top = integer("num_top", num_top, 0, logits.shape[1])
+        num_top = check_size("num_top", num_top, 0, logits.shape[1])
     if top_ids is None:
         top_ids = logits.new_empty(batch_size, num_top, dtype=torch.int32)
     if top_logprobs is None:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from lampo.text.error_text import shortened, shown
+from lampo.error_text import shortened, shown
 
 MAX_DEPTH = 32
 MAX_ROLE_CHARS = 64

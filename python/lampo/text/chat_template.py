@@ -8,9 +8,9 @@ from typing import Any
 
 from jinja2 import TemplateError, nodes
 
+from lampo.error_text import shortened
 from lampo.text.chat_limits import BASE_OUTPUT_CHARS, OUTPUT_FACTOR, Account, LimitError, account
 from lampo.text.chat_sandbox import ChatEnvironment, instrument
-from lampo.text.error_text import shortened
 
 # The time to compile grows with these; the largest templates of well-known models have a tenth.
 MAX_TEMPLATE_CHARS = 128 << 10

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from lampo.text.error_text import shortened, shown
+from lampo.error_text import shortened, shown
 
 MAX_BYTES = 64 << 10  # of a schema, expression, grammar, or of all choices
 MAX_CHOICES = 1024

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lampo.text.error_text import shortened, shown
+from lampo.error_text import shortened, shown
 from lampo.text.structured_limits import (
     check_choice,
     check_lark,

@@ -15,6 +15,8 @@ _repr.maxstring = _repr.maxother = _repr.maxlong = MAX_VALUE_CHARS
 
 def shown(value: object) -> str:
     """repr(value), shortened before long parts are formatted."""
+    if isinstance(value, int) and value.bit_length() > 1024:  # Python formats 4300 digits at most
+        return f"an integer of {value.bit_length()} bits"
     return shortened(_repr.repr(value), MAX_VALUE_CHARS)
 
 
