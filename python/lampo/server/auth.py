@@ -16,7 +16,8 @@ from fastapi import Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from lampo.server.errors import APIError, error_response
+from lampo.server.errors import APIError
+from lampo.server.limits import refuse
 from lampo.server.settings import Settings
 
 OPEN_PATH = "/health"  # without details: probes have no keys
@@ -44,7 +45,7 @@ class Gate:
             scope[_PASSED] = True
             await self._app(scope, receive, send)
         else:
-            await error_response(error)(scope, receive, send)
+            await refuse(error, scope, receive, send)
 
     def _refusal(self, scope: Scope) -> APIError | None:
         headers: list[tuple[bytes, bytes]] = scope["headers"]

@@ -47,10 +47,15 @@ def router(service: Service) -> APIRouter:
             raise APIError(400, "prompt: give either a prompt or messages", param="prompt")
         if body.messages is not None:
             token_ids = await service.encode_chat(
-                body.messages, body.tools, body.chat_template_kwargs, body.add_generation_prompt
+                body.messages,
+                body.tools,
+                body.chat_template_kwargs,
+                body.add_generation_prompt is not False,
             )
         else:
-            token_ids = await service.encode(body.prompt or "", add_bos=body.add_special_tokens)
+            token_ids = await service.encode(
+                body.prompt or "", add_bos=body.add_special_tokens is not False
+            )
         found: Tokens = {
             "count": len(token_ids),
             "max_model_len": llm.max_model_len,

@@ -83,7 +83,7 @@ class Service:
                 if body.structured_outputs.grammar and not self.settings.allow_grammars:
                     raise ValueError("grammar: this server takes none; see --allow-grammars")
                 fields["structured_outputs"] = StructuredOutputs(
-                    **body.structured_outputs.model_dump()
+                    **body.structured_outputs.model_dump(exclude_none=True)
                 )
             params = SamplingParams(**{k: v for k, v in fields.items() if v is not None})
         except (ValueError, TypeError) as error:
