@@ -28,7 +28,7 @@ from lampo.prompts import Messages, Prompt, params_list, prompt_list
 from lampo.runtime.device import resolve_device
 from lampo.runtime.program import OpTiming
 from lampo.sampling_params import SamplingParams, default_fields
-from lampo.text.tokenizer import Tokenizer
+from lampo.text.tokenizer import Tokenizer, TooManyTokensError
 from lampo.weights import resolve_model
 
 logger = logging.getLogger("lampo")
@@ -282,14 +282,9 @@ class LLM:
         if start_time is None:
             start_time = time.perf_counter()
         page_size = self.shared_engine().engine.pool.page_size
-        token_ids = self.encode(prompt, name)
         params = (params or SamplingParams()).resolved(self.generation_config)
         room = self.max_model_len - (1 if params.max_tokens else 0)
-        if len(token_ids) > room:
-            raise ValueError(
-                f"{name}: has {len(token_ids)} tokens, but the context of {self.max_model_len} "
-                f"leaves room for {room}"
-            )
+        token_ids = self.encode(prompt, name, max_tokens=room)
         return Request(
             token_ids,
             params,
@@ -310,7 +305,13 @@ class LLM:
         self, messages: Messages, chat_template_kwargs: Mapping[str, Any] | None = None
     ) -> list[int]:
         """Token ids of a conversation with the header of the assistant's answer."""
-        return self.tokenizer.encode_chat(messages, template_kwargs=chat_template_kwargs)
+        room = self.max_model_len
+        try:
+            return self.tokenizer.encode_chat(
+                messages, template_kwargs=chat_template_kwargs, max_tokens=room
+            )
+        except TooManyTokensError as error:
+            raise self._too_long("messages", error.count, room) from None
 
     def close(self) -> None:
         """Frees the weights and the cache; the object cannot be used again."""
@@ -352,18 +353,25 @@ class LLM:
                 yield from new
             yield from pieces[shown:]
 
-    def encode(self, prompt: Prompt, name: str = "prompt") -> list[int]:
+    def encode(
+        self, prompt: Prompt, name: str = "prompt", *, max_tokens: int | None = None
+    ) -> list[int]:
         """Token ids of a prompt, checked.
 
         Args:
             prompt: a text, which gets the model's BOS token, or token ids.
             name: its name in errors.
+            max_tokens: the longest that fits.
 
         Raises:
             ValueError, TypeError: it is empty, or an id is out of range.
+            TooManyTokensError: a ValueError: it is too long.
         """
         if isinstance(prompt, str):
-            token_ids = self.tokenizer.encode(prompt)
+            try:
+                token_ids = self.tokenizer.encode(prompt, max_tokens=max_tokens)
+            except TooManyTokensError as error:
+                raise self._too_long(name, error.count, max_tokens) from None
         elif isinstance(prompt, Iterable):
             last = self.config.vocab_size - 1
             token_ids = [check_integer(f"{name}[{i}]", t, 0, last) for i, t in enumerate(prompt)]
@@ -371,7 +379,13 @@ class LLM:
             raise TypeError(f"{name}: expected a text or a list of token ids, got {prompt!r}")
         if not token_ids:
             raise ValueError(f"{name}: is empty")
+        if max_tokens is not None and len(token_ids) > max_tokens:
+            raise self._too_long(name, str(len(token_ids)), max_tokens)
         return token_ids
+
+    def _too_long(self, name: str, count: str, room: int | None) -> TooManyTokensError:
+        context = f"the context of {self.max_model_len} leaves room for {room}"
+        return TooManyTokensError(count, f"{name}: has {count} tokens, but {context}")
 
     def replay_decode(self, batch_size: int, depth: int, repeats: int) -> list[list[OpTiming]]:
         """Replays and times one decode step, for :func:`lampo.profile`.

@@ -334,7 +334,7 @@ def test_tokenize(server: Running) -> None:
         ({"prompt": "a", "suffix": "b"}, "suffix", "invalid_value"),
         ({"prompt": "a", "stream": "yes"}, "stream", "invalid_value"),
         ({"prompt": "a", "stream_options": {"include_usage": True}}, "stream_options", None),
-        ({"prompt": "a", "stream_options": {"x": 1}, "stream": True}, "stream_options", None),
+        ({"prompt": "a", "stream_options": {"x": 1}, "stream": True}, "stream_options.x", None),
         ({"prompt": "a", "min_tokens": 9, "max_tokens": 4}, "min_tokens", "invalid_value"),
         ({"prompt": "a", "priority": 2**40}, "priority", "invalid_value"),
         ({"prompt": "a", "cache_salt": ""}, "cache_salt", "invalid_value"),

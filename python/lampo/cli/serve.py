@@ -83,10 +83,9 @@ def serve(
         _option(
             _LIMITS,
             "--request-timeout",
-            help="Seconds that a request may take. Default: any.",
-            show_default=False,
+            help="Seconds that a request may take.",
         ),
-    ] = None,
+    ] = 3600.0,
     allow_grammars: Annotated[
         bool,
         _option(

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lampo.server.protocol import NESTED_FIELDS
+from lampo.text.tokenizer import TooManyTokensError
 
 logger = logging.getLogger("lampo.server")
 MAX_MESSAGE_CHARS = 300
@@ -87,7 +88,9 @@ def bad_value(error: ValueError | TypeError) -> APIError:
     """The library's error about an argument: "name: expected ..., got ..."."""
     message = str(error)
     named = _NAMED.match(message)
-    return APIError(400, message, param=named[1] if named else None, code="invalid_value")
+    too_long = isinstance(error, TooManyTokensError)
+    code = "context_length_exceeded" if too_long else "invalid_value"
+    return APIError(400, message, param=named[1] if named else None, code=code)
 
 
 def error_body(

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+from collections import Counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lampo.server.errors import APIError, error_response
 from lampo.server.settings import Settings
 
+CLIENT = "lampo.client"  # in the scope: the client, as shares are counted
 _DISCARD_TIMEOUT = 2.0  # seconds
 _MAX_DISCARDED = 4 << 20  # bytes
 
@@ -25,7 +28,7 @@ class Limits:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._settings = settings
-        self._num_requests = 0
+        self._num_requests: Counter[str | None] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -34,14 +37,17 @@ class Limits:
         if scope["method"] == "GET":  # answered at once, also while the places are taken
             await self._serve(scope, receive, send)
             return
-        if error := self._refusal():
+        client = scope.get(CLIENT)
+        if error := self._refusal(client):
             await refuse(error, scope, receive, send)
             return
-        self._num_requests += 1
+        self._num_requests[client] += 1
         try:
             await self._serve(scope, receive, send)
         finally:
-            self._num_requests -= 1
+            self._num_requests[client] -= 1
+            if not self._num_requests[client]:
+                del self._num_requests[client]
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -59,9 +65,12 @@ class Limits:
         if body is not None:
             await self._app(scope, _replay(body, receive), send)
 
-    def _refusal(self) -> APIError | None:
-        if self._num_requests >= self._settings.max_requests:
-            message = f"{self._settings.max_requests} calls are in progress already"
+    def _refusal(self, client: str | None) -> APIError | None:
+        limit = self._settings.max_requests
+        share = math.ceil(limit * self._settings.client_share)
+        is_over = client is not None and self._num_requests[client] >= share
+        if is_over or self._num_requests.total() >= limit:
+            message = f"{share if is_over else limit} calls are in progress already"
             return APIError(429, message, code="too_many_requests", retry_after=1)
         return None
 

@@ -100,6 +100,7 @@ class Server(uvicorn.Server):
 def _protocol(settings: Settings) -> type[H11Protocol]:
     class Protocol(_Protocol):
         header_timeout = settings.header_timeout
+        send_timeout = settings.send_timeout
         max_connections = settings.max_connections
 
     return Protocol
@@ -136,12 +137,13 @@ class _Protocol(H11Protocol):
     """HTTP/1.1 with limits on connections, on the head's size and time, and on small pieces."""
 
     header_timeout: float
+    send_timeout: float
     max_connections: int
     _header_timer: asyncio.TimerHandle | None = None
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        self.conn = _Connection(h11.SERVER, _MAX_HEAD)
+        self.conn: _Connection = _Connection(h11.SERVER, _MAX_HEAD)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -165,6 +167,18 @@ class _Protocol(H11Protocol):
             self._await_head()
         else:
             self._stop_waiting()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch_sending(None)
+
+    def _watch_sending(self, unsent_before: int | None) -> None:
+        """Ends the connection if the client takes nothing of a whole answer for a time."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent and unsent == unsent_before:
+            self.transport.abort()
+        elif unsent:
+            self.loop.call_later(self.send_timeout, self._watch_sending, unsent)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
