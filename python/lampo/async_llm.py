@@ -336,10 +336,11 @@ class AsyncLLM:
                     self._one_step()
                     messages, self._outbox = self._outbox, []
                 _post(messages)
+        except SystemExit:  # the process exits, and the readers of the streams with it
+            return
         except BaseException:
             logger.exception("the step loop has ended")
-        finally:
-            self._end()
+        self._end()
 
     def _one_step(self) -> None:
         while self._added:
