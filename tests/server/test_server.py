@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from tiny_tokenizers import make_backend, save
 
 from lampo.async_llm import Health
 from lampo.server.app import create_app
+from lampo.server.log import ShortLines
 from lampo.server.settings import Settings
 from lampo.text.structured_outputs import StructuredOutputs
 from lampo.text.tokenizer import Tokenizer
@@ -656,6 +659,19 @@ def test_host_names(tmp_path: Path) -> None:
             response = server.client.get("/health", headers={"host": host})
             assert response.status_code == status
         error_of(response, 403, "host_not_allowed")
+
+
+def test_log_lines_are_short() -> None:
+    try:
+        raise ValueError("x" * 70_000)
+    except ValueError:
+        info = sys.exc_info()
+    record = logging.LogRecord("a", logging.ERROR, "f", 1, "path %s", ("y" * 70_000,), info)
+    lines = ShortLines("lampo: %(message)s").format(record).split("\n")
+    assert lines[0].startswith("lampo: path yyy")
+    assert lines[-1].startswith("ValueError: xxx")
+    assert max(map(len, lines)) < 600
+    assert any("test_server.py" in line for line in lines)
 
 
 def test_settings_are_checked() -> None:
