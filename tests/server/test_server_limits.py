@@ -215,6 +215,32 @@ def test_an_answer_that_is_not_read_is_left(tmp_path: Path) -> None:
         wait_until(lambda: not server.server.server_state.connections, 60)
 
 
+def test_work_for_a_client_that_left_is_not_begun(engine: FakeAsyncLLM) -> None:
+    """Two long texts take both threads; of the others, the client of one leaves."""
+    encode, begun, go = engine.llm.tokenizer.encode, [], threading.Event()
+
+    def slow(text: str, **options: Any) -> list[int]:
+        begun.append(text[0])
+        assert go.wait(60)
+        return encode(text[:9], **options)
+
+    engine.llm.tokenizer.encode = slow
+    with running(engine) as server:
+        held = []
+        for name in "abcd":
+            held.append(server.send_json("/tokenize", {"prompt": name * 5000}))
+            wait_until(lambda: len(begun) == min(len(held), 2))
+        wait_until(lambda: len(server.server.server_state.tasks) == 4)
+        held.pop(2).close()
+        wait_until(lambda: len(server.server.server_state.tasks) == 3)
+        assert server.client.get("/health").status_code == 200
+        go.set()
+        for connection in held:
+            assert status_of(connection.recv(4096)) == 200
+            connection.close()
+        assert sorted(begun) == ["a", "b", "d"]
+
+
 def test_a_client_has_a_share_of_the_places(engine: FakeAsyncLLM) -> None:
     """The calls of one key wait for each other; those of another are answered."""
     engine.llm.max_num_seqs = 8
