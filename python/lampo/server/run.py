@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import http
 import json
 import signal
 import socket
@@ -197,7 +198,11 @@ class _Protocol(H11Protocol):
             (b"connection", b"close"),
         ]
         events: list[Any] = [
-            h11.Response(status_code=error.status_code, headers=head),
+            h11.Response(
+                status_code=error.status_code,
+                headers=head,
+                reason=http.HTTPStatus(error.status_code).phrase.encode(),
+            ),
             h11.Data(data=body),
             h11.EndOfMessage(),
         ]
