@@ -114,12 +114,14 @@ def mutated_bytes(rng: random.Random, data: bytes) -> bytes:
 
 
 def chunked(rng: random.Random, body: bytes) -> bytes:
-    data, size = b"", rng.choice([1, 3, 50, 5000])
+    data, size = bytearray(), rng.choice([1, 3, 50, 5000])
     for i in range(0, len(body), size):
         piece = body[i : i + size]
-        note = rng.choice([b"", b"", b"", b";a=b", b" ", b";" + b"x" * 5000])
+        note = rng.choice([b"", b"", b"", b";a=b", b" ", b";" + b"x" * min(10 * size, 5000)])
         data += b"%x%s\r\n%s\r\n" % (len(piece) + rng.choice([0] * 40 + [1, 9]), note, piece)
-    return data + rng.choice([b"0\r\n\r\n", b"0\r\n\r\n", b"0\r\na: b\r\n\r\n", b"", b"-1\r\n"])
+    return bytes(data) + rng.choice(
+        [b"0\r\n\r\n", b"0\r\n\r\n", b"0\r\na: b\r\n\r\n", b"", b"-1\r\n"]
+    )
 
 
 def request_of(rng: random.Random) -> list[bytes]:
