@@ -41,7 +41,7 @@ ARROWS: dict[str, set[str]] = {
     "progress": {"engine"},
     "llm": {
         *("engine", "models", "runtime", "model_files", "llm_arguments"),
-        *("checks", "outputs", "prompts", "progress", "sampling_params"),
+        *("checks", "error_text", "outputs", "prompts", "progress", "sampling_params", "text"),
     },
     "async_llm": {"llm", "engine", "checks", "outputs", "prompts", "sampling_params"},
     "profiling": {"llm", "runtime", "checks", "_C"},

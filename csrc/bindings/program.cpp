@@ -16,7 +16,7 @@ void bind_program(py::module_& m) {
       .def(py::init<>())
       .def("begin", &Program::begin)
       .def("end", &Program::end)
-      .def("replay", &Program::replay, py::call_guard<py::gil_scoped_release>())
+      .def("replay", &Program::replay, py::call_guard<ReleasedGil>())
       .def("profile",
            [](const Program& program) {
              std::vector<Program::Timing> timings;

@@ -31,7 +31,7 @@ py::dict to_dict(const CudaInfo& info) {
 }
 
 CudaInfo cuda_info_without_gil(bool measure_free) {
-  const py::gil_scoped_release release;
+  const ReleasedGil released;
   return cuda_info(measure_free);
 }
 
@@ -39,8 +39,7 @@ CudaInfo cuda_info_without_gil(bool measure_free) {
 
 void bind_runtime(py::module_& m) {
   m.def("num_threads", &cpu::num_threads);
-  m.def("set_num_threads", &cpu::set_num_threads, py::arg("count"),
-        py::call_guard<py::gil_scoped_release>());
+  m.def("set_num_threads", &cpu::set_num_threads, py::arg("count"), py::call_guard<ReleasedGil>());
   m.def("usable_cores", &cpu::usable_cores);
   m.def("cpu_isa", &cpu_isa);
   m.def("set_cpu_isa", &set_cpu_isa, py::arg("isa"));

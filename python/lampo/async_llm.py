@@ -25,6 +25,7 @@ logger = logging.getLogger("lampo")
 
 # Longer texts are tokenized off the event loop.
 _LONG_TEXT = 4096
+_MAX_JOINED = 64  # tokens
 
 Piece = StreamOutput | Exception
 
@@ -61,7 +62,8 @@ class Health:
 
 
 class RequestStream:
-    """The pieces of one request, as they come; the last one has its whole result.
+    """The pieces of one request, as they come; the last one has its whole result. Pieces that wait
+    to be read are joined.
 
     An asynchronous iterator. Leaving it, by `aclose`, cancellation or the end of an `async with`,
     aborts the request.
@@ -78,6 +80,7 @@ class RequestStream:
         self.prompt_token_ids = prompt_token_ids
         self._abort = abort
         self._pieces: deque[Piece] = deque()
+        self._latest: dict[int, StreamOutput] = {}  # unread, by completion
         self._arrived = asyncio.Event()
         self._ended = False
 
@@ -98,6 +101,8 @@ class RequestStream:
         if isinstance(piece, Exception):
             self._ended = True
             raise piece
+        if self._latest.get(piece.index) is piece:
+            del self._latest[piece.index]
         self._ended = piece.request is not None
         return piece
 
@@ -114,9 +119,27 @@ class RequestStream:
         await self.aclose()
 
     def put(self, piece: Piece) -> None:
-        """Called in the event loop."""
-        self._pieces.append(piece)
+        """Called in the event loop. Unread pieces of a completion become one, up to a size, so that
+        a slow reader does not pile them up."""
         self._arrived.set()
+        if isinstance(piece, StreamOutput) and piece.request is None:
+            last = self._latest.get(piece.index)
+            if last is not None and len(last.token_ids) < _MAX_JOINED:
+                _join(last, piece)
+                return
+            self._latest[piece.index] = piece
+        self._pieces.append(piece)
+
+
+def _join(last: StreamOutput, piece: StreamOutput) -> None:
+    """Appends a piece to the one before it."""
+    last.text += piece.text
+    last.token_ids = last.token_ids + piece.token_ids
+    if piece.logprobs is not None:
+        last.logprobs = (last.logprobs or []) + piece.logprobs
+    if piece.num_kept is not None:
+        last.num_kept = (last.num_kept or []) + piece.num_kept
+    last.finish_reason = piece.finish_reason
 
 
 Message = tuple[asyncio.AbstractEventLoop, RequestStream, Piece]
@@ -321,10 +344,11 @@ class AsyncLLM:
                     self._one_step()
                     messages, self._outbox = self._outbox, []
                 _post(messages)
+        except SystemExit:  # the process exits, and the readers of the streams with it
+            return
         except BaseException:
             logger.exception("the step loop has ended")
-        finally:
-            self._end()
+        self._end()
 
     def _one_step(self) -> None:
         while self._added:

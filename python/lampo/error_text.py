@@ -15,9 +15,11 @@ _repr.maxstring = _repr.maxother = _repr.maxlong = MAX_VALUE_CHARS
 
 def shown(value: object) -> str:
     """repr(value), shortened before long parts are formatted."""
-    if isinstance(value, int) and value.bit_length() > 1024:  # Python formats 4300 digits at most
-        return f"an integer of {value.bit_length()} bits"
-    return shortened(_repr.repr(value), MAX_VALUE_CHARS)
+    try:
+        text = _repr.repr(value)
+    except ValueError:  # Python formats integers of up to 4300 digits
+        text = f"a {type(value).__name__} that cannot be shown"
+    return shortened(text, MAX_VALUE_CHARS)
 
 
 def shortened(text: str, limit: int = MAX_LINE_CHARS) -> str:

@@ -27,15 +27,17 @@ from lampo.engine.memory_plan import plan_memory
 from lampo.engine.request import Request
 from lampo.engine.runner import ModelRunner
 from lampo.engine.shared_engine import SharedEngine
+from lampo.error_text import shown
 from lampo.llm_arguments import KV_CACHE_DTYPES, check_llm_arguments
 from lampo.model_files import ModelFiles
 from lampo.models.loader import load_model
 from lampo.outputs import RequestOutput, StreamOutput
 from lampo.progress import track_tokens
-from lampo.prompts import Messages, Prompt, check_length, message_lists, params_list, prompt_list
+from lampo.prompts import Messages, Prompt, message_lists, params_list, prompt_list
 from lampo.runtime.device import resolve_device
 from lampo.runtime.program import OpTiming
 from lampo.sampling_params import SamplingParams, default_fields
+from lampo.text.tokenizer import TooManyTokensError
 
 logger = logging.getLogger("lampo")
 
@@ -296,9 +298,9 @@ class LLM:
         if start_time is None:
             start_time = time.perf_counter()
         page_size = self.shared_engine().engine.pool.page_size
-        token_ids = self.encode(prompt, name)
         params = (params or SamplingParams()).resolved(self.generation_config)
-        check_length(name, len(token_ids), params, self.max_model_len)
+        room = self.max_model_len - (1 if params.max_tokens else 0)
+        token_ids = self.encode(prompt, name, max_tokens=room)
         return Request(
             token_ids,
             params,
@@ -324,12 +326,17 @@ class LLM:
         continue_final_message: bool | None = None,
     ) -> list[int]:
         """Token ids of a conversation; the arguments are those of :meth:`chat`."""
-        return self.tokenizer.encode_chat(
-            messages,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            template_kwargs=chat_template_kwargs,
-        )
+        room = self.max_model_len
+        try:
+            return self.tokenizer.encode_chat(
+                messages,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                template_kwargs=chat_template_kwargs,
+                max_tokens=room,
+            )
+        except TooManyTokensError as error:
+            raise self._too_long("messages", error.count, room) from None
 
     def close(self) -> None:
         """Frees the weights and the cache; the object cannot be used again."""
@@ -378,26 +385,39 @@ class LLM:
                 yield from new
             yield from pieces[shown:]
 
-    def encode(self, prompt: Prompt, name: str = "prompt") -> list[int]:
+    def encode(
+        self, prompt: Prompt, name: str = "prompt", *, max_tokens: int | None = None
+    ) -> list[int]:
         """Token ids of a prompt, checked.
 
         Args:
             prompt: a text, which gets the model's BOS token, or token ids.
             name: its name in errors.
+            max_tokens: the longest that fits.
 
         Raises:
             ValueError, TypeError: it is empty, or an id is out of range.
+            TooManyTokensError: a ValueError: it is too long.
         """
         if isinstance(prompt, str):
-            token_ids = self.tokenizer.encode(prompt)
+            try:
+                token_ids = self.tokenizer.encode(prompt, max_tokens=max_tokens)
+            except TooManyTokensError as error:
+                raise self._too_long(name, error.count, max_tokens) from None
         elif isinstance(prompt, Iterable):
             last = self.config.vocab_size - 1
             token_ids = [check_integer(f"{name}[{i}]", t, 0, last) for i, t in enumerate(prompt)]
         else:
-            raise TypeError(f"{name}: expected a text or a list of token ids, got {prompt!r}")
+            raise TypeError(f"{name}: expected a text or a list of token ids, got {shown(prompt)}")
         if not token_ids:
             raise ValueError(f"{name}: is empty")
+        if max_tokens is not None and len(token_ids) > max_tokens:
+            raise self._too_long(name, str(len(token_ids)), max_tokens)
         return token_ids
+
+    def _too_long(self, name: str, count: str, room: int | None) -> TooManyTokensError:
+        context = f"the context of {self.max_model_len} leaves room for {room}"
+        return TooManyTokensError(count, f"{name}: has {count} tokens, but {context}")
 
     def replay_decode(self, batch_size: int, depth: int, repeats: int) -> list[list[OpTiming]]:
         """Replays and times one decode step, for :func:`lampo.profile`.

@@ -76,6 +76,31 @@ async def collect(stream: RequestStream) -> RequestOutput:
     return result
 
 
+def test_unread_pieces_are_joined(run):
+    """A reader that is slow gets larger pieces, and the queue stays short."""
+
+    async def test(model: AsyncLLM) -> None:
+        params = dataclasses.replace(LONG, n=2, logprobs=1, seed=1)
+        stream = await model.add_request("Hello", params)
+        while model.stats().num_output_tokens < 400:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        assert len(stream._pieces) <= 2 * (200 // 64 + 2)
+        pieces = [piece async for piece in stream]
+        assert max(len(piece.token_ids) for piece in pieces) >= 64
+        result = pieces[-1].request
+        assert result is not None
+        for completion in result.outputs:
+            own = [p for p in pieces if p.index == completion.index]
+            assert "".join(p.text for p in own) == completion.text
+            assert [t for p in own for t in p.token_ids] == completion.token_ids
+            assert [table for p in own for table in p.logprobs or []] == completion.logprobs
+            assert [n for p in own for n in p.num_kept or []] == completion.num_kept
+            assert own[-1].finish_reason == "length"
+
+    run(test)
+
+
 def test_many_at_once_equal_one_after_the_other(run, folder):
     prompts = [f"{'word ' * (i % 7)}number {i}" for i in range(30)]
     params = dataclasses.replace(PARAMS, temperature=1.0, seed=3, n=2)

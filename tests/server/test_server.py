@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from tiny_tokenizers import make_backend, save
 
 from lampo.async_llm import Health
 from lampo.server.app import create_app
+from lampo.server.log import ShortLines
 from lampo.server.settings import Settings
 from lampo.text.structured_outputs import StructuredOutputs
 from lampo.text.tokenizer import Tokenizer
@@ -275,6 +278,129 @@ def test_nulls_are_defaults(server: Running) -> None:
     assert server.post("/v1/completions", body).status_code == 200
 
 
+def optional_fields(params: type) -> list[str]:
+    """Fields of OpenAI's client that a request may leave out."""
+    return sorted(set(params.__annotations__) - {"messages", "model", "prompt"})
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "params"),
+    [
+        (
+            "/v1/completions",
+            PROMPT,
+            openai.types.completion_create_params.CompletionCreateParamsBase,
+        ),
+        (
+            "/v1/chat/completions",
+            CHAT,
+            openai.types.chat.completion_create_params.CompletionCreateParamsBase,
+        ),
+    ],
+)
+def test_null_is_absent_for_openais_fields(
+    server: Running, path: str, body: Any, params: type
+) -> None:
+    names = optional_fields(params)
+    assert len(names) >= 15
+    reply = server.post(path, {**body, "model": None, **dict.fromkeys(names)})
+    assert reply.status_code == 200, reply.text
+    options: Any = {"include_usage": None, "include_obfuscation": None}
+    body = {**body, "stream": True, "stream_options": options}
+    assert server.post(path, body).status_code == 200
+
+
+def test_openais_fields_without_effect(client: openai.OpenAI) -> None:
+    messages: Any = CHAT["messages"]
+    done = client.chat.completions.create(
+        model="tiny", messages=messages, max_tokens=2, modalities=["text"], verbosity="low",
+        prediction={"type": "content", "content": "Hello"}, store=False, metadata={"a": "b"},
+        service_tier="auto", user="u", safety_identifier="s", prompt_cache_key="k",
+        reasoning_effort="low", parallel_tool_calls=True, extra_body={"functions": None},
+    )  # fmt: skip
+    assert done.usage is not None and done.usage.completion_tokens == 2
+    stream = client.chat.completions.create(
+        model="tiny", messages=messages, max_tokens=2, stream=True,
+        stream_options={"include_usage": True, "include_obfuscation": False},
+    )  # fmt: skip
+    assert list(stream)[-1].usage is not None
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"stream": True, "stream_options": {"obfuscate": True}}, "stream_options.obfuscate"),
+        ({"response_format": {"type": "text", "strict": 1}}, "response_format.strict"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "x": 1}}},
+            "response_format.json_schema.x",
+        ),
+        ({"structured_outputs": {"regexp": "a"}}, "structured_outputs.regexp"),
+        ({"x" * 200: 1}, "x" * 64),
+    ],
+)
+def test_unknown_fields_are_named(server: Running, body: Any, param: str) -> None:
+    reply = server.post("/v1/chat/completions", {**CHAT, **body})
+    error = error_of(reply, 400, "unknown_field")
+    assert error["param"] == param
+    assert error["message"] == f"unknown field {param!r}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("audio", {"voice": "alloy", "format": "wav"}),
+        ("function_call", "auto"),
+        ("functions", [{"name": "f"}]),
+        ("modalities", ["text", "audio"]),
+        ("moderation", {"model": "m"}),
+        ("web_search_options", {}),
+    ],
+)
+def test_fields_that_would_change_the_answer_are_refused(
+    server: Running, name: str, value: Any
+) -> None:
+    error = error_of(server.post("/v1/chat/completions", {**CHAT, name: value}), 400)
+    assert error["param"] == name
+    assert error["message"].startswith(f"{name}: ")
+
+
+def test_the_context_is_exceeded(client: openai.OpenAI) -> None:
+    """OpenAI's code, by which clients shorten a conversation."""
+    with pytest.raises(openai.BadRequestError) as completion:
+        client.completions.create(model="tiny", prompt="a" * 300)
+    messages: Any = [{"role": "user", "content": "x" * 10_000}]
+    with pytest.raises(openai.BadRequestError) as chat:
+        client.chat.completions.create(model="tiny", messages=messages)
+    assert (completion.value.code, completion.value.param) == ("context_length_exceeded", "prompt")
+    assert (chat.value.code, chat.value.param) == ("context_length_exceeded", "messages")
+
+
+def test_the_last_of_duplicate_keys_counts(server: Running) -> None:
+    body = b'{"prompt": "Hello", "max_tokens": 1, "max_tokens": 3}'
+    assert server.post("/v1/completions", body).json()["usage"]["completion_tokens"] == 3
+
+
+def test_error_bodies_are_short(server: Running) -> None:
+    long = "x" * 70_000
+    for path, body in (
+        ("/v1/completions", {"prompt": "a", "model": long[:500]}),
+        ("/v1/completions", {"prompt": "a", long: 1}),
+        ("/v1/completions", {"prompt": "a", "logprobs_mode": long}),
+        ("/v1/completions", {"prompt": "a", "structured_outputs": {"regex": "(" + long}}),
+        ("/v1/completions", {"prompt": "a", "structured_outputs": {"json": long}}),
+        ("/v1/completions", {"prompt": "a", "structured_outputs": {long: 1}}),
+        ("/v1/completions", {"prompt": "a", "seed": int("9" * 4000)}),
+        ("/v1/chat/completions", {"messages": [{"role": long, "content": "a"}]}),
+        ("/v1/chat/completions", {**CHAT, "chat_template_kwargs": {long: 1}}),
+        ("/v1/chat/completions", {**CHAT, "tool_choice": long}),
+    ):
+        reply = server.post(path, body)
+        assert 400 <= reply.status_code < 500
+        assert len(reply.content) < 600
+    assert len(server.client.get("/v1/models/" + long[:9000]).content) < 600
+
+
 def test_tokenize(server: Running) -> None:
     found = server.post("/tokenize", {"prompt": "Hello", "return_token_strs": True}).json()
     assert found == {
@@ -306,7 +432,7 @@ def test_tokenize(server: Running) -> None:
         ({"prompt": [320]}, "prompt", "invalid_value"),
         ({"prompt": [-1]}, "prompt", "invalid_value"),
         ({"prompt": [10**30]}, "prompt", "invalid_value"),
-        ({"prompt": "a" * 300}, "prompt", "invalid_value"),
+        ({"prompt": "a" * 300}, "prompt", "context_length_exceeded"),
         ({"prompt": ["a"] * 65}, "prompt", "invalid_value"),
         ({"prompt": ["a"] * 60, "n": 3}, "n", "invalid_value"),
         ({"prompt": "a", "n": 0}, "n", "invalid_value"),
@@ -331,10 +457,10 @@ def test_tokenize(server: Running) -> None:
         ({"prompt": "a", "logprobs": 21}, "logprobs", "invalid_value"),
         ({"prompt": "a", "logprobs": -1}, "logprobs", "invalid_value"),
         ({"prompt": "a", "best_of": 2}, "best_of", None),
-        ({"prompt": "a", "suffix": "b"}, "suffix", "invalid_value"),
+        ({"prompt": "a", "suffix": "b"}, "suffix", "unsupported_value"),
         ({"prompt": "a", "stream": "yes"}, "stream", "invalid_value"),
         ({"prompt": "a", "stream_options": {"include_usage": True}}, "stream_options", None),
-        ({"prompt": "a", "stream_options": {"x": 1}, "stream": True}, "stream_options", None),
+        ({"prompt": "a", "stream_options": {"x": 1}, "stream": True}, "stream_options.x", None),
         ({"prompt": "a", "min_tokens": 9, "max_tokens": 4}, "min_tokens", "invalid_value"),
         ({"prompt": "a", "priority": 2**40}, "priority", "invalid_value"),
         ({"prompt": "a", "cache_salt": ""}, "cache_salt", "invalid_value"),
@@ -371,7 +497,7 @@ def test_bad_completions(server: Running, body: Any, param: str, code: str | Non
         ({**CHAT, "max_tokens": 2, "max_completion_tokens": 3}, "max_completion_tokens"),
         ({**CHAT, "tool_choice": "required"}, "tool_choice"),
         ({**CHAT, "tools": [3]}, "tools"),
-        ({**CHAT, "response_format": {"type": "xml"}}, "response_format"),
+        ({**CHAT, "response_format": {"type": "xml"}}, "response_format.type"),
         ({**CHAT, "response_format": {"type": "json_schema"}}, "response_format"),
         (
             {**CHAT, "response_format": {
@@ -389,7 +515,7 @@ def test_bad_completions(server: Running, body: Any, param: str, code: str | Non
         ({**CHAT, "logprobs_mode": "cooked"}, "logprobs_mode"),
         ({**CHAT, "allowed_token_ids": []}, "allowed_token_ids"),
         ({**CHAT, "functions": []}, "functions"),
-        ({"messages": [{"role": "user", "content": "x" * 300}]}, "prompt"),
+        ({"messages": [{"role": "user", "content": "x" * 300}]}, "messages"),
     ],
 )  # fmt: skip
 def test_bad_chats(server: Running, body: Any, param: str) -> None:
@@ -416,13 +542,31 @@ def test_bad_tokens(server: Running, path: str, body: Any) -> None:
 
 def test_routing(server: Running) -> None:
     error_of(server.client.get("/nope"), 404, "route_not_found")
-    error_of(server.client.get("/v1/models/"), 404)
     error_of(server.post("/v1/nope", {}), 404, "route_not_found")
     error_of(server.client.get("/v1/completions"), 405, "method_not_allowed")
     error_of(server.client.delete("/v1/models"), 405, "method_not_allowed")
     for path in ("/docs", "/redoc"):
         assert server.client.get(path).status_code == 404
     assert "/v1/chat/completions" in server.client.get("/openapi.json").json()["paths"]
+
+
+def test_head(server: Running) -> None:
+    for path in ("/health", "/v1/models", "/metrics"):
+        got, head = server.client.get(path), server.client.head(path)
+        assert head.status_code == 200
+        assert head.content == b""
+        assert head.headers["content-type"] == got.headers["content-type"]
+    assert server.client.head("/nope").status_code == 404
+    assert server.client.head("/v1/completions").status_code == 405
+    assert server.client.get("/health").json() == {"status": "ok"}  # the connection goes on
+
+
+def test_trailing_slashes(server: Running) -> None:
+    for path in ("/health/", "/v1/models/", "/v1/models/tiny/"):
+        assert server.client.get(path).status_code == 200
+    assert server.post("/v1/completions/", PROMPT).status_code == 200
+    assert server.post("/v1/chat/completions/", {**CHAT, "max_tokens": 1}).status_code == 200
+    error_of(server.client.get("/nope/"), 404, "route_not_found")
 
 
 def test_engine_errors(server: Running) -> None:
@@ -492,12 +636,13 @@ def test_every_route_wants_a_key(tmp_path: Path) -> None:
              "first-key", "Bearer first-key, Bearer second-key"]  # fmt: skip
     with running(engine, api_keys=("first-key", "second-key")) as server:
         server.client.headers.pop("authorization")
-        for path in [*paths, "/nope", "/docs", "/health/", "/health/../metrics", "//health"]:
+        for path in [*paths, "/nope", "/docs", "/health/../metrics", "//health"]:
             for method in ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS"):
                 for key in wrong if method == "GET" else [""]:
                     headers = {"authorization": key} if key else {}
                     response = server.client.request(method, path, headers=headers)
-                    wanted = 200 if (method, path) == ("GET", "/health") else 401
+                    is_open = path == "/health" and method in ("GET", "HEAD")
+                    wanted = 200 if is_open else 401
                     assert response.status_code == wanted, (method, path, key)
                     assert (wanted == 401) == ("www-authenticate" in response.headers)
         for key in ("first-key", "second-key"):
@@ -516,9 +661,23 @@ def test_host_names(tmp_path: Path) -> None:
         error_of(response, 403, "host_not_allowed")
 
 
+def test_log_lines_are_short() -> None:
+    try:
+        raise ValueError("x" * 70_000)
+    except ValueError:
+        info = sys.exc_info()
+    record = logging.LogRecord("a", logging.ERROR, "f", 1, "path %s", ("y" * 70_000,), info)
+    lines = ShortLines("lampo: %(message)s").format(record).split("\n")
+    assert lines[0].startswith("lampo: path yyy")
+    assert lines[-1].startswith("ValueError: xxx")
+    assert max(map(len, lines)) < 600
+    assert any("test_server.py" in line for line in lines)
+
+
 def test_settings_are_checked() -> None:
     for bad in ({"api_keys": ("",)}, {"api_keys": ("a b",)}, {"api_keys": ("ключ",)},
-                {"max_n": 0}, {"drain_timeout": float("nan")}, {"model_name": ""}):  # fmt: skip
+                {"max_n": 0}, {"drain_timeout": float("nan")}, {"model_name": ""},
+                {"client_share": 1.1}):  # fmt: skip
         with pytest.raises(ValueError, match="expected"):
             Settings(**{"model_name": "tiny", **bad})
     assert "hidden" not in repr(Settings("tiny", api_keys=("hidden",)))

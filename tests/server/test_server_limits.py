@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 from fake_async_llm import FakeAsyncLLM
 from http_server import Running, read_all, running, wait_until
+
+from lampo.server.shares import Shares
 
 LONG = {"prompt": "Hello", "max_tokens": 200}
 HEAD = "POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
@@ -128,13 +131,185 @@ def test_what_is_no_http(engine: FakeAsyncLLM) -> None:
                 reply = read_all(connection)
                 assert (status_of(reply), error_code(reply)) == (400, "bad_request")
         with server.raw() as connection:
-            connection.sendall(b"GET /health HTTP/1.1\r\nx: " + b"y" * 100_000)
-            assert status_of(read_all(connection)) == 400
+            connection.sendall(f"{HEAD}content-length: 50\r\n\r\nabc".encode())
+            connection.sendall(b"x" * 47)
+            assert status_of(connection.recv(4096)) == 400
         with server.raw() as connection:
             connection.sendall(f'{HEAD}content-length: 50\r\n\r\n{{"prompt": "a'.encode())
             connection.shutdown(socket.SHUT_WR)  # a body that ends early
             assert read_all(connection) == b""
         assert server.client.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("size", [15_000, 17_000, 100_000, 1_000_000])
+@pytest.mark.parametrize("line", [b"x: %s\r\n" % (b"y" * 995), b"x:" + b"\r\n"])
+def test_heads_have_a_size(engine: FakeAsyncLLM, size: int, line: bytes) -> None:
+    """Also one that is complete when it arrives."""
+    sent = b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
+    sent += line * (size // len(line)) + b"\r\n"
+    with running(engine) as server, server.raw() as connection:
+        with contextlib.suppress(OSError):
+            connection.sendall(sent)
+        reply = read_all(connection)
+        if size < 16_000:
+            assert status_of(reply) == 200
+        else:
+            assert (status_of(reply), error_code(reply)) == (431, "head_too_large")
+
+
+def test_a_body_has_one_length(engine: FakeAsyncLLM) -> None:
+    """Of two, a proxy might read the other, and take the rest for another request."""
+    with running(engine) as server, server.raw() as connection:
+        connection.sendall(
+            f"{HEAD}content-length: 4\r\ntransfer-encoding: chunked\r\n\r\n".encode()
+            + b"10\r\n" + b'{"prompt": "abc"}'[:16] + b"\r\n0\r\n\r\n"
+        )  # fmt: skip
+        reply = read_all(connection)  # and it is closed
+        assert (status_of(reply), error_code(reply)) == (400, "bad_request")
+        assert reply.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize("authorized", [False, True])
+def test_refused_calls_close_their_connection(engine: FakeAsyncLLM, authorized: bool) -> None:
+    """The rest of the body is not parsed, but read for a moment, so that the answer arrives."""
+    key = "authorization: Bearer k\r\n" if authorized else ""
+    with running(engine, api_keys=("k",), max_body_bytes=1000) as server:
+        with server.raw() as connection:
+            connection.sendall(f"{HEAD}{key}content-length: 9000000\r\n\r\n".encode())
+            connection.sendall(b"x" * 1_000_000)
+            reply = read_all(connection)
+            assert status_of(reply) == (413 if authorized else 401)
+            assert b"connection: close" in reply
+        with server.raw() as connection:
+            connection.sendall(f"{HEAD}{key}transfer-encoding: chunked\r\n\r\n".encode())
+            for _ in range(3):
+                connection.sendall(b"200\r\n" + b"x" * 512 + b"\r\n")
+            assert status_of(read_all(connection)) == (413 if authorized else 401)
+
+
+def test_bodies_of_small_pieces(engine: FakeAsyncLLM) -> None:
+    body = b'{"prompt": "%s"}' % (b"a" * 5000)
+    head = f"{HEAD}connection: close\r\ntransfer-encoding: chunked\r\n\r\n".encode()
+    for size, status in ((3, 200), (2, 400)):
+        pieces = [body[i : i + size] for i in range(0, len(body), size)]
+        sent = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
+        with running(engine) as server, server.raw() as connection:
+            with contextlib.suppress(OSError):
+                connection.sendall(head + sent + b"0\r\n\r\n")
+            reply = read_all(connection)
+            assert status_of(reply) == status
+            if status == 400:
+                assert error_code(reply) == "body_in_small_pieces"
+            assert server.client.get("/health").status_code == 200
+
+
+def test_an_answer_that_is_not_read_is_left(tmp_path: Path) -> None:
+    """A whole answer waits in the server for some time only."""
+    engine = FakeAsyncLLM(tmp_path, max_model_len=100_000)
+    body = {"prompt": "Hello", "max_tokens": 20_000, "logprobs": 20}
+    with running(engine, send_timeout=0.3) as server, server.raw() as connection:
+        data = json.dumps(body).encode()
+        head = HEAD.replace("/tokenize", "/v1/completions")
+        connection.sendall(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
+        wait_until(lambda: engine.finished["length"] == 1, 60)
+        wait_until(lambda: not server.server.server_state.connections, 60)
+
+
+def test_work_for_a_client_that_left_is_not_begun(engine: FakeAsyncLLM) -> None:
+    """Two long texts take both threads; of the others, the client of one leaves."""
+    encode, begun, go = engine.llm.tokenizer.encode, [], threading.Event()
+
+    def slow(text: str, **options: Any) -> list[int]:
+        begun.append(text[0])
+        assert go.wait(60)
+        return encode(text[:9], **options)
+
+    engine.llm.tokenizer.encode = slow
+    with running(engine) as server:
+        held = []
+        for name in "abcd":
+            held.append(server.send_json("/tokenize", {"prompt": name * 5000}))
+            wait_until(lambda: len(begun) == min(len(held), 2))
+        wait_until(lambda: len(server.server.server_state.tasks) == 4)
+        held.pop(2).close()
+        wait_until(lambda: len(server.server.server_state.tasks) == 3)
+        assert server.client.get("/health").status_code == 200
+        go.set()
+        for connection in held:
+            assert status_of(connection.recv(4096)) == 200
+            connection.close()
+        assert sorted(begun) == ["a", "b", "d"]
+
+
+def test_a_client_has_a_share_of_the_places(engine: FakeAsyncLLM) -> None:
+    """The calls of one key wait for each other; those of another are answered."""
+    engine.llm.max_num_seqs = 8
+    first, second = ({"authorization": f"Bearer {key}"} for key in ("first", "second"))
+    with running(engine, api_keys=("first", "second")) as server:
+        data = json.dumps({**LONG, "stream": True}).encode()
+        head = HEAD.replace("/tokenize", "/v1/completions") + "authorization: Bearer first\r\n"
+        held = []
+        for _ in range(12):
+            connection = server.raw()
+            connection.sendall(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
+            held.append(connection)
+        wait_until(lambda: len(engine.running) == 6)  # three quarters
+        body = {"prompt": "Hello", "max_tokens": 2}
+        assert server.post("/v1/completions", body, headers=second).status_code == 200
+        assert len(engine.added) == 7
+        held.pop(0).close()
+        wait_until(lambda: len(engine.added) == 8)
+        for connection in held:
+            connection.close()
+        wait_until(lambda: not engine.running)
+        assert server.post("/v1/completions", body, headers=first).status_code == 200
+
+
+def test_a_client_has_a_share_of_the_calls(engine: FakeAsyncLLM) -> None:
+    first, second = ({"authorization": f"Bearer {key}"} for key in ("first", "second"))
+    with running(engine, api_keys=("first", "second"), max_requests=4) as server:
+        head = HEAD + "authorization: bearer first\r\ncontent-length: 20\r\n\r\n"
+        held = [server.raw() for _ in range(3)]
+        for connection in held:
+            connection.sendall(head.encode())
+        time.sleep(0.3)
+        body = {"prompt": "a"}
+        reply = server.post("/tokenize", body, headers=first)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (429, "too_many_requests")
+        assert server.post("/tokenize", body, headers=second).status_code == 200
+        for connection in held:
+            connection.close()
+
+
+def test_shares() -> None:
+    async def check() -> None:
+        shares, order = Shares(3), []
+
+        async def take(client: str | None, count: int, name: str) -> None:
+            await shares.take(client, count)
+            order.append(name)
+
+        await take("a", 2, "two")
+        waiting = [
+            asyncio.ensure_future(take("a", count, name))
+            for count, name in ((2, "later"), (9, "large"), (1, "last"))
+        ]
+        await take("b", 5, "other")
+        await take(None, 99, "local")
+        await asyncio.sleep(0)
+        assert order == ["two", "other", "local"]
+        waiting[0].cancel()
+        await asyncio.gather(waiting[0], return_exceptions=True)
+        shares.give("a", 2)
+        await waiting[1]
+        assert order[-1] == "large"
+        shares.give("a", 9)
+        await waiting[2]
+        shares.give("a", 1)
+        shares.give("b", 5)
+        assert not shares._held and not shares._waiting
+
+    asyncio.run(check())
 
 
 def test_connections_have_a_number(engine: FakeAsyncLLM) -> None:

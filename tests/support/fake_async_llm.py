@@ -34,7 +34,7 @@ from lampo.outputs import (
     StreamOutput,
 )
 from lampo.sampling_params import SamplingParams
-from lampo.text.tokenizer import Tokenizer
+from lampo.text.tokenizer import Tokenizer, TooManyTokensError
 
 VOCAB_SIZE = 320
 
@@ -50,6 +50,7 @@ class FakeAsyncLLM:
             config=SimpleNamespace(vocab_size=VOCAB_SIZE),
             max_model_len=max_model_len,
             generation_config={},
+            max_num_seqs=64,
             path=folder,
         )
         self.delay = delay
@@ -81,7 +82,7 @@ class FakeAsyncLLM:
             if not 0 <= token_id < self.llm.config.vocab_size:
                 raise ValueError(f"prompt[{i}]: expected a value in [0, 319], got {token_id}")
         if len(prompt) >= self.llm.max_model_len:
-            raise ValueError(f"prompt: has {len(prompt)} tokens, too many")
+            raise TooManyTokensError(str(len(prompt)), f"prompt: has {len(prompt)} tokens")
         text = self.llm.tokenizer.decode(prompt)
         if "FULL" in text:
             raise QueueFullError("256 requests wait", retry_after=2.5)

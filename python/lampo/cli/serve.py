@@ -83,10 +83,9 @@ def serve(
         _option(
             _LIMITS,
             "--request-timeout",
-            help="Seconds that a request may take. Default: any.",
-            show_default=False,
+            help="Seconds that a request may take.",
         ),
-    ] = None,
+    ] = 3600.0,
     allow_grammars: Annotated[
         bool,
         _option(
@@ -178,8 +177,10 @@ def _model_name(model: str | None) -> str:
 
 def _log(access: bool) -> None:
     """Errors with tracebacks on stderr, and one line per call if asked for."""
+    from lampo.server.log import ShortLines
+
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("lampo: %(message)s"))
+    handler.setFormatter(ShortLines("lampo: %(message)s"))
     levels = {"lampo.server": logging.WARNING, "uvicorn.error": logging.ERROR}
     if access:
         levels["uvicorn.access"] = logging.INFO

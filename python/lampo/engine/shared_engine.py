@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -12,6 +14,22 @@ from lampo.engine.request import Request
 from lampo.outputs import StreamOutput
 
 Sink = Callable[[StreamOutput], None]
+
+_engines: weakref.WeakSet[SharedEngine] = weakref.WeakSet()
+_exiting = threading.Event()
+_EXIT_TIMEOUT = 10.0  # seconds
+
+
+@atexit.register
+def _end_daemon_threads() -> None:
+    """Waits for steps of daemon threads, which make no further ones.
+
+    The end of the interpreter would interrupt them inside of libraries that abort the process then.
+    """
+    _exiting.set()
+    for engine in list(_engines):
+        if engine.lock.acquire(timeout=_EXIT_TIMEOUT):
+            engine.lock.release()
 
 
 class SharedEngine:
@@ -26,6 +44,7 @@ class SharedEngine:
         self.engine = engine
         self.lock = threading.Lock()
         self._sinks: dict[str, Sink] = {}
+        _engines.add(self)
 
     def add(self, request: Request, sink: Sink) -> None:
         """Adds a request. Raises: as :meth:`LLMEngine.add`. Needs the lock."""
@@ -37,7 +56,12 @@ class SharedEngine:
         self._deliver(self.engine.abort(request_id))
 
     def step(self) -> None:
-        """One step. Needs the lock."""
+        """One step. Needs the lock.
+
+        Raises: SystemExit: in a daemon thread while the process exits.
+        """
+        if _exiting.is_set() and threading.current_thread().daemon:
+            raise SystemExit
         self._deliver(self.engine.step())
 
     @contextmanager

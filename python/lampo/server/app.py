@@ -15,6 +15,7 @@ from lampo.server import chat, completions, errors, info
 from lampo.server.auth import Gate, require_gate
 from lampo.server.limits import Limits
 from lampo.server.metrics import CountCalls
+from lampo.server.routes import Canonical
 from lampo.server.service import Service
 from lampo.server.settings import Settings
 
@@ -56,4 +57,5 @@ def create_app(engine: AsyncLLM, settings: Settings) -> FastAPI:
     app.add_middleware(Limits, settings=settings)
     app.add_middleware(Gate, settings=settings)
     app.add_middleware(CountCalls, metrics=service.metrics)
+    app.add_middleware(Canonical)
     return app

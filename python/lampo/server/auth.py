@@ -16,7 +16,9 @@ from fastapi import Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from lampo.server.errors import APIError, error_response
+from lampo.server.errors import APIError
+from lampo.server.limits import CLIENT, refuse
+from lampo.server.listen import is_loopback
 from lampo.server.settings import Settings
 
 OPEN_PATH = "/health"  # without details: probes have no keys
@@ -42,9 +44,10 @@ class Gate:
         error = self._refusal(scope)
         if error is None:
             scope[_PASSED] = True
+            scope[CLIENT] = self._client(scope)
             await self._app(scope, receive, send)
         else:
-            await error_response(error)(scope, receive, send)
+            await refuse(error, scope, receive, send)
 
     def _refusal(self, scope: Scope) -> APIError | None:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
@@ -54,16 +57,25 @@ class Gate:
         if scope["path"] == OPEN_PATH and scope["method"] == "GET":
             return None
         given = [value for name, value in headers if name == b"authorization"]
-        if not self._keys or (len(given) == 1 and self._is_key(given[0])):
+        if not self._keys or (len(given) == 1 and self._key_number(given[0]) is not None):
             return None
         return APIError(401, "a valid API key is needed", code="invalid_api_key")
 
-    def _is_key(self, header: bytes) -> bool:
+    def _client(self, scope: Scope) -> str | None:
+        """The number of the API key if there are several, else the address; None: this machine."""
+        if len(self._keys) > 1:
+            given = (value for name, value in scope["headers"] if name == b"authorization")
+            return str(self._key_number(next(given, b"")))
+        address = (scope.get("client") or ("127.0.0.1", 0))[0]
+        return None if is_loopback(address) else str(address)
+
+    def _key_number(self, header: bytes) -> int | None:
         scheme, _, key = header.partition(b" ")
-        found = False
-        for known in self._keys:  # all of them, in constant time
-            found |= hmac.compare_digest(known, key.strip())
-        return found and scheme.lower() == b"bearer"
+        found = None
+        for i, known in enumerate(self._keys):  # all of them, in constant time
+            if hmac.compare_digest(known, key.strip()):
+                found = i
+        return found if scheme.lower() == b"bearer" else None
 
 
 def _name(host: bytes) -> bytes:

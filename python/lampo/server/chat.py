@@ -9,9 +9,15 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from lampo.outputs import Logprob, LogprobTable
+from lampo.outputs import Logprob, LogprobTable, RequestOutput
 from lampo.server.errors import APIError
-from lampo.server.generation import Generation, json_logprob, whole_reply
+from lampo.server.generation import (
+    Generation,
+    json_logprob,
+    until_disconnected,
+    whole_reply,
+)
+from lampo.server.limits import CLIENT
 from lampo.server.protocol import ChatRequest
 from lampo.server.replies import (
     ChatChoice,
@@ -38,10 +44,10 @@ def router(service: Service) -> APIRouter:
     )
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Answers a conversation; with stream, as server-sent events."""
-        call = await _Call.begin(service, body)
+        call = await until_disconnected(request, _Call.begin(service, body, request.scope[CLIENT]))
         if body.stream:
-            return EventStream(call.generation, call.chunks(), service.settings.send_timeout)
-        return await whole_reply(call.generation, call.reply(), request)
+            return EventStream(call.generation, call.chunks(), service.settings)
+        return await whole_reply(call.generation, call.reply, request)
 
     return routes
 
@@ -49,7 +55,9 @@ def router(service: Service) -> APIRouter:
 class _Call:
     """One call: its engine request, and the conversion of pieces to choices."""
 
-    def __init__(self, service: Service, body: ChatRequest, token_ids: list[int]) -> None:
+    def __init__(
+        self, service: Service, body: ChatRequest, client: str | None, token_ids: list[int]
+    ) -> None:
         self._service = service
         self._body = body
         self._params = service.sampling_params(
@@ -59,23 +67,30 @@ class _Call:
             **_structured_outputs(body),
         )
         field = "structured_outputs" if body.response_format is None else "response_format"
-        self.generation = Generation(service, "chatcmpl", self._params, field)
+        self.generation = Generation(service, "chatcmpl", self._params, client, field)
 
     @classmethod
-    async def begin(cls, service: Service, body: ChatRequest) -> _Call:
+    async def begin(cls, service: Service, body: ChatRequest, client: str | None) -> _Call:
         """Checks the body and submits the conversation to the engine. Raises: APIError."""
         service.check_model(body)
         arguments = dict(body.chat_template_kwargs or {})
         if body.reasoning_effort is not None:
             arguments.setdefault("reasoning_effort", body.reasoning_effort)
         tools = None if body.tool_choice == "none" else body.tools
-        token_ids = await service.encode_chat(body, tools, arguments)
-        call = cls(service, body, token_ids)
-        await call.generation.start([token_ids], body)
+        token_ids = await service.encode_chat(
+            body, tools, arguments, max_tokens=service.engine.llm.max_model_len
+        )
+        call = cls(service, body, client, token_ids)
+        try:
+            await call.generation.start([token_ids], body)
+        except APIError as error:
+            if error.param == "prompt":
+                error.param = "messages"  # the field's name in the body
+            raise
         return call
 
-    async def reply(self) -> ChatCompletion:
-        (result,) = await self.generation.finish()
+    def reply(self, results: list[RequestOutput]) -> ChatCompletion:
+        (result,) = results
         choices: list[ChatChoice] = [
             {
                 "index": output.index,

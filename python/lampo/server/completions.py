@@ -8,9 +8,15 @@ from collections.abc import AsyncIterator, Sequence
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from lampo.outputs import LogprobTable
+from lampo.outputs import LogprobTable, RequestOutput
 from lampo.server.errors import APIError
-from lampo.server.generation import Generation, json_logprob, whole_reply
+from lampo.server.generation import (
+    Generation,
+    json_logprob,
+    until_disconnected,
+    whole_reply,
+)
+from lampo.server.limits import CLIENT
 from lampo.server.protocol import CompletionRequest
 from lampo.server.replies import Completion, CompletionChoice, LegacyLogprobs
 from lampo.server.routes import STREAM, new_router
@@ -27,10 +33,10 @@ def router(service: Service) -> APIRouter:
     @routes.post("/v1/completions", responses={200: {"model": Completion, "content": STREAM}})
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continues prompts; with stream, as server-sent events."""
-        call = await _Call.begin(service, body)
+        call = await until_disconnected(request, _Call.begin(service, body, request.scope[CLIENT]))
         if body.stream:
-            return EventStream(call.generation, call.chunks(), service.settings.send_timeout)
-        return await whole_reply(call.generation, call.reply(), request)
+            return EventStream(call.generation, call.chunks(), service.settings)
+        return await whole_reply(call.generation, call.reply, request)
 
     return routes
 
@@ -38,7 +44,7 @@ def router(service: Service) -> APIRouter:
 class _Call:
     """One call: its engine requests, and the conversion of pieces to choices."""
 
-    def __init__(self, service: Service, body: CompletionRequest) -> None:
+    def __init__(self, service: Service, body: CompletionRequest, client: str | None) -> None:
         service.check_model(body)
         if body.best_of is not None and body.best_of != (body.n or 1):
             raise APIError(400, "best_of: only the value of n is supported", param="best_of")
@@ -54,27 +60,29 @@ class _Call:
         self._service = service
         self._body = body
         self._echoes: list[str] = []
-        self.generation = Generation(service, "cmpl", self._params)
+        self.generation = Generation(service, "cmpl", self._params, client)
 
     @classmethod
-    async def begin(cls, service: Service, body: CompletionRequest) -> _Call:
+    async def begin(cls, service: Service, body: CompletionRequest, client: str | None) -> _Call:
         """Checks the body and submits its prompts to the engine. Raises: APIError."""
-        call = cls(service, body)
+        call = cls(service, body, client)
         prompts = _prompts(body)
         if len(prompts) > service.settings.max_prompts:
             message = f"prompt: expected at most {service.settings.max_prompts} prompts"
             raise APIError(400, message, param="prompt", code="invalid_value")
-        encoded = [await service.encode(p) if isinstance(p, str) else p for p in prompts]
+        encoded = await service.encode(prompts, max_tokens=service.engine.llm.max_model_len)
         await call.generation.start(encoded, body)
         if body.echo:
             decode = service.tokenizer.decode
-            call._echoes = [p if isinstance(p, str) else decode(p) for p in prompts]
+            call._echoes = await service.run_in_thread(
+                lambda: [p if isinstance(p, str) else decode(p) for p in prompts]
+            )
         return call
 
-    async def reply(self) -> Completion:
+    def reply(self, results: list[RequestOutput]) -> Completion:
         choices: list[CompletionChoice] = []
         tokenizer = self._service.tokenizer
-        for prompt, result in enumerate(await self.generation.finish()):
+        for prompt, result in enumerate(results):
             for output in result.outputs:
                 text, logprobs = output.text, None
                 token_ids = output.token_ids

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import re
@@ -16,8 +17,12 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from lampo.server.protocol import NESTED_FIELDS
+from lampo.text.tokenizer import TooManyTokensError
+
 logger = logging.getLogger("lampo.server")
 MAX_MESSAGE_CHARS = 300
+MAX_NAME_CHARS = 64
 
 _TYPES = {
     401: "authentication_error",
@@ -29,7 +34,7 @@ _ROUTING = {
     404: ("no such route", "route_not_found"),
     405: ("this route has other methods", "method_not_allowed"),
 }
-_NAMED = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)[^:\s]*: ")
+_NAMED = re.compile(r"([A-Za-z_][A-Za-z0-9_]{0,63})[^:\s]{0,64}: ")
 
 
 class ErrorDetail(BaseModel):
@@ -83,7 +88,9 @@ def bad_value(error: ValueError | TypeError) -> APIError:
     """The library's error about an argument: "name: expected ..., got ..."."""
     message = str(error)
     named = _NAMED.match(message)
-    return APIError(400, message, param=named[1] if named else None, code="invalid_value")
+    too_long = isinstance(error, TooManyTokensError)
+    code = "context_length_exceeded" if too_long else "invalid_value"
+    return APIError(400, message, param=named[1] if named else None, code=code)
 
 
 def error_body(
@@ -104,7 +111,9 @@ def validation_error(errors: Sequence[Mapping[str, Any]]) -> APIError:
     """The first error of pydantic, and the alternatives for the same field."""
     where, first = _field(errors[0]), errors[0]
     if first["type"] == "extra_forbidden":
-        return APIError(400, f"unknown field {where!r}", param=where[:64], code="unknown_field")
+        return APIError(400, f"unknown field {where!r}", param=where, code="unknown_field")
+    if first["type"] == "none_required":
+        return APIError(400, f"{where}: is not supported", param=where, code="unsupported_value")
     if first["type"] == "missing":
         name = where or "body"
         return APIError(400, f"{name}: is missing", param=where or None, code="missing_field")
@@ -114,9 +123,16 @@ def validation_error(errors: Sequence[Mapping[str, Any]]) -> APIError:
 
 
 def _field(error: Mapping[str, Any]) -> str:
-    """The field's name; the rest is indices and branches of unions."""
+    """The field's name, with those of the objects that hold it; the rest of the path is indices and
+    branches of unions."""
     path = [part for part in error["loc"] if part != "body"]
-    return path[0][:64] if path and isinstance(path[0], str) else ""
+    if not path or not isinstance(path[0], str):
+        return ""
+    inner = itertools.takewhile(lambda part: part in NESTED_FIELDS, path[1:])
+    names = [path[0], *inner]
+    if error["type"] == "extra_forbidden" and len(names) < len(path):
+        names.append(str(path[len(names)]))
+    return ".".join(name[:MAX_NAME_CHARS] for name in names)
 
 
 def install(app: FastAPI) -> None:

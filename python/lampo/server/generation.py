@@ -8,22 +8,24 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 from fastapi import Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 
 from lampo.async_llm import EngineDeadError, QueueFullError, RequestStream
 from lampo.outputs import RequestOutput, StreamOutput
 from lampo.sampling_params import SamplingParams
 from lampo.server.errors import APIError, bad_value
 from lampo.server.protocol import SamplingBody
-from lampo.server.replies import Usage
+from lampo.server.replies import Usage, encode_json
+from lampo.server.routes import json_response
 from lampo.server.service import Service
 
 logger = logging.getLogger("lampo.server")
 T = TypeVar("T")
+_MANY_ENTRIES = 16384  # a reply is made of them within about 10 ms
 MIN_LOGPROB = -9999.0  # stands for minus infinity, which JSON lacks
 
 Piece = tuple[int, StreamOutput]
@@ -44,6 +46,7 @@ class Generation:
         service: Service,
         kind: str,
         params: SamplingParams,
+        client: str | None,
         structure_field: str = "structured_outputs",
     ) -> None:
         self.id = f"{kind}-{uuid.uuid4().hex}"
@@ -52,20 +55,28 @@ class Generation:
         self._service = service
         self._params = params
         self._structure_field = structure_field
+        self._client, self._num_places = client, 0
         self._streams: list[RequestStream] = []
         self._num_prompt_tokens = self._num_output_tokens = 0
         self._begin = time.perf_counter()
         self._last: dict[tuple[int, int], float] = {}
 
     async def start(self, prompts: list[list[int]], body: SamplingBody) -> None:
-        """Submits all prompts to the engine, or none. Raises: APIError."""
+        """Submits all prompts to the engine, or none; waits for the client's share of its places.
+
+        Raises: APIError.
+        """
         self._num_prompt_tokens = sum(map(len, prompts))
         settings = self._service.settings
-        if len(prompts) * self._params.n > settings.max_sequences:
+        count = len(prompts) * self._params.n
+        if count > settings.max_sequences:
             message = f"n: prompts times n must not exceed {settings.max_sequences}"
             raise APIError(400, message, param="n", code="invalid_value")
+        await self._service.shares.take(self._client, count)
+        self._num_places = count
         try:
             for i, prompt in enumerate(prompts):
+                await asyncio.sleep(0)  # others run between the checks of two prompts
                 self._streams.append(
                     await self._service.engine.add_request(
                         prompt,
@@ -104,6 +115,8 @@ class Generation:
 
     async def aclose(self) -> None:
         """Closes the requests; unfinished ones are aborted."""
+        self._service.shares.give(self._client, self._num_places)
+        self._num_places = 0
         streams, self._streams = self._streams, []
         for stream in streams:
             await stream.aclose()
@@ -118,6 +131,12 @@ class Generation:
             "total_tokens": num_prompt + num_output,
             "prompt_tokens_details": {"cached_tokens": cached},
         }
+
+    @property
+    def num_entries(self) -> int:
+        """Tokens so far, times the entries of their log-probabilities."""
+        num_tokens = self._num_prompt_tokens + self._num_output_tokens
+        return num_tokens * (1 + (self._params.logprobs or 0))
 
     def _observe(self, prompt: int, piece: StreamOutput) -> None:
         metrics, now = self._service.metrics, time.perf_counter()
@@ -182,14 +201,21 @@ async def until_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> 
 
 
 async def whole_reply(
-    generation: Generation, reply: Coroutine[Any, Any, Any], request: Request
-) -> JSONResponse:
-    """The reply as JSON, once it is complete; a disconnect ends the requests."""
+    generation: Generation, reply: Callable[[list[RequestOutput]], Any], request: Request
+) -> Response:
+    """The reply as JSON, made of the results; a disconnect ends the requests."""
+
+    async def work() -> str:
+        results = await generation.finish()
+        if generation.num_entries <= _MANY_ENTRIES:
+            return encode_json(reply(results))
+        return await asyncio.to_thread(lambda: encode_json(reply(results)))
+
     try:
-        content = await until_disconnected(request, reply)
+        text = await until_disconnected(request, work())
     finally:
         await generation.aclose()
-    return JSONResponse(content, headers={"x-request-id": generation.id})
+    return json_response(text, {"x-request-id": generation.id})
 
 
 async def client_left(receive: Any) -> None:

@@ -8,7 +8,7 @@ stop at their first bad item, so that a long list of mistakes costs no more than
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
@@ -34,14 +34,13 @@ MAX_MESSAGES = 1 << 16
 ListOf = Annotated[list[T], Field(fail_fast=True, max_length=MAX_TOKENS_LISTED)]
 Ids = ListOf[int]
 Ignored = Annotated[Any, Field(description="Accepted and ignored.")]
+Unsupported = Annotated[None, Field(description="Not supported: null only.")]
 
 
-class Body(BaseModel):
-    """A request's body: fields that are not listed are refused."""
+class Object(BaseModel):
+    """A JSON object: fields that are not listed are refused."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-    model: str | None = Field(None, max_length=512, description="Absent: the one that is served.")
 
     @model_validator(mode="before")
     @classmethod
@@ -49,30 +48,36 @@ class Body(BaseModel):
         """Drops all unknown fields but the first, which is reported."""
         if not isinstance(data, dict) or len(data) <= len(cls.model_fields):
             return data
-        unknown = next(name for name in data if name not in cls.model_fields)
-        known = {name: data[name] for name in cls.model_fields if name in data}
+        names = [field.alias or name for name, field in cls.model_fields.items()]
+        unknown = next(name for name in data if name not in names)
+        known = {name: data[name] for name in names if name in data}
         return {**known, unknown: data[unknown]}
 
 
-class StreamOptions(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
+class Body(Object):
+    """A request's body."""
 
-    include_usage: bool = False
-    continuous_usage_stats: bool = Field(False, description="Usage so far, in every chunk.")
+    model: str | None = Field(None, max_length=512, description="Absent: the one that is served.")
 
 
-class Structure(BaseModel):
+class StreamOptions(Object):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = Field(None, description="Usage so far, in every chunk.")
+    include_obfuscation: Ignored = None
+
+
+class Structure(Object):
     """lampo.StructuredOutputs: what the text has to match, one of the first five."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", serialize_by_alias=True)
+    model_config = ConfigDict(serialize_by_alias=True)
 
     json_: dict[str, Any] | str | None = Field(None, alias="json")
     regex: str | None = None
     grammar: str | None = None
     choice: Annotated[list[str], Field(fail_fast=True, max_length=MAX_CHOICES)] | None = None
-    json_object: bool = False
-    disable_any_whitespace: bool = False
-    disable_additional_properties: bool = True
+    json_object: bool | None = None
+    disable_any_whitespace: bool | None = None
+    disable_additional_properties: bool | None = None
 
 
 _SCALARS = {Integer: int, Number: float, Flag: bool}
@@ -139,24 +144,27 @@ class CompletionRequest(SamplingBody):
     logprobs: int | None = None
     echo: bool | None = None
     best_of: int | None = Field(None, description="Only n is supported.")
-    suffix: None = Field(None, description="Not supported.")
+    suffix: Unsupported = None
 
 
-class JSONSchema(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
+class JSONSchema(Object):
     name: str = Field(max_length=256)
     description: str | None = None
     schema_: dict[str, Any] | None = Field(None, alias="schema")
     strict: bool | None = Field(None, description="False: objects may have more properties.")
 
 
-class ResponseFormat(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
+class ResponseFormat(Object):
     type: Annotated[str, Field(pattern="^(text|json_object|json_schema)$")]
     json_schema: JSONSchema | None = None
 
+
+# Names of fields of objects within a body, as errors report them.
+NESTED_FIELDS = frozenset(
+    field.alias or name
+    for model in (StreamOptions, Structure, ResponseFormat, JSONSchema)
+    for name, field in model.model_fields.items()
+)
 
 Messages = Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=MAX_MESSAGES)]
 Tools = Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=1024)]
@@ -182,7 +190,19 @@ class ChatRequest(SamplingBody, ChatInput):
     response_format: ResponseFormat | None = None
     tool_choice: Annotated[str, Field(pattern="^(none|auto)$")] | None = None
     reasoning_effort: str | None = Field(None, max_length=64, description="For the template.")
+    modalities: list[Literal["text"]] | None = Field(None, max_length=4)
+
     parallel_tool_calls: Ignored = None
+    prediction: Ignored = None
+    prompt_cache_options: Ignored = None
+    prompt_cache_retention: Ignored = None
+    verbosity: Ignored = None
+
+    audio: Unsupported = None
+    function_call: Unsupported = None
+    functions: Unsupported = None
+    moderation: Unsupported = None
+    web_search_options: Unsupported = None
 
 
 class TokenizeRequest(Body):
@@ -192,8 +212,8 @@ class TokenizeRequest(Body):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    add_special_tokens: bool = True
-    return_token_strs: bool = False
+    add_special_tokens: bool | None = Field(None, description="Default: true.")
+    return_token_strs: bool | None = None
 
 
 class DetokenizeRequest(Body):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from typing_extensions import NotRequired, TypedDict
@@ -130,3 +131,21 @@ class HealthReport(TypedDict):
 
 
 Json = dict[str, Any]
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_LONG_LIST = 256  # items
+
+
+def encode_json(value: Any) -> str:
+    """JSON of an answer. Long lists are encoded in parts, between which other threads can run:
+    the encoder holds Python's lock."""
+    if isinstance(value, dict):
+        members = [f"{_ENCODER.encode(key)}:{encode_json(item)}" for key, item in value.items()]
+        return "{" + ",".join(members) + "}"
+    if isinstance(value, list) and len(value) > _LONG_LIST:
+        starts = range(0, len(value), _LONG_LIST)
+        parts = [_ENCODER.encode(value[i : i + _LONG_LIST])[1:-1] for i in starts]
+        return "[" + ",".join(parts) + "]"
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "[" + ",".join(map(encode_json, value)) + "]"
+    return _ENCODER.encode(value)

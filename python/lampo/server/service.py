@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -15,6 +17,7 @@ from lampo.server.errors import APIError, bad_value
 from lampo.server.metrics import Metrics
 from lampo.server.protocol import SAMPLING_FIELDS, Body, ChatInput, SamplingBody, TokenizeRequest
 from lampo.server.settings import Settings
+from lampo.server.shares import Shares
 from lampo.text.structured_outputs import StructuredOutputs
 from lampo.text.tokenizer import Tokenizer
 
@@ -30,6 +33,8 @@ class Service:
         self.settings = settings
         self.metrics = Metrics(engine, settings.model_name)
         self.started = int(time.time())
+        share = math.ceil(engine.llm.max_num_seqs * settings.client_share)
+        self.shares = Shares(share)
         self._threads = ThreadPoolExecutor(2, "lampo-tokenizer")
 
     @property
@@ -42,16 +47,22 @@ class Service:
             message = f"model: {body.model!r} is not served here"
             raise APIError(404, message, param="model", code="model_not_found")
 
-    async def encode(self, text: str, *, add_bos: bool = True) -> list[int]:
-        """A text's token ids. Raises: APIError."""
+    async def encode(
+        self, prompts: Sequence[str | list[int]], *, add_bos: bool = True, max_tokens: int
+    ) -> list[list[int]]:
+        """The prompts, texts as token ids. Raises: APIError."""
 
-        def work() -> list[int]:
-            return self.tokenizer.encode(text, add_bos=add_bos)
+        def work() -> list[list[int]]:
+            encode = functools.partial(
+                self.tokenizer.encode, add_bos=add_bos, max_tokens=max_tokens
+            )
+            return [encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
 
-        return await self._checked(work, in_thread=len(text) > LONG_TEXT)
+        size = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
+        return await self._checked(work, in_thread=size > LONG_TEXT)
 
     async def encode_chat(
-        self, body: ChatInput | TokenizeRequest, tools: Any, arguments: Any
+        self, body: ChatInput | TokenizeRequest, tools: Any, arguments: Any, *, max_tokens: int
     ) -> list[int]:
         """A chat's token ids, by the model's template. Raises: APIError."""
 
@@ -62,11 +73,22 @@ class Service:
                 continue_final_message=body.continue_final_message,
                 template_kwargs=arguments,
                 tools=tools,
+                max_tokens=max_tokens,
             )
 
-        return await self._checked(work, in_thread=True)
+        try:
+            return await self._checked(work, in_thread=True)
+        except APIError as error:
+            if error.param == "prompt":
+                error.param = "messages"  # the field's name in the body
+            raise
+
+    @property
+    def max_listed_tokens(self) -> int:
+        return max(self.settings.max_listed_tokens, self.engine.llm.max_model_len)
 
     async def run_in_thread(self, work: Callable[[], T]) -> T:
+        """Runs long work beside the event loop; it must not hold Python's lock for long."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     async def _checked(self, work: Callable[[], T], in_thread: bool) -> T:
@@ -84,7 +106,7 @@ class Service:
                 if body.structured_outputs.grammar and not self.settings.allow_grammars:
                     raise ValueError("grammar: this server takes none; see --allow-grammars")
                 fields["structured_outputs"] = StructuredOutputs(
-                    **body.structured_outputs.model_dump()
+                    **body.structured_outputs.model_dump(exclude_none=True)
                 )
             params = SamplingParams(**{k: v for k, v in fields.items() if v is not None})
         except (ValueError, TypeError) as error:

@@ -19,12 +19,15 @@ class Settings:
         max_body_bytes: of a request.
         header_timeout, body_timeout: for a request's head, and for its body, to arrive.
         send_timeout: for a client to take a piece of its answer.
+        client_share: part of the engine's sequences, and of the calls in progress, that one client
+            may have: an API key if there are several, else an address other than loopback's.
         max_connections: open at once; more are closed unread.
         max_requests: calls in progress; more get 429.
         max_prompts, max_n, max_sequences: prompts per call, completions per prompt, their product.
         max_logprobs: alternatives per token.
         allow_grammars: whether clients may send Lark grammars. Schemas, expressions and choices are
             always allowed: their cost is bounded more tightly.
+        max_listed_tokens: of a call to /tokenize or /detokenize, unless the context is longer.
         request_timeout: from the call to the last token; None: no limit.
         drain_timeout: for running requests to end after SIGTERM.
         hung_after: time without a heartbeat after which a busy step loop is reported as hung.
@@ -36,15 +39,17 @@ class Settings:
     max_body_bytes: int = 4 << 20
     header_timeout: float = 10.0
     body_timeout: float = 30.0
-    send_timeout: float = 60.0
+    send_timeout: float = 30.0
     max_connections: int = 1024
     max_requests: int = 256
     max_prompts: int = 64
     max_n: int = 16
     max_sequences: int = 128
     max_logprobs: int = 20
+    max_listed_tokens: int = 1 << 17
+    client_share: float = 0.75
     allow_grammars: bool = False
-    request_timeout: float | None = None
+    request_timeout: float | None = 3600.0
     drain_timeout: float = 30.0
     hung_after: float = 60.0
 
@@ -59,3 +64,5 @@ class Settings:
                 continue
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name}: expected a positive number, got {value}")
+        if self.client_share > 1:
+            raise ValueError(f"client_share: expected at most 1, got {self.client_share}")

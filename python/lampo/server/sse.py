@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
@@ -15,14 +15,15 @@ from starlette.types import Receive, Scope, Send
 
 from lampo.server.errors import APIError, error_body
 from lampo.server.generation import Generation, client_left
+from lampo.server.replies import encode_json
+from lampo.server.settings import Settings
 
 logger = logging.getLogger("lampo.server")
 DONE = b"data: [DONE]\n\n"
-_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def event(data: Mapping[str, Any]) -> bytes:
-    return b"data: " + _JSON.encode(data).encode() + b"\n\n"
+    return b"data: " + encode_json(data).encode() + b"\n\n"
 
 
 async def events(chunks: AsyncIterator[Mapping[str, Any]]) -> AsyncGenerator[bytes, None]:
@@ -39,7 +40,8 @@ async def events(chunks: AsyncIterator[Mapping[str, Any]]) -> AsyncGenerator[byt
 
 
 class EventStream(Response):
-    """Sends chunks until they end, the client disconnects, or reads none for `send_timeout`."""
+    """Sends chunks until they end, the client disconnects, or reads too slowly: a piece takes
+    longer than `send_timeout`, or the whole takes that much longer than a request may."""
 
     media_type = "text/event-stream"
 
@@ -47,7 +49,7 @@ class EventStream(Response):
         self,
         generation: Generation,
         chunks: AsyncIterator[Mapping[str, Any]],
-        send_timeout: float,
+        settings: Settings,
     ) -> None:
         self.status_code = 200
         self.background = None
@@ -60,8 +62,12 @@ class EventStream(Response):
         )
         self._generation = generation
         self._events = events(chunks)
-        self._send_timeout = send_timeout
+        self._send_timeout = settings.send_timeout
         self._sending_since: float | None = None
+        self._deadline = math.inf
+        if settings.request_timeout is not None:
+            longest = settings.request_timeout + settings.send_timeout
+            self._deadline = time.monotonic() + longest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         tasks = [
@@ -85,8 +91,8 @@ class EventStream(Response):
             raise written
 
     def _is_stuck(self) -> bool:
-        since = self._sending_since
-        return since is not None and time.monotonic() - since > self._send_timeout
+        now, since = time.monotonic(), self._sending_since
+        return since is not None and (now - since > self._send_timeout or now > self._deadline)
 
     async def _write(self, send: Send) -> None:
         head = {"status": self.status_code, "headers": self.raw_headers}

@@ -16,6 +16,19 @@ from lampo.text.tokenizer_gguf import read_gguf
 from lampo.text.tokenizer_source import TokenizerSource, read_directory
 
 _LONG_TEXT = 4096  # characters
+_CHARS_PER_TOKEN = 8  # more than languages and code have on average
+
+
+class TooManyTokensError(ValueError):
+    """A prompt has more tokens than fit.
+
+    Attributes:
+        count: "8300"; "more than 8192" for a text that was not encoded to its end.
+    """
+
+    def __init__(self, count: str, message: str) -> None:
+        super().__init__(message)
+        self.count = count
 
 
 class Tokenizer:
@@ -65,18 +78,27 @@ class Tokenizer:
         """Builds it from a GGUF file's metadata. Raises: ValueError naming the key."""
         return cls(read_gguf(metadata))
 
-    def encode(self, text: str, *, add_bos: bool = True, parse_special: bool = False) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        *,
+        add_bos: bool = True,
+        parse_special: bool = False,
+        max_tokens: int | None = None,
+    ) -> list[int]:
         """The token ids of a text.
 
         add_bos: prepend BOS, if the model uses it and the text does not begin with it.
         parse_special: read special tokens in the text as such; by default they are ordinary text.
-        Raises: TypeError if it is no string, ValueError if it has a lone surrogate.
+        max_tokens: refuse a text of more tokens, early if it is much longer.
+        Raises: TypeError if it is no string, ValueError if it has a lone surrogate,
+            TooManyTokensError.
         """
         if not isinstance(text, str):
             raise TypeError(f"text: expected a string, got {type(text).__name__}")
         checked_text(text, "text")
-        ids = self._encode(self._mark(text) if parse_special else text)
-        return self._with_bos(ids) if add_bos else ids
+        ids = self._encode(self._mark(text) if parse_special else text, max_tokens)
+        return _at_most(max_tokens, self._with_bos(ids) if add_bos else ids)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids. Ill-formed UTF-8 becomes U+FFFD; ids past the vocabulary, nothing."""
@@ -115,6 +137,7 @@ class Tokenizer:
         continue_final_message: bool | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        max_tokens: int | None = None,
     ) -> list[int]:
         """The token ids of a chat, by the model's template; BOS exactly once if the model uses it.
 
@@ -125,14 +148,16 @@ class Tokenizer:
             assistant's last message is continued; after all others an answer begins.
         template_kwargs: further variables of the template: chat_messages.TEMPLATE_ARGUMENTS.
         tools: JSON schemas of functions.
+        max_tokens: as in `encode`.
         Special tokens come from the template only; in arguments they are ordinary text.
         Raises: ValueError naming the message and field, or with the template's message; also if
-            the template writes nothing.
+            the template writes nothing. TooManyTokensError.
         """
         text, unmask = self._chats.render(
             messages, add_generation_prompt, continue_final_message, template_kwargs, tools
         )
-        ids = self._with_bos(self._encode(self._mark(text).translate(unmask)))
+        ids = self._encode(self._mark(text).translate(unmask), max_tokens)
+        ids = _at_most(max_tokens, self._with_bos(ids))
         if not ids:
             raise ValueError("messages: the chat template writes nothing for them")
         return ids
@@ -157,7 +182,9 @@ class Tokenizer:
         sentinels = self._source.sentinels
         return self._special.sub(lambda match: sentinels[match[0]], text)
 
-    def _encode(self, text: str) -> list[int]:
+    def _encode(self, text: str, max_tokens: int | None = None) -> list[int]:
+        if max_tokens is not None and self._is_much_longer(text, max_tokens):
+            raise _too_many(f"more than {max_tokens}", max_tokens)
         ids = self._encode_text(text)
         renamed = self._source.sentinel_ids
         if not renamed:
@@ -168,6 +195,19 @@ class Tokenizer:
             for start, end in pairwise(cuts):
                 ids += self._encode_text(text[start:end])
         return [renamed.get(token_id, token_id) for token_id in ids]
+
+    def _is_much_longer(self, text: str, max_tokens: int) -> bool:
+        """Whether the beginning of a long text alone has a quarter more than `max_tokens` tokens.
+
+        A cut changes the tokens next to it only, so that such a text cannot fit. The cost is
+        proportional to `max_tokens` for texts, and at most twice that of encoding all of it.
+        """
+        size = _CHARS_PER_TOKEN * (max_tokens + 64)
+        while size < len(text):
+            if len(self._encode_text(text[:size])) > max_tokens + max_tokens // 4 + 64:
+                return True
+            size *= 2
+        return False
 
     def _encode_text(self, text: str) -> list[int]:
         if len(text) > _LONG_TEXT:  # a batch is faster, and releases the GIL
@@ -181,3 +221,13 @@ class Tokenizer:
         if self.add_bos and self.bos_token_id is not None and ids[:1] != [self.bos_token_id]:
             return [self.bos_token_id, *ids]
         return ids
+
+
+def _at_most(max_tokens: int | None, ids: list[int]) -> list[int]:
+    if max_tokens is not None and len(ids) > max_tokens:
+        raise _too_many(str(len(ids)), max_tokens)
+    return ids
+
+
+def _too_many(count: str, max_tokens: int) -> TooManyTokensError:
+    return TooManyTokensError(count, f"prompt: has {count} tokens, expected at most {max_tokens}")
