@@ -41,6 +41,7 @@ void bind_runtime(py::module_& m) {
   m.def("num_threads", &cpu::num_threads);
   m.def("set_num_threads", &cpu::set_num_threads, py::arg("count"), py::call_guard<ReleasedGil>());
   m.def("usable_cores", &cpu::usable_cores);
+  m.def("cgroup_cpus", &cpu::cgroup_cpus, py::arg("root") = "");
   m.def("cpu_isa", &cpu_isa);
   m.def("set_cpu_isa", &set_cpu_isa, py::arg("isa"));
   m.def("compiled_isas", &cpu::compiled_isas);

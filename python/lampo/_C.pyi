@@ -134,6 +134,9 @@ def num_threads() -> int:
     """Threads that an op may use: LAMPO_NUM_THREADS, else one per usable core."""
 
 def set_num_threads(count: int) -> None: ...
+def cgroup_cpus(root: str = "") -> float:
+    """CPUs that the cgroups of this process may use; 0 without a limit. root: of /proc and /sys."""
+
 def usable_cores() -> int:
     """Physical cores of the process's affinity mask, within its cgroup's limit."""
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import select
@@ -73,7 +74,15 @@ class Screen:
 
     def end(self) -> int:
         """The exit code."""
-        _, status = os.waitpid(self._pid, 0)
+        deadline = time.monotonic() + 120
+        while True:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            if pid:
+                break
+            assert time.monotonic() < deadline, self.text
+            if select.select([self._terminal], [], [], 0.05)[0]:
+                with contextlib.suppress(OSError):  # it has ended
+                    self.text += os.read(self._terminal, 4096).decode("utf-8", "replace")
         os.close(self._terminal)
         return os.waitstatus_to_exitcode(status)
 

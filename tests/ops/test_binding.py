@@ -332,3 +332,32 @@ def test_a_team_leaves_out_late_threads_and_tries_them_again(hooks):
 def test_a_team_of_one_is_the_least(hooks):
     sizes = hooks.team_sizes(num_jobs=30, time=5_000_000, waited=[0.0, 0.9], late=[0, 1])
     assert min(sizes) == 1 and sizes[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        ("0::/\n", {"": "max 100000"}, 0),
+        ("0::/\n", {"": "150000 100000"}, 1.5),
+        ("0::/a/b\n", {"a/b": "max 100000", "a": "200000 100000", "": "400000 100000"}, 2),
+        ("0::/of/the/host\n", {"": "50000 100000"}, 0.5),
+        ("0::/\n", {}, 0),
+        ("", {"": "50000 100000"}, 0),
+        ("4:memory:/x\n3:cpu,cpuacct:/a/b\n", {"cpu/a/b": -1, "cpu/a": 300000, "cpu": -1}, 3),
+        ("3:cpu:/of/the/host\n0::/\n", {"cpu": 100000, "": "max 100000"}, 1),
+        ("3:cpuset:/a\n", {"cpu/a": 100000}, 0),
+    ],
+)
+def test_quotas_of_cgroups(tmp_path, groups, files, expected):
+    """Versions 1 and 2; the smallest of all groups above; paths of the host in a container."""
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(groups)
+    for name, quota in files.items():
+        folder = tmp_path / "sys/fs/cgroup" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(quota, str):
+            (folder / "cpu.max").write_text(f"{quota}\n")
+        else:
+            (folder / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+            (folder / "cpu.cfs_period_us").write_text("100000\n")
+    assert _C.cgroup_cpus(str(tmp_path)) == expected

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fuzzed calls of all ops: valid calls with one to three arguments replaced by arbitrary ones.
+"""Fuzzed calls of all ops.
 
-A call either computes, or raises a ValueError or TypeError that begins with an argument's name. A
-wrong access ends the process: the native library has no other way to show one here, but sanitizers
-run the same kernels (test_sanitizers.py).
+Calls of arbitrary shapes and options are compared with the float64 reference. Valid calls with one
+to three arguments replaced by arbitrary ones either compute, or raise a ValueError or TypeError
+that begins with an argument's name. A wrong access would end the process; sanitizers run the same
+kernels (test_sanitizers.py).
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import paging
 import pytest
+import reference
 import torch
+from compare import assert_close
 
 from lampo import ops
 
@@ -301,6 +305,90 @@ def test_the_call_itself_is_valid(name):
 def test_wrong_arguments_are_named(name):
     found = problems(name, range(300))
     assert not found, "\n".join([f"{len(found)} calls", *found[:5]])
+
+
+def check_close(actual: torch.Tensor, expected: torch.Tensor, floor: float) -> None:
+    """floor: a bound for the rounding of sums in float32."""
+    assert actual.shape == expected.shape
+    if expected.numel():
+        assert_close(actual, expected, floor=floor)
+
+
+def check_linear(r: random.Random) -> None:
+    num_tokens, in_features = r.choice([0, 1, 2, 5, 9, 33, 130]), r.randrange(1, 300)
+    out_features = r.randrange(1, 130)
+    gated = r.random() < 0.3
+    if gated:
+        out_features = 32 * r.randrange(1, 5)
+    x, w = floats(num_tokens, in_features), floats(out_features, in_features)
+    bias = floats(out_features) if r.random() < 0.5 else None
+    norm = floats(in_features) if r.random() < 0.5 else None
+    out = ops.linear(x, w, bias, norm_weight=norm, norm_eps=1e-5, silu_mul=gated)
+    exact = x if norm is None else reference.rms_norm(x, norm, 1e-5)
+    expected = reference.linear(exact, w, bias)
+    if gated:
+        gate, up = expected.unflatten(1, (-1, 2, 16)).unbind(2)
+        expected = (reference.silu(gate) * up).flatten(1)
+    check_close(out, expected, floor=2e-6 * max(in_features, 16) * (20 if gated else 1))
+
+
+def check_norms(r: random.Random) -> None:
+    num_tokens, size = r.choice([0, 1, 3, 40]), r.randrange(1, 700)
+    x, weight, bias = floats(num_tokens, size), floats(size), floats(size)
+    expected = reference.rms_norm(x, weight, 1e-5)
+    check_close(ops.rms_norm(x, weight, 1e-5), expected, floor=1e-5)
+    expected = reference.layer_norm(x, weight, bias, 1e-5)
+    check_close(ops.layer_norm(x, weight, bias, 1e-5), expected, floor=3e-5)
+
+
+def check_activations(r: random.Random) -> None:
+    num_tokens, size = r.choice([0, 1, 3, 40]), r.randrange(1, 300)
+    gate, up = floats(num_tokens, size), floats(num_tokens, size)
+    both = torch.cat([gate, up], 1)
+    check_close(ops.silu_mul(both), reference.silu(gate) * up.double(), floor=1e-5)
+    for tanh in (False, True):
+        expected = reference.gelu(gate, tanh)
+        check_close(ops.gelu(gate, tanh_approximation=tanh), expected, floor=1e-5)
+
+
+def check_attention(r: random.Random) -> None:
+    num_kv_heads, page_size = r.randrange(1, 4), r.choice([1, 2, 8, 16, 64])
+    heads, head_dim = num_kv_heads * r.randrange(1, 6), 4 * r.randrange(1, 65)
+    seq_lens = [r.randrange(0, 400) for _ in range(r.randrange(1, 5))]
+    query = [r.choice([0, min(n, 1), n, r.randrange(n + 5)]) for n in seq_lens]
+    pages = paging.build(
+        seq_lens, num_kv_heads, head_dim, page_size, torch.float32, torch.Generator()
+    )
+    q = floats(sum(query), heads, head_dim)
+    options: Arguments = {"causal": r.random() < 0.8}
+    options["soft_cap"] = r.choice([None, 5.0])
+    options["sliding_window"] = r.choice([None, 1, 37, 300]) if options["causal"] else None
+    cu = torch.tensor([0, *query]).cumsum(0).int()
+    out = ops.paged_attention(
+        q, pages.k_cache, pages.v_cache, pages.page_table, pages.seq_lens, cu, **options
+    )
+    for seq, (k, v) in enumerate(zip(pages.k, pages.v, strict=True)):
+        rows = slice(int(cu[seq]), int(cu[seq + 1]))
+        expected, _ = reference.attention(q[rows], k, v, head_dim**-0.5, **options)
+        check_close(out[rows], expected, floor=2e-5)
+
+
+CHECKS = [check_linear, check_norms, check_activations, check_attention]
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_arbitrary_shapes(isa, check):
+    for seed in range(20):
+        torch.manual_seed(seed)
+        check(random.Random(seed))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", CHECKS)
+def test_arbitrary_shapes_long(isa, check):
+    for seed in range(20, 3000):
+        torch.manual_seed(seed)
+        check(random.Random(seed))
 
 
 @pytest.mark.slow

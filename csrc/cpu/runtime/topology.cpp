@@ -12,13 +12,24 @@
 namespace lampo::cpu {
 namespace {
 
-/// cgroup v2 "quota period" (or "max period"), in whole CPUs rounded up; 0 without a limit.
-int cgroup_cpu_limit() {
-  std::ifstream file("/sys/fs/cgroup/cpu.max");
-  double quota = 0;
-  double period = 0;
-  if (!(file >> quota >> period) || quota <= 0 || period <= 0) return 0;
-  return std::max(1, static_cast<int>(std::ceil(quota / period)));
+/// A number that is the first word of a file; `missing` if it is not one ("max") or there is none.
+double number_in(const std::string& path, double missing) {
+  std::ifstream file(path);
+  double value = 0;
+  return file >> value ? value : missing;
+}
+
+/// CPUs that one cgroup may use; 0 without a limit.
+double quota_of(const std::string& folder, bool is_v2) {
+  double quota = -1, period = 0;
+  if (is_v2) {
+    std::ifstream file(folder + "/cpu.max");  // "quota period" or "max period", in us
+    if (!(file >> quota >> period)) return 0;
+  } else {
+    quota = number_in(folder + "/cpu.cfs_quota_us", -1);
+    period = number_in(folder + "/cpu.cfs_period_us", 0);
+  }
+  return quota > 0 && period > 0 ? quota / period : 0;
 }
 
 int physical_cores() {
@@ -59,10 +70,39 @@ bool cpu_can_run(const std::string& isa) {
 
 }  // namespace
 
+double cgroup_cpus(const std::string& root) {
+  double limit = 0;
+  const auto narrow = [&](const std::string& folder, bool is_v2) {
+    const double quota = quota_of(folder, is_v2);
+    if (quota > 0 && (limit == 0 || quota < limit)) limit = quota;
+  };
+  std::ifstream groups(root + "/proc/self/cgroup");  // lines "number:controllers:/path"
+  for (std::string line; std::getline(groups, line);) {
+    const size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (second == std::string::npos) continue;
+    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+    const bool is_v2 = controllers == ",,";
+    if (!is_v2 && controllers.find(",cpu,") == std::string::npos) continue;
+    // Quotas hold for all below them. In a container the path may be the host's, which is not
+    // mounted; the folder of the mount is then the container's own group.
+    for (std::string path = line.substr(second + 1);; path.resize(path.rfind('/'))) {
+      if (is_v2) {
+        narrow(root + "/sys/fs/cgroup" + path, true);
+        narrow(root + "/sys/fs/cgroup/unified" + path, true);
+      } else {
+        narrow(root + "/sys/fs/cgroup/cpu" + path, false);
+        narrow(root + "/sys/fs/cgroup/cpu,cpuacct" + path, false);
+      }
+      if (path.find('/') == std::string::npos) break;
+    }
+  }
+  return limit;
+}
+
 int usable_cores() {
   int cores = std::max(1, physical_cores());
-  const int limit = cgroup_cpu_limit();
-  if (limit > 0) cores = std::min(cores, limit);
+  const double limit = cgroup_cpus();
+  if (limit > 0) cores = std::min(cores, std::max(1, static_cast<int>(std::ceil(limit))));
   return cores;
 }
 

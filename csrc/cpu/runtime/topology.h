@@ -7,7 +7,12 @@
 
 namespace lampo::cpu {
 
-/// Physical cores in this process's affinity mask, at most its cgroup's CPU quota; at least 1.
+/// CPUs that the cgroups of this process may use, of version 1 or 2, the smallest quota of all that
+/// contain it; 0 without a limit. root: the folder with /proc and /sys.
+double cgroup_cpus(const std::string& root = "");
+
+/// Physical cores in this process's affinity mask, at most its cgroups' CPU quota, rounded up; at
+/// least 1.
 int usable_cores();
 
 /// Names of the compiled kernel tables this CPU can run, slowest first: "baseline", "avx2",

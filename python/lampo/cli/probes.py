@@ -97,12 +97,11 @@ def threads() -> dict[str, Any]:
     from lampo import _C
 
     forced = os.environ.get("LAMPO_NUM_THREADS")
-    limit = _read_words("/sys/fs/cgroup/cpu.max")
-    has_limit = len(limit) == 2 and limit[0].isdigit()
+    quota = _C.cgroup_cpus() or None
     found: dict[str, Any] = {
         "usable_cores": _C.usable_cores(),
         "affinity_cpus": len(os.sched_getaffinity(0)) if sys.platform == "linux" else None,
-        "cgroup_cpus": int(limit[0]) / int(limit[1]) if has_limit else None,
+        "cgroup_cpus": quota,
     }
     try:
         found["chosen"] = _C.num_threads()
@@ -110,7 +109,7 @@ def threads() -> dict[str, Any]:
         return found | {"error": str(error)}
     if forced:
         why = f"LAMPO_NUM_THREADS={forced}"
-    elif has_limit and found["cgroup_cpus"] <= found["usable_cores"]:
+    elif quota is not None and quota <= found["usable_cores"]:
         why = "the CPU quota of this cgroup"
     else:
         why = "the physical cores that this process may use"
