@@ -7,6 +7,7 @@ import contextlib
 import os
 import pty
 import select
+import signal
 import stat
 import sys
 import time
@@ -52,6 +53,7 @@ class Screen:
     def __init__(self, *arguments: str, state: Path) -> None:
         pid, self._terminal = pty.fork()
         if pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # shells ignore it in the background
             environment = {**os.environ, "XDG_STATE_HOME": str(state), "TERM": "xterm"}
             environment["PROMPT_TOOLKIT_NO_CPR"] = "1"
             command = [sys.executable, "-c", PROGRAM, str(SUPPORT), *arguments]
