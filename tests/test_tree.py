@@ -30,7 +30,7 @@ ARROWS: dict[str, set[str]] = {
     "parameters": {"checks", "error_text"},
     "sampling_params": {"parameters", "text"},
     "prompts": {"checks", "error_text", "sampling_params"},
-    "llm_arguments": {"checks"},
+    "llm_arguments": {"checks", "error_text"},
     "model_files": {
         *("engine", "models", "weights", "text", "checks", "prompts", "sampling_params"),
     },

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 from lampo.checks import check_integer
+from lampo.error_text import shown
 
 DTYPES = ("auto", "float32", "bfloat16")
+
 # Names of kv_cache_dtype, and torch's; "auto" depends on the model's dtype.
 KV_CACHE_DTYPES = {
     "auto": None,
@@ -28,11 +30,11 @@ def check_llm_arguments(
 ) -> None:
     """Checks the arguments of `LLM` that need no model. Raises: ValueError, TypeError, by name."""
     if dtype not in DTYPES:
-        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {shown(dtype)}")
     if kv_cache_dtype not in KV_CACHE_DTYPES:
         names = ", ".join(KV_CACHE_DTYPES)
-        raise ValueError(f"kv_cache_dtype: expected one of {names}, got {kv_cache_dtype!r}")
+        raise ValueError(f"kv_cache_dtype: expected one of {names}, got {shown(kv_cache_dtype)}")
     if page_size not in (1, 2, 4, 8, 16, 32, 64, 128, 256):
-        raise ValueError(f"page_size: expected a power of two up to 256, got {page_size!r}")
+        raise ValueError(f"page_size: expected a power of two up to 256, got {shown(page_size)}")
     check_integer("max_num_seqs", max_num_seqs, 1, 4096)
     check_integer("max_num_batched_tokens", max_num_batched_tokens, 1, 1 << 20)

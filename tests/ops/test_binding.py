@@ -329,6 +329,11 @@ def test_a_team_leaves_out_late_threads_and_tries_them_again(hooks):
     assert sizes.count(6) > 1900
 
 
+def test_short_jobs_do_not_count(hooks):
+    sizes = hooks.team_sizes(num_jobs=1000, time=900_000, waited=[0.0, 0.9], late=[0, 1])
+    assert set(sizes) == {2}
+
+
 def test_a_team_of_one_is_the_least(hooks):
     sizes = hooks.team_sizes(num_jobs=30, time=5_000_000, waited=[0.0, 0.9], late=[0, 1])
     assert min(sizes) == 1 and sizes[0] == 2

@@ -24,13 +24,9 @@ class Stored:
 
     def __init__(self, **tensors: torch.Tensor | QuantizedTensor) -> None:
         self.tensors = tensors
-        self.released: list[str] = []
 
     def load(self, name: str) -> torch.Tensor | QuantizedTensor:
         return self.tensors[name.replace(".", "_")]
-
-    def release(self, name: str) -> None:
-        self.released.append(name)
 
     def loader(self, dtype: torch.dtype | None = None) -> WeightLoader:
         return WeightLoader(self, dtype)
@@ -69,7 +65,6 @@ def test_gated_feed_forward(generator, rows, gate, up, count, with_bias):
     config = FeedForwardConfig(rows, with_bias)
     feed_forward = source.loader().gated_feed_forward(config, "gate", "up", "down")
     assert len(feed_forward.gate_up.weights) == count
-    assert source.released == ["gate.weight", "up.weight", "down.weight"]
     x = torch.randn(3, 64, generator=generator)
     norm = RMSNorm(torch.randn(64, generator=generator), 1e-5)
     cpu = torch.device("cpu")
@@ -90,7 +85,6 @@ def test_gated_feed_forward(generator, rows, gate, up, count, with_bias):
 def test_weights_are_copied_and_tables_are_not(generator, format):
     source = Stored(head_weight=stored(32, format, generator))
     (weight,) = source.loader().weights(["head"])
-    assert source.released == ["head.weight"]
     table = source.loader().table("head")
     rows = [ops.embedding(torch.arange(32), w) for w in (weight, table)]
     assert torch.equal(*rows)

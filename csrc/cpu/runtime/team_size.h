@@ -31,6 +31,7 @@ class TeamSize {
   /// Adds a job: its time, the part of it in which threads waited for late ones, and that part
   /// times the number of late threads. In ns.
   void add(Clock::time_point end, int64_t time, int64_t waited, int64_t late) {
+    if (time < kShortestJob) return;
     time_ += time;
     waited_ += waited;
     late_ += late;
@@ -49,7 +50,9 @@ class TeamSize {
   }
 
  private:
-  static constexpr int64_t kWindow = 20'000'000;  // ns
+  // In ns. In shorter jobs threads are late because they have been asleep.
+  static constexpr int64_t kShortestJob = 1'000'000;
+  static constexpr int64_t kWindow = 20'000'000;
   static constexpr auto kShortestPause = std::chrono::milliseconds(50);
   static constexpr auto kLongestPause = std::chrono::milliseconds(1600);
 

@@ -45,8 +45,8 @@ constexpr int kMaxThreads = 1024;
 // Time to wait for the next job before parking: longer than the gap between two ops issued from
 // Python, too short to show as load.
 constexpr auto kAwakeTime = std::chrono::microseconds(200);
-// Time to wait at a barrier before parking: longer than most waits of threads that all run. A parked
-// thread keeps its claim to a turn and gets it when the late one arrives; a spinning one spends it.
+// Time to wait at a barrier before parking: longer than most waits of threads that all run. A
+// parked thread keeps its claim to a turn until the late one arrives; a spinning one spends it.
 constexpr auto kBarrierTime = std::chrono::microseconds(100);
 // The same for more threads than cores: the late one may need this core.
 constexpr auto kBarrierTimeWithoutCores = std::chrono::microseconds(5);

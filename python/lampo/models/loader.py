@@ -13,7 +13,6 @@ from lampo.models.decoder import Decoder, Embedding
 from lampo.models.projection import SENSITIVE, Projection
 from lampo.models.weight_loader import WeightLoader
 
-DTYPES = ("auto", "float32", "bfloat16")
 _WEIGHT_DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # GNU OpenMP waits forever for threads that a fork has left behind. With one thread torch asks for
@@ -43,8 +42,8 @@ def load_model(
         ValueError: an unknown dtype, a head_dim that the device's kernels do not have, or a file
             that has been cut short since it was opened.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    if dtype not in _WEIGHT_DTYPES:
+        raise ValueError(f"dtype: expected one of {', '.join(_WEIGHT_DTYPES)}, got {dtype!r}")
     on_gpu = device is not None and device.type == "cuda"
     if on_gpu and dtype == "float32":
         raise ValueError("dtype: a GPU computes in bfloat16; 'float32' is for device='cpu'")
