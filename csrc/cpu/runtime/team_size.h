@@ -11,8 +11,8 @@ namespace lampo::cpu {
 ///
 /// A thread that has lost its core holds up its team. Let k of n threads be late for a share s of
 /// the time: the team does the work of n (1 - s) threads. Without them it would do that of n - k,
-/// or of half as many if these lose their cores at times too. It shrinks by k if that is more, and
-/// tries all threads again later.
+/// or of three quarters of them, as these lose their cores at times too. It shrinks by k if that is
+/// more, and tries all threads again later.
 class TeamSize {
  public:
   using Clock = std::chrono::steady_clock;
@@ -39,7 +39,7 @@ class TeamSize {
     // The number of late threads, rounded up; at least one thread remains.
     const int64_t mean = waited_ > 0 ? (late_ + waited_ - 1) / waited_ : 0;
     const int64_t count = mean < size_ ? mean : size_ - 1;
-    if (count > 0 && 2 * (time_ - waited_) * size_ < (size_ - count) * time_) {
+    if (count > 0 && 4 * (time_ - waited_) * size_ < 3 * (size_ - count) * time_) {
       size_ -= static_cast<int>(count);
       next_trial_ = end + pause_;
       if (pause_ < kLongestPause) pause_ *= 2;
