@@ -26,9 +26,9 @@ struct Interval {
 template <class Int>
 LAMPO_HOST_DEVICE static inline Interval<Int> visible_keys(const AttentionMask& mask, Int position,
                                                            Int seq_len) {
-  if (mask.causal && position < 0) return {0, 0};
   const int64_t begin = mask.sliding_window > 0 ? position - mask.sliding_window + 1 : 0;
-  return {begin > 0 ? static_cast<Int>(begin) : 0, mask.causal ? position + 1 : seq_len};
+  const Int end = mask.causal ? position + 1 : seq_len;
+  return {begin > 0 ? static_cast<Int>(begin) : 0, end > 0 ? end : 0};
 }
 
 /// The keys that any query at the positions [first, last] sees.
