@@ -24,9 +24,9 @@ ARROWS: dict[str, set[str]] = {
     "outputs": set(),
     "ops": {"checks", "error_text", "_C"},
     "text": {"error_text"},
-    "weights": set(),
+    "weights": {"error_text"},
     "runtime": {"ops", "_C"},
-    "models": {"ops", "runtime", "weights"},
+    "models": {"error_text", "ops", "runtime", "weights"},
     "parameters": {"checks", "error_text"},
     "sampling_params": {"parameters", "text"},
     "prompts": {"checks", "error_text", "sampling_params"},
@@ -50,7 +50,7 @@ ARROWS: dict[str, set[str]] = {
     "cli": {
         *("llm", "async_llm", "profiling", "bench", "server", "runtime", "weights"),
         *("ops", "_C", "outputs", "parameters", "sampling_params", "lampo"),
-        *("model_files", "llm_arguments", "text"),
+        *("model_files", "llm_arguments", "text", "checks"),
     },
     "__main__": {"cli"},
     # The package itself offers the public names.

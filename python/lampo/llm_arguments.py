@@ -6,6 +6,7 @@ from __future__ import annotations
 from lampo.checks import check_integer
 from lampo.error_text import shown
 
+MAX_NUM_SEQS = 4096
 DTYPES = ("auto", "float32", "bfloat16")
 
 # Names of kv_cache_dtype, and torch's; "auto" depends on the model's dtype.
@@ -36,5 +37,5 @@ def check_llm_arguments(
         raise ValueError(f"kv_cache_dtype: expected one of {names}, got {shown(kv_cache_dtype)}")
     if page_size not in (1, 2, 4, 8, 16, 32, 64, 128, 256):
         raise ValueError(f"page_size: expected a power of two up to 256, got {shown(page_size)}")
-    check_integer("max_num_seqs", max_num_seqs, 1, 4096)
+    check_integer("max_num_seqs", max_num_seqs, 1, MAX_NUM_SEQS)
     check_integer("max_num_batched_tokens", max_num_batched_tokens, 1, 1 << 20)

@@ -25,6 +25,8 @@ def prompt_list(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
         raise TypeError(
             f"prompts: expected a text, token ids or a list of them, got {shown(prompts)}"
         )
+    if getattr(prompts, "ndim", 1) == 0:  # an array or tensor of one number
+        raise TypeError(f"prompts: expected a text or a list of token ids, got {shown(prompts)}")
     listed: list[Any] = list(prompts)
     if listed and is_integer(listed[0]):
         return [listed]
@@ -48,13 +50,18 @@ def message_lists(messages: Messages | Sequence[Messages]) -> list[Messages]:
 
 
 def params_list(
-    params: SamplingParams | Sequence[SamplingParams] | None, count: int
+    params: SamplingParams | Iterable[SamplingParams] | None, count: int
 ) -> list[SamplingParams]:
+    """The parameters of `count` prompts: one for all, or one for each."""
     if params is None or isinstance(params, SamplingParams):
         return [params or SamplingParams()] * count
-    if len(params) != count:
-        raise ValueError(f"sampling_params: expected one or {count}, got {len(params)}")
-    return list(params)
+    listed = list(params) if isinstance(params, Iterable) else [params]
+    if len(listed) != count:
+        raise ValueError(f"sampling_params: expected one or {count}, got {len(listed)}")
+    for one in listed:
+        if not isinstance(one, SamplingParams):
+            raise TypeError(f"sampling_params: expected SamplingParams, got {shown(one)}")
+    return listed
 
 
 def check_length(name: str, num_tokens: int, params: SamplingParams, max_model_len: int) -> None:

@@ -519,6 +519,7 @@ def test_context_is_a_limit(llm):
         (7, "prompts: expected a text, token ids or a list of them, got 7"),
         (b"text", "prompts: expected a text, token ids or a list of them, got b'text'"),
         ([b"text"], r"prompts\[0\]: expected a text or a list of token ids, got b'text'"),
+        (np.array(5), r"prompts: expected a text or a list of token ids, got array\(5\)"),
         ({"prompt": "x"}, "prompts: expected a text, token ids or a list of them"),
         ([[1] * 256], r"prompts\[0\]: has 256 tokens, but the context of 256 leaves room for 255"),
     ],
@@ -543,6 +544,17 @@ def test_prompts_of_other_kinds(llm):
         assert outputs[0].prompt_token_ids == ids
         assert all(type(i) is int for i in outputs[0].prompt_token_ids)
     assert len(llm.generate(np.array(ids), GREEDY)) == 1
+
+
+@pytest.mark.parametrize("params", [{"max_tokens": 3}, 5, [{}], "x"])
+def test_params_of_another_kind(llm, params):
+    with pytest.raises(TypeError, match=r"^sampling_params: expected SamplingParams, got "):
+        llm.generate("a", params)
+
+
+def test_generated_params(llm):
+    outputs = llm.generate(["a", "b"], (GREEDY for _ in range(2)))
+    assert len(outputs) == 2
 
 
 def test_bad_arguments(llm, folder):

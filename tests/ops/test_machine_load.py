@@ -48,7 +48,7 @@ def test_a_busy_machine(tmp_path: Path, clock: dict[str, float]) -> None:
     assert load is not None
     assert load.busy
     assert load.describe() == (
-        "other processes took 1.2 of 2 CPUs, and threads waited for one 50% of their time"
+        "other processes took 1.2 of 2 CPUs; threads were ready, but not running, 50% of their time"
     )
 
 

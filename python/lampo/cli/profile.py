@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lampo.checks import check_integer
 from lampo.cli import options
 from lampo.cli.job import Job
 from lampo.cli.options import ModelOptions
 from lampo.cli.report import note_load, plural
 from lampo.cli.terminal import print_table, status
+from lampo.llm_arguments import MAX_NUM_SEQS
 
 if TYPE_CHECKING:
     from lampo.profiling import Profile
@@ -37,7 +39,8 @@ def profile(
 
     The limit is the bandwidth, measured here, of reading a buffer as large as what a step moves.
     """
-    chosen = ModelOptions.of({**values, "max_num_seqs": max(batch_size, 1)})
+    check_integer("batch_size", batch_size, 1, MAX_NUM_SEQS)
+    chosen = ModelOptions.of({**values, "max_num_seqs": batch_size})
     return functools.partial(_run, chosen, batch_size, depth, repeats, as_json)
 
 

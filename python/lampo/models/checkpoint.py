@@ -11,11 +11,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from lampo.error_text import shown
 from lampo.models.architecture import Architecture
 from lampo.models.config import ModelConfig, generation_config_from_hf
 from lampo.models.registry import config_from_gguf, config_from_hf
 from lampo.weights.default_model import recommended_sampling
-from lampo.weights.fields import read_json_object, shown
+from lampo.weights.fields import read_json_object
 from lampo.weights.formats import QuantizedTensor
 from lampo.weights.gguf import GGUFFile
 from lampo.weights.safetensors import SafetensorsFolder

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
+from lampo.error_text import shown
 from lampo.models.config import (
     MAX_VOCAB,
     AttentionConfig,
@@ -16,7 +17,7 @@ from lampo.models.config import (
     ModelConfig,
 )
 from lampo.models.rope import MAX_POSITIONS, RopeConfig, rope_from_gguf, rope_from_hf
-from lampo.weights.fields import REQUIRED, Fields, shown
+from lampo.weights.fields import REQUIRED, Fields
 
 MAX_HIDDEN = 1 << 17
 MAX_INTERMEDIATE = 1 << 20

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from lampo.weights.fields import Fields, shown
+from lampo.error_text import shown
+from lampo.weights.fields import Fields
 
 if TYPE_CHECKING:
     import torch

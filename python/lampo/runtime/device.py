@@ -100,8 +100,11 @@ def resolve_device(device: str) -> torch.device:
     """The device of a name: "cpu", "cuda" (the first usable one) or "cuda:<index>".
 
     Raises:
+        TypeError: no text.
         ValueError: another name, or a GPU that cannot be used, with the cause and the remedy.
     """
+    if not isinstance(device, str):
+        raise TypeError(f"device: expected a text, got {device!r}")
     if not re.fullmatch(r"cpu|cuda(:[0-9]{1,4})?", device):
         raise ValueError(f"device: expected cpu, cuda or cuda:<index>, got {device!r}")
     kind, _, number = device.partition(":")

@@ -35,7 +35,7 @@ class MachineLoad:
 
     def describe(self) -> str:
         text = f"other processes took {self.others:.1f} of {self.cores} CPUs"
-        return f"{text}, and threads waited for one {self.waited:.0%} of their time"
+        return f"{text}; threads were ready, but not running, {self.waited:.0%} of their time"
 
 
 class LoadMeter:

@@ -76,12 +76,7 @@ class Service:
                 max_tokens=max_tokens,
             )
 
-        try:
-            return await self._checked(work, in_thread=True)
-        except APIError as error:
-            if error.param == "prompt":
-                error.param = "messages"  # the field's name in the body
-            raise
+        return await self._checked(work, in_thread=True)
 
     @property
     def max_listed_tokens(self) -> int:

@@ -156,8 +156,11 @@ class Tokenizer:
         text, unmask = self._chats.render(
             messages, add_generation_prompt, continue_final_message, template_kwargs, tools
         )
-        ids = self._encode(self._mark(text).translate(unmask), max_tokens)
-        ids = _at_most(max_tokens, self._with_bos(ids))
+        try:
+            ids = self._encode(self._mark(text).translate(unmask), max_tokens)
+            ids = _at_most(max_tokens, self._with_bos(ids))
+        except TooManyTokensError as error:
+            raise _too_many("messages", error.count, max_tokens) from None
         if not ids:
             raise ValueError("messages: the chat template writes nothing for them")
         return ids
@@ -184,7 +187,7 @@ class Tokenizer:
 
     def _encode(self, text: str, max_tokens: int | None = None) -> list[int]:
         if max_tokens is not None and self._is_much_longer(text, max_tokens):
-            raise _too_many(f"more than {max_tokens}", max_tokens)
+            raise _too_many("prompt", f"more than {max_tokens}", max_tokens)
         ids = self._encode_text(text)
         renamed = self._source.sentinel_ids
         if not renamed:
@@ -225,9 +228,10 @@ class Tokenizer:
 
 def _at_most(max_tokens: int | None, ids: list[int]) -> list[int]:
     if max_tokens is not None and len(ids) > max_tokens:
-        raise _too_many(str(len(ids)), max_tokens)
+        raise _too_many("prompt", str(len(ids)), max_tokens)
     return ids
 
 
-def _too_many(count: str, max_tokens: int) -> TooManyTokensError:
-    return TooManyTokensError(count, f"prompt: has {count} tokens, expected at most {max_tokens}")
+def _too_many(name: str, count: str, max_tokens: int | None) -> TooManyTokensError:
+    message = f"{name}: has {count} tokens, expected at most {max_tokens}"
+    return TooManyTokensError(count, message)

@@ -19,13 +19,12 @@ from typing import Any
 from tokenizers import AddedToken, decoders, models, normalizers
 from tokenizers import Tokenizer as Backend
 
+from lampo.error_text import shortened, shown
 from lampo.text.pre_tokenizers import PRE_TOKENIZERS, WHOLE_WORDS, make_pre_tokenizer
 from lampo.text.tokenizer_source import (
     WORD_BOUNDARY,
     TokenizerSource,
     make_sentinels,
-    shortened,
-    shown,
 )
 
 logger = logging.getLogger("lampo")
@@ -151,7 +150,7 @@ def _byte_level(metadata: Mapping[str, Any], vocab: dict[str, int], pre: object)
     try:
         bpe = models.BPE(vocab=vocab, merges=merges, ignore_merges=pre in WHOLE_WORDS)
     except Exception as error:  # the library raises plain Exception
-        raise ValueError(f"tokenizer.ggml.merges: {shortened(error)}") from None
+        raise ValueError(f"tokenizer.ggml.merges: {shortened(str(error))}") from None
     backend = Backend(bpe)
     backend.pre_tokenizer = make_pre_tokenizer(pre)
     backend.decoder = decoders.ByteLevel()

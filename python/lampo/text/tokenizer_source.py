@@ -19,6 +19,8 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
+from lampo.error_text import shortened, shown
+
 MAX_TOKENIZER_BYTES = 256 << 20
 MAX_CONFIG_BYTES = 16 << 20
 MAX_SPECIAL_CHARS = 256  # chats keep all beginnings of special tokens
@@ -51,17 +53,6 @@ class TokenizerSource:
     single_words: frozenset[str] = frozenset()  # special tokens that are none inside of a word
     chat_templates: Mapping[str, str] = field(default_factory=dict)  # "default", "tool_use", ...
     template_variables: Mapping[str, str] = field(default_factory=dict)  # bos_token, eos_token, ...
-
-
-def shown(value: object) -> str:
-    """`repr` of an untrusted value, shortened to fit into one line of an error."""
-    return shortened(repr(value), 80)
-
-
-def shortened(text: object, limit: int = 200) -> str:
-    """The first line of an untrusted text, cut to fit into an error."""
-    line = next(iter(str(text).splitlines()), "")
-    return line if len(line) <= limit else f"{line[: limit - 20]}... ({len(line)} characters)"
 
 
 def make_sentinels(texts: Mapping[str, int]) -> dict[str, str]:
@@ -187,7 +178,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON ({shortened(error)})") from None
+        raise ValueError(f"{path}: not valid JSON ({shortened(str(error))})") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
     try:
@@ -205,7 +196,7 @@ def _library_errors(path: Path) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise ValueError(f"{path}: not a tokenizer ({shortened(error)})") from None
+        raise ValueError(f"{path}: not a tokenizer ({shortened(str(error))})") from None
 
 
 def _read_backend(path: Path) -> Backend:

@@ -11,6 +11,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from lampo.error_text import shortened, shown
+
 logger = logging.getLogger("lampo")
 
 _T = TypeVar("_T")
@@ -22,16 +24,6 @@ class _Required(Enum):
 
 
 REQUIRED: Final = _Required.TOKEN
-
-
-def shown(value: object) -> str:
-    """`repr` of an untrusted value, shortened to fit into one line of an error."""
-    return shortened(repr(value), 80)
-
-
-def shortened(text: str, limit: int = 200) -> str:
-    """An untrusted text, cut to fit into one line of an error."""
-    return text if len(text) <= limit else f"{text[: limit - 20]}... ({len(text)} characters)"
 
 
 class Fields:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from lampo.weights.fields import shown
+from lampo.error_text import shown
 from lampo.weights.formats import GGML_TYPES, GGMLType
 from lampo.weights.reading import OpenFile
 

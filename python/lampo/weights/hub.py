@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from lampo.error_text import shown
 from lampo.weights.default_model import (
     ModelNotFoundError,
     cached_default_model,
@@ -80,10 +81,9 @@ def _resolve(model: str | Path | None, progress: Progress | None) -> Path:
         match = _HUB_ID.fullmatch(text)
         if match and not text.endswith((".gguf", ".safetensors")) and ".." not in text:
             return _from_hub(match[1], match[2], progress)
-    shown = text if len(text) <= 100 else text[:100] + "..."
     raise ModelNotFoundError(
-        f"model: {shown!r} is no file or folder here, not {DEFAULT_MODEL!r}, and no Hugging Face "
-        "id (org/name)"
+        f"model: {shown(text)} is no file or folder here, not {DEFAULT_MODEL!r}, and no "
+        "Hugging Face id (org/name)"
     )
 
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
-from lampo.weights.fields import read_json_object, shortened, shown
+from lampo.error_text import shortened, shown
+from lampo.weights.fields import read_json_object
 from lampo.weights.reading import OpenFile
 
 if TYPE_CHECKING:
