@@ -90,3 +90,16 @@ def sse(text: str) -> list[Any]:
     assert blocks[-2:] == ["data: [DONE]", ""]
     assert all(block.startswith("data: ") for block in blocks[:-1])
     return [json.loads(block.removeprefix("data: ")) for block in blocks[:-2]]
+
+
+def error_of(response: Any, status: int, code: str | None = None) -> dict[str, Any]:
+    """The error of an answer, after a check of its shape."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    (error,) = response.json().values()
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"] and "\n" not in error["message"] and len(error["message"]) <= 300
+    assert "secret" not in response.text and "Traceback" not in response.text
+    if code is not None:
+        assert error["code"] == code
+    return error

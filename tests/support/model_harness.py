@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from lampo import LLM
 from lampo.engine.kv_pool import KVPool
+from lampo.engine.snapshot import violations
 from lampo.models.checkpoint import Checkpoint
 from lampo.models.decoder import Decoder
 from lampo.models.step import Step
@@ -142,3 +144,10 @@ def prompts() -> list[str]:
     starts = (0, 2000, 1000, 500)
     long = [license_text[s : s + n] for s, n in zip(starts, lengths, strict=True)]
     return short + long
+
+
+def all_pages_available(llm: LLM) -> bool:
+    """Whether every page of an idle engine is free or a cached prefix."""
+    engine = llm.shared_engine().engine
+    assert violations(engine.snapshot()) == []
+    return engine.scheduler.allocator.num_available == engine.pool.num_pages
