@@ -270,7 +270,7 @@ def test_bad_chats(server: Running, body: Any, param: str) -> None:
     ],
 )
 def test_bad_tokens(server: Running, path: str, body: Any) -> None:
-    error_of(server.post(path, body), 400)
+    assert error_of(server.post(path, body), 400)["code"] in ("invalid_value", "missing_field")
 
 
 def test_engine_errors(server: Running) -> None:

@@ -45,7 +45,8 @@ def router(service: Service) -> APIRouter:
         """The token ids of a prompt, or of a chat as the model's template writes it."""
         service.check_model(body)
         if (body.prompt is None) == (body.messages is None):
-            raise APIError(400, "prompt: give either a prompt or messages", param="prompt")
+            message = "prompt: give either a prompt or messages"
+            raise APIError(400, message, param="prompt", code="invalid_value")
         return await until_disconnected(request, tokens_of(body))
 
     async def tokens_of(body: TokenizeRequest) -> Response:
