@@ -166,7 +166,7 @@ def default_max_model_len(config: ModelConfig, dtype: torch.dtype, device: torch
         device: the model's.
     """
     if device.type == "cuda":
-        memory = int(torch.cuda.get_device_properties(device).total_memory)
+        memory = torch.cuda.mem_get_info(device)[1]
     else:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     context = config.max_position_embeddings
