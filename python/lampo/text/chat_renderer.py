@@ -33,6 +33,16 @@ class _Prepared:
     form: MessageForm
 
 
+def unmasked(text: str, unmask: Mapping[str, str]) -> str:
+    """The text with its characters back in place of the marks.
+
+    `str.translate` takes 40 ns for each character, during which no other thread runs.
+    """
+    for mark, char in unmask.items():
+        text = text.replace(mark, char)
+    return text
+
+
 class ChatRenderer:
     """The chat templates of one model.
 
@@ -61,7 +71,7 @@ class ChatRenderer:
         continue_final_message: bool | None,
         template_kwargs: Mapping[str, Any] | None,
         tools: object,
-    ) -> tuple[str, dict[int, str]]:
+    ) -> tuple[str, dict[str, str]]:
         """The text with special tokens in user text masked, and the mapping that unmasks them.
 
         The arguments are those of `Tokenizer.encode_chat`.
@@ -94,12 +104,12 @@ class ChatRenderer:
         if not mask.needed(strings):
             return rendered(None), {}
         marks = mask.choose([*used, end])
-        unmask = {ord(mark): char for char, mark in marks.items()}
+        unmask = {mark: char for char, mark in marks.items()}
         try:
             text = rendered(lambda text: mask.mask(text, marks))
             strict = rendered(lambda text: mask.mask_all(mask.mask(text, marks), marks))
         except ValueError as error:
-            raise ValueError(str(error).translate(unmask)) from None
+            raise ValueError(unmasked(str(error), unmask)) from None
         if self._special.findall(text) != self._special.findall(strict):
             text = strict
         return text, unmask

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lampo.text.chat_messages import checked_text
-from lampo.text.chat_renderer import ChatRenderer
+from lampo.text.chat_renderer import ChatRenderer, unmasked
 from lampo.text.token_bytes import TokenBytes
 from lampo.text.tokenizer_gguf import read_gguf
 from lampo.text.tokenizer_source import TokenizerSource, read_directory
@@ -157,7 +157,7 @@ class Tokenizer:
             messages, add_generation_prompt, continue_final_message, template_kwargs, tools
         )
         try:
-            ids = self._encode(self._mark(text).translate(unmask), max_tokens)
+            ids = self._encode(unmasked(self._mark(text), unmask), max_tokens)
             ids = _at_most(max_tokens, self._with_bos(ids))
         except TooManyTokensError as error:
             raise _too_many("messages", error.count, max_tokens) from None
@@ -178,7 +178,7 @@ class Tokenizer:
         text, unmask = self._chats.render(
             messages, add_generation_prompt, continue_final_message, template_kwargs, tools
         )
-        return text.translate(unmask)
+        return unmasked(text, unmask)
 
     def _mark(self, text: str) -> str:
         """The text with special tokens replaced by the backend's sentinels."""
