@@ -5,10 +5,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from checkpoints import make_checkpoint
+from torch import zeros
+
+from lampo import ops
+from lampo.ops import sampling
 
 OPS = """
 import threading, time, torch
@@ -64,3 +69,14 @@ def test_the_process_exits_while_a_daemon_thread_computes(tmp_path: Path, script
         )
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_workspace_outlives_the_thread_that_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "_idle", [])
+    logits, temperature = zeros(1, 1000), zeros(1)
+    thread = threading.Thread(target=lambda: ops.sample(logits, temperature=temperature))
+    thread.start()
+    thread.join()
+    (left,) = sampling._idle
+    ops.sample(logits, temperature=temperature)
+    assert sampling._idle == [left]

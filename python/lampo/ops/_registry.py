@@ -40,6 +40,11 @@ def keep_arguments(kept: list[object]) -> Iterator[None]:
         _recording.kept = before
 
 
+def is_recording() -> bool:
+    """Whether the arguments of this thread's calls are kept."""
+    return _recording.kept is not None
+
+
 def register(schema: str, kernel: Callable[..., None]) -> Callable[..., None]:
     """Register a native function under a schema and return a function for Python callers.
 

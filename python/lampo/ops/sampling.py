@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import threading
+import contextlib
 
 import torch
 
 from lampo import _C
 from lampo.ops._arguments import check_size, cuda_index, tensor
-from lampo.ops._registry import register
+from lampo.ops._registry import is_recording, register
 from lampo.ops.sample_inputs import SAMPLE_INPUT_NAMES, SampleInputs
 
 _ROWS = ", ".join(
@@ -27,7 +27,10 @@ _token_logprobs = register(
     _C.token_logprobs,
 )
 
-_scratch = threading.local()
+# Workspaces of CPU calls that have ended: fresh pages take more time than sampling a row. They are
+# no thread's own. The end of a thread would free them, and torch then needs the GIL, which a daemon
+# may not get any more.
+_idle: list[torch.Tensor] = []
 
 
 def sampling_workspace_size(
@@ -47,20 +50,22 @@ def sampling_workspace_size(
     )
 
 
-def _workspace(logits: torch.Tensor) -> torch.Tensor:
-    """Scratch memory. On CPU one buffer per thread, kept between calls since fresh pages take more
-    time than sampling a row. On CUDA torch's allocator caches it per stream."""
+def _take_workspace(logits: torch.Tensor) -> torch.Tensor:
+    """Memory for one call. On CUDA torch's allocator caches it per stream."""
     batch_size, vocab_size = tensor("logits", logits, 2).shape
     cuda_index("logits", logits.device)
     size = sampling_workspace_size(vocab_size, logits.device, batch_size)
-    if torch.compiler.is_compiling() or logits.is_cuda:
-        return logits.new_empty(size, dtype=torch.uint8)
-    buffers: dict[str, torch.Tensor] = _scratch.__dict__
-    found = buffers.get(str(logits.device))
-    if found is None or found.numel() < size:
-        found = torch.empty(size, dtype=torch.uint8, device=logits.device)
-        buffers[str(logits.device)] = found
-    return found
+    if not torch.compiler.is_compiling() and not logits.is_cuda:
+        with contextlib.suppress(IndexError):
+            idle = _idle.pop()
+            if idle.numel() >= size:
+                return idle
+    return logits.new_empty(size, dtype=torch.uint8)
+
+
+def _give_back(workspace: torch.Tensor) -> None:
+    if not torch.compiler.is_compiling() and not workspace.is_cuda and not is_recording():
+        _idle.append(workspace)
 
 
 def sample(
@@ -109,8 +114,7 @@ def sample(
         token_ids = logits.new_empty(batch_size, dtype=torch.int64)
     if status is None:
         status = logits.new_empty(batch_size, dtype=torch.int32)
-    if workspace is None:
-        workspace = _workspace(logits)
+    scratch = _take_workspace(logits) if workspace is None else workspace
     _sample(
         logits,
         *inputs.tensors(),
@@ -120,8 +124,10 @@ def sample(
         kept,
         num_kept,
         processed_logprobs,
-        workspace,
+        scratch,
     )
+    if workspace is None:
+        _give_back(scratch)
     return token_ids
 
 
@@ -165,7 +171,8 @@ def token_logprobs(
         top_ids = logits.new_empty(batch_size, num_top, dtype=torch.int32)
     if top_logprobs is None:
         top_logprobs = logits.new_empty(batch_size, num_top, dtype=torch.float32)
+    scratch = _take_workspace(logits) if workspace is None else workspace
+    _token_logprobs(logits, token_ids, logprob, rank, top_ids, top_logprobs, scratch)
     if workspace is None:
-        workspace = _workspace(logits)
-    _token_logprobs(logits, token_ids, logprob, rank, top_ids, top_logprobs, workspace)
+        _give_back(scratch)
     return logprob, rank, top_ids, top_logprobs
