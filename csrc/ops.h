@@ -174,6 +174,10 @@ void token_logprobs(const TensorView& logits,        // [batch_size, vocab_size]
 /// for batches of up to batch_size rows.
 int64_t sampling_workspace_size(int64_t vocab_size, Device device, int64_t batch_size = 1);
 
+/// Number of nodes in the CUDA graph that is being captured on a stream; 0: none is. A launch is a
+/// node, so a graph with fewer nodes than ops has lost some to another stream.
+int64_t captured_nodes(Device device, Stream stream);
+
 /// The kernel table of the CPU ops: its name, and those that could be chosen. `isa` as in
 /// LAMPO_CPU_ISA; throws BackendError if this CPU cannot run it.
 std::string cpu_isa();

@@ -18,6 +18,7 @@ void bind_linear(pybind11::module_& m);
 void bind_program(pybind11::module_& m);
 void bind_runtime(pybind11::module_& m);
 void bind_sampling(pybind11::module_& m);
+void bind_stream(pybind11::module_& m);
 
 /// Releases the GIL within a scope.
 ///

@@ -28,4 +28,5 @@ PYBIND11_MODULE(_C, m) {
   lampo::bind_attention(m);
   lampo::bind_linear(m);
   lampo::bind_sampling(m);
+  lampo::bind_stream(m);
 }

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
 
 #include "common/check.h"
 
@@ -94,13 +95,53 @@ py::object without_gradient(py::handle object) {
                                   : py::reinterpret_borrow<py::object>(object);
 }
 
+/// Function of set_current_stream_function(). Guarded by the GIL. Never freed: it may be asked for
+/// while the interpreter ends.
+PyObject* stream_function = nullptr;
+
+}  // namespace
+
+void set_current_stream_function(py::function function) {
+  PyObject* before = std::exchange(stream_function, function.release().ptr());
+  Py_XDECREF(before);
+}
+
+Stream current_stream(Device device) {
+  if (device.type == DeviceType::kCPU) return {};
+  if (stream_function == nullptr) {
+    throw TypeMismatch("the current stream of cuda:" + std::to_string(device.index) +
+                       " is unknown: import lampo.ops, which asks torch for it, or call "
+                       "lampo._C.set_current_stream_function");
+  }
+  const py::object handle = py::handle(stream_function)(device.index);
+  return {reinterpret_cast<void*>(handle.cast<uintptr_t>())};
+}
+
+namespace {
+
+/// Arguments of __dlpack__: on CUDA the stream of the op, for which the producer makes the data
+/// ready. DLPack writes the null stream as 1.
+py::dict export_arguments(const py::object& object) {
+  py::dict arguments;
+  if (!py::hasattr(object, "__dlpack_device__")) return arguments;
+  const py::tuple device = object.attr("__dlpack_device__")();
+  const int type = device[0].cast<int>();
+  if (type == dlpack::kCuda || type == dlpack::kCudaManaged) {
+    const void* stream = current_stream({DeviceType::kCUDA, device[1].cast<int>()}).handle;
+    arguments["stream"] = stream == nullptr ? 1 : reinterpret_cast<uintptr_t>(stream);
+  }
+  return arguments;
+}
+
 py::object export_capsule(py::handle object) {
-  const py::object export_ = without_gradient(object).attr("__dlpack__");
+  const py::object detached = without_gradient(object);
+  const py::object export_ = detached.attr("__dlpack__");
+  const py::dict arguments = export_arguments(detached);
   try {
-    return export_(py::arg("max_version") = py::make_tuple(1, 0));
+    return export_(py::arg("max_version") = py::make_tuple(1, 0), **arguments);
   } catch (py::error_already_set& error) {
     if (!error.matches(PyExc_TypeError)) throw;
-    return export_();  // older than DLPack 1.0
+    return export_(**arguments);  // older than DLPack 1.0
   }
 }
 
@@ -117,10 +158,10 @@ TensorArg::~TensorArg() {
 
 void TensorArg::read(const char* name, py::handle object, Access access) {
   present_ = true;
-  api_ = exchange_api_of(Py_TYPE(object.ptr()));
-  if (api_ == nullptr) return read_capsule(name, object, access);
+  const dlpack::ExchangeApi* api = exchange_api_of(Py_TYPE(object.ptr()));
+  if (api == nullptr) return read_capsule(name, object, access);
   dlpack::Tensor tensor;
-  if (api_->tensor_from_object(object.ptr(), &tensor) != 0) {
+  if (api->tensor_from_object(object.ptr(), &tensor) != 0) {
     throw_unreadable(name, py::error_already_set());
   }
   fill(name, tensor);
@@ -170,17 +211,6 @@ void TensorArg::fill(const char* name, const dlpack::Tensor& tensor) {
     view_.stride[i] = tensor.strides != nullptr ? tensor.strides[i] : compact;
     compact *= tensor.shape[i];
   }
-}
-
-Stream TensorArg::stream() const {
-  Stream stream;
-  if (api_ != nullptr && view_.device.type == DeviceType::kCUDA &&
-      api_->current_stream != nullptr) {
-    if (api_->current_stream(dlpack::kCuda, view_.device.index, &stream.handle) != 0) {
-      throw py::error_already_set();
-    }
-  }
-  return stream;
 }
 
 }  // namespace lampo

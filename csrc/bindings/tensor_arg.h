@@ -9,6 +9,14 @@
 
 namespace lampo {
 
+/// The function that says which stream is current on a CUDA device: index -> cudaStream_t as an
+/// integer. The framework's own is meant, so that ops run in order with its work.
+void set_current_stream_function(pybind11::function function);
+
+/// The stream for work on a device. Throws TypeMismatch on CUDA if no function says which: the null
+/// stream would run beside the framework's work, and outside of the graphs that it captures.
+Stream current_stream(Device device);
+
 /// One tensor argument of one call. Keeps the borrowed tensor alive; must be destroyed with the GIL
 /// held. Protocols, fastest first: the C exchange API of the object's own type (torch),
 /// __dlpack__(max_version=...), __dlpack__().
@@ -25,8 +33,8 @@ class TensorArg {
   const TensorView& operator*() const { return view_; }
   /// Null if the argument was None (allowed only through OptionalArg).
   const TensorView* pointer() const { return present_ ? &view_ : nullptr; }
-  /// The stream on which the framework that owns this tensor is working.
-  Stream stream() const;
+  /// The current stream of this tensor's device: see current_stream().
+  Stream stream() const { return current_stream(view_.device); }
 
  protected:
   TensorArg() = default;
@@ -38,7 +46,6 @@ class TensorArg {
 
   TensorView view_;
   bool present_ = false;
-  const dlpack::ExchangeApi* api_ = nullptr;
   dlpack::ManagedTensor* legacy_ = nullptr;
   dlpack::ManagedTensorVersioned* versioned_ = nullptr;
 };

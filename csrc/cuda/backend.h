@@ -20,6 +20,8 @@ void embedding(const EmbeddingParams& p, int device, Stream stream);
 void sample(const SampleParams& p, int device, Stream stream);
 void token_logprobs(const TokenLogprobsParams& p, int device, Stream stream);
 int64_t sampling_workspace_size(int64_t vocab_size, int64_t batch_size);
+/// Number of nodes that a capture of the stream has so far; 0 if it is not captured.
+int64_t captured_nodes(int device, Stream stream);
 /// Copies device memory to the host and waits for it; false while the stream is captured.
 bool read_back(const char* op, const void* from, void* to, size_t bytes, int device, Stream stream);
 

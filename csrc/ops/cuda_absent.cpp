@@ -27,6 +27,7 @@ void embedding(const EmbeddingParams&, int, Stream) { refuse("embedding"); }
 void sample(const SampleParams&, int, Stream) { refuse("sample"); }
 void token_logprobs(const TokenLogprobsParams&, int, Stream) { refuse("token_logprobs"); }
 int64_t sampling_workspace_size(int64_t, int64_t) { refuse("sample"); }
+int64_t captured_nodes(int, Stream) { refuse("captured_nodes"); }
 bool read_back(const char* op, const void*, void*, size_t, int, Stream) { refuse(op); }
 
 }  // namespace lampo::cuda

@@ -5,6 +5,7 @@ Ops take their arguments by position, write into the tensors they are given, and
 tests/ops/test_stub.py compares this file with the extension.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 class Tensor(Protocol):
@@ -192,3 +193,10 @@ def token_logprobs(
     /,
 ) -> None: ...
 def sampling_workspace_size(vocab_size: int, cuda_device: int = -1, batch_size: int = 1) -> int: ...
+
+# bindings/stream.cpp
+def set_current_stream_function(function: Callable[[int], int]) -> None:
+    """The function that names the stream for ops on a CUDA device: index -> cudaStream_t."""
+
+def captured_nodes(cuda_device: int) -> int:
+    """Nodes in the graph that is being captured on the device's current stream; 0: none is."""

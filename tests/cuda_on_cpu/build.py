@@ -53,7 +53,7 @@ FLAGS = [
     "-DLAMPO_SAMPLE_THREADS=128",  # and do not take minutes
 ]
 EXECUTOR_FLAGS = ["-fno-tree-loop-distribute-patterns"]
-BINDINGS = ("attention", "elementwise", "linear", "sampling", "tensor_arg")
+BINDINGS = ("attention", "elementwise", "linear", "sampling", "stream", "tensor_arg")
 MODULE = [
     *(ROOT / "csrc/bindings" / f"{name}.cpp" for name in BINDINGS),
     *(HERE / "extension.cpp", HERE / "calls/cpu_absent.cpp"),

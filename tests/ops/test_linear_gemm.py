@@ -25,7 +25,8 @@ def test_takes_gemm():
     assert not takes_gemm("cpu", 5000, BF16, BF16, BF16)
     assert not takes_gemm("cuda", 128, BF16, None, BF16)
     assert takes_gemm("cuda", 129, BF16, None, BF16)
-    for types in ((F32, BF16, F32), (BF16, F32, BF16), (BF16, BF16, F32), (F32, None, BF16)):
+    assert takes_gemm("cuda", 17, BF16, BF16, F32) == ("dtype" in torch.ops.aten.mm.overloads())
+    for types in ((F32, BF16, F32), (BF16, F32, BF16), (F32, BF16, BF16), (F32, None, BF16)):
         assert not takes_gemm("cuda", 5000, *types), "would round what the kernel does not"
     assert not takes_gemm("cuda", 5000, F16, F16, F16), "rms_norm does not know float16"
 

@@ -16,6 +16,7 @@ SPELLINGS = {
     "typing.SupportsInt | typing.SupportsIndex": {"int"},
     "typing.SupportsFloat | typing.SupportsIndex": {"float"},
     "collections.abc.Sequence[str]": {"Sequence[str]"},
+    "collections.abc.Callable": {"Callable[[int], int]"},
     "dict": {"dict[str, Any]"},
     "list": {"list[tuple[str, int, float]]"},
 }

@@ -5,29 +5,11 @@
 #include <cuda_runtime.h>
 
 #include "common/tensor_view.h"
+#include "cuda/runtime/device_guard.h"
 #include "cuda/runtime/error.h"
+#include "cuda/runtime/shared_limit.h"
 
 namespace lampo::cuda {
-
-/// Makes `device` current for its lifetime.
-class DeviceGuard {
- public:
-  DeviceGuard(const char* op, int device) {
-    check_cuda(cudaGetDevice(&previous_), op, device);
-    if (previous_ == device) return;
-    check_cuda(cudaSetDevice(device), op, device);
-    changed_ = true;
-  }
-  ~DeviceGuard() {
-    if (changed_) cudaSetDevice(previous_);
-  }
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
-
- private:
-  int previous_ = 0;
-  bool changed_ = false;
-};
 
 struct Launch {
   const char* op;  // named in errors
@@ -46,9 +28,6 @@ inline constexpr int64_t kMaxBlocks = LAMPO_MAX_BLOCKS;
 inline constexpr int64_t kMaxBlocks = 0x7fffffff;
 #endif
 
-/// Dynamic shared memory that needs no cudaFuncSetAttribute.
-inline constexpr size_t kDefaultSharedBytes = 48 << 10;
-
 template <class... Params, class... Args>
 void launch(const Launch& at, void (*kernel)(Params...), const Args&... args) {
   const DeviceGuard guard(at.op, at.device);
@@ -63,10 +42,7 @@ void launch(const Launch& at, void (*kernel)(Params...), const Args&... args) {
   config.attrs = &cluster;
   config.numAttrs = at.cluster > 1;
   if (at.shared_bytes > kDefaultSharedBytes) {
-    check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(at.shared_bytes)),
-               at.op, at.device);
+    raise_shared_limit(reinterpret_cast<const void*>(kernel), at.op, at.device);
   }
   check_cuda(cudaLaunchKernelEx(&config, kernel, args...), at.op, at.device);
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <cuda_runtime.h>
+#include <cuda_runtime_api.h>
 
 #include "cuda/backend.h"
-#include "cuda/runtime/launch.h"
+#include "cuda/runtime/device_guard.h"
+#include "cuda/runtime/error.h"
 
 namespace lampo::cuda {
 

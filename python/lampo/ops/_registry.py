@@ -14,7 +14,23 @@ from typing import Any
 
 import torch
 
+from lampo import _C
 from lampo.ops._arguments import check_scalar
+
+# Torch's function that makes no object; builds without CUDA lack it.
+_raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+
+
+def _current_stream(device: int) -> int:
+    """The handle of torch's current stream; before torch has used a GPU, the null stream."""
+    if not torch.cuda.is_initialized():
+        return 0
+    if _raw_stream is not None:
+        return int(_raw_stream(device))
+    return int(torch.cuda.current_stream(device).cuda_stream)
+
+
+_C.set_current_stream_function(_current_stream)
 
 _library = torch.library.Library("lampo", "DEF")
 # Types of a schema, with those that a Python caller may pass.
@@ -45,11 +61,44 @@ def is_recording() -> bool:
     return _recording.kept is not None
 
 
-def register(schema: str, kernel: Callable[..., None]) -> Callable[..., None]:
-    """Register a native function under a schema and return a function for Python callers.
+class NativeOp:
+    """An op for Python callers: calls its kernel directly, which saves torch's dispatcher (several
+    microseconds a call), unless ``torch.compile`` is tracing.
 
-    It calls ``kernel`` directly, which saves torch's dispatcher (several microseconds a call),
-    unless ``torch.compile`` is tracing.
+    Args:
+        schema: as in :func:`register`.
+        kernel: the native function.
+
+    Attributes:
+        kernel: as given.
+    """
+
+    def __init__(self, schema: str, kernel: Callable[..., None]) -> None:
+        self.kernel = kernel
+        self._overload = getattr(torch.ops.lampo, schema[: schema.index("(")]).default
+        self._scalars = [
+            (i, argument.name, _SCALARS[str(argument.type)])
+            for i, argument in enumerate(self._overload._schema.arguments)
+            if str(argument.type) in _SCALARS
+        ]
+
+    def __call__(self, *args: Any) -> None:
+        if torch.compiler.is_compiling():
+            self._overload(*args)
+            return
+        if _recording.kept is not None:
+            _recording.kept.append(args)
+        try:
+            self.kernel(*args)
+        except TypeError:
+            # pybind11's error for a scalar of a wrong type lists the signature only.
+            for i, argument, kind in self._scalars:
+                check_scalar(argument, args[i], kind)
+            raise
+
+
+def register(schema: str, kernel: Callable[..., None]) -> NativeOp:
+    """Register a native function with torch under a schema, for tensors on CPU and CUDA.
 
     Args:
         schema: ``name(Tensor x, ..., Tensor(a!) out) -> ()``; mutated arguments are marked.
@@ -60,28 +109,7 @@ def register(schema: str, kernel: Callable[..., None]) -> Callable[..., None]:
     _library.impl(name, kernel, "CPU")
     _library.impl(name, kernel, "CUDA")
     torch.library.register_fake(f"lampo::{name}", _fake, lib=_library)
-    overload = getattr(torch.ops.lampo, name).default
-    scalars = [
-        (i, argument.name, _SCALARS[str(argument.type)])
-        for i, argument in enumerate(overload._schema.arguments)
-        if str(argument.type) in _SCALARS
-    ]
-
-    def launch(*args: Any) -> None:
-        if torch.compiler.is_compiling():
-            overload(*args)
-            return
-        if _recording.kept is not None:
-            _recording.kept.append(args)
-        try:
-            kernel(*args)
-        except TypeError:
-            # pybind11's error for a scalar of a wrong type lists the signature only.
-            for i, argument, kind in scalars:
-                check_scalar(argument, args[i], kind)
-            raise
-
-    return launch
+    return NativeOp(schema, kernel)
 
 
 def _fake(*args: Any, **kwargs: Any) -> None:

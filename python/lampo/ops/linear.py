@@ -11,7 +11,7 @@ import torch
 from lampo import _C
 from lampo.error_text import shown
 from lampo.ops._arguments import check_scalar, check_size, tensor
-from lampo.ops._gemm import STRIP_ROWS, linear_by_gemm, takes_gemm
+from lampo.ops._gemm import STRIP_ROWS, gemm_temporary_elements, linear_by_gemm, takes_gemm
 from lampo.ops._registry import register
 
 _FUSED = "Tensor? norm_weight, float norm_eps, bool silu_mul, bool accumulate"
@@ -164,6 +164,23 @@ def linear_workspace_size(num_tokens: int, in_features: int) -> int:
     return num_tokens * ((in_features + 31) // 32) * 128
 
 
+def linear_temporary_bytes(num_tokens: int, weight: Weight, dtype: torch.dtype) -> int:
+    """Bytes that :func:`linear` allocates on CUDA beside its arguments, at most, and frees again.
+
+    Args:
+        num_tokens: rows of x.
+        weight: the weight.
+        dtype: of x.
+    """
+    packed = isinstance(weight, PackedWeight)
+    weight_dtype = None if isinstance(weight, PackedWeight) else weight.dtype
+    if not takes_gemm("cuda", num_tokens, dtype, weight_dtype, dtype):
+        return 0
+    rows, columns = weight.shape
+    size = gemm_temporary_elements(num_tokens, rows, columns) + packed * rows * columns
+    return size * int(dtype.itemsize) + packed * rows * 8  # the indices of the rows
+
+
 def linear(
     x: torch.Tensor,
     weight: Weight,
@@ -183,7 +200,7 @@ def linear(
     to a residual stream after it. With a packed weight, norm(x) is quantized in groups of 32 and
     the products are integer. On CPU a row of the result does not depend, to the bit, on the other
     rows or on the thread count. On CUDA it does not depend on the other rows if these are few;
-    cuBLAS multiplies many rows if x, weight and out have one type.
+    cuBLAS multiplies many rows if x and weight have one type, and out that type or float32.
 
     Args:
         x: [num_tokens, in_features] float32 or bfloat16; on CUDA also float16.

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The functions of the CUDA runtime, and of cuda/runtime/error.h, that launches need.
+#include "simt/runtime.h"
+
 #include <map>
 
 #include "common/check.h"
@@ -10,12 +12,24 @@ namespace simt {
 namespace {
 
 std::map<const void*, int> allowed_shared_bytes;
+Calls calls;
+thread_local int device_of_thread = 0;
 
 }  // namespace
+
+Calls& host_calls() { return calls; }
+
+int current_device() { return device_of_thread; }
+void set_device(int device) {
+  device_of_thread = device;
+  calls.contexts.insert(device);
+}
+bool has_context(int device) { return calls.contexts.contains(device); }
 
 cudaError_t allow_shared_bytes(const void* kernel, int bytes) {
   if (bytes < 0 || bytes > cudaDevAttrMaxSharedMemoryPerBlockOptin) return cudaErrorInvalidValue;
   allowed_shared_bytes[kernel] = bytes;
+  calls.shared_limits.push_back(bytes);
   return cudaSuccess;
 }
 
@@ -24,6 +38,7 @@ cudaError_t check_config(const cudaLaunchConfig_t& config, const void* kernel, G
   grid->grid = g;
   grid->block = b;
   grid->shared_bytes = config.dynamicSmemBytes;
+  calls.launches.emplace_back(device_of_thread, config.stream);
   for (unsigned i = 0; i < config.numAttrs; ++i) {
     if (config.attrs[i].id != cudaLaunchAttributeClusterDimension) return cudaErrorInvalidValue;
     grid->cluster = config.attrs[i].val.clusterDim.x;

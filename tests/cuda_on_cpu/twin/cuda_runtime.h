@@ -219,21 +219,58 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int)
 }
 
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+struct cudaFuncAttributes {
+  size_t sharedSizeBytes;
+};
 
 namespace simt {
 cudaError_t allow_shared_bytes(const void* kernel, int bytes);
+int current_device();
+/// Makes a device current for this thread, and a context on it.
+void set_device(int device);
+bool has_context(int device);
+}  // namespace simt
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  attributes->sharedSizeBytes = 0;
+  return cudaSuccess;
 }
 inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {
   return simt::allow_shared_bytes(kernel, bytes);
 }
 
 inline cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = simt::current_device();
   return cudaSuccess;
 }
-inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline cudaError_t cudaSetDevice(int device) {
+  simt::set_device(device);
+  return cudaSuccess;
+}
 
-enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone };
+#define CUDART_VERSION 13000
+enum cudaDriverEntryPointQueryResult { cudaDriverEntryPointSuccess };
+enum { cudaEnableDefault };
+/// Knows cuDevicePrimaryCtxGetState alone.
+inline cudaError_t cudaGetDriverEntryPointByVersion(const char*, void** function, unsigned, int,
+                                                    cudaDriverEntryPointQueryResult* status) {
+  int (*get_state)(int, unsigned*, int*) = [](int device, unsigned*, int* active) {
+    *active = simt::has_context(device);
+    return 0;
+  };
+  *function = reinterpret_cast<void*>(get_state);
+  *status = cudaDriverEntryPointSuccess;
+  return cudaSuccess;
+}
+
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
+using cudaGraph_t = void*;
+/// Graphs are captured by device.py, not here.
+inline cudaError_t cudaStreamGetCaptureInfo(cudaStream_t, cudaStreamCaptureStatus* status, void*,
+                                            cudaGraph_t*, void*, void*, void*) {
+  *status = cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+inline cudaError_t cudaGraphGetNodes(cudaGraph_t, void*, size_t*) { return cudaErrorInvalidValue; }
 enum cudaMemcpyKind { cudaMemcpyDeviceToHost };
 inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
   *status = cudaStreamCaptureStatusNone;
