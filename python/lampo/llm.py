@@ -31,6 +31,7 @@ from lampo.error_text import shown
 from lampo.llm_arguments import KV_CACHE_DTYPES, check_llm_arguments
 from lampo.model_files import ModelFiles
 from lampo.models.loader import load_model
+from lampo.models.step import StepLimits
 from lampo.outputs import RequestOutput, StreamOutput
 from lampo.progress import track_tokens
 from lampo.prompts import Messages, Prompt, message_lists, params_list, prompt_list
@@ -66,6 +67,7 @@ class LLM:
             decode: smaller steps delay those less.
         enable_prefix_caching: keep the pages of finished requests for prompts with a common prefix.
             The tokens generated are the same with it and without.
+        on_progress: called with a line on what is being done while a model is loaded.
 
     Raises:
         ValueError, TypeError: an argument or a model file that does not fit, in one line.
@@ -90,7 +92,9 @@ class LLM:
         max_num_seqs: int = 64,
         max_num_batched_tokens: int = 512,
         enable_prefix_caching: bool = True,
+        on_progress: Callable[[str], None] | None = None,
     ) -> None:
+        report = on_progress or (lambda _: None)
         check_llm_arguments(
             dtype=dtype,
             kv_cache_dtype=kv_cache_dtype,
@@ -116,6 +120,13 @@ class LLM:
         self.weight_bytes = decoder.nbytes
         self.max_num_seqs = max_num_seqs
         keeps = decoder.keeps
+        limits = StepLimits(
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_pages_per_seq=-(-self.max_model_len // page_size),
+            page_size=page_size,
+            device=where,
+        )
         pages_per_seq = pages_per_sequence(
             self.max_model_len, page_size, window_of(keeps), max_num_batched_tokens
         )
@@ -130,24 +141,18 @@ class LLM:
         else:
             plan = plan_memory(
                 decoder,
+                limits,
                 free=torch.cuda.mem_get_info(where)[0],
                 page_bytes=page_nbytes,
-                page_size=page_size,
                 pages_per_seq=pages_per_seq,
-                max_num_seqs=max_num_seqs,
-                max_num_batched_tokens=max_num_batched_tokens,
                 kv_cache_memory=kv_cache_memory,
             )
             logger.info(plan.describe())
             num_pages = plan.num_pages
         decoder = decoder.to(where)
         pool = KVPool(keeps, num_pages, page_size, kv_dtype, where, num_slots=max_num_seqs)
-        runner = ModelRunner(
-            decoder,
-            pool,
-            max_num_seqs=max_num_seqs,
-            max_pages_per_seq=-(-self.max_model_len // page_size),
-        )
+        runner = ModelRunner(decoder, pool, limits)
+        runner.capture(lambda done, total: report(f"capturing decode steps {done} / {total}"))
         engine = LLMEngine(
             runner,
             pool,

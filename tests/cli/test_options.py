@@ -14,6 +14,7 @@ from lampo.cli import options
 from lampo.cli.app import command
 from lampo.cli.main import main
 from lampo.cli.options import ModelOptions
+from lampo.cli.terminal import status
 from lampo.parameters import parameters
 from lampo.server.protocol import ChatRequest, CompletionRequest
 
@@ -87,7 +88,8 @@ def test_every_parameter_has_an_option() -> None:
 
 def test_model_options_are_the_arguments_of_llm() -> None:
     arguments = inspect.signature(LLM.__init__).parameters
-    expected = {name: p.default for name, p in arguments.items() if name != "self"}
+    others = ("self", "on_progress")
+    expected = {name: p.default for name, p in arguments.items() if name not in others}
     found = {name: default for name, (_, default) in parameters(ModelOptions).items()}
     assert found.pop("threads") is None
     assert found == expected
@@ -167,4 +169,5 @@ def test_arguments_arrive_at_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lampo.llm.LLM", lambda files, **values: found.update(values))
     chosen = {k: v for k, (_, v) in MODEL.items() if k not in ("threads", "device")}
     session.open_llm(ModelOptions(**chosen), quiet=True)
+    assert found.pop("on_progress") == status.show
     assert found == {**chosen, "device": "cpu"}

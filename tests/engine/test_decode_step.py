@@ -193,7 +193,7 @@ def test_a_step_with_rows_to_spare(llm):
     exact = runner.decode_step(3).run(sequences)
     untouched = [t[page].clone() for t in pool.cache.paged_tensors()]
     logits = torch.empty(4, llm.config.vocab_size)
-    wide = DecodeStep(runner.model, pool, logits, 40)
+    wide = DecodeStep(runner.model, pool, logits, 40, runner._sampling_workspace())
     for rows in (sequences, sequences[:1], sequences):
         found = wide.run(rows)
         assert found.token_ids == exact.token_ids[: len(rows)]

@@ -10,10 +10,11 @@ import torch
 from checkpoints import make_checkpoint
 
 from lampo.engine.kv_pool import page_bytes
-from lampo.engine.memory_plan import MemoryPlan, plan_memory, workspace_bytes
+from lampo.engine.memory_plan import MemoryPlan, held_bytes, plan_memory, temporary_bytes
 from lampo.models.checkpoint import load_checkpoint
 from lampo.models.decoder import Decoder
 from lampo.models.loader import load_model
+from lampo.models.step import StepLimits
 
 GB = 10**9
 
@@ -38,22 +39,25 @@ def model(tmp_path_factory) -> Decoder:
         return Weighty.of(load_model(checkpoint, "bfloat16"))
 
 
+def limits(max_num_seqs: int = 64, max_num_batched_tokens: int = 512) -> StepLimits:
+    return StepLimits(
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_pages_per_seq=100,
+        page_size=16,
+        device=torch.device("cpu"),
+    )
+
+
 def plan(model: Decoder, **changes: Any) -> MemoryPlan:
     page = page_bytes(model.keeps, 16, torch.bfloat16)
-    arguments: dict[str, Any] = {
-        "free": 8 * GB,
-        "page_bytes": page,
-        "page_size": 16,
-        "pages_per_seq": 100,
-        "max_num_seqs": 1 << 20,
-        "max_num_batched_tokens": 512,
-    }
-    return plan_memory(model, **(arguments | {"max_num_seqs": 64} | changes))
+    arguments: dict[str, Any] = {"free": 8 * GB, "page_bytes": page, "pages_per_seq": 100}
+    return plan_memory(model, limits(), **(arguments | changes))
 
 
 def total(found: MemoryPlan) -> int:
     cache = found.num_pages * found.page_bytes
-    return found.weights + found.workspace + found.reserve + cache
+    return found.weights + found.held + found.temporary + found.reserve + cache
 
 
 def test_the_cache_gets_what_is_left(model):
@@ -72,13 +76,12 @@ def test_no_more_pages_than_are_ever_used(model):
 
 
 def test_the_workspace_grows_with_the_step(model):
-    def size(num_tokens: int, max_num_seqs: int) -> int:
-        return workspace_bytes(model, num_tokens=num_tokens, max_num_seqs=max_num_seqs)
-
     config = model.config
     widths = config.hidden_size + config.layers[0].feed_forward.size
-    assert size(1000, 1) > 2 * 1000 * widths * 2
-    assert size(1000, 64) - size(1000, 1) == 63 * 2 * config.vocab_size * 4
+    assert held_bytes(model, limits(1, 1000)) > 1000 * widths * 2
+    assert temporary_bytes(model, limits(1, 1000)) > 1000 * config.layers[0].feed_forward.size * 2
+    more = held_bytes(model, limits(64)) - held_bytes(model, limits(1))
+    assert more > 63 * config.vocab_size * 4
 
 
 def test_what_does_not_fit(model):

@@ -12,9 +12,9 @@ from fake_runner import VOCAB_SIZE, make_request
 
 from lampo import SamplingParams, ops
 from lampo.engine.request import Sequence
-from lampo.engine.sample_rows import row_dtypes, sample_inputs
+from lampo.engine.sample_rows import row_dtypes, sample_arrays
 from lampo.engine.step_inputs import StepInputs
-from lampo.ops.sample_inputs import PER_ROW
+from lampo.ops.sample_inputs import PER_ROW, SampleInputs
 
 CPU = torch.device("cpu")
 CUTS = {"temperature": 0.5, "top_k": 7, "top_p": 0.25, "min_p": 0.125}
@@ -25,8 +25,13 @@ def sequence(prompt: list[int], **options) -> Sequence:
     return make_request("a", prompt, **options).sequences[0]
 
 
+def sample_inputs(rows: list[Sequence], vocab_size: int) -> tuple[SampleInputs, list[str | None]]:
+    arrays, errors = sample_arrays(rows, vocab_size)
+    return SampleInputs(**{n: torch.from_numpy(a) for n, a in arrays.items()}), errors
+
+
 def test_only_what_changes_something_is_given():
-    inputs, errors = sample_inputs([sequence([1, 2], seed=5), sequence([1])], VOCAB_SIZE, CPU)
+    inputs, errors = sample_inputs([sequence([1, 2], seed=5), sequence([1])], VOCAB_SIZE)
     given = [f.name for f in fields(inputs) if getattr(inputs, f.name) is not None]
     assert given == ["temperature", "seeds", "positions"]
     assert inputs.seeds.tolist() == [5, 0] and inputs.positions.tolist() == [2, 1]
@@ -35,7 +40,7 @@ def test_only_what_changes_something_is_given():
 
 def test_every_field_of_a_row():
     rows = [sequence([1, 2]), sequence([3], **CUTS, **PENALTIES, logit_bias={4: 2.0})]
-    inputs, _ = sample_inputs(rows, VOCAB_SIZE, CPU)
+    inputs, _ = sample_inputs(rows, VOCAB_SIZE)
     for name, row in PER_ROW.items():
         values = getattr(inputs, name)
         assert values.dtype == row.dtype
@@ -51,7 +56,7 @@ def test_a_decode_step_has_the_same_rows():
     for one in rows:
         one.pages, one.num_computed = [0], len(one.token_ids) - 1
     step = StepInputs(3, 2, CPU)
-    inputs, _ = sample_inputs(rows, VOCAB_SIZE, CPU)
+    inputs, _ = sample_inputs(rows, VOCAB_SIZE)
     for some in (rows, rows[:1], rows):
         step.write(some, page_size=4)
         for name, row in PER_ROW.items():
@@ -73,7 +78,7 @@ def test_every_per_row_field_has_its_parameter():
 
 def test_a_mask_of_some_rows():
     rows = [sequence([1]), sequence([1], allowed_token_ids=[3, 40])]
-    inputs, _ = sample_inputs(rows, VOCAB_SIZE, CPU)
+    inputs, _ = sample_inputs(rows, VOCAB_SIZE)
     assert inputs.allowed_mask.numpy().view(np.uint32).tolist() == [[2**32 - 1] * 2, [8, 256]]
 
 

@@ -258,13 +258,13 @@ def test_layers_that_differ(tmp_path: Path) -> None:
 
 
 def test_moved_models_share_what_was_shared() -> None:
-    from lampo.models.layers import moved, tensors_of
+    from lampo.models.layers import moved, parts_of
 
     table = torch.zeros(3)
     parts = [(table, [table]), table]
     there = moved(parts, torch.device("meta"), {})
     assert there[0][0] is there[1] and there[0][1][0] is there[1]
-    assert there[1].is_meta and len(tensors_of(there)) == 1
+    assert there[1].is_meta and len(parts_of(there, torch.Tensor)) == 1
 
 
 def test_twins_differ() -> None:

@@ -36,7 +36,7 @@ class FakePool:
         self, num_pages: int, page_size: int, window: int | None = None, num_slots: int = 0
     ) -> None:
         self.num_pages, self.page_size, self.bytes_per_page = num_pages, page_size, 100
-        self.window, self.num_slots = window, num_slots
+        self.window, self.num_slots, self.device = window, num_slots, torch.device("cpu")
         self.slots = np.full((num_pages, page_size), -1, dtype=np.int64)
         self.states: list[list[int]] = [[] for _ in range(num_slots)]
         self.idle_after: int | None = None

@@ -46,7 +46,7 @@ def load_llm(files: ModelFiles, options: ModelOptions) -> LLM:
     from lampo.llm import LLM
 
     try:
-        llm = LLM(files, **options.arguments())
+        llm = LLM(files, **options.arguments(), on_progress=status.show)
     finally:
         status.clear()
     gc.freeze()  # model and torch live to the end: collections skip them

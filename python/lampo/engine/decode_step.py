@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lampo import ops
 from lampo.engine.kv_pool import KVPool
@@ -38,11 +39,11 @@ class HostResult:
         counted: whether the numbers of kept tokens are written.
     """
 
-    def __init__(self, drawn: torch.Tensor, counted: bool) -> None:
-        rows = drawn.numel() // 4
-        self._token_ids = drawn.numpy()[: 2 * rows].view(np.int64)
-        self._status = drawn.numpy()[2 * rows : 3 * rows]
-        self._num_kept = drawn.numpy()[3 * rows :] if counted else None
+    def __init__(self, drawn: NDArray[np.int32], counted: bool) -> None:
+        rows = len(drawn) // 4
+        self._token_ids = drawn[: 2 * rows].view(np.int64)
+        self._status = drawn[2 * rows : 3 * rows]
+        self._num_kept = drawn[3 * rows :] if counted else None
 
     def read(self, logits: torch.Tensor, count: int) -> Drawn:
         """The first `count` rows."""
@@ -53,6 +54,11 @@ class HostResult:
         return Drawn(logits[:count], token_ids[:count], status[:count], num_kept)
 
 
+def drawn_bytes(batch_size: int) -> int:
+    """Bytes of the draws of a step: see :class:`HostResult`."""
+    return 4 * 4 * batch_size
+
+
 class DecodeStep:
     """A decode step of up to `batch_size` sequences, from embedding to draw.
 
@@ -60,6 +66,7 @@ class DecodeStep:
         model, pool: the model and its KV pool.
         logits: [batch_size, vocab_size] float32 on their device, written by every run.
         max_pages_per_seq: pages of the longest sequence.
+        workspace: of ops.sample.
         counted: whether a run counts the tokens left by temperature and cuts.
 
     Attributes:
@@ -72,6 +79,7 @@ class DecodeStep:
         pool: KVPool,
         logits: torch.Tensor,
         max_pages_per_seq: int,
+        workspace: torch.Tensor,
         *,
         counted: bool = False,
     ) -> None:
@@ -85,9 +93,8 @@ class DecodeStep:
         self._status = self._drawn[2 * batch_size : 3 * batch_size]
         self._counted = counted
         self._num_kept = self._drawn[3 * batch_size :] if counted else None
-        self._host = HostResult(self._drawn, counted) if device.type == "cpu" else None
-        size = ops.sampling_workspace_size(logits.shape[1], device, batch_size)
-        self._workspace = torch.empty(size, dtype=torch.uint8, device=device)
+        self._host = HostResult(self._drawn.numpy(), counted) if device.type == "cpu" else None
+        self._workspace = workspace
 
     def run(self, sequences: list[Sequence], *, ahead: bool = False) -> Drawn:
         """Computes one token per sequence.
@@ -108,7 +115,7 @@ class DecodeStep:
         return self._host.read(self._logits, len(sequences))
 
     def _write_inputs(self, sequences: list[Sequence], ahead: bool) -> None:
-        self._model.reach(max(s.num_computed for s in sequences) + int(ahead) + 1)
+        self._model.reach(max((s.num_computed for s in sequences), default=0) + int(ahead) + 1)
         self._inputs.write(sequences, self._pool.page_size, ahead=int(ahead))
         if ahead:
             self._inputs.tensors["token_ids"].copy_(self._token_ids)

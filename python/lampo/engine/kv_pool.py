@@ -36,6 +36,7 @@ class KVPool:
         num_slots: sequences with a state at the same time; unused by a model without states.
 
     Attributes:
+        device: as given.
         cache: the tensors.
         bytes_per_page: over all layers, keys and values.
         window: the layers' largest, in positions with the current one; None: unlimited.
@@ -51,6 +52,7 @@ class KVPool:
         device: torch.device = _CPU,
         num_slots: int = 1,
     ) -> None:
+        self.device = device
         self.num_pages = num_pages
         self.page_size = page_size
         self.bytes_per_page = page_bytes(keeps, page_size, dtype)

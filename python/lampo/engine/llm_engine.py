@@ -122,7 +122,7 @@ class LLMEngine:
             max_num_batched_tokens=max_num_batched_tokens,
             num_slots=pool.num_slots,
         )
-        self._sampler = Sampler(token_text)
+        self._sampler = Sampler(token_text, pool.device)
         self._requests: dict[str, Request] = {}
         self._timed: dict[str, Request] = {}  # requests with a deadline
         self._updated: dict[Sequence, None] = {}  # sequences with new output
@@ -411,8 +411,9 @@ class LLMEngine:
         done = max(len(sequence.prompt_logprobs) - (start + 1), 0)
         end = min(start + 1 + len(hidden), sequence.num_prompt_tokens)
         targets = sequence.token_ids[start + 1 : end]
-        for first in range(done, len(targets), _LOGITS_ROWS):
-            wanted = targets[first : first + _LOGITS_ROWS]
+        rows = min(_LOGITS_ROWS, self.scheduler.max_num_seqs)
+        for first in range(done, len(targets), rows):
+            wanted = targets[first : first + rows]
             logits = self.runner.logits(hidden[first : first + len(wanted)])
             sequence.prompt_logprobs += self._sampler.tables(logits, wanted, num_top)
             if sequence.rules.changes_logits or sequence.params.min_tokens:

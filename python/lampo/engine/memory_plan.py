@@ -5,14 +5,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
+from lampo import ops
+from lampo.engine.decode_step import drawn_bytes
 from lampo.engine.kv_pool import pages_within, state_bytes
+from lampo.engine.runner import decode_buckets
+from lampo.engine.sampler import SAMPLER_BYTES
+from lampo.engine.step_inputs import prompt_bytes, step_input_bytes
 from lampo.models.decoder import Decoder
+from lampo.models.step import StepLimits
 
-_META = torch.device("meta")
-# Memory for CUDA (kernels, cuBLAS, graphs), fragmentation of the allocator, and workspaces that
-# depend on the device: those of attention and sampling are below 100 MB.
+# Memory for CUDA (kernels, cuBLAS, graphs) and fragmentation of the allocator.
 _RESERVE = 768 << 20
 
 
@@ -22,8 +24,10 @@ class MemoryPlan:
 
     Attributes:
         free: available to the plan.
-        weights: of the model.
-        workspace: activations, logits and temporary memory of the largest step.
+        weights: of the model, with its rotary tables.
+        held: memory of steps, allocated at load: activations, workspaces, logits, inputs.
+        temporary: allocated by some steps and freed again: around products of cuBLAS, and for the
+            draws of prompts.
         reserve: left to CUDA.
         page_bytes, num_pages: of the KV cache.
         page_size: tokens of a page.
@@ -31,7 +35,8 @@ class MemoryPlan:
 
     free: int
     weights: int
-    workspace: int
+    held: int
+    temporary: int
     reserve: int
     page_bytes: int
     num_pages: int
@@ -41,59 +46,70 @@ class MemoryPlan:
         """The plan in one line, for the log."""
         cache = self.num_pages * self.page_bytes
         return (
-            f"GPU memory: weights {_gb(self.weights)}, workspace {_gb(self.workspace)}, KV cache "
-            f"{_gb(cache)} ({self.num_pages} pages of {self.page_size} tokens), reserve "
+            f"GPU memory: weights {_gb(self.weights)}, workspace {_gb(self.held + self.temporary)},"
+            f" KV cache {_gb(cache)} ({self.num_pages} pages of {self.page_size} tokens), reserve "
             f"{_gb(self.reserve)}; {_gb(self.free)} were free"
         )
 
 
-def workspace_bytes(model: Decoder, *, num_tokens: int, max_num_seqs: int) -> int:
-    """Bytes of a step of `num_tokens` tokens beside weights and cache.
+def held_bytes(model: Decoder, limits: StepLimits) -> int:
+    """Bytes that a :class:`lampo.engine.runner.ModelRunner` allocates at load.
 
-    The logits count twice: prompt steps have their own. The activations count twice: a product of
-    cuBLAS is stored before its epilogue. cuBLAS also needs the largest matrix of a layer
-    dequantized. The rotary tables are of the workspace too.
+    Decode steps that return log-probabilities, made on demand, are counted too.
     """
-    config = model.config
-    activations = 2 * model.new_buffers(num_tokens, _META).nbytes
-    logits = 2 * max_num_seqs * config.vocab_size * 4
-    widest = max(layer.feed_forward.size for layer in config.layers)
-    matrix = 2 * widest * config.hidden_size * int(model.dtype.itemsize)
-    return activations + logits + matrix + model.table_bytes
+    vocab_size = model.config.vocab_size
+    decode_steps = sum(
+        2 * (step_input_bytes(rows, limits.max_pages_per_seq) + drawn_bytes(rows))
+        for rows in decode_buckets(limits.max_num_seqs)
+    )
+    return (
+        model.reserved_bytes(limits)
+        + limits.max_num_seqs * vocab_size * 4
+        + _sampling_bytes(model, limits)
+        + decode_steps
+        + prompt_bytes(limits)
+        + SAMPLER_BYTES
+    )
+
+
+def temporary_bytes(model: Decoder, limits: StepLimits) -> int:
+    """Bytes of the largest temporary memory of a step: of a linear by cuBLAS, or of a draw."""
+    draw = _sampling_bytes(model, limits) + limits.max_num_seqs * model.config.vocab_size * 4
+    return max(model.temporary_bytes(limits), draw)
+
+
+def _sampling_bytes(model: Decoder, limits: StepLimits) -> int:
+    return ops.sampling_workspace_size(
+        model.config.vocab_size, limits.device, batch_size=limits.max_num_seqs
+    )
 
 
 def plan_memory(
     model: Decoder,
+    limits: StepLimits,
     *,
     free: int,
     page_bytes: int,
-    page_size: int,
     pages_per_seq: int,
-    max_num_seqs: int,
-    max_num_batched_tokens: int,
     kv_cache_memory: int | None = None,
 ) -> MemoryPlan:
     """Fits a model into the free memory of a GPU.
 
     Args:
         model: the model, its weights not yet on the GPU.
+        limits: of its steps.
         free: free bytes.
-        page_bytes, page_size: bytes and tokens of a page of the KV cache.
-        pages_per_seq: pages of the longest sequence.
-        max_num_seqs: sequences that decode together.
-        max_num_batched_tokens: prompt tokens of a step, beside decoded ones.
+        page_bytes: bytes of a page of the KV cache.
+        pages_per_seq: pages that the longest sequence holds at the same time.
         kv_cache_memory: limit of the cache in bytes; None: all that is left.
 
     Raises:
         ValueError: it does not fit; with the sizes of all parts, and remedies.
     """
-    weights = model.nbytes
-    workspace = workspace_bytes(
-        model,
-        num_tokens=max_num_batched_tokens + max_num_seqs,
-        max_num_seqs=max_num_seqs,
-    )
-    workspace += max_num_seqs * state_bytes(model.keeps)
+    weights = model.nbytes + model.table_bytes
+    held = held_bytes(model, limits) + limits.max_num_seqs * state_bytes(model.keeps)
+    temporary = temporary_bytes(model, limits)
+    workspace = held + temporary
     left = free - weights - workspace - _RESERVE
     if left < pages_per_seq * page_bytes:
         raise ValueError(
@@ -110,9 +126,11 @@ def plan_memory(
             f"{_gb(left)} do"
         )
     num_pages = pages_within(
-        within, page_bytes, pages_per_seq=pages_per_seq, max_num_seqs=max_num_seqs
+        within, page_bytes, pages_per_seq=pages_per_seq, max_num_seqs=limits.max_num_seqs
     )
-    return MemoryPlan(free, weights, workspace, _RESERVE, page_bytes, num_pages, page_size)
+    return MemoryPlan(
+        free, weights, held, temporary, _RESERVE, page_bytes, num_pages, limits.page_size
+    )
 
 
 def _gb(nbytes: int) -> str:

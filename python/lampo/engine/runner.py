@@ -3,19 +3,26 @@
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Protocol
 
 import torch
 
-from lampo import _C
+from lampo import _C, ops
 from lampo.engine.cuda_decode_step import CudaDecodeStep
 from lampo.engine.decode_step import DecodeStep
 from lampo.engine.kv_pool import KVPool
 from lampo.engine.request import Sequence
-from lampo.engine.step_inputs import prompt_step
+from lampo.engine.step_inputs import prompt_arrays, prompt_bytes
 from lampo.models.decoder import Decoder
+from lampo.models.step import Step, StepLimits
 from lampo.runtime.program import OpTiming
+from lampo.runtime.transfer import Transfer
+
+logger = logging.getLogger("lampo")
 
 
 class DecodeResult(Protocol):
@@ -78,36 +85,68 @@ class ModelRunner:
 
     Prefill calls the ops one by one. Decode steps, where calls would cost time, are recorded: one
     :class:`DecodeStep` per batch size in use, up to `max_num_seqs`. On a GPU sizes are rounded
-    up to powers of two, and results are read later: see `LLMEngine`'s `run_ahead`.
+    up to powers of two, and results are read later: see `LLMEngine`'s `run_ahead`. There all memory
+    of the largest step is allocated here, as :func:`lampo.engine.memory_plan.plan_memory` counts
+    it.
+
+    Args:
+        model, pool: the model and its KV pool, on one device.
+        limits: of a step.
     """
 
-    def __init__(
-        self, model: Decoder, pool: KVPool, *, max_num_seqs: int, max_pages_per_seq: int
-    ) -> None:
+    def __init__(self, model: Decoder, pool: KVPool, limits: StepLimits) -> None:
         self.model = model
         self.pool = pool
-        self.max_num_seqs = max_num_seqs
-        self.device = model.device
-        # Shared by all recordings, which run one at a time; unused rows take no memory.
-        logits = torch.empty(
-            max_num_seqs, model.config.vocab_size, dtype=torch.float32, device=self.device
-        )
-        self._on_gpu = self.device.type == "cuda"
-        graph_pool = torch.cuda.graph_pool_handle() if self._on_gpu else None
+        self.limits = limits
+        self._on_gpu = limits.device.type == "cuda"
+        # Shared by all steps, which run one at a time; unused rows take no memory on the CPU.
+        shape = limits.max_num_seqs, model.config.vocab_size
+        self._logits = logits = torch.empty(shape, dtype=torch.float32, device=limits.device)
+        self._workspace = torch.empty(0, dtype=torch.uint8, device=limits.device)
+        self._transfer = Transfer(limits.device, prompt_bytes(limits))
+        graph_pool = None
+        if self._on_gpu:
+            model.reserve(limits)
+            self._sampling_workspace()
+            graph_pool = torch.cuda.graph_pool_handle()
 
         # A recording is valid for the threads and kernels it was made with.
-        @lru_cache(maxsize=max(max_num_seqs, 32))
+        @lru_cache(maxsize=max(limits.max_num_seqs, 32))
         def decode_step(
-            batch_size: int, counted: bool, num_threads: int, cpu_isa: str
+            batch_size: int, counted: bool, workspace: torch.Tensor, num_threads: int, isa: str
         ) -> DecodeStep:
-            rows = logits[:batch_size]
+            rows, pages = logits[:batch_size], limits.max_pages_per_seq
             if graph_pool is not None:
                 return CudaDecodeStep(
-                    model, pool, rows, max_pages_per_seq, graph_pool, counted=counted
+                    model, pool, rows, pages, workspace, graph_pool, counted=counted
                 )
-            return DecodeStep(model, pool, rows, max_pages_per_seq, counted=counted)
+            return DecodeStep(model, pool, rows, pages, workspace, counted=counted)
 
         self._decode_step = decode_step
+
+    def capture(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Captures the decode steps of all sizes on a GPU, so that no request waits for that.
+
+        Steps that return log-probabilities are captured in their first run.
+
+        Args:
+            progress: called with the number of captured sizes and of all, after each.
+        """
+        if not self._on_gpu:
+            return
+        begin = time.perf_counter()
+        sizes = decode_buckets(self.limits.max_num_seqs)
+        for done, size in enumerate(reversed(sizes), 1):  # smaller ones reuse the largest's memory
+            step = self.decode_step(size)
+            assert isinstance(step, CudaDecodeStep)
+            step.capture()
+            if progress is not None:
+                progress(done, len(sizes))
+        logger.info(
+            "captured the decode steps of %s sequences in %.2f s",
+            ", ".join(map(str, sizes)),
+            time.perf_counter() - begin,
+        )
 
     def decode_step(self, batch_size: int, counted: bool = False) -> DecodeStep:
         """The step that :meth:`decode` runs for `batch_size` sequences.
@@ -117,8 +156,10 @@ class ModelRunner:
             counted: whether a row returns log-probabilities.
         """
         if self._on_gpu:
-            batch_size = decode_bucket(batch_size, self.max_num_seqs)
-        return self._decode_step(batch_size, counted, _C.num_threads(), _C.cpu_isa())
+            batch_size = decode_bucket(batch_size, self.limits.max_num_seqs)
+        return self._decode_step(
+            batch_size, counted, self._sampling_workspace(), _C.num_threads(), _C.cpu_isa()
+        )
 
     def decode(self, sequences: list[Sequence], after: DecodeResult | None = None) -> DecodeResult:
         """As :meth:`Runner.decode`."""
@@ -126,8 +167,9 @@ class ModelRunner:
         return self.decode_step(len(sequences), counted).run(sequences, ahead=after is not None)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """As :meth:`Runner.logits`."""
-        return self.model.logits(hidden)
+        """As :meth:`Runner.logits`; valid until the next call or step."""
+        fits = len(hidden) <= len(self._logits)
+        return self.model.logits(hidden, out=self._logits[: len(hidden)] if fits else None)
 
     def profile(self, sequences: list[Sequence], repeats: int) -> list[list[OpTiming]]:
         """As :meth:`Runner.profile`."""
@@ -142,10 +184,25 @@ class ModelRunner:
     ) -> torch.Tensor:
         """As :meth:`Runner.run`."""
         self.model.reach(max(sequence.num_computed + count for sequence, count in work))
-        step = prompt_step(work, last_of, self.pool.page_size, self.device)
+        step = Step(**self._transfer.upload(prompt_arrays(work, last_of, self.pool.page_size)))
         return self.model.forward(step, self.pool.cache)
+
+    def _sampling_workspace(self) -> torch.Tensor:
+        """Memory for ops.sample on any batch, with the current number of threads."""
+        device = self.limits.device
+        size = ops.sampling_workspace_size(
+            self._logits.shape[1], device, batch_size=self.limits.max_num_seqs
+        )
+        if self._workspace.numel() < size:
+            self._workspace = torch.empty(size, dtype=torch.uint8, device=device)
+        return self._workspace
 
 
 def decode_bucket(batch_size: int, max_num_seqs: int) -> int:
     """Rows of the captured step that serves `batch_size` sequences: the next power of two."""
     return min(1 << (batch_size - 1).bit_length(), max_num_seqs)
+
+
+def decode_buckets(max_num_seqs: int) -> list[int]:
+    """The rows of all captured steps, ascending."""
+    return sorted({decode_bucket(n, max_num_seqs) for n in range(1, max_num_seqs + 1)})

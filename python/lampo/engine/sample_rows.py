@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from lampo.engine.request import Sequence
-from lampo.ops.sample_inputs import PER_ROW, SampleInputs
+from lampo.ops.sample_inputs import PER_ROW
 
 Array = NDArray[Any]
 _EMPTY = (np.zeros(0, np.int32), np.zeros(0, np.int32))
@@ -53,13 +53,13 @@ class SampleRows:
             array[first:] = 0 if name == "temperature" else PER_ROW[name].neutral
 
 
-def sample_inputs(
-    sequences: list[Sequence], vocab_size: int, device: torch.device
-) -> tuple[SampleInputs, list[str | None]]:
-    """The inputs of the draw of the sequences' next tokens.
+def sample_arrays(
+    sequences: list[Sequence], vocab_size: int
+) -> tuple[dict[str, Array], list[str | None]]:
+    """The fields of `SampleInputs` for the draw of the sequences' next tokens.
 
     Returns:
-        the tensors without neutral ones, and per row the error for which it can have no token, or
+        the arrays without neutral ones, and per row the error for which it can have no token, or
         None.
     """
     count = len(sequences)
@@ -91,8 +91,7 @@ def sample_inputs(
             if sequence.rules.allowed is not None:
                 masks[i] &= sequence.rules.allowed
         found["allowed_mask"] = masks
-    tensors = {name: torch.from_numpy(array).to(device) for name, array in found.items()}
-    return SampleInputs(**tensors), errors
+    return found, errors
 
 
 def _ragged(rows: Iterable[tuple[Array, Array]]) -> tuple[Array, Array, Array]:

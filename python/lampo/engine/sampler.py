@@ -8,13 +8,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from lampo import ops
+from lampo.engine.decode_step import HostResult
 from lampo.engine.request import Sequence
-from lampo.engine.sample_rows import sample_inputs
+from lampo.engine.sample_rows import sample_arrays
+from lampo.ops import SampleInputs
 from lampo.outputs import Logprob, LogprobTable
+from lampo.runtime.transfer import Transfer
 
+# Memory of a GPU for the parameters of a draw; more of them, such as masks, make it grow.
+SAMPLER_BYTES = 256 << 10
 NO_FINITE_LOGIT = "the model gave no finite logit (or the request's masks left none)"
 
 
@@ -29,10 +35,16 @@ class _Draw:
 
 
 class Sampler:
-    """Draws one token per sequence and collects the requested log-probabilities."""
+    """Draws one token per sequence and collects the requested log-probabilities.
 
-    def __init__(self, token_text: Callable[[int], str]) -> None:
+    Args:
+        token_text: the text of a token.
+        device: of the logits.
+    """
+
+    def __init__(self, token_text: Callable[[int], str], device: torch.device) -> None:
         self._token_text = token_text
+        self._transfer = Transfer(device, SAMPLER_BYTES)
 
     def sample(self, logits: torch.Tensor, sequences: list[Sequence]) -> None:
         """Appends a token to each sequence, or fails it.
@@ -96,23 +108,39 @@ class Sampler:
             num_top: best tokens per row.
             normalized: the rows are log-probabilities already.
         """
-        chosen = torch.tensor(token_ids, device=logits.device)
-        logprob, rank, top_ids, top_logprobs = ops.token_logprobs(logits, chosen, num_top)
+        count, num_top = len(token_ids), min(num_top, logits.shape[1])
+        chosen = self._transfer.upload({"token_ids": np.array(token_ids, np.int64)})["token_ids"]
+        # All results in one block, for one copy: of a row its own log-probability and rank, then
+        # the log-probabilities and ids of the best tokens.
+        block = torch.empty(2 * count * (1 + num_top), dtype=torch.int32, device=logits.device)
+        own, ranks, best = torch.split(block, [count, count, 2 * count * num_top])
+        values, ids = best.view(2, count, num_top)
+        ops.token_logprobs(
+            logits,
+            chosen,
+            num_top,
+            logprob=own.view(torch.float32),
+            rank=ranks,
+            top_ids=ids,
+            top_logprobs=values.view(torch.float32),
+        )
         if normalized:
-            logprob = logits.gather(1, chosen[:, None])[:, 0]
-            top_logprobs = logits.gather(1, top_ids.long())
+            own.view(torch.float32).copy_(logits.gather(1, chosen[:, None])[:, 0])
+            values.view(torch.float32).copy_(logits.gather(1, ids.long()))
+        found = self._transfer.download(block)
+        values_read, ids_read = found[2 * count :].reshape(2, count, num_top)
         rows = zip(
             token_ids,
-            logprob.tolist(),
-            rank.tolist(),
-            top_ids.tolist(),
-            top_logprobs.tolist(),
+            found[:count].view(np.float32).tolist(),
+            found[count : 2 * count].tolist(),
+            ids_read.tolist(),
+            values_read.view(np.float32).tolist(),
             strict=True,
         )
         tables: list[LogprobTable] = []
-        for token_id, own, own_rank, ids, values in rows:
-            table = {token_id: self._logprob(token_id, own, own_rank)}
-            for i, (other, value) in enumerate(zip(ids, values, strict=True)):
+        for token_id, logprob, own_rank, top_ids, top_values in rows:
+            table = {token_id: self._logprob(token_id, logprob, own_rank)}
+            for i, (other, value) in enumerate(zip(top_ids, top_values, strict=True)):
                 table.setdefault(other, self._logprob(other, value, i + 1))
             tables.append(table)
         return tables
@@ -124,40 +152,44 @@ class Sampler:
             logits: [len(sequences), vocab_size] float32.
             sequences: the rows; no penalties, biases or masks apply.
         """
-        inputs, _ = sample_inputs(sequences, logits.shape[1], logits.device)
+        arrays, _ = sample_arrays(sequences, logits.shape[1])
         num_kept = torch.empty(len(logits), dtype=torch.int32, device=logits.device)
-        ops.sample(logits, inputs, num_kept=num_kept)
-        found: list[int] = num_kept.tolist()
+        ops.sample(logits, SampleInputs(**self._transfer.upload(arrays)), num_kept=num_kept)
+        found: list[int] = self._transfer.download(num_kept).tolist()
         return found
 
     def _draw(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[_Draw]:
         """A draw by all rules of the sequences, with their log-probabilities."""
-        inputs, errors = sample_inputs(sequences, logits.shape[1], logits.device)
+        arrays, errors = sample_arrays(sequences, logits.shape[1])
         modes = [None if s.params.logprobs is None else s.params.logprobs_mode for s in sequences]
         count, device = len(sequences), logits.device
-        status = torch.empty(count, dtype=torch.int32, device=device)
-        num_kept = processed = None
-        if any(modes):
-            num_kept = torch.empty(count, dtype=torch.int32, device=device)
+        processed = None
         if "processed" in modes:
             processed = torch.empty(logits.shape, dtype=torch.float32, device=device)
-        token_ids = ops.sample(
-            logits, inputs, status=status, num_kept=num_kept, processed_logprobs=processed
+        # Ids, status and counts in one block, for one copy.
+        block = torch.empty(4 * count, dtype=torch.int32, device=device)
+        counted = any(modes)
+        ops.sample(
+            logits,
+            SampleInputs(**self._transfer.upload(arrays)),
+            token_ids=block[: 2 * count].view(torch.int64),
+            status=block[2 * count : 3 * count],
+            num_kept=block[3 * count :] if counted else None,
+            processed_logprobs=processed,
         )
+        drawn = HostResult(self._transfer.download(block), counted).read(logits, count)
         draws = [
             _Draw(token_id, error or (NO_FINITE_LOGIT if bad else None))
-            for token_id, bad, error in zip(
-                token_ids.tolist(), status.tolist(), errors, strict=True
-            )
+            for token_id, bad, error in zip(drawn.token_ids, drawn.status, errors, strict=True)
         ]
-        if num_kept is not None:
-            for draw, kept in zip(draws, num_kept.tolist(), strict=True):
+        if drawn.num_kept is not None:
+            for draw, kept in zip(draws, drawn.num_kept, strict=True):
                 draw.num_kept = kept
         for mode, source in (("raw", logits), ("processed", processed)):
             rows = [i for i, m in enumerate(modes) if m == mode and draws[i].error is None]
             if rows and source is not None:
-                members, drawn = [sequences[i] for i in rows], [draws[i] for i in rows]
-                self._add_tables(take_rows(source, rows), members, drawn, mode)
+                members, chosen = [sequences[i] for i in rows], [draws[i] for i in rows]
+                self._add_tables(take_rows(source, rows), members, chosen, mode)
         return draws
 
     def _add_tables(

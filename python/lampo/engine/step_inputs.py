@@ -12,16 +12,18 @@ from numpy.typing import NDArray
 
 from lampo.engine.request import Sequence
 from lampo.engine.sample_rows import SampleRows, row_dtypes
-from lampo.models.step import Step
+from lampo.models.step import Step, StepLimits
 from lampo.ops import SampleInputs
+from lampo.runtime.transfer import offsets_of, part_of, pinned
 
 # Prefix of the names of the draw's tensors.
 _SAMPLE = "sample_"
 
 
-def _layout(
-    batch_size: int, max_pages_per_seq: int
-) -> dict[str, tuple[type[np.generic], tuple[int, ...]]]:
+Layout = dict[str, tuple[type[np.generic], tuple[int, ...]]]
+
+
+def _layout(batch_size: int, max_pages_per_seq: int) -> Layout:
     rows, i64, i32 = (batch_size,), np.int64, np.int32
     return {
         "token_ids": (i64, rows),
@@ -33,6 +35,17 @@ def _layout(
         "state_slots": (i64, rows),
         **{_SAMPLE + name: (kind, rows) for name, kind in row_dtypes().items()},
     }
+
+
+def _offsets_of(layout: Layout) -> tuple[list[int], int]:
+    return offsets_of(
+        math.prod(shape) * np.dtype(dtype).itemsize for dtype, shape in layout.values()
+    )
+
+
+def step_input_bytes(batch_size: int, max_pages_per_seq: int) -> int:
+    """Bytes of the inputs of a decode step on a GPU."""
+    return _offsets_of(_layout(batch_size, max_pages_per_seq))[1]
 
 
 class StepInputs:
@@ -50,22 +63,19 @@ class StepInputs:
 
     def __init__(self, batch_size: int, max_pages_per_seq: int, device: torch.device) -> None:
         layout = _layout(batch_size, max_pages_per_seq)
-        offsets, size = {}, 0
-        for name, (dtype, shape) in layout.items():
-            offsets[name] = size
-            size += -(-math.prod(shape) * np.dtype(dtype).itemsize // 64) * 64
-        on_gpu = device.type == "cuda"
-        hosts = [torch.zeros(size, dtype=torch.uint8, pin_memory=on_gpu) for _ in range(1 + on_gpu)]
-        self._memory = torch.zeros(size, dtype=torch.uint8, device=device) if on_gpu else hosts[0]
+        offsets, size = _offsets_of(layout)
+        if device.type == "cuda":
+            hosts = [pinned(size, device) for _ in range(2)]
+            self._memory = torch.zeros(size, dtype=torch.uint8, device=device)
+        else:
+            hosts = [torch.zeros(size, dtype=torch.uint8)]
+            self._memory = hosts[0]
 
         def views(memory: torch.Tensor) -> dict[str, torch.Tensor]:
-            found = {}
-            for name, (dtype, shape) in layout.items():
-                nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-                kind = torch.from_numpy(np.empty(0, dtype)).dtype
-                part = memory[offsets[name] : offsets[name] + nbytes]
-                found[name] = part.view(kind).view(shape)
-            return found
+            return {
+                name: part_of(memory, offset, np.dtype(dtype), shape)
+                for (name, (dtype, shape)), offset in zip(layout.items(), offsets, strict=True)
+            }
 
         self.tensors = views(self._memory)
         self._hosts = [
@@ -145,19 +155,15 @@ class _HostRows:
         self._members[count:] = [None] * (len(self._members) - count)
 
 
-def prompt_step(
-    work: list[tuple[Sequence, int]],
-    last_of: list[int] | None,
-    page_size: int,
-    device: torch.device,
-) -> Step:
-    """The step that computes the next `count` tokens of every sequence, in new tensors.
+def prompt_arrays(
+    work: list[tuple[Sequence, int]], last_of: list[int] | None, page_size: int
+) -> dict[str, NDArray[Any]]:
+    """The fields of the step that computes the next `count` tokens of every sequence.
 
     Args:
         work: sequences, with their pages reserved, and counts.
         last_of: as in :meth:`lampo.engine.runner.Runner.run`.
         page_size: tokens per page.
-        device: of the tensors.
     """
     batch_size, num_tokens = len(work), sum(count for _, count in work)
     token_ids = np.empty(num_tokens, dtype=np.int64)
@@ -181,17 +187,22 @@ def prompt_step(
         seq_lens[i] = end
         page_table[i, : len(pages)] = pages
         state_slots[i] = sequence.state_slot or 0
+    arrays: dict[str, NDArray[Any]] = {
+        "token_ids": token_ids,
+        "positions": positions,
+        "slot_mapping": slot_mapping,
+        "cu_seqlens_q": cu_seqlens_q,
+        "seq_lens": seq_lens,
+        "page_table": page_table,
+        "state_slots": state_slots,
+    }
+    return arrays if last_of is None else arrays | {"last_of": np.array(last_of, dtype=np.int64)}
 
-    def tensor(array: NDArray[Any]) -> torch.Tensor:
-        return torch.from_numpy(array).to(device)
 
-    return Step(
-        token_ids=tensor(token_ids),
-        positions=tensor(positions),
-        slot_mapping=tensor(slot_mapping),
-        cu_seqlens_q=tensor(cu_seqlens_q),
-        seq_lens=tensor(seq_lens),
-        page_table=tensor(page_table),
-        state_slots=tensor(state_slots),
-        last_of=None if last_of is None else tensor(np.array(last_of, dtype=np.int64)),
-    )
+def prompt_bytes(limits: StepLimits) -> int:
+    """Bytes of the arrays of the largest step of prompts, as :class:`Transfer` counts them."""
+    tokens, rows = limits.num_tokens, limits.max_num_seqs
+    pages = limits.max_pages_per_seq
+    return offsets_of(
+        [*3 * [8 * tokens], 4 * (rows + 1), 4 * rows, 4 * rows * pages, 8 * rows, 8 * rows]
+    )[1]

@@ -12,9 +12,11 @@ import torch
 
 from lampo import ops
 from lampo.models.config import ModelConfig
-from lampo.models.layers import Attention, Block, moved, tensors_of
+from lampo.models.layers import Attention, Block, moved, parts_of
 from lampo.models.projection import LayerNorm, Norm, Projection
-from lampo.models.step import Buffers, Cache, Kept, Rows, Step
+from lampo.models.step import Buffers, Cache, Kept, Rows, Step, StepLimits
+
+_META = torch.device("meta")
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class Decoder:
         if any(isinstance(norm, LayerNorm) for norm in self._norms()):
             self._widths["normed"] = config.hidden_size
         self._rows = lru_cache(maxsize=16)(self._first_rows)
-        self._buffers = self.new_buffers(0, device)
+        self._buffers = self._new_buffers(0, device)
+        self._wanted_buffers = self._new_buffers(0, device, workspaces_of=self._buffers)
 
     @property
     def keeps(self) -> tuple[Kept, ...]:
@@ -83,31 +86,35 @@ class Decoder:
 
     @property
     def nbytes(self) -> int:
-        found = tensors_of([self.embedding, self.blocks, self.norm, self.lm_head])
-        return sum(t.nbytes for t in found.values())
+        parts = [self.embedding, self.blocks, self.norm, self.lm_head]
+        return sum(tensor.nbytes for tensor in parts_of(parts, torch.Tensor))
 
     @property
     def table_bytes(self) -> int:
         """Bytes of the rotary tables at their full length."""
         return sum(table.cos_sin.nbytes for table in self._rotary_tables)
 
+    def temporary_bytes(self, limits: StepLimits) -> int:
+        """Bytes of temporary memory of the largest step on a GPU: of one product by cuBLAS."""
+        found = [
+            part.temporary_bytes(limits.num_tokens, self.dtype)
+            for part in parts_of(self.blocks, Projection)
+        ]
+        return max(*found, self.lm_head.temporary_bytes(limits.max_num_seqs, self.dtype))
+
     def reach(self, num_positions: int) -> None:
         """Prepares the rotary tables for steps with positions below `num_positions`."""
         for table in self._rotary_tables:
             table.reach(num_positions)
 
-    def new_buffers(
-        self, num_tokens: int, device: torch.device, workspaces_of: Buffers | None = None
-    ) -> Buffers:
-        """Activations of a step of up to `num_tokens` tokens."""
-        return Buffers(
-            self._widths,
-            num_tokens,
-            self.dtype,
-            device,
-            linear_width=max(self._widths.values()),
-            workspaces_of=workspaces_of,
-        )
+    def reserve(self, limits: StepLimits) -> None:
+        """Allocates the activations and workspaces of the largest step, so that no step does."""
+        self._buffers, self._wanted_buffers = self._buffers_within(limits, self.device)
+        self._rows.cache_clear()
+
+    def reserved_bytes(self, limits: StepLimits) -> int:
+        """Bytes that :meth:`reserve` allocates."""
+        return sum(buffers.nbytes for buffers in self._buffers_within(limits, _META))
 
     def forward(self, step: Step, cache: Cache) -> torch.Tensor:
         """Runs the blocks and writes the new tokens' keys, values and states into the cache.
@@ -160,10 +167,62 @@ class Decoder:
         blocks = [norm for b in self.blocks for norm in (b.mixer_norm, b.feed_forward_norm)]
         return [self.norm, *blocks]
 
+    def _buffers_within(self, limits: StepLimits, device: torch.device) -> tuple[Buffers, Buffers]:
+        """For all tokens of the largest step, and for those with a wanted output."""
+        buffers = self._new_buffers(
+            limits.num_tokens, device, attention_bytes=self._attention_bytes(limits)
+        )
+        wanted = self._new_buffers(limits.max_num_seqs, device, workspaces_of=buffers)
+        return buffers, wanted
+
+    def _attention_bytes(self, limits: StepLimits) -> int:
+        """Bytes of the largest workspace of attention."""
+        sizes = [0]
+        for block in self.blocks:
+            if isinstance(block.mixer, Attention):
+                config = block.mixer.config
+                # Of a decode step, and of prompts: more tokens per sequence than a tile has rows.
+                for tokens_per_seq in (1, 256):
+                    sizes.append(
+                        ops.paged_attention_workspace_size(
+                            config.num_qo_heads,
+                            config.num_kv_heads,
+                            config.head_dim,
+                            limits.max_pages_per_seq * limits.page_size,
+                            batch_size=limits.max_num_seqs,
+                            num_tokens=limits.max_num_seqs * tokens_per_seq,
+                            device=limits.device,
+                        )
+                    )
+        return max(sizes)
+
+    def _new_buffers(
+        self,
+        num_tokens: int,
+        device: torch.device,
+        *,
+        attention_bytes: int = 0,
+        workspaces_of: Buffers | None = None,
+    ) -> Buffers:
+        """Activations of a step of up to `num_tokens` tokens."""
+        return Buffers(
+            self._widths,
+            num_tokens,
+            self.dtype,
+            device,
+            linear_width=max(self._widths.values()),
+            attention_bytes=attention_bytes,
+            workspaces_of=workspaces_of,
+        )
+
     def _narrow(self, step: Step, rows: Rows) -> tuple[Step, Rows]:
         """The step and the rows after the last mixer's writes: those of the wanted tokens."""
         step, tokens = step.narrowed()
-        wanted = self.new_buffers(len(tokens), self.device, self._buffers).rows(len(tokens))
+        if self._wanted_buffers.num_tokens < len(tokens):
+            self._wanted_buffers = self._new_buffers(
+                len(tokens), self.device, workspaces_of=self._buffers
+            )
+        wanted = self._wanted_buffers.rows(len(tokens))
         mixer = self.blocks[-1].mixer
         name = mixer.passed_buffer
         passed = {"x": self.config.hidden_size, name: mixer.widths[name]}
@@ -174,7 +233,8 @@ class Decoder:
     def _first_rows(self, num_tokens: int) -> Rows:
         """The rows of a step; steps of all sizes share memory."""
         if self._buffers.num_tokens < num_tokens:
-            self._buffers = self.new_buffers(num_tokens, self.device)
+            self._buffers = self._new_buffers(num_tokens, self.device)
+            self._wanted_buffers = self._new_buffers(0, self.device, workspaces_of=self._buffers)
             self._rows.cache_clear()  # their memory is no longer the largest step's
         return self._buffers.rows(num_tokens)
 

@@ -234,15 +234,19 @@ def moved(part: _T, device: torch.device, memo: dict[int, Any]) -> _T:
     return result  # type: ignore[no-any-return]
 
 
-def tensors_of(part: object) -> dict[int, torch.Tensor]:
-    """The tensors of a part of a model, by id: shared ones occur once."""
-    if isinstance(part, torch.Tensor):
-        return {id(part): part}
-    found: dict[int, torch.Tensor] = {}
-    if isinstance(part, list | tuple):
-        for item in part:
-            found |= tensors_of(item)
-    elif is_dataclass(part) and not isinstance(part, type):
-        for field in fields(part):
-            found |= tensors_of(getattr(part, field.name))
-    return found
+def parts_of(part: object, kind: type[_T]) -> list[_T]:
+    """The parts of a part of a model that are of this type; shared ones occur once."""
+    found: dict[int, _T] = {}
+
+    def search(part: object) -> None:
+        if isinstance(part, kind):
+            found[id(part)] = part
+        elif isinstance(part, list | tuple):
+            for item in part:
+                search(item)
+        elif is_dataclass(part) and not isinstance(part, type):
+            for field in fields(part):
+                search(getattr(part, field.name))
+
+    search(part)
+    return list(found.values())

@@ -80,6 +80,10 @@ class Projection:
     def out_features(self) -> int:
         return sum(weight.shape[0] for weight in self.weights)
 
+    def temporary_bytes(self, num_tokens: int, dtype: torch.dtype) -> int:
+        """Bytes that :meth:`__call__` allocates and frees on CUDA for activations of this type."""
+        return max(ops.linear_temporary_bytes(num_tokens, w, dtype) for w in self.weights)
+
     def __call__(
         self,
         x: torch.Tensor,

@@ -59,6 +59,28 @@ class Step:
 
 
 @dataclass(frozen=True)
+class StepLimits:
+    """The largest step.
+
+    Attributes:
+        max_num_seqs: sequences of a step; each decodes one token or has a part of its prompt.
+        max_num_batched_tokens: tokens of prompts, beside those of sequences that decode.
+        max_pages_per_seq, page_size: pages of the longest sequence, and their tokens.
+        device: the device that computes it.
+    """
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_pages_per_seq: int
+    page_size: int
+    device: torch.device
+
+    @property
+    def num_tokens(self) -> int:
+        return self.max_num_seqs + self.max_num_batched_tokens
+
+
+@dataclass(frozen=True)
 class PagedKV:
     """A cache of keys and values per token, in pages.
 
@@ -142,7 +164,12 @@ class Buffers:
         widths: name -> elements per token in the widest layer.
         num_tokens: number of tokens of the largest step.
         linear_width: the widest input of a linear.
+        attention_bytes: the first size of the workspace of attention, which grows on demand.
         workspaces_of: buffers that provide the workspaces; None: allocate them.
+
+    Attributes:
+        num_tokens: as given.
+        workspace: of linears.
     """
 
     def __init__(
@@ -153,27 +180,37 @@ class Buffers:
         device: torch.device,
         *,
         linear_width: int,
+        attention_bytes: int = 0,
         workspaces_of: Buffers | None = None,
     ) -> None:
         self.num_tokens = num_tokens
-        self.workspace: torch.Tensor
-        self.attention_workspace: torch.Tensor
         self._memory = {
             name: torch.empty(num_tokens * width, dtype=dtype, device=device)
             for name, width in widths.items()
         }
-        if workspaces_of is not None:
-            self.workspace = workspaces_of.workspace
-            self.attention_workspace = workspaces_of.attention_workspace
-        else:
+        self._workspaces_of = workspaces_of
+        if workspaces_of is None:
             size = ops.linear_workspace_size(num_tokens, linear_width)
             self.workspace = torch.empty(size, dtype=torch.uint8, device=device)
-            self.attention_workspace = torch.empty(0, dtype=torch.uint8, device=device)
+            self._attention = torch.empty(attention_bytes, dtype=torch.uint8, device=device)
+        else:
+            self.workspace = workspaces_of.workspace
 
     @property
     def nbytes(self) -> int:
-        """Bytes without the workspace of attention, which depends on the device."""
-        return sum(t.nbytes for t in self._memory.values()) + self.workspace.nbytes
+        """Bytes of the memory that is these buffers' own."""
+        own = sum(t.nbytes for t in self._memory.values())
+        if self._workspaces_of is None:
+            own += self.workspace.nbytes + self._attention.nbytes
+        return own
+
+    def attention_workspace(self, nbytes: int) -> torch.Tensor:
+        """[at least `nbytes`] uint8."""
+        if self._workspaces_of is not None:
+            return self._workspaces_of.attention_workspace(nbytes)
+        if self._attention.numel() < nbytes:
+            self._attention = self._attention.new_empty(nbytes)
+        return self._attention
 
     def rows(self, num_tokens: int) -> Rows:
         """The activations of a step of `num_tokens` tokens."""
@@ -230,7 +267,4 @@ class Rows:
             num_tokens=step.token_ids.shape[0],
             device=step.page_table.device,
         )
-        buffers = self._buffers
-        if buffers.attention_workspace.numel() < size:
-            buffers.attention_workspace = buffers.attention_workspace.new_empty(size)
-        return buffers.attention_workspace
+        return self._buffers.attention_workspace(size)
