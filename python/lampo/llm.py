@@ -35,7 +35,7 @@ from lampo.models.step import StepLimits
 from lampo.outputs import RequestOutput, StreamOutput
 from lampo.progress import track_tokens
 from lampo.prompts import Messages, Prompt, message_lists, params_list, prompt_list
-from lampo.runtime.device import resolve_device
+from lampo.runtime.device import cuda_info, resolve_device
 from lampo.runtime.program import OpTiming
 from lampo.sampling_params import SamplingParams, default_fields
 from lampo.text.tokenizer import TooManyTokensError
@@ -103,6 +103,8 @@ class LLM:
             max_num_batched_tokens=max_num_batched_tokens,
         )
         where = resolve_device(device)
+        if where.type == "cuda" and not cuda_info().devices[where.index].has_machine_code:
+            report(f"compiling kernels for {where}, once")
         automatic = "float32" if dtype == "float32" else "bfloat16"
         kv_dtype: torch.dtype = getattr(torch, KV_CACHE_DTYPES[kv_cache_dtype] or automatic)
         files = model if isinstance(model, ModelFiles) else ModelFiles(model, max_model_len)

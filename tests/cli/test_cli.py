@@ -111,7 +111,8 @@ def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
 def test_doctor_shows_devices() -> None:
     good = CudaDevice(0, "H200", (9, 0), 132, 150_000_000_000, 149_000_000_000, "sm_90a", "")
     old = CudaDevice(1, "P4", (6, 1), 20, 8_000_000_000, None, "", "no kernels for 6.1")
-    info = CudaInfo(True, "nvcc 13.0", "", ("90a-real",), "13.0", "13.1", (good, old))
+    new = CudaDevice(2, "B200", (10, 0), 148, 180_000_000_000, None, "compute_80", "")
+    info = CudaInfo(True, "nvcc 13.0", "", ("90a-real",), "13.0", "13.1", (good, old, new))
     sections = ("versions", "platform", "memory", "isa", "threads", "torch", "ops", "cache", "load")
     found: dict[str, Any] = {name: {"error": "not asked"} for name in sections}
     found["cuda"] = dataclasses.asdict(info) | {"usable": info.usable}
@@ -120,6 +121,12 @@ def test_doctor_shows_devices() -> None:
         ("CUDA build", "compiled: nvcc 13.0"),
         ("cuda:0", "H200, 9.0, 132 SMs, 149.0 GB of 150.0 GB free; kernels: sm_90a"),
         ("cuda:1", "P4, 6.1, 20 SMs, 8.0 GB; no kernels for 6.1"),
+        (
+            "cuda:2",
+            "B200, 10.0, 148 SMs, 180.0 GB; kernels: compute_80, PTX, which the driver compiles at "
+            "the first use: that start is slow; LAMPO_CUDA_ARCHITECTURES=100 builds lampo for this "
+            "GPU",
+        ),
     ]
 
 

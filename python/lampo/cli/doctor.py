@@ -13,6 +13,7 @@ import typer
 from lampo.cli.job import Job
 from lampo.cli.report import bytes_text
 from lampo.cli.terminal import print_table
+from lampo.runtime.device import CudaDevice
 
 Row = tuple[str, str]
 
@@ -118,7 +119,7 @@ def _cuda(v: dict[str, Any]) -> Iterator[Row]:
         memory = bytes_text(device["memory_total"])
         if free is not None:
             memory = f"{bytes_text(free)} of {memory} free"
-        kernels = device["why"] or f"kernels: {device['kernel_image']}"
+        kernels = device["why"] or f"kernels: {CudaDevice(**device).kernels}"
         name = f"{device['name']}, {major}.{minor}, {device['num_sms']} SMs"
         yield f"cuda:{device['index']}", f"{name}, {memory}; {kernels}"
 

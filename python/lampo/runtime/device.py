@@ -30,13 +30,29 @@ class CudaDevice:
     def usable(self) -> bool:
         return not self.why
 
+    @property
+    def has_machine_code(self) -> bool:
+        """Whether this GPU runs the kernels as they are; if not, the driver compiles them first."""
+        return self.kernel_image.startswith("sm_")
+
+    @property
+    def kernels(self) -> str:
+        """The kind of this GPU's kernels, and what that means where it is PTX."""
+        if self.has_machine_code:
+            return self.kernel_image
+        major, minor = self.compute_capability
+        return (
+            f"{self.kernel_image}, PTX, which the driver compiles at the first use: that start is "
+            f"slow; LAMPO_CUDA_ARCHITECTURES={major}{minor} builds lampo for this GPU"
+        )
+
     def describe(self) -> str:
         major, minor = self.compute_capability
         memory = f"{self.memory_total / 1e9:.1f} GB"
         if self.memory_free is not None:
             memory = f"{self.memory_free / 1e9:.1f} of {memory} free"
         text = f"cuda:{self.index} {self.name}, {major}.{minor}, {self.num_sms} SMs, {memory}"
-        return f"{text}: {self.why}" if self.why else f"{text}, kernels: {self.kernel_image}"
+        return f"{text}: {self.why}" if self.why else f"{text}, kernels: {self.kernels}"
 
 
 @dataclass(frozen=True)
