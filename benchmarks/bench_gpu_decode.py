@@ -31,6 +31,7 @@ from bench_decode import Case
 from lampo import LLM, SamplingParams
 
 COLUMNS = ["case", "first token ms", "step ms", "graph ms", "tok/s", "GB/s", "limit %", "weights %"]
+FEW = ("prefill 2048", "decode, batch 1", "decode, batch 32")
 CASES = [
     Case("prefill 2048", 1, 2048, 1),
     Case("decode, batch 1", 1, 128, 128),
@@ -39,6 +40,7 @@ CASES = [
     Case("decode, batch 32", 32, 128, 128),
     Case("decode, batch 32, depth 2K", 32, 2048, 128),
 ]
+FEW_CASES = [case for case in CASES if case.name in FEW]
 QUICK_CASES = [Case("prefill 64", 1, 64, 1), Case("decode, batch 3", 3, 16, 12)]
 CHECKED_TOKENS = 96
 # Difference between two computations in bfloat16; a wrong model differs by more than 1.
@@ -155,7 +157,7 @@ def main() -> None:
     report = results.Report("GPU decode", COLUMNS, args)
     device = gpu.Device(args, report)
     copy, matmul = device.copy_rate(), device.matmul_rate()
-    cases = QUICK_CASES if args.quick else CASES
+    cases = QUICK_CASES if args.quick else FEW_CASES if args.few else CASES
     case = Case("check", 1, min(CHECKED_TOKENS, cases[0].prompt_tokens), 1)
     options: dict[str, Any] = {
         "max_num_seqs": max(case.batch for case in cases),

@@ -31,6 +31,7 @@ SHAPES = {
     "down": (4096, 14336),
     "LM head": (128256, 4096),
 }
+FEW_SHAPES, FEW_ROWS = ("gate, up", "LM head"), (1, 16)
 QUICK_SHAPES = {"small": (96, 256)}
 ROWS, QUICK_ROWS = (1, 4, 8, 16), (1, 17)
 MORE_ROWS = (32, 128)  # of packed weights
@@ -130,12 +131,16 @@ def main() -> None:
     copy = device.copy_rate()
     report.note("activations in bfloat16; beside packed weights rounded to 8 bits in groups of 32")
     errors = [0.0]
-    for label, shape in (QUICK_SHAPES if args.quick else SHAPES).items():
+    shapes = QUICK_SHAPES if args.quick else SHAPES
+    rows = QUICK_ROWS if args.quick else ROWS
+    if args.few and not args.quick:
+        shapes, rows = {label: SHAPES[label] for label in FEW_SHAPES}, FEW_ROWS
+    for label, shape in shapes.items():
         for name in args.formats.split(","):
-            more = MORE_ROWS if name in BLOCK_BYTES and not args.quick else ()
+            more = MORE_ROWS if name in BLOCK_BYTES and not (args.quick or args.few) else ()
             with device.case(f"{name} {label}"):
                 weights = Weights(name, shape, device)
-                for num_rows in (QUICK_ROWS if args.quick else ROWS) + more:
+                for num_rows in rows + more:
                     errors.append(run_case(label, weights, num_rows, device, copy))
     if report.cases:
         report.check(

@@ -23,7 +23,7 @@ import lampo.ops
 import results
 
 VOCAB = 128256
-BATCHES, QUICK_BATCHES = (1, 8, 64, 512), (1, 3)
+BATCHES, FEW_BATCHES, QUICK_BATCHES = (1, 8, 64, 512), (1, 64, 512), (1, 3)
 TOP_P = 0.9
 COLUMNS = ["batch", "logits", "cache", "kept", "us", "GB/s", "% of copy"]
 COLUMNS += ["FlashInfer us", "x FlashInfer", "sort us", "x sort"]
@@ -124,9 +124,10 @@ def main() -> None:
     device = gpu.Device(args, report)
     copy = device.copy_rate()
     report.note(f"top-p {TOP_P}, vocabulary {VOCAB}, float32 logits, a seed for each row")
-    for batch_size in QUICK_BATCHES if args.quick else BATCHES:
-        for kind in ("zipf",) if args.quick else ("flat", "peaked", "zipf"):
-            for warm in (False, True):
+    batches = QUICK_BATCHES if args.quick else FEW_BATCHES if args.few else BATCHES
+    for batch_size in batches:
+        for kind in ("zipf",) if args.quick or args.few else ("flat", "peaked", "zipf"):
+            for warm in (False,) if args.few else (False, True):
                 with device.case(f"batch {batch_size}, {kind}"):
                     run_case(kind, batch_size, warm, device, copy)
     if report.cases:

@@ -30,6 +30,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     """The options of all benchmarks, and the device."""
     options = results.parser(description)
     options.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    options.add_argument("--few", action="store_true", help="the most telling cases alone")
     return options
 
 

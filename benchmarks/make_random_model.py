@@ -70,6 +70,9 @@ SHAPES = {
     "Llama-3.1-8B": shape(
         32, 4096, 14336, (32, 8, 128), 128256, 131072, False, LLAMA3_ROPE | {"factor": 8.0}
     ),
+    "Llama-3.1-8B-quarter": shape(  # with 8 of its 32 layers
+        8, 4096, 14336, (32, 8, 128), 128256, 131072, False, LLAMA3_ROPE | {"factor": 8.0}
+    ),
     "Llama-3.2-1B": shape(
         16, 2048, 8192, (32, 8, 64), 128256, 131072, True, LLAMA3_ROPE | {"factor": 32.0}
     ),

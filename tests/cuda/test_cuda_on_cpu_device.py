@@ -13,27 +13,18 @@ import torch
 
 from lampo import ops
 
-pytestmark = pytest.mark.long
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+import gpu_session
 
-HERE = Path(__file__).parent
-# Of every op and of the model; the longest take a second or two.
-REPRESENTATIVE = (
-    "test_cuda_model or test_merge or test_silu or test_embedding or (test_append_kv and 8)"
-    " or (test_options and decode and sliding_window) or (test_shapes and 80 and mixed and False)"
-    " or (test_cache_dtypes and 80 and decode and dtype1) or (test_layer_norm and shape5)"
-    " or (test_rms_norm and shape7) or (test_dense and 33-40 and dtype1-dtype1)"
-    " or (test_packed and 40-544 and 9-8) or test_graph or (test_captured and not other_lengths)"
-    " or test_check_values"
-)
+pytestmark = pytest.mark.long
 
 
 @pytest.mark.usefixtures("cuda_kernels")
 def test_gpu_tests():
     """The quick GPU tests, in a separate process."""
-    options = ["-m", "gpu", "-k", REPRESENTATIVE, "--cuda-on-cpu"]
-    files = [*HERE.glob("test_cuda_[!o]*.py"), HERE.parent / "ops/test_merge_states.py"]
-    command = [sys.executable, "-m", "pytest", "-q", *options, *map(str, files)]
-    ran = subprocess.run(command, capture_output=True, text=True)
+    options = ["-m", "gpu", "-k", gpu_session.REPRESENTATIVE, "--cuda-on-cpu"]
+    command = [sys.executable, "-m", "pytest", "-q", *options, *gpu_session.gpu_test_files()]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=gpu_session.ROOT)
     assert ran.returncode == 0, ran.stdout[-6000:]
     assert int(re.findall(r"(\d+) passed", ran.stdout)[-1]) > 100
 
