@@ -17,8 +17,8 @@ files of the benchmarks, the tests' reports, and session.json with all results, 
 step. The exit status says whether all went well.
 
 Needs nvcc, CMake, Ninja, pybind11, scikit-build-core, pytest, transformers and torch with CUDA;
-peers as in README.md. LAMPO_MODELS is where random models go, LAMPO_COMMIT what the results call a tree
-without its git history. --rehearse tries all of it out without a GPU, on the simulated one of
+peers as in README.md. LAMPO_MODELS is where random models go, LAMPO_COMMIT what the results call a
+tree without its git history. --rehearse tries all of it out on the simulated GPU of
 tests/cuda_on_cpu/, without the build and compute-sanitizer.
 """
 
