@@ -184,6 +184,7 @@ def test_truncated_file_is_refused(tmp_path: Path) -> None:
         7,
         None,
         ["model.safetensors"],
+        "a\ud800.safetensors",
     ],
 )
 def test_index_names_plain_files_only(name: object, tmp_path: Path) -> None:

@@ -268,6 +268,13 @@ def test_embedding_refuses_ids_out_of_range(bad):
         ops.embedding(torch.tensor([3, bad]), torch.zeros(50, 8))
 
 
+@pytest.mark.parametrize("columns", [0, 1, 33])
+def test_embedding_of_packed_rows_refuses_other_widths(generator, columns):
+    weight = ops.pack_weight(quantized(16, 64, "q4_1", generator)[0], "q4_1")
+    with pytest.raises(ValueError, match=f"out: expected a positive multiple of 32.*got {columns}"):
+        ops.embedding(torch.arange(3), weight, out=torch.empty(3, columns))
+
+
 def test_bad_arguments(generator):
     blocks, _ = quantized(16, 64, "q4_1", generator)
     weight = ops.pack_weight(blocks, "q4_1")

@@ -152,7 +152,7 @@ def request_of(rng: random.Random) -> list[bytes]:
     if rng.random() < 0.05:
         data += data  # a second request at once
     if rng.random() < 0.2:
-        cut = rng.randrange(len(data))
+        cut = rng.randrange(len(data) + 1)
         return [data[:cut], data[cut:]]
     return [data]
 

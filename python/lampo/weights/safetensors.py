@@ -177,4 +177,5 @@ def _is_plain_name(name: object) -> bool:
         and name.endswith(".safetensors")
         and not name.startswith(".")
         and not any(c in "/\\:\0" for c in name)
+        and not any("\ud800" <= c <= "\udfff" for c in name)  # half of a character
     )
