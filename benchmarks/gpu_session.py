@@ -184,6 +184,7 @@ class Plan:
         self._rehearse = rehearse
         self._device = ["--device", "cpu", "--quick"] if rehearse else ["--device", "cuda"]
         self._tests = ["--cuda-on-cpu"] if rehearse else []
+        self._slower = 10 if rehearse else 1  # the simulated GPU is
 
     def first(self) -> None:
         self._build()
@@ -248,7 +249,8 @@ class Plan:
         options = ["-m", "gpu", *self._tests]
         if not self._rehearse:
             options += ["--timeout=60", "--timeout-method=thread"]
-        self._session.tests(name, limit, [*options, *arguments], **environment)
+        arguments = [*options, *arguments]
+        self._session.tests(name, limit * self._slower, arguments, **environment)
 
     def _benchmark(self, name: str, limit: float, *options: str) -> None:
         script = ROOT / "benchmarks" / f"bench_gpu_{name}.py"
@@ -259,14 +261,14 @@ class Plan:
         folder = self._models / f"{shape}.{form}"
         make = ROOT / "benchmarks" / "make_random_model.py"
         command = [sys.executable, str(make), shape, str(folder), "--format", form]
-        self._session.step(f"write_{shape}.{form}", limit, command)
+        self._session.step(f"write_{shape}.{form}", limit * self._slower, command)
         script = ROOT / "benchmarks" / "bench_gpu_decode.py"
         self._run_benchmark(f"gpu_{shape}.{form}", limit, script, [str(folder), *options])
 
     def _run_benchmark(self, name: str, limit: float, script: Path, options: list[str]) -> None:
         json_file = ["--json", str(self._session.out / f"{name}.json")]
         command = [sys.executable, str(script), *options, *self._device, *json_file]
-        self._session.step(name, limit, command)
+        self._session.step(name, limit * self._slower, command)
 
     def _sanitize(self, count: int, seconds: float) -> None:
         if self._rehearse:

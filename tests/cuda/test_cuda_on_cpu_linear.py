@@ -52,7 +52,7 @@ def linear(
 @pytest.mark.parametrize(
     "shape",
     [(0, 3, 8), (1, 1, 1), (2, 32, 0), (1, 33, 40), (3, 67, 130),
-     (5, 16, 552), (8, 170, 64), (16, 15, 1001), (17, 16, 1032), (33, 5, 32)],
+     (5, 16, 552), (8, 170, 64), (16, 15, 1001), (17, 16, 1032), (33, 5, 32), (130, 270, 200)],
     ids=str,
 )  # fmt: skip
 def test_dense(client, dtype, weight_dtype, shape):
@@ -88,7 +88,7 @@ def test_activation_bits(client):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("tokens", [1, 3, 9])
+@pytest.mark.parametrize("tokens", [1, 3, 9, 70])
 @pytest.mark.parametrize(("norm", "silu_mul", "accumulate"), list(product([False, True], repeat=3)))
 def test_fused(client, dtype, tokens, norm, silu_mul, accumulate):
     """Norm before; gate and addition after: as the ops one by one in float64."""
@@ -144,11 +144,11 @@ def test_normed_row_is_what_rms_norm_gives(client):
         (torch.float32, 2600, 32, False),
     ],
 )
-def test_rows_do_not_depend_on_the_batch(client, weight_dtype, columns, rows, silu_mul):
+def test_few_rows_do_not_depend_on_the_batch(client, weight_dtype, columns, rows, silu_mul):
     """To the bit: in one strip at a time or two, with x in shared memory whole (a few tokens) or
     slab by slab (16)."""
     width = rows // 2 if silu_mul else rows
-    x = padded((17, columns), 0, torch.bfloat16)
+    x = padded((16, columns), 0, torch.bfloat16)
     weight = padded((rows, columns), 0, weight_dtype)
     norm_weight = padded((columns,), 0, torch.bfloat16)
 
@@ -162,7 +162,33 @@ def test_rows_do_not_depend_on_the_batch(client, weight_dtype, columns, rows, si
     if silu_mul:
         y = reference.gate_columns(y)
     assert_close(batch, y, floor=2e-3 * float(y.abs().max()))
-    for first, end in ((0, 1), (3, 5), (16, 17)):
+    for first, end in ((0, 1), (3, 5), (15, 16)):
+        assert torch.equal(call(x[first:end]), batch[first:end])
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("silu_mul", [False, True])
+def test_many_rows_do_not_depend_on_the_batch(client, norm, silu_mul):
+    """In small tiles (17 and 40 tokens) and in large ones, of which 300 tokens need more."""
+    rows, columns = 288, 136
+    width = rows // 2 if silu_mul else rows
+    x, weight = (
+        padded((300, columns), 0, torch.bfloat16),
+        padded((rows, columns), 0, torch.bfloat16),
+    )
+    norm_weight = padded((columns,), 0, torch.bfloat16) if norm else None
+
+    def call(part: torch.Tensor) -> torch.Tensor:
+        out = blank((len(part), width), 0, torch.float32)
+        return linear(client, part, weight, None, norm_weight, out=out, silu_mul=silu_mul)
+
+    batch = call(x)
+    y = reference.rms_norm(x, norm_weight, 1e-5).bfloat16() if norm_weight is not None else x
+    y = reference.linear(y, weight, None)
+    if silu_mul:
+        y = reference.gate_columns(y)
+    assert_close(batch, y, floor=(2e-3 if norm else 2e-6) * float(y.abs().max()))
+    for first, end in ((0, 17), (100, 140), (150, 300)):
         assert torch.equal(call(x[first:end]), batch[first:end])
 
 

@@ -56,4 +56,8 @@ inline void launch_linear(const LinearParams& p, int chunk_bytes, int in_flight,
 /// The part of cuda::linear in linear_packed.cu.
 void linear_packed(const LinearParams& p, int device, Stream stream);
 
+/// The part of cuda::linear in linear_tiles.cu, and whether it takes this call.
+bool takes_tiles(const LinearParams& p);
+void linear_tiles(const LinearParams& p, int device, Stream stream);
+
 }  // namespace lampo::cuda
