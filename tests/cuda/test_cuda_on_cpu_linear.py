@@ -172,10 +172,8 @@ def test_many_rows_do_not_depend_on_the_batch(client, norm, silu_mul):
     """In small tiles (17 and 40 tokens) and in large ones, of which 300 tokens need more."""
     rows, columns = 288, 136
     width = rows // 2 if silu_mul else rows
-    x, weight = (
-        padded((300, columns), 0, torch.bfloat16),
-        padded((rows, columns), 0, torch.bfloat16),
-    )
+    x = padded((300, columns), 0, torch.bfloat16)
+    weight = padded((rows, columns), 0, torch.bfloat16)
     norm_weight = padded((columns,), 0, torch.bfloat16) if norm else None
 
     def call(part: torch.Tensor) -> torch.Tensor:

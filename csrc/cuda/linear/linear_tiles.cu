@@ -11,8 +11,8 @@
 // other tokens nor on the device, as long as this kernel is chosen: from 17 tokens on.
 //
 // Tiles of 128 x 128, or of 64 x 64 if those are fewer than the multiprocessors. Shared memory 97
-// or 49 KB. Bytes of a block per 64 inputs: 16 KB of x and 16 KB of weight for 2.1 MFLOP. On an H200
-// (about 780 TFLOP/s by wgmma, two thirds of that by mma.sync), bfloat16, 512 tokens,
+// or 49 KB. Bytes of a block per 64 inputs: 16 KB of x and 16 KB of weight for 2.1 MFLOP. On an
+// H200 (about 780 TFLOP/s by wgmma, two thirds of that by mma.sync), bfloat16, 512 tokens,
 // [28672, 4096]: 120 GFLOP, 0.23 ms. Not run on a GPU yet: compiled for sm_80 to sm_120 without
 // spills, and run on the CPU (tests/cuda_on_cpu/).
 #include <algorithm>
