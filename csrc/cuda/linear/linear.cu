@@ -30,8 +30,8 @@
 // More than 16 tokens of the weight's own 16-bit type go to linear_tiles.cu; of other types they
 // are launches of 16 each.
 //
-// Limits: none on shapes. Not run on a GPU yet: compiled for sm_80 to sm_120 without spills, and run
-// on the CPU (tests/cuda_on_cpu/).
+// Limits: none on shapes. Not run on a GPU yet: compiled for sm_80 to sm_120 without spills, and
+// run on the CPU (tests/cuda_on_cpu/).
 // Not tried: prefetching the first weights before x is normed; programmatic dependent
 // launch; x from a cluster's shared memory in place of slabs.
 #include "common/dispatch.h"
