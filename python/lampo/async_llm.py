@@ -26,6 +26,7 @@ logger = logging.getLogger("lampo")
 # Longer texts are tokenized off the event loop.
 _LONG_TEXT = 4096
 _MAX_JOINED = 64  # tokens
+_FAILING_STEPS = 3  # in a row; one may be due to its requests
 
 Piece = StreamOutput | Exception
 
@@ -54,11 +55,13 @@ class Health:
         alive: whether it runs.
         busy: whether it has work.
         heartbeat_age: seconds since it last began or ended a step.
+        failing: whether its last steps have all failed, as those of a GPU with a lost context do.
     """
 
     alive: bool
     busy: bool
     heartbeat_age: float
+    failing: bool
 
 
 class RequestStream:
@@ -255,6 +258,7 @@ class AsyncLLM:
             alive=self._thread.is_alive() and not self._closing,
             busy=self._busy,
             heartbeat_age=time.monotonic() - self._heartbeat,
+            failing=self._shared.engine.num_failed_in_a_row >= _FAILING_STEPS,
         )
 
     async def drain(self, timeout: float) -> bool:

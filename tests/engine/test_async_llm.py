@@ -208,9 +208,26 @@ def test_a_planted_error_fails_its_step_alone(run):
         assert last.finish_reason == "error"
         assert last.request.outputs[0].error == "internal error (ZeroDivisionError)"
         runner.decode = decode
-        assert model.health().alive
+        assert model.health().alive and not model.health().failing
         result = await collect(await model.add_request("Hello", PARAMS))
         assert result.outputs[0].finish_reason == "length"
+
+    run(test)
+
+
+def test_steps_that_all_fail_are_seen(run):
+    """As on a GPU whose context is lost: every request ends, and the health says so."""
+
+    async def test(model: AsyncLLM) -> None:
+        runner: Any = model.llm.shared_engine().engine.runner
+        run_, runner.run = runner.run, lambda *_, **__: 1 / 0
+        for i in range(4):
+            assert model.health().failing == (i >= 3)
+            result = await collect(await model.add_request("Hello", PARAMS))
+            assert result.outputs[0].finish_reason == "error"
+        runner.run = run_
+        await collect(await model.add_request("Hello", PARAMS))
+        assert not model.health().failing
 
     run(test)
 

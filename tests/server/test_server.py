@@ -316,13 +316,14 @@ def test_trailing_slashes(server: Running) -> None:
 def test_health(server: Running) -> None:
     assert server.client.get("/health").json() == {"status": "ok"}
     for state, status in (
-        (Health(alive=True, busy=False, heartbeat_age=1e6), 200),
-        (Health(alive=True, busy=True, heartbeat_age=1e6), 503),
-        (Health(alive=False, busy=False, heartbeat_age=0.0), 503),
+        (Health(alive=True, busy=False, heartbeat_age=1e6, failing=False), 200),
+        (Health(alive=True, busy=True, heartbeat_age=1e6, failing=False), 503),
+        (Health(alive=False, busy=False, heartbeat_age=0.0, failing=False), 503),
+        (Health(alive=True, busy=True, heartbeat_age=0.0, failing=True), 503),
     ):
         server.engine.state = state
         assert server.client.get("/health").status_code == status
-    server.engine.state = Health(alive=True, busy=False, heartbeat_age=0.0)
+    server.engine.state = Health(alive=True, busy=False, heartbeat_age=0.0, failing=False)
 
 
 def test_metrics(server: Running) -> None:

@@ -57,7 +57,7 @@ class FakeAsyncLLM:
         self.running: dict[str, SamplingParams] = {}
         self.aborted: list[str] = []
         self.added: list[dict[str, Any]] = []
-        self.state = Health(alive=True, busy=False, heartbeat_age=0.0)
+        self.state = Health(alive=True, busy=False, heartbeat_age=0.0, failing=False)
         self.finished: Counter[str] = Counter()
         self.drained = self.closed = False
         self._names = itertools.count()

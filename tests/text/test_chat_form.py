@@ -271,3 +271,17 @@ def test_errors_are_short() -> None:
     with pytest.raises(ValueError, match=r"^template_kwargs") as caught:
         named("qwen").encode_chat([user("a")], template_kwargs={long: 1})
     assert len(str(caught.value)) < 600
+
+
+def test_a_developer_is_the_system_where_the_template_knows_no_developer() -> None:
+    def written(template: str, role: str) -> str:
+        messages = [{"role": role, "content": "Be brief."}, user("Hi")]
+        return tokenizer(template).decode(
+            tokenizer(template).encode_chat(messages), skip_special_tokens=False
+        )
+
+    assert written(QWEN, "developer") == written(QWEN, "system")
+    plain = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+    assert "<|im_start|>system\nBe brief." in written(plain, "developer")
+    knows = plain + "{% if 'developer' in messages %}{% endif %}"
+    assert "<|im_start|>developer\nBe brief." in written(knows, "developer")

@@ -95,6 +95,10 @@ class LLMEngine:
         run_ahead: launch a decode step before the tokens of the previous one are read, so that a
             device never waits for the host. The tokens are the same; the step after a sequence's
             last is discarded.
+
+    Attributes:
+        num_failed_in_a_row: steps that failed since the last one that did not. A GPU whose context
+            is lost fails all.
     """
 
     def __init__(
@@ -132,6 +136,7 @@ class LLMEngine:
         self._num_steps = self._num_prompt_tokens = self._num_output_tokens = 0
         self._num_cached_prompt_tokens = 0
         self._finished: Counter[str] = Counter()
+        self.num_failed_in_a_row = 0
         self._idle()
 
     @property
@@ -181,6 +186,7 @@ class LLMEngine:
             self._end_overdue()
         try:
             self._advance()
+            self.num_failed_in_a_row = 0
         except BaseException as error:
             all_sequences = [s for r in self._requests.values() for s in r.sequences]
             in_step = [s for plan in self._pending[-1:] for s in plan.work]
@@ -190,6 +196,7 @@ class LLMEngine:
             self._in_flight = None
             if not isinstance(error, Exception):  # an interruption fails no request
                 raise
+            self.num_failed_in_a_row += 1
             logger.exception("a step failed; sequences in it: %d", len(in_step))
             self._fail(in_step or all_sequences, _internal_error(error), "error")
         pieces = self._hand_out()

@@ -96,13 +96,16 @@ def router(service: Service) -> APIRouter:
 
     @routes.get(OPEN_PATH, response_model=HealthReport)
     async def health() -> JSONResponse:
-        """200 while the step loop lives; 503 once it is dead, or busy without a heartbeat."""
+        """200 while the step loop lives; 503 once it is dead, busy without a heartbeat, or fails
+        step after step."""
         state = service.engine.health()
         status = "ok"
         if not state.alive:
             status = "dead"
         elif state.busy and state.heartbeat_age > service.settings.hung_after:
             status = "hung"
+        elif state.failing:
+            status = "failing"
         return JSONResponse({"status": status}, 200 if status == "ok" else 503)
 
     @routes.get("/metrics", response_class=Response)

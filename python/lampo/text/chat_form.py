@@ -26,10 +26,13 @@ class MessageForm:
     """The form of one template.
 
     render: the text for a list of messages; ValueError if the template refuses them.
+    knows_developer: whether the template has a role "developer"; else it is "system", OpenAI's
+        older name of the same role.
     """
 
-    def __init__(self, render: Callable[[list[Message]], str]) -> None:
+    def __init__(self, render: Callable[[list[Message]], str], knows_developer: bool) -> None:
         self._render = render
+        self._knows_developer = knows_developer
         # Each chat is rendered when the first message needs it.
         self._writes_text = cache(self._probe_text)
         self._writes_parts = cache(self._probe_parts)
@@ -41,6 +44,8 @@ class MessageForm:
 
     def _adapted(self, message: Message) -> Message:
         message = dict(message)
+        if message["role"] == "developer" and not self._knows_developer:
+            message["role"] = "system"
         role = message["role"] if message["role"] in KNOWN_ROLES else "user"
         content, calls = message["content"], message.get("tool_calls")
         if not content:

@@ -138,7 +138,10 @@ class ChatRenderer:
             "add_generation_prompt": False,
             **self._variables,
         }
-        form = MessageForm(lambda messages: template.render({"messages": messages, **fixed}, 0))
+        form = MessageForm(
+            lambda messages: template.render({"messages": messages, **fixed}, 0),
+            knows_developer="developer" in source,
+        )
         literals = (*template.literals, *self._variables.values())
         return _Prepared(template, SpecialTokenMask(self._special_tokens, literals), form)
 
