@@ -100,7 +100,7 @@ class Decoder:
             part.temporary_bytes(limits.num_tokens, self.dtype)
             for part in parts_of(self.blocks, Projection)
         ]
-        return max(*found, self.lm_head.temporary_bytes(limits.max_num_seqs, self.dtype))
+        return max([*found, self.lm_head.temporary_bytes(limits.max_num_seqs, self.dtype)])
 
     def reach(self, num_positions: int) -> None:
         """Prepares the rotary tables for steps with positions below `num_positions`."""

@@ -190,7 +190,8 @@ class Buffers:
         }
         self._workspaces_of = workspaces_of
         if workspaces_of is None:
-            size = ops.linear_workspace_size(num_tokens, linear_width)
+            on_cpu = device.type == "cpu"  # linears of a GPU have their workspace on the chip
+            size = ops.linear_workspace_size(num_tokens, linear_width) if on_cpu else 0
             self.workspace = torch.empty(size, dtype=torch.uint8, device=device)
             self._attention = torch.empty(attention_bytes, dtype=torch.uint8, device=device)
         else:
