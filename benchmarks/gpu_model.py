@@ -64,6 +64,8 @@ SMALL_COPY = r"LDGSTS(?!.*128)"
 LOAD = r"LDG\."
 MMA = r"[HI]MMA"
 
+CACHES = {"bf16": "BF16", "int8": "signed char", "fp8": "F8E4M3"}
+
 # Cycles of a scheduler for an instruction of a warp, by the first pattern that matches.
 PIPES: tuple[tuple[str, str, int], ...] = (
     ("special", r"MUFU|I2F(?!P)|F2I|F2F(?!P)|I2I|POPC|FLO|BREV", 8),
@@ -125,8 +127,9 @@ class Case:
     most_blocks: int = 32
 
 
-def _attention(kind: int, head_dim: int, cache_bytes: int) -> Case:
+def _attention(kind: int, head_dim: int, cache: str) -> Case:
     """paged_attention's loop over key tiles (csrc/cuda/attention/layout.h)."""
+    cache_bytes = 2 if cache == "bf16" else 1
     decode = kind == 0
     row_blocks = 1 if decode or head_dim > 128 else 2
     keys = (64 if head_dim <= 128 else 32) if decode else 32
@@ -137,21 +140,20 @@ def _attention(kind: int, head_dim: int, cache_bytes: int) -> Case:
     scales = 2 * 4 * (keys if cache_bytes == 1 else 4)
     rows = 16 if decode else 64 * row_blocks
     copied = 2 * keys // warps * head_dim * cache_bytes
+    of_keys = warp_keys // 16  # blocks of 16 keys
     work = {
-        "mma": (
-            MMA,
-            row_blocks * (warp_keys // 8 * head_dim // 16 + head_dim // 8 * warp_keys // 16),
-        ),
+        "mma": (MMA, row_blocks * of_keys * (head_dim // 8 + head_dim // 8)),  # Q K^T and P V
         "copies": (COPY, copied // 512),
+        "values": (r"LDSM.*MT", of_keys * head_dim * cache_bytes // 32),
     }
     if cache_bytes == 1:
         work["scales"] = (SMALL_COPY, 2)
     kind_name = "decode" if decode else "prompts"
     file = "split_keys" if decode else "split_rows"
     return Case(
-        name=f"attention, {kind_name}, {'8 bits' if cache_bytes == 1 else 'bf16'}, d{head_dim}",
+        name=f"attention, {kind_name}, {cache}, d{head_dim}",
         file=f"csrc/cuda/attention/paged_attention_{file}.cu",
-        kernel=f"paged_attention_kernel<AttentionTraits<BF16, {head_dim}, {cache_bytes}, "
+        kernel=f"paged_attention_kernel<AttentionTraits<BF16, {head_dim}, {CACHES[cache]}, "
         f"(TileKind){kind}> >",
         work=work,
         threads=32 * warps,
@@ -186,10 +188,10 @@ def _linear(
 
 
 def cases() -> Iterator[Case]:
-    for head_dim, cache_bytes in ((64, 2), (128, 2), (256, 2), (64, 1), (128, 1)):
-        yield _attention(0, head_dim, cache_bytes)
-    for head_dim, cache_bytes in ((64, 2), (128, 2), (256, 2), (128, 1)):
-        yield _attention(1, head_dim, cache_bytes)
+    for kind in (0, 1):
+        for cache in CACHES:
+            for head_dim in (64, 128, 256):
+                yield _attention(kind, head_dim, cache)
     dense = {"mma": (MMA, 2), "loads": (LOAD + ".*128", 2)}
     yield from _linear("bf16", "linear_kernel<BF16, BF16, 1, 2, true>", dense, 1024, 4)
     for name, nbytes, in_flight in (("Q4_0", 288, 16), ("Q4_1", 320, 12), ("Q8_0", 544, 8)):

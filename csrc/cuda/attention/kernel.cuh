@@ -22,8 +22,7 @@ class WarpRows {
         lane_(static_cast<int>(threadIdx.x) % kWarpSize),
         warp_(static_cast<int>(threadIdx.x) / kWarpSize),
         first_row_(Traits::kSplitKeys ? 0 : warp_ * 16 * Traits::kRowBlocks),
-        first_key_(Traits::kSplitKeys ? warp_ * Traits::kWarpKeys : 0),
-        format_(byte_format<T>(a.p.cache_dtype == DType::kI8)) {
+        first_key_(Traits::kSplitKeys ? warp_ * Traits::kWarpKeys : 0) {
     const int first = work.tile.row_begin + first_row_;
     int last = first + 16 * Traits::kRowBlocks;
     if (last > work.tile.row_end) last = work.tile.row_end;
@@ -52,7 +51,7 @@ class WarpRows {
 
   /// Computes the unnormalised weights of a key tile and updates the states.
   __device__ void score(const uint4* q, const KvStage<Traits>& stage, int key_tile) {
-    multiply_q_k<Traits>(scores_, q, first_row_, stage.k, first_key_, lane_, format_);
+    multiply_q_k<Traits>(scores_, q, first_row_, stage.k, first_key_, lane_);
     if constexpr (Traits::kCacheBytes == 1) {
       if (a_.p.k_scale != nullptr) scale_columns(stage.k_scale);
     }
@@ -68,7 +67,7 @@ class WarpRows {
     if constexpr (Traits::kCacheBytes == 1) {
       if (a_.p.v_scale != nullptr) scale_columns(stage.v_scale);
     }
-    multiply_p_v<Traits>(acc_, scores_, stage.v, first_key_, lane_, format_);
+    multiply_p_v<Traits>(acc_, scores_, stage.v, first_key_, lane_);
   }
 
   /// Completes the states: adds the four lanes' parts of sums, converts maxima to base-2 units.
@@ -293,9 +292,8 @@ class WarpRows {
   const AttentionArguments& a_;
   const Work& work_;
   const int lane_, warp_;
-  const int first_row_;  // of the warp, in the tile
-  const int first_key_;  // of the warp, in a key tile
-  const ByteFormat format_;
+  const int first_row_;                           // of the warp, in the tile
+  const int first_key_;                           // of the warp, in a key tile
   int first_position_ = -1, last_position_ = -1;  // of the warp's rows; -1 sees nothing
   RowState state_[Traits::kRowBlocks][2];         // m in raw scores until close()
   Scores<Traits> scores_;

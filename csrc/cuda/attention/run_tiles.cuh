@@ -84,14 +84,15 @@ Plan run_tiles(const PagedAttentionParams& p, int device, Stream stream) {
   Plan plan;
   dispatch_dtype<BF16, F16>(p.dtype, [&]<class T>() {
     dispatch_int<64, 128, 256>(padded_head_dim(p.head_dim), [&]<int kHeadDim>() {
-      // No such kernel for float16 queries: their 8-bit caches become float16 in the copy.
-      const bool bytes = size_of(p.cache_dtype) == 1 && p.dtype == DType::kBF16;
+      const auto run = [&]<class Cache>() {
+        plan = run_tiles_of<AttentionTraits<T, kHeadDim, Cache, kKind>>(p, device, stream);
+      };
+      // No such kernels for float16 queries: their 8-bit caches become float16 in the copy.
       if constexpr (std::is_same_v<T, BF16>) {
-        if (bytes)
-          return void(plan =
-                          run_tiles_of<AttentionTraits<T, kHeadDim, 1, kKind>>(p, device, stream));
+        if (p.cache_dtype == DType::kI8) return run.template operator()<int8_t>();
+        if (p.cache_dtype == DType::kF8E4M3) return run.template operator()<F8E4M3>();
       }
-      plan = run_tiles_of<AttentionTraits<T, kHeadDim, 2, kKind>>(p, device, stream);
+      run.template operator()<T>();
     });
   });
   return plan;

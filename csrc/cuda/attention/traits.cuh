@@ -9,13 +9,14 @@
 
 namespace lampo::cuda {
 
-/// T: BF16 or F16, the type of q, out and the products. kCacheBytes: bytes of an element of the
-/// cache in shared memory, where it is T (2), or int8 or fp8 (1).
-template <class T, int kHeadDim_, int kCacheBytes_, TileKind kKind_>
+/// T: BF16 or F16, the type of q, out and the products. Cache: an element of the cache in shared
+/// memory, T or, for BF16, int8_t or F8E4M3.
+template <class T, int kHeadDim_, class Cache, TileKind kKind_>
 struct AttentionTraits {
   using Element = T;
+  using CacheElement = Cache;
   static constexpr int kHeadDim = kHeadDim_;  // padded
-  static constexpr int kCacheBytes = kCacheBytes_;
+  static constexpr int kCacheBytes = sizeof(Cache);
   static constexpr TileKind kKind = kKind_;
   static constexpr TileLayout kLayout = tile_layout(kKind, kHeadDim, kCacheBytes);
   static constexpr bool kSplitKeys = kKind == TileKind::kWarpsSplitKeys;
