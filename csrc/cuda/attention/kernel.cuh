@@ -27,8 +27,9 @@ class WarpRows {
     int last = first + 16 * Traits::kRowBlocks;
     if (last > work.tile.row_end) last = work.tile.row_end;
     if (first < last) {
-      first_position_ = position_of(first);
-      last_position_ = position_of(last - 1);
+      const int begin = position_of(first), end = position_of(last - 1);
+      seen_by_any_ = keys_seen_by_any(a.p.mask, begin, end, work.sequence.seq_len);
+      seen_by_all_ = keys_seen_by_all(a.p.mask, begin, end, work.sequence.seq_len);
     }
   }
 
@@ -44,9 +45,7 @@ class WarpRows {
   /// Whether any of the rows sees any of the warp's keys of a key tile.
   __device__ bool sees(int key_tile) const {
     const int begin = key_tile * Traits::kKeys + first_key_;
-    const Range seen =
-        keys_seen_by_any(a_.p.mask, first_position_, last_position_, work_.sequence.seq_len);
-    return begin < seen.end && begin + Traits::kWarpKeys > seen.begin;
+    return begin < seen_by_any_.end && begin + Traits::kWarpKeys > seen_by_any_.begin;
   }
 
   /// Computes the unnormalised weights of a key tile and updates the states.
@@ -57,9 +56,7 @@ class WarpRows {
     }
     if (a_.cap_inner != 0.0f) cap_scores();
     const int begin = key_tile * Traits::kKeys + first_key_;
-    const Range seen =
-        keys_seen_by_all(a_.p.mask, first_position_, last_position_, work_.sequence.seq_len);
-    if (begin < seen.begin || begin + Traits::kWarpKeys > seen.end) mask(begin);
+    if (begin < seen_by_all_.begin || begin + Traits::kWarpKeys > seen_by_all_.end) mask(begin);
     update_states();
   }
 
@@ -292,10 +289,10 @@ class WarpRows {
   const AttentionArguments& a_;
   const Work& work_;
   const int lane_, warp_;
-  const int first_row_;                           // of the warp, in the tile
-  const int first_key_;                           // of the warp, in a key tile
-  int first_position_ = -1, last_position_ = -1;  // of the warp's rows; -1 sees nothing
-  RowState state_[Traits::kRowBlocks][2];         // m in raw scores until close()
+  const int first_row_;                          // of the warp, in the tile
+  const int first_key_;                          // of the warp, in a key tile
+  Range seen_by_any_{0, 0}, seen_by_all_{0, 0};  // keys that rows of the warp see
+  RowState state_[Traits::kRowBlocks][2];        // m in raw scores until close()
   Scores<Traits> scores_;
   Accumulators<Traits> acc_;
 };

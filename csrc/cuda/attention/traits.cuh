@@ -52,6 +52,15 @@ __device__ inline int chunk_of_pair(int lane, int pair, int odd) {
   return ((2 * pair & kMask) ^ of_lane) + (2 * pair & ~kMask);
 }
 
+/// Position of chunk kWarpSize * i + `lane` of rows that begin at a multiple of eight.
+template <int kChunks>
+__device__ inline int copy_position(int lane, int i) {
+  constexpr int kShift = kChunks >= 8 ? 0 : 1;
+  constexpr int kMask = kChunks >= 8 ? 7 : 3;
+  const int of_lane = chunk_position<kChunks>(lane / kChunks, lane % kChunks);
+  return i * kWarpSize + (of_lane ^ (i * (kWarpSize / kChunks) >> kShift & kMask));
+}
+
 template <class Traits>
 struct KvStage {
   uint4 k[Traits::kKeys * Traits::kKvChunks];
@@ -96,10 +105,12 @@ struct AttentionArguments {
   float cap_outer;
   uint32_t q_flip;  // sign bits: softmax_scale is negative
   int page_shift;
-  int kv_bytes;     // of an element of the cache
-  bool copy_kv;     // K and V can be copied unchanged by 16 bytes
-  bool vector_q;    // q can be loaded by 16 bytes
-  bool vector_out;  // out can be stored by vectors
+  int last_page;
+  int kv_bytes;        // of an element of the cache
+  bool copy_kv;        // K and V can be copied unchanged by 16 bytes
+  bool adjacent_rows;  // a warp's rows of a key tile are whole, and neighbours in a page
+  bool vector_q;       // q can be loaded by 16 bytes
+  bool vector_out;     // out can be stored by vectors
 };
 
 }  // namespace lampo::cuda
