@@ -62,7 +62,7 @@ __device__ inline void multiply_q_k(Scores<Traits>& scores, const uint4* q, int 
 #pragma unroll
     for (int n = 0; n < Traits::kWarpKeys / 8; ++n) scores[m][n] = {};
   }
-#pragma unroll(3 - kSteps)  // more would need too many registers
+#pragma unroll(Traits::kUnrolled)
   for (int pair = 0; pair < kChunks / 2; ++pair) {
     FragmentA a[kSteps][Traits::kRowBlocks];
 #pragma unroll

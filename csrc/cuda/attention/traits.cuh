@@ -30,6 +30,10 @@ struct AttentionTraits {
   static constexpr int kRowsPerCopier = kKeys / kWarps;  // of K and of V, per warp
   static constexpr int kKvChunks = kHeadDim * kCacheBytes / kVectorBytes;  // of a row
   static constexpr int kQChunks = kHeadDim * 2 / kVectorBytes;
+  // Unrolled steps of Q K^T, of two chunks each: addresses are constants then. 32 rows of 128 bytes
+  // leave no registers for that.
+  static constexpr bool kRolled = kRowBlocks == 2 && kHeadDim == 128 && kCacheBytes == 1;
+  static constexpr int kUnrolled = kRolled ? 1 : kKvChunks / 2;
   static_assert((kStages & (kStages - 1)) == 0 && kRowsPerCopier <= 16);
 };
 
