@@ -25,10 +25,10 @@ BLOCK = re.compile(r"(<!-- results: (.*?) -->\n).*?(?=<!-- /results -->)", re.DO
 def table(document: dict[str, Any]) -> str:
     columns = document["columns"]
     hardware = document["hardware"]
-    where = hardware.get("gpu", hardware["cpu"])
     threads = f"{document['threads']} thread{'s' if document['threads'] != 1 else ''}"
+    where = hardware["gpu"] if "gpu" in hardware else f"{hardware['cpu']}, {threads}"
     lines = [
-        f"`{document['command']}`: {where}, {threads}, {document['date'][:10]}",
+        f"`{document['command']}`: {where}, {document['date'][:10]}",
         "",
         "| " + " | ".join(columns) + " |",
         "|" + "---|" * len(columns),

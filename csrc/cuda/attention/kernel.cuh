@@ -22,14 +22,14 @@ class WarpRows {
         lane_(static_cast<int>(threadIdx.x) % kWarpSize),
         warp_(static_cast<int>(threadIdx.x) / kWarpSize),
         first_row_(Traits::kSplitKeys ? 0 : warp_ * 16 * Traits::kRowBlocks),
-        first_key_(Traits::kSplitKeys ? warp_ * Traits::kWarpKeys : 0),
-        format_(byte_format<T>(a.p.cache_dtype == DType::kI8)) {
+        first_key_(Traits::kSplitKeys ? warp_ * Traits::kWarpKeys : 0) {
     const int first = work.tile.row_begin + first_row_;
     int last = first + 16 * Traits::kRowBlocks;
     if (last > work.tile.row_end) last = work.tile.row_end;
     if (first < last) {
-      first_position_ = position_of(first);
-      last_position_ = position_of(last - 1);
+      const int begin = position_of(first), end = position_of(last - 1);
+      seen_by_any_ = keys_seen_by_any(a.p.mask, begin, end, work.sequence.seq_len);
+      seen_by_all_ = keys_seen_by_all(a.p.mask, begin, end, work.sequence.seq_len);
     }
   }
 
@@ -45,22 +45,18 @@ class WarpRows {
   /// Whether any of the rows sees any of the warp's keys of a key tile.
   __device__ bool sees(int key_tile) const {
     const int begin = key_tile * Traits::kKeys + first_key_;
-    const Range seen =
-        keys_seen_by_any(a_.p.mask, first_position_, last_position_, work_.sequence.seq_len);
-    return begin < seen.end && begin + Traits::kWarpKeys > seen.begin;
+    return begin < seen_by_any_.end && begin + Traits::kWarpKeys > seen_by_any_.begin;
   }
 
   /// Computes the unnormalised weights of a key tile and updates the states.
   __device__ void score(const uint4* q, const KvStage<Traits>& stage, int key_tile) {
-    multiply_q_k<Traits>(scores_, q, first_row_, stage.k, first_key_, lane_, format_);
+    multiply_q_k<Traits>(scores_, q, first_row_, stage.k, first_key_, lane_);
     if constexpr (Traits::kCacheBytes == 1) {
       if (a_.p.k_scale != nullptr) scale_columns(stage.k_scale);
     }
     if (a_.cap_inner != 0.0f) cap_scores();
     const int begin = key_tile * Traits::kKeys + first_key_;
-    const Range seen =
-        keys_seen_by_all(a_.p.mask, first_position_, last_position_, work_.sequence.seq_len);
-    if (begin < seen.begin || begin + Traits::kWarpKeys > seen.end) mask(begin);
+    if (begin < seen_by_all_.begin || begin + Traits::kWarpKeys > seen_by_all_.end) mask(begin);
     update_states();
   }
 
@@ -68,7 +64,7 @@ class WarpRows {
     if constexpr (Traits::kCacheBytes == 1) {
       if (a_.p.v_scale != nullptr) scale_columns(stage.v_scale);
     }
-    multiply_p_v<Traits>(acc_, scores_, stage.v, first_key_, lane_, format_);
+    multiply_p_v<Traits>(acc_, scores_, stage.v, first_key_, lane_);
   }
 
   /// Completes the states: adds the four lanes' parts of sums, converts maxima to base-2 units.
@@ -189,9 +185,8 @@ class WarpRows {
         state = {largest, state.l * scale[m][half]};
       }
     }
-    // With large tiles no register is left for the vote: always rescale.
-    constexpr bool kAlways = Traits::kRowBlocks * Traits::kHeadDim >= 256;
-    if (kAlways || warp_any(grown)) {
+    // Rarely: otherwise every factor is 1.
+    if (warp_any(grown)) {
 #pragma unroll
       for (int m = 0; m < Traits::kRowBlocks; ++m) {
 #pragma unroll
@@ -293,11 +288,10 @@ class WarpRows {
   const AttentionArguments& a_;
   const Work& work_;
   const int lane_, warp_;
-  const int first_row_;  // of the warp, in the tile
-  const int first_key_;  // of the warp, in a key tile
-  const ByteFormat format_;
-  int first_position_ = -1, last_position_ = -1;  // of the warp's rows; -1 sees nothing
-  RowState state_[Traits::kRowBlocks][2];         // m in raw scores until close()
+  const int first_row_;                          // of the warp, in the tile
+  const int first_key_;                          // of the warp, in a key tile
+  Range seen_by_any_{0, 0}, seen_by_all_{0, 0};  // keys that rows of the warp see
+  RowState state_[Traits::kRowBlocks][2];        // m in raw scores until close()
   Scores<Traits> scores_;
   Accumulators<Traits> acc_;
 };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copies of K and V from their pages to shared memory. A warp copies kRowsPerCopier keys of every
-// key tile: lanes 0 to 15 hold the addresses of K rows, lanes 16 to 31 those of V rows. Page ids
-// are read one key tile ahead, so nothing waits for the page table. Keys that no row of the tile
+// key tile; a lane holds the page and the address of one of them. Page ids are read one key tile
+// ahead, so nothing waits for the page table. Keys that no row of the tile
 // sees are zeros; neither they nor their entries of the page table are read. Page ids out of range
 // are clamped.
 #pragma once
@@ -37,109 +37,127 @@ class KvCopier {
         work_(work),
         lane_(static_cast<int>(threadIdx.x) % kWarpSize),
         first_row_(static_cast<int>(threadIdx.x) / kWarpSize * kRows),
+        seen_(work.tile.keys),
+        pages_(a.p.page_table + work.at.seq * a.p.stride_page_table_seq),
+        k_head_(head_of(a.p.k_cache, a.p.stride_k_cache_head)),
+        v_head_(head_of(a.p.v_cache, a.p.stride_v_cache_head)),
+        k_scale_(head_of(a.p.k_scale, a.p.stride_k_scale_head)),
+        v_scale_(head_of(a.p.v_scale, a.p.stride_v_scale_head)),
         key_(work.part.begin * Traits::kKeys + first_row_ + row() - Traits::kKeys),
         page_ahead_(page_of(key_ + Traits::kKeys)) {}
 
   /// Advances to the next key tile.
   __device__ void find_next() {
     key_ += Traits::kKeys;
-    page_ = clamp_to(page_ahead_, 0, a_.p.num_pages - 1);
+    page_ = max(min(page_ahead_, a_.last_page), 0);
     page_ahead_ = page_of(key_ + Traits::kKeys);
+    const int first = key_ - row();
+    adjacent_ = a_.adjacent_rows && first >= seen_.begin && first + kRows <= seen_.end;
   }
 
   /// Starts the copies of this key tile.
   __device__ void copy_k(KvStage<Traits>& stage) const {
-    copy<0>(static_cast<const char*>(a_.p.k_cache), a_.p.stride_k_cache_head, stage.k,
-            stage.k_scale);
+    const PagedAttentionParams& p = a_.p;
+    copy({k_head_, p.stride_k_cache_page, p.stride_k_cache_slot, k_scale_, p.stride_k_scale_page,
+          p.stride_k_scale_slot},
+         stage.k, stage.k_scale);
   }
   __device__ void copy_v(KvStage<Traits>& stage) const {
-    copy<16>(static_cast<const char*>(a_.p.v_cache), a_.p.stride_v_cache_head, stage.v,
-             stage.v_scale);
+    const PagedAttentionParams& p = a_.p;
+    copy({v_head_, p.stride_v_cache_page, p.stride_v_cache_slot, v_scale_, p.stride_v_scale_page,
+          p.stride_v_scale_slot},
+         stage.v, stage.v_scale);
   }
 
  private:
   static constexpr int kChunks = Traits::kKvChunks;
   static constexpr int kRows = Traits::kRowsPerCopier;
+  static constexpr int kCopies = kRows * kChunks / kWarpSize;  // of 16 bytes per lane
 
-  __device__ bool is_k() const { return lane_ < 16; }
-  __device__ int row() const { return lane_ % 16; }
+  /// K or V of a head.
+  struct Cache {
+    const char* data;
+    int64_t stride_page, stride_slot;
+    const float* scale;  // null: 1
+    int64_t stride_scale_page, stride_scale_slot;
+  };
+
+  __device__ const char* head_of(const void* cache, int64_t stride) const {
+    return static_cast<const char*>(cache) + work_.at.kv_head * stride * a_.kv_bytes;
+  }
+  __device__ const float* head_of(const float* scale, int64_t stride) const {
+    return scale != nullptr ? scale + work_.at.kv_head * stride : nullptr;
+  }
+  /// The row of the copied ones that the lane holds the address of.
+  __device__ int row() const { return lane_ % kRows; }
   __device__ int slot() const { return key_ & ((1 << a_.page_shift) - 1); }
-  __device__ bool sees(int key) const {
-    return row() < kRows && key >= work_.tile.keys.begin && key < work_.tile.keys.end;
-  }
-  __device__ int page_of(int key) const {
-    if (!sees(key)) return 0;
-    return a_.p.page_table[work_.at.seq * a_.p.stride_page_table_seq + (key >> a_.page_shift)];
-  }
+  __device__ bool sees(int key) const { return key >= seen_.begin && key < seen_.end; }
+  __device__ int page_of(int key) const { return sees(key) ? pages_[key >> a_.page_shift] : 0; }
 
-  /// Offset of the lane's row from the head's first, in bytes; -1: a row of zeros. Recomputed for
-  /// every key tile, since registers are scarce.
-  __device__ int64_t offset() const {
+  /// Offset of the lane's row, in bytes; -1: a row of zeros.
+  __device__ int64_t offset(const Cache& cache) const {
     if (!sees(key_)) return -1;
-    const PagedAttentionParams& p = a_.p;
-    return (page_ * (is_k() ? p.stride_k_cache_page : p.stride_v_cache_page) +
-            slot() * (is_k() ? p.stride_k_cache_slot : p.stride_v_cache_slot)) *
-           a_.kv_bytes;
+    return (page_ * cache.stride_page + slot() * cache.stride_slot) * a_.kv_bytes;
   }
-  __device__ const float* scale_address() const {
-    const PagedAttentionParams& p = a_.p;
-    return is_k() ? p.k_scale + work_.at.kv_head * p.stride_k_scale_head +
-                        page_ * p.stride_k_scale_page + slot() * p.stride_k_scale_slot
-                  : p.v_scale + work_.at.kv_head * p.stride_v_scale_head +
-                        page_ * p.stride_v_scale_page + slot() * p.stride_v_scale_slot;
+  __device__ const float* scale_address(const Cache& cache) const {
+    return cache.scale + page_ * cache.stride_scale_page + slot() * cache.stride_scale_slot;
   }
 
-  /// kFirstLane: first of the 16 lanes that hold the addresses.
-  template <int kFirstLane>
-  __device__ void copy(const char* cache, int64_t stride_head, uint4* to, float* scales) const {
-    const char* head = cache + work_.at.kv_head * stride_head * a_.kv_bytes;
-    if (!a_.copy_kv) return copy_elements<kFirstLane>(head, to, scales);
+  __device__ void copy(const Cache& cache, uint4* to, float* scales) const {
+    if (!a_.copy_kv) return copy_elements(cache, to, scales);
     if constexpr (Traits::kCacheBytes == 1) {
-      if (a_.p.k_scale != nullptr && lane_ / 16 == kFirstLane / 16 && row() < kRows) {
+      if (cache.scale != nullptr && lane_ < kRows) {
         const bool seen = sees(key_);
-        copy_async<4>(scales + first_row_ + row(), seen ? scale_address() : a_.p.k_scale,
+        copy_async<4>(scales + first_row_ + lane_, seen ? scale_address(cache) : cache.scale,
                       seen ? 4 : 0);
       }
     }
-    const int64_t own = offset();
-    const int row_bytes = static_cast<int>(a_.p.head_dim) * Traits::kCacheBytes;
     to += first_row_ * kChunks;
-#pragma unroll 1  // unrolled, its addresses cost the products registers
-    for (int i = 0; i < kRows * kChunks / kWarpSize; ++i) {
-      const int r = (i * kWarpSize + lane_) / kChunks;
-      const int chunk = (i * kWarpSize + lane_) % kChunks;
-      const int64_t from = shuffle(own, kFirstLane + r);
-      const int left = row_bytes - chunk * kVectorBytes;
+    if (adjacent_) {
+      const char* from = cache.data + page_ * cache.stride_page * Traits::kCacheBytes +
+                         ((slot() - row()) * kChunks + lane_) * kVectorBytes;
+#pragma unroll
+      for (int i = 0; i < kCopies; ++i) {
+        copy_async<kVectorBytes>(to + copy_position<kChunks>(lane_, i),
+                                 from + i * kWarpSize * kVectorBytes);
+      }
+      return;
+    }
+    const int64_t own = offset(cache);
+    const int chunk_begin = lane_ % kChunks * kVectorBytes;
+    const int left = static_cast<int>(a_.p.head_dim) * Traits::kCacheBytes - chunk_begin;
+#pragma unroll 1
+    for (int i = 0; i < kCopies; ++i) {
+      const int64_t from = shuffle(own, (i * kWarpSize + lane_) / kChunks);
       const int valid = from < 0 || left < 0 ? 0 : min(left, kVectorBytes);
-      copy_async<kVectorBytes>(to + chunk_position<kChunks>(r, chunk),
-                               valid > 0 ? head + from + chunk * kVectorBytes : cache, valid);
+      copy_async<kVectorBytes>(to + copy_position<kChunks>(lane_, i),
+                               cache.data + (valid > 0 ? from + chunk_begin : 0), valid);
     }
   }
 
   /// Copies element by element: rows that are not aligned, and types that the kernel does not
   /// multiply. 8-bit elements that become 16-bit ones are multiplied by their scale here.
-  template <int kFirstLane>
-  __device__ void copy_elements(const char* head, uint4* to, float* scales) const {
+  __device__ void copy_elements(const Cache& cache, uint4* to, float* scales) const {
     using T = std::conditional_t<Traits::kCacheBytes == 1, uint8_t, typename Traits::Element>;
     constexpr int kPer = kVectorBytes / static_cast<int>(sizeof(T));
-    const int64_t own = offset();
+    const int64_t own = offset(cache);
     float own_scale = 1.0f;
-    if (a_.p.k_scale != nullptr) own_scale = own >= 0 ? *scale_address() : 0.0f;
+    if (cache.scale != nullptr) own_scale = own >= 0 ? *scale_address(cache) : 0.0f;
     if constexpr (Traits::kCacheBytes == 1) {
-      if (lane_ / 16 == kFirstLane / 16 && row() < kRows) scales[first_row_ + row()] = own_scale;
+      if (lane_ < kRows) scales[first_row_ + lane_] = own_scale;
     }
 #pragma unroll 1
     for (int r = 0; r < kRows; ++r) {
-      const int64_t from = shuffle(own, kFirstLane + r);
-      const float scale = shuffle(own_scale, kFirstLane + r);
+      const int64_t from = shuffle(own, r);
+      const float scale = shuffle(own_scale, r);
 #pragma unroll 1
       for (int i = lane_; i < kChunks * kPer; i += kWarpSize) {
         T value{};
         if (from >= 0 && i < a_.p.head_dim) {
           if constexpr (Traits::kCacheBytes == 1) {
-            value = reinterpret_cast<const T*>(head + from)[i];
+            value = reinterpret_cast<const T*>(cache.data + from)[i];
           } else {
-            value = load_converted<T>(head + from, a_.p.cache_dtype, i, scale);
+            value = load_converted<T>(cache.data + from, a_.p.cache_dtype, i, scale);
           }
         }
         uint4* chunk = to + chunk_position<kChunks>(first_row_ + r, i / kPer);
@@ -151,10 +169,15 @@ class KvCopier {
   const AttentionArguments& a_;
   const Work& work_;
   const int lane_;
-  const int first_row_;  // of the warp, in a key tile
-  int key_;              // of the lane
+  const int first_row_;         // of the warp, in a key tile
+  const Range seen_;            // keys that any row of the tile sees
+  const int32_t* const pages_;  // of the sequence
+  const char *const k_head_, *const v_head_;
+  const float *const k_scale_, *const v_scale_;
+  int key_;  // of the lane
   int page_ = 0;
   int page_ahead_;
+  bool adjacent_ = false;  // the warp's rows of this key tile
 };
 
 }  // namespace lampo::cuda

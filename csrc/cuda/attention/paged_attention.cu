@@ -32,7 +32,8 @@
 //   split keys   66 KB, 3       68 KB, 3       72 KB, 3       70 KB, 3
 //   split rows   35 KB, 2       96 KB, 2       99 KB, 2       67 KB, 2
 //
-// Registers: split keys 102 to 168, head_dim 256 241; split rows 180 to 255.
+// Registers: split keys 122 to 168, head_dim 256 255; split rows 202 to 255. Instructions of the
+// loops: benchmarks/gpu_model.py.
 //
 // deterministic (plan.h): off by default. Off: cuts of a row's keys depend on the batch, through
 // the balance of the plan; equal calls give equal bits. On: split rows serve decode too, and cuts

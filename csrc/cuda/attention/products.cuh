@@ -52,8 +52,9 @@ __device__ inline FragmentA load_q_fragment(const uint4* q, int row, int step, i
 /// Scores of the warp's rows, from `row` on, and its keys, from `key` of the tile on.
 template <class Traits>
 __device__ inline void multiply_q_k(Scores<Traits>& scores, const uint4* q, int row, const uint4* k,
-                                    int key, int lane, const ByteFormat& format) {
+                                    int key, int lane) {
   using T = typename Traits::Element;
+  using Cache = typename Traits::CacheElement;
   constexpr int kChunks = Traits::kKvChunks;
   constexpr int kSteps = 3 - Traits::kCacheBytes;  // of 16 dims, per two chunks of a row
 #pragma unroll
@@ -61,7 +62,7 @@ __device__ inline void multiply_q_k(Scores<Traits>& scores, const uint4* q, int 
 #pragma unroll
     for (int n = 0; n < Traits::kWarpKeys / 8; ++n) scores[m][n] = {};
   }
-#pragma unroll(3 - kSteps)  // more would need too many registers
+#pragma unroll(Traits::kUnrolled)
   for (int pair = 0; pair < kChunks / 2; ++pair) {
     FragmentA a[kSteps][Traits::kRowBlocks];
 #pragma unroll
@@ -85,7 +86,7 @@ __device__ inline void multiply_q_k(Scores<Traits>& scores, const uint4* q, int 
             b = {{reg[2 * half], reg[2 * half + 1]}};
           } else {
             const uint32_t bytes = reg[2 * half + step];
-            b = {{pair_of_bytes<T, 0, 1>(bytes, format), pair_of_bytes<T, 2, 3>(bytes, format)}};
+            b = {{pair_of_bytes<Cache, 0, 1>(bytes), pair_of_bytes<Cache, 2, 3>(bytes)}};
           }
 #pragma unroll
           for (int m = 0; m < Traits::kRowBlocks; ++m) {
@@ -100,8 +101,9 @@ __device__ inline void multiply_q_k(Scores<Traits>& scores, const uint4* q, int 
 /// acc += weights (in `scores`) times the V rows of the warp's keys, from `key` of the tile on.
 template <class Traits>
 __device__ inline void multiply_p_v(Accumulators<Traits>& acc, const Scores<Traits>& scores,
-                                    const uint4* v, int key, int lane, const ByteFormat& format) {
+                                    const uint4* v, int key, int lane) {
   using T = typename Traits::Element;
+  using Cache = typename Traits::CacheElement;
   constexpr int kChunks = Traits::kKvChunks;
 #pragma unroll
   for (int block = 0; block < Traits::kWarpKeys / 16; ++block) {
@@ -128,9 +130,9 @@ __device__ inline void multiply_p_v(Accumulators<Traits>& acc, const Scores<Trai
           for (int m = 0; m < Traits::kRowBlocks; ++m) multiply_add<T>(acc[m][n], a[m], b);
         } else {
           const FragmentB even{
-              {pair_of_bytes<T, 0, 2>(first, format), pair_of_bytes<T, 0, 2>(second, format)}};
+              {pair_of_bytes<Cache, 0, 2>(first), pair_of_bytes<Cache, 0, 2>(second)}};
           const FragmentB odd{
-              {pair_of_bytes<T, 1, 3>(first, format), pair_of_bytes<T, 1, 3>(second, format)}};
+              {pair_of_bytes<Cache, 1, 3>(first), pair_of_bytes<Cache, 1, 3>(second)}};
 #pragma unroll
           for (int m = 0; m < Traits::kRowBlocks; ++m) {
             multiply_add<T>(acc[m][2 * n], a[m], even);

@@ -2,8 +2,10 @@
 // Launch of a kernel of kernel.cuh from Params: the template, the grid, the plan.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cfloat>
+#include <climits>
 #include <cmath>
 
 #include "common/dispatch.h"
@@ -14,7 +16,8 @@
 
 namespace lampo::cuda {
 
-inline AttentionArguments make_arguments(const PagedAttentionParams& p, const Plan& plan) {
+template <class Traits>
+AttentionArguments make_arguments(const PagedAttentionParams& p, const Plan& plan) {
   const double scale = p.softmax_scale, cap = p.soft_cap;
   const double factor = cap > 0 ? 1.0 : std::fabs(scale) * 1.4426950408889634;
   const int kv_bytes = size_of(p.cache_dtype);
@@ -23,6 +26,11 @@ inline AttentionArguments make_arguments(const PagedAttentionParams& p, const Pl
            rows_aligned(cache, slot, kv_bytes);
   };
   const bool as_it_is = p.cache_dtype == p.dtype || (kv_bytes == 1 && p.dtype == DType::kBF16);
+  const bool copy_kv =
+      as_it_is &&
+      cache_aligned(p.k_cache, p.stride_k_cache_page, p.stride_k_cache_head,
+                    p.stride_k_cache_slot) &&
+      cache_aligned(p.v_cache, p.stride_v_cache_page, p.stride_v_cache_head, p.stride_v_cache_slot);
   return {
       .p = p,
       .plan = plan,
@@ -32,12 +40,12 @@ inline AttentionArguments make_arguments(const PagedAttentionParams& p, const Pl
       .cap_outer = static_cast<float>(cap * 1.4426950408889634),
       .q_flip = scale < 0 ? 0x80008000u : 0u,
       .page_shift = std::countr_zero(static_cast<uint64_t>(p.page_size)),
+      .last_page = static_cast<int>(std::min<int64_t>(p.num_pages - 1, INT_MAX)),
       .kv_bytes = kv_bytes,
-      .copy_kv = as_it_is &&
-                 cache_aligned(p.k_cache, p.stride_k_cache_page, p.stride_k_cache_head,
-                               p.stride_k_cache_slot) &&
-                 cache_aligned(p.v_cache, p.stride_v_cache_page, p.stride_v_cache_head,
-                               p.stride_v_cache_slot),
+      .copy_kv = copy_kv,
+      .adjacent_rows =
+          copy_kv && p.head_dim == Traits::kHeadDim && p.stride_k_cache_slot == Traits::kHeadDim &&
+          p.stride_v_cache_slot == Traits::kHeadDim && p.page_size >= Traits::kRowsPerCopier,
       .vector_q = rows_aligned(p.q, p.stride_q_token, 2) && rows_aligned(p.q, p.stride_q_head, 2),
       .vector_out =
           rows_aligned(p.out, p.stride_out_token, 2) && rows_aligned(p.out, p.stride_out_head, 2),
@@ -75,7 +83,7 @@ Plan run_tiles_of(const PagedAttentionParams& p, int device, Stream stream) {
           .grid = dim3(static_cast<unsigned>(num_blocks)),
           .block = dim3(Traits::kThreads),
           .shared_bytes = kSharedBytes},
-         paged_attention_kernel<Traits>, make_arguments(p, plan));
+         paged_attention_kernel<Traits>, make_arguments<Traits>(p, plan));
   return plan;
 }
 
@@ -84,14 +92,15 @@ Plan run_tiles(const PagedAttentionParams& p, int device, Stream stream) {
   Plan plan;
   dispatch_dtype<BF16, F16>(p.dtype, [&]<class T>() {
     dispatch_int<64, 128, 256>(padded_head_dim(p.head_dim), [&]<int kHeadDim>() {
-      // No such kernel for float16 queries: their 8-bit caches become float16 in the copy.
-      const bool bytes = size_of(p.cache_dtype) == 1 && p.dtype == DType::kBF16;
+      const auto run = [&]<class Cache>() {
+        plan = run_tiles_of<AttentionTraits<T, kHeadDim, Cache, kKind>>(p, device, stream);
+      };
+      // No such kernels for float16 queries: their 8-bit caches become float16 in the copy.
       if constexpr (std::is_same_v<T, BF16>) {
-        if (bytes)
-          return void(plan =
-                          run_tiles_of<AttentionTraits<T, kHeadDim, 1, kKind>>(p, device, stream));
+        if (p.cache_dtype == DType::kI8) return run.template operator()<int8_t>();
+        if (p.cache_dtype == DType::kF8E4M3) return run.template operator()<F8E4M3>();
       }
-      plan = run_tiles_of<AttentionTraits<T, kHeadDim, 2, kKind>>(p, device, stream);
+      run.template operator()<T>();
     });
   });
   return plan;

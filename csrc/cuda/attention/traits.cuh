@@ -9,13 +9,14 @@
 
 namespace lampo::cuda {
 
-/// T: BF16 or F16, the type of q, out and the products. kCacheBytes: bytes of an element of the
-/// cache in shared memory, where it is T (2), or int8 or fp8 (1).
-template <class T, int kHeadDim_, int kCacheBytes_, TileKind kKind_>
+/// T: BF16 or F16, the type of q, out and the products. Cache: an element of the cache in shared
+/// memory, T or, for BF16, int8_t or F8E4M3.
+template <class T, int kHeadDim_, class Cache, TileKind kKind_>
 struct AttentionTraits {
   using Element = T;
+  using CacheElement = Cache;
   static constexpr int kHeadDim = kHeadDim_;  // padded
-  static constexpr int kCacheBytes = kCacheBytes_;
+  static constexpr int kCacheBytes = sizeof(Cache);
   static constexpr TileKind kKind = kKind_;
   static constexpr TileLayout kLayout = tile_layout(kKind, kHeadDim, kCacheBytes);
   static constexpr bool kSplitKeys = kKind == TileKind::kWarpsSplitKeys;
@@ -29,6 +30,10 @@ struct AttentionTraits {
   static constexpr int kRowsPerCopier = kKeys / kWarps;  // of K and of V, per warp
   static constexpr int kKvChunks = kHeadDim * kCacheBytes / kVectorBytes;  // of a row
   static constexpr int kQChunks = kHeadDim * 2 / kVectorBytes;
+  // Unrolled steps of Q K^T, of two chunks each: addresses are constants then. 32 rows of 128 bytes
+  // leave no registers for that.
+  static constexpr bool kRolled = kRowBlocks == 2 && kHeadDim == 128 && kCacheBytes == 1;
+  static constexpr int kUnrolled = kRolled ? 1 : kKvChunks / 2;
   static_assert((kStages & (kStages - 1)) == 0 && kRowsPerCopier <= 16);
 };
 
@@ -49,6 +54,15 @@ __device__ inline int chunk_of_pair(int lane, int pair, int odd) {
   constexpr int kMask = kChunks >= 8 ? 7 : 3;
   const int of_lane = odd ^ (lane % 8 >> kShift & kMask);
   return ((2 * pair & kMask) ^ of_lane) + (2 * pair & ~kMask);
+}
+
+/// Position of chunk kWarpSize * i + `lane` of rows that begin at a multiple of eight.
+template <int kChunks>
+__device__ inline int copy_position(int lane, int i) {
+  constexpr int kShift = kChunks >= 8 ? 0 : 1;
+  constexpr int kMask = kChunks >= 8 ? 7 : 3;
+  const int of_lane = chunk_position<kChunks>(lane / kChunks, lane % kChunks);
+  return i * kWarpSize + (of_lane ^ (i * (kWarpSize / kChunks) >> kShift & kMask));
 }
 
 template <class Traits>
@@ -95,10 +109,12 @@ struct AttentionArguments {
   float cap_outer;
   uint32_t q_flip;  // sign bits: softmax_scale is negative
   int page_shift;
-  int kv_bytes;     // of an element of the cache
-  bool copy_kv;     // K and V can be copied unchanged by 16 bytes
-  bool vector_q;    // q can be loaded by 16 bytes
-  bool vector_out;  // out can be stored by vectors
+  int last_page;
+  int kv_bytes;        // of an element of the cache
+  bool copy_kv;        // K and V can be copied unchanged by 16 bytes
+  bool adjacent_rows;  // a warp's rows of a key tile are whole, and neighbours in a page
+  bool vector_q;       // q can be loaded by 16 bytes
+  bool vector_out;     // out can be stored by vectors
 };
 
 }  // namespace lampo::cuda

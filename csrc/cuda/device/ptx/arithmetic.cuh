@@ -45,6 +45,13 @@ __device__ inline uint32_t select_bytes(uint32_t value, uint32_t selector) {
   return result;
 }
 
+/// (a & b) | c, by one instruction whichever of them are constants.
+__device__ inline uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  return result;
+}
+
 /// a b + c of two neighbouring BF16 or F16, rounded once; subnormals count.
 template <class T>
 __device__ inline uint32_t multiply_add_pairs(uint32_t a, uint32_t b, uint32_t c) {

@@ -31,6 +31,8 @@ inline uint32_t select_bytes(uint32_t value, uint32_t selector) {
   return result;
 }
 
+inline uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) { return (a & b) | c; }
+
 template <class T>
 inline uint32_t multiply_add_pairs(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t result = 0;
