@@ -9,7 +9,14 @@ from types import ModuleType
 import pytest
 import torch
 
-from cuda_on_cpu.fixtures import build_for, client, clients, cuda_kernels, simulated_gpu  # noqa: F401
+from cuda_on_cpu.fixtures import (  # noqa: F401
+    build_for,
+    client,
+    clients,
+    cuda_kernels,
+    ptx_client,
+    simulated_gpu,
+)
 from lampo import _C
 from lampo.runtime.device import cuda_info
 
@@ -47,6 +54,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run the GPU tests on the kernels compiled for the CPU",
     )
+    parser.addoption(
+        "--ptx",
+        action="store_true",
+        help="run tests of kernels on the CPU on kernels translated from PTX",
+    )
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -54,6 +66,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         fixtures = {name for item in session.items for name in getattr(item, "fixturenames", ())}
         if "gpu" in fixtures and session.config.getoption("cuda_on_cpu"):
             fixtures.add("cuda_kernels")
+        if "client" in fixtures:
+            fixtures.add("ptx_client" if session.config.getoption("ptx") else "clients")
         with session.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
             build_for(fixtures)
 

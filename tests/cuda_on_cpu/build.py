@@ -2,6 +2,7 @@
 """Builds the CUDA sources for the CPU with Ninja, in build/cuda_on_cpu/: what changed since.
 
 Two programs with a sanitizer each, in which the executor is plain, and a Python module without.
+Where there is nvcc also a plain program, which can run kernels from PTX (ptx/build.py).
 python tests/cuda_on_cpu/build.py     builds all of them and shows how far it is, before pytest
 """
 
@@ -34,23 +35,31 @@ OPS = [
     for path in sorted((ROOT / "csrc").glob(pattern))
     if path.name not in ABSENT
 ]
-PROGRAM = [HERE / "program.cpp", *sorted((HERE / "calls").glob("*.cpp")), *OPS]
+MAIN = [HERE / "program.cpp", *sorted((HERE / "calls").glob("*.cpp"))]
+PROGRAM = [*(path for path in MAIN if path.name != "ptx.cpp"), *OPS]
+TRANSLATED = [
+    HERE / "ptx/runtime" / f"{name}.cpp"
+    for name in ("arithmetic", "launch", "math", "memory", "threads")
+]
 
 SANITIZERS = {
     "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
     "thread": ["-fsanitize=thread"],
 }
 DEFINES = {"address": "-DSIMT_ASAN", "thread": "-DSIMT_TSAN"}
+LIMITS = [
+    "-DLAMPO_WITH_CUDA=1",
+    "-DLAMPO_MAX_BLOCKS=4",  # so that a few rows already make blocks stride
+    "-DLAMPO_SAMPLE_COPY_BYTES=40000",  # and go in turns
+    "-DLAMPO_SAMPLE_THREADS=128",  # and do not take minutes
+]
 # As in CMakeLists.txt, and what nvcc takes for granted: types may alias, unroll is a pragma.
 FLAGS = [
     *("-std=c++20", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
     *("-ffp-contract=off", "-fno-math-errno", "-fno-strict-aliasing", "-fno-omit-frame-pointer"),
     *("-I", str(HERE / "twin"), "-I", str(HERE), "-I", str(ROOT / "csrc")),
     *("-include", "cuda_runtime.h", "-fmax-errors=5"),  # as nvcc does
-    "-DLAMPO_WITH_CUDA=1",
-    "-DLAMPO_MAX_BLOCKS=4",  # so that a few rows already make blocks stride
-    "-DLAMPO_SAMPLE_COPY_BYTES=40000",  # and go in turns
-    "-DLAMPO_SAMPLE_THREADS=128",  # and do not take minutes
+    *LIMITS,
 ]
 EXECUTOR_FLAGS = ["-fno-tree-loop-distribute-patterns"]
 BINDINGS = ("attention", "elementwise", "linear", "sampling", "stream", "tensor_arg")
@@ -61,11 +70,24 @@ MODULE = [
 
 PROGRAMS = {name: FOLDER / name / "cuda_on_cpu" for name in SANITIZERS}
 EXTENSION = FOLDER / "extension" / f"cuda_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
+PLAIN = FOLDER / "plain" / "cuda_on_cpu"
+DEVICE_MATH = HERE / "ptx/device_math.cu"
+# As in cmake/cuda.cmake.
+NVCC_FLAGS = ["-std=c++20", "--fmad=false", "-I", str(ROOT / "csrc"), "-I", str(HERE), *LIMITS]
+ARCHITECTURES = ("sm_80", "sm_90a")
 RULES = """
 rule compile
   command = $launcher $compiler -x c++ -c $in -o $out -MD -MF $out.d $shared $flags
   depfile = $out.d
   deps = gcc
+  description = $out
+rule ptx
+  command = $nvcc -ptx -MD -MF $out.d $shared_ptx $flags $in -o $out
+  depfile = $out.d
+  deps = gcc
+  description = $out
+rule translate_functions
+  command = $python -m cuda_on_cpu.ptx.translate $in $out
   description = $out
 rule link
   command = $compiler $flags $in -o $out
@@ -75,6 +97,15 @@ rule link
 
 def compiler() -> str:
     return os.environ.get("CXX", "g++")
+
+
+def nvcc() -> str | None:
+    return os.environ.get("CUDACXX") or shutil.which("nvcc")
+
+
+def ptx_of(source: Path, architecture: str) -> Path:
+    """The PTX of a CUDA source."""
+    return FOLDER / "ptx" / architecture / f"{source.stem}.ptx"
 
 
 def ninja() -> str | None:
@@ -88,11 +119,16 @@ def build(*targets: Path) -> None:
     Raises:
         RuntimeError: something did not compile.
     """
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with (FOLDER / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one process at a time
-        (FOLDER / "build.ninja").write_text(_rules())
-        command = [ninja() or "ninja", "-C", str(FOLDER), "-j", str(os.cpu_count())]
+    run_ninja(FOLDER, _rules(), *targets)
+
+
+def run_ninja(folder: Path, rules: str, *targets: Path) -> None:
+    """Runs Ninja in a folder, one process at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (folder / "build.ninja").write_text(rules)
+        command = [ninja() or "ninja", "-C", str(folder), "-j", str(os.cpu_count())]
         ran = subprocess.run([*command, *map(str, targets)])
     if ran.returncode != 0:
         raise RuntimeError("tests/cuda_on_cpu does not compile; Ninja has said why")
@@ -104,6 +140,9 @@ def _rules() -> str:
         f"launcher = {shutil.which('ccache') or ''}",
         f"compiler = {compiler()}",
         f"shared = {_words(FLAGS)}",
+        f"nvcc = {nvcc() or ''}",
+        f"shared_ptx = {_words(NVCC_FLAGS)}",
+        f"python = PYTHONPATH={HERE.parent} {sys.executable}",
         RULES,
     ]
 
@@ -129,8 +168,22 @@ def _rules() -> str:
     includes = [pybind11.get_include(), sysconfig.get_path("include")]
     flags = ["-O1", "-fPIC", "-fvisibility=hidden", *EXECUTOR_FLAGS]
     flags += [flag for path in includes for flag in ("-isystem", path)]
-    sources = [*MODULE, *KERNELS, *EXECUTOR, *OPS]
-    link(compile_all(sources, EXTENSION.parent, flags), EXTENSION, ["-shared"])
+    both = compile_all([*KERNELS, *EXECUTOR, *OPS], EXTENSION.parent, flags)
+    link([*compile_all(MODULE, EXTENSION.parent, flags), *both], EXTENSION, ["-shared"])
+    if nvcc() is not None:
+        for architecture in ARCHITECTURES:
+            for source in KERNELS:
+                edge = f"build {_path(ptx_of(source, architecture))}: ptx {_path(source)}"
+                lines.append(f"{edge}\n  flags = -arch={architecture}")
+        ptx, math = (PLAIN.parent / f"device_math.{suffix}" for suffix in ("ptx", "cpp"))
+        lines.append(
+            f"build {_path(ptx)}: ptx {_path(DEVICE_MATH)}\n  flags = -arch=sm_80 -rdc=true"
+        )
+        sources = " ".join(map(_path, sorted((HERE / "ptx").glob("*.py"))))
+        lines.append(f"build {_path(math)}: translate_functions {_path(ptx)} | {sources}")
+        # Exports what translated kernels call.
+        own = compile_all([*MAIN, *TRANSLATED, math], PLAIN.parent, ["-DSIMT_PTX", "-O1"])
+        link([*own, *both], PLAIN, ["-rdynamic", "-ldl"])
     return "\n".join(lines) + "\n"
 
 

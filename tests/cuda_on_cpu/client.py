@@ -39,8 +39,12 @@ class SanitizerReport(Exception):
 class Client:
     """Programs that each do what is asked, at the same time, and must agree to the bit."""
 
-    def __init__(self, *programs: Path) -> None:
-        self._processes = [_Process(program) for program in programs]
+    def __init__(self, *programs: Path | list[str | Path], any_nan: bool = False) -> None:
+        """`programs`: paths, or command lines. `any_nan`: NaNs of different bits agree."""
+        self._any_nan = any_nan
+        self._processes = [
+            _Process([program] if isinstance(program, Path) else program) for program in programs
+        ]
 
     def call(
         self, op: str, /, *, order: str = "forward", **arguments: torch.Tensor | float
@@ -65,7 +69,8 @@ class Client:
             if isinstance(answer, Exception):
                 raise answer
         for tensor, *results in zip(tensors.values(), *answers, strict=True):
-            assert all(data == results[0] for data in results), "the builds differ"
+            for other in results[1:]:
+                assert agree(tensor.dtype, results[0], other, self._any_nan), "the builds differ"
             if results[0]:
                 data = torch.frombuffer(bytearray(results[0]), dtype=torch.uint8)
                 whole(tensor).copy_(data)
@@ -75,11 +80,21 @@ class Client:
             process.close()
 
 
+def agree(dtype: torch.dtype, a: bytes, b: bytes, any_nan: bool) -> bool:
+    """Equal to the bit; with `any_nan` except for NaNs, of which there must be the same ones."""
+    if a == b or not any_nan or not dtype.is_floating_point:
+        return a == b
+    x, y = (torch.frombuffer(bytearray(data), dtype=dtype) for data in (a, b))
+    nan = x.float().isnan()
+    same = x.view(torch.uint8).view(len(x), -1) == y.view(torch.uint8).view(len(y), -1)
+    return torch.equal(nan, y.float().isnan()) and bool((same.all(1) | nan).all())
+
+
 class _Process:
     """One process of a program, started when needed and after a report anew."""
 
-    def __init__(self, program: Path) -> None:
-        self.program = program
+    def __init__(self, command: list[str | Path]) -> None:
+        self.command = command
         self.process: subprocess.Popen[bytes] | None = None
         self.stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the client
 
@@ -94,7 +109,7 @@ class _Process:
             self.stderr.seek(0)
             self.stderr.truncate()
             self.process = subprocess.Popen(
-                [self.program],
+                self.command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self.stderr,

@@ -14,43 +14,52 @@ import pytest
 import torch
 from compare import SENTINEL
 
-from cuda_on_cpu.build import EXTENSION, PROGRAMS, build, compiler, ninja
+from cuda_on_cpu.build import EXTENSION, PLAIN, PROGRAMS, build, compiler, ninja, nvcc
 from cuda_on_cpu.client import Client
 from cuda_on_cpu.device import GPU, cuda_on_cpu
 from cuda_on_cpu.extension import import_extension
+from cuda_on_cpu.ptx.build import build_kernels
+from cuda_on_cpu.ptx.parse import PtxError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-# The fixtures that run what is built, and the targets of build.py that each of them needs.
-NEEDED = {"clients": tuple(PROGRAMS.values()), "cuda_kernels": (EXTENSION,)}
-_failures: dict[str, RuntimeError] = {}
+# The fixtures that run what is built, and what builds it for each of them.
+NEEDED = {
+    "clients": lambda: build(*PROGRAMS.values()),
+    "cuda_kernels": lambda: build(EXTENSION),
+    "ptx_client": lambda: build_kernels(ARCHITECTURE),
+}
+ARCHITECTURE = "sm_90a"  # of the kernels that run from PTX unless told
+_failures: dict[str, Exception] = {}
 
 
-def obstacle() -> str | None:
-    """Why the executor cannot be built or run here."""
+def obstacle(name: str) -> str | None:
+    """Why the executor, or what this fixture needs, cannot be built or run here."""
     if not (ROOT / "csrc").is_dir():
         return "needs the sources"
     if platform.machine() not in ("x86_64", "AMD64") or sys.platform != "linux":
         return "the executor switches stacks on x86-64 Linux only"
     if shutil.which(compiler()) is None or ninja() is None:
         return "needs g++ and ninja"
+    if name == "ptx_client" and nvcc() is None:
+        return "needs nvcc"
     return None
 
 
 def build_for(fixtures: set[str]) -> None:
     """Builds what these fixtures need, before the first test: no test's time limit counts it."""
     for name in NEEDED:
-        if name in fixtures and obstacle() is None:
+        if name in fixtures and obstacle(name) is None:
             print(f"\ntests/cuda_on_cpu: {name}", flush=True)
             try:
-                build(*NEEDED[name])
-            except RuntimeError as error:
+                NEEDED[name]()
+            except (RuntimeError, PtxError) as error:
                 _failures[name] = error
 
 
 def _require(name: str) -> None:
-    why = obstacle()
+    why = obstacle(name)
     if why is not None:
         pytest.skip(why)
     if name in _failures:
@@ -82,9 +91,23 @@ def simulated_gpu(cuda_kernels: ModuleType) -> Iterator[torch.device]:
         yield GPU
 
 
+@pytest.fixture(scope="session")
+def ptx_client() -> Iterator[Client]:
+    """The kernels as g++ compiles them and, beside it, as translated from PTX: they must agree."""
+    _require("ptx_client")
+    client = Client(PLAIN, [PLAIN, build_kernels(ARCHITECTURE)], any_nan=True)
+    yield client
+    client.close()
+
+
 @pytest.fixture
-def client(clients: dict[str, Client]) -> Client:
-    return clients["both"]
+def client(request: pytest.FixtureRequest) -> Client:
+    """The client that tests of an op call: under the sanitizers, or with --ptx from PTX."""
+    if request.config.getoption("ptx"):
+        client: Client = request.getfixturevalue("ptx_client")
+        return client
+    both: Client = request.getfixturevalue("clients")["both"]
+    return both
 
 
 def padded(shape: tuple[int, ...], pad: int, dtype: torch.dtype) -> torch.Tensor:

@@ -20,6 +20,9 @@
 
 #include "calls/call.h"
 #include "simt/executor.h"
+#ifdef SIMT_PTX
+#include "ptx/runtime/launch.h"
+#endif
 #ifdef SIMT_ASAN
 #include <sanitizer/asan_interface.h>
 #endif
@@ -29,8 +32,16 @@ namespace {
 constexpr int kElementBytes[] = {4, 2, 2, 1, 1, 1, 4, 8, 1};  // by DType
 
 void (*find_call(const std::string& name))(const Call&) {
-  for (const Calls* calls :
-       {&kElementwiseCalls, &kAttentionCalls, &kSamplingCalls, &kLinearCalls, &kSelfTestCalls}) {
+  for (const Calls* calls : {
+           &kElementwiseCalls,
+           &kAttentionCalls,
+           &kSamplingCalls,
+           &kLinearCalls,
+           &kSelfTestCalls,
+#ifdef SIMT_PTX
+           &kPtxCalls,
+#endif
+       }) {
     const auto found = calls->find(name);
     if (found != calls->end()) return found->second;
   }
@@ -140,6 +151,10 @@ void answer_call() {
 
 }  // namespace
 
-int main() {
+// An argument of the plain program is a list of kernels to run from PTX (ptx/runtime/launch.h).
+int main([[maybe_unused]] int argc, [[maybe_unused]] char** argv) {
+#ifdef SIMT_PTX
+  if (argc > 1) ptx::run_from_ptx(argv[1]);
+#endif
   for (;;) answer_call();
 }

@@ -38,3 +38,4 @@ extern const Calls kAttentionCalls;
 extern const Calls kSamplingCalls;
 extern const Calls kLinearCalls;
 extern const Calls kSelfTestCalls;
+extern const Calls kPtxCalls;  // of the plain program alone

@@ -43,6 +43,7 @@ struct Thread {
   bool finished = false;
 
   const char* waits_for = nullptr;
+  int place = 0;               // of the instruction that waits, if it is aligned
   Barrier* barrier = nullptr;  // waits for its generation to pass `generation`
   unsigned generation = 0;
 
@@ -96,6 +97,13 @@ void wait_until_resumed(Thread& t, const char* what) {
   t.waits_for = nullptr;
 }
 
+/// Fails if another lane of the warp waits for the same, from another place.
+void check_aligned(const Thread& t, const Thread& other, const char* what) {
+  if (other.place == t.place) return;
+  fail(std::string("is at ") + what + ", " + name(other) +
+       " at another one: an aligned instruction must be the same for a whole warp (divergence?)");
+}
+
 unsigned meet(Barrier& barrier, unsigned expected, const char* what, bool predicate) {
   Thread& t = *state.running;
   const unsigned generation = barrier.generation;
@@ -104,6 +112,10 @@ unsigned meet(Barrier& barrier, unsigned expected, const char* what, bool predic
     fail(std::string("is at ") + what + " while others of its block are at " + barrier.what);
   }
   barrier.what = what;
+  for (unsigned lane = 0; lane < t.warp_size; ++lane) {
+    const Thread& other = t.warp[lane];
+    if (other.barrier == &barrier && other.generation == generation) check_aligned(t, other, what);
+  }
   happens_before(&barrier.order[parity]);
   barrier.held[parity] += predicate;
   if (++barrier.arrived == expected) {
@@ -116,6 +128,7 @@ unsigned meet(Barrier& barrier, unsigned expected, const char* what, bool predic
     wait_until_resumed(t, what);
     t.barrier = nullptr;
   }
+  t.place = 0;
   happens_after(&barrier.order[parity]);
   return barrier.held[parity];
 }
@@ -219,6 +232,8 @@ std::vector<std::unique_ptr<Block>> make_cluster(unsigned number, std::vector<Bl
 
 }  // namespace
 
+RunInstead run_instead = nullptr;
+
 void set_order(Order order) { state.order = order; }
 
 void run_grid(const Grid& grid, void (*kernel)(const void*), const void* arguments) {
@@ -280,6 +295,19 @@ bool in_shared(const void* address, size_t bytes) {
   return shared != nullptr && begin >= shared && begin + bytes <= shared + state.grid.shared_bytes;
 }
 
+bool in_shared_of_cluster(const void* address, size_t bytes) {
+  const auto* begin = static_cast<const unsigned char*>(address);
+  const size_t size = state.grid.shared_bytes;
+  for (const Block* block : *state.running->block->cluster) {
+    if (begin < block->shared + size && begin + bytes > block->shared && size > 0) return true;
+  }
+  return false;
+}
+
+size_t shared_bytes() { return state.grid.shared_bytes; }
+
+void aligned(int place) { state.running->place = place; }
+
 void* map_shared(const void* address, unsigned rank) {
   const Block& block = *state.running->block;
   if (!in_shared(address, 1)) fail("maps an address that is not in its shared memory");
@@ -324,14 +352,17 @@ void exchange_words(const char* what, unsigned mask, const uint64_t* value, int 
       fail(std::string("is at ") + what + ", " + name(other) + " at " + other.waits_for +
            ": the lanes of a mask must call the same function");
     }
+    if (meets) check_aligned(t, other, what);
     all = all && meets;
   }
   if (!all) {
     t.posted = true;
     wait_until_resumed(t, what);
+    t.place = 0;
     return;
   }
   t.waits_for = nullptr;
+  t.place = 0;
   for (unsigned lane = 0; lane < t.warp_size; ++lane) {
     if ((mask >> lane & 1) == 0) continue;
     Thread& reader = t.warp[lane];

@@ -12,6 +12,7 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 struct dim3 {
   unsigned x, y, z;
@@ -39,6 +40,16 @@ void set_order(Order order);
 /// Runs kernel(arguments) in every thread of the grid. Throws Error.
 void run_grid(const Grid& grid, void (*kernel)(const void*), const void* arguments);
 
+/// An argument of a launch.
+struct Argument {
+  const void* value;
+  size_t bytes;
+};
+/// If set, is offered every launch; false: the kernel is to be run as it was compiled.
+using RunInstead = bool (*)(const void* kernel, const Grid& grid,
+                            const std::vector<Argument>& arguments);
+extern RunInstead run_instead;
+
 // The rest is called by the threads of a grid.
 
 dim3 thread_index();
@@ -52,10 +63,18 @@ unsigned cluster_rank();
 
 /// The block's shared memory, of which a kernel is about to use `bytes`: exactly what it asked for.
 void* shared_memory(size_t bytes);
+/// What the block has, the launch asked for.
+size_t shared_bytes();
 /// The address in block `rank` of the cluster that corresponds to `address` in this block's.
 void* map_shared(const void* address, unsigned rank);
 /// Whether [address, address + bytes) is in the shared memory of this thread's block.
 bool in_shared(const void* address, size_t bytes);
+/// Whether any of it is in the shared memory of a block of this thread's cluster.
+bool in_shared_of_cluster(const void* address, size_t bytes);
+
+/// The thread is about to meet others by an instruction that all lanes of its warp must execute
+/// together, in the same place of the program: `place`, not 0, tells places apart.
+void aligned(int place);
 
 /// All threads of a block, or of a cluster, meet. Returns for how many `predicate` held. Threads
 /// that meet must give the same `what`.

@@ -319,6 +319,14 @@ inline cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*k
   }
   using Arguments = std::tuple<std::remove_cv_t<Params>...>;
   const std::pair<void (*)(Params...), Arguments> call{kernel, {std::forward<Args>(args)...}};
+  if (simt::run_instead != nullptr) {
+    const std::vector<simt::Argument> list = std::apply(
+        [](const auto&... values) {
+          return std::vector<simt::Argument>{{&values, sizeof(values)}...};
+        },
+        call.second);
+    if (simt::run_instead(reinterpret_cast<const void*>(kernel), grid, list)) return cudaSuccess;
+  }
   simt::run_grid(
       grid,
       [](const void* at) {

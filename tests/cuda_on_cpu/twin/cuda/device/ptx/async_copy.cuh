@@ -29,16 +29,19 @@ inline void copy_async(void* to_shared, const void* from, int valid = kBytes) {
 
 inline void commit_copies() { simt::commit_copies(); }
 
+/// The bytes of a copy come to where it goes.
+inline void arrive(const simt::Copy& copy) {
+#ifdef SIMT_ASAN
+  __asan_unpoison_memory_region(copy.to, copy.bytes);
+#endif
+  memset(copy.to, 0, copy.bytes);
+  memcpy(copy.to, copy.from, copy.valid);
+}
+
 template <int kPending>
 inline void wait_copies() {
   simt::Copy copy;
-  while (simt::next_arrival(kPending, &copy)) {
-#ifdef SIMT_ASAN
-    __asan_unpoison_memory_region(copy.to, copy.bytes);
-#endif
-    memset(copy.to, 0, copy.bytes);
-    memcpy(copy.to, copy.from, copy.valid);
-  }
+  while (simt::next_arrival(kPending, &copy)) arrive(copy);
 }
 
 }  // namespace lampo::cuda
