@@ -13,7 +13,7 @@ import torch
 from checkpoints import make_checkpoint
 
 import lampo
-from lampo import _C, LLM, SamplingParams
+from lampo import _C, LLM, SamplingParams, ops
 from lampo.cli.main import main
 from lampo.engine.decode_step import DecodeStep, Drawn
 from lampo.engine.request import Sequence
@@ -193,7 +193,10 @@ def test_a_step_with_rows_to_spare(llm):
     exact = runner.decode_step(3).run(sequences)
     untouched = [t[page].clone() for t in pool.cache.paged_tensors()]
     logits = torch.empty(4, llm.config.vocab_size)
-    wide = DecodeStep(runner.model, pool, logits, 40, runner._sampling_workspace())
+    scratch = torch.empty(
+        ops.sampling_workspace_size(llm.config.vocab_size, batch_size=4), dtype=torch.uint8
+    )
+    wide = DecodeStep(runner.model, pool, logits, 40, scratch)
     for rows in (sequences, sequences[:1], sequences):
         found = wide.run(rows)
         assert found.token_ids == exact.token_ids[: len(rows)]

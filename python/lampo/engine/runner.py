@@ -80,6 +80,24 @@ class Runner(Protocol):
         """Decodes, then replays and times it `repeats` times: the ops per replay."""
 
 
+class SamplingWorkspace:
+    """Memory for ops.sample, shared by all decode steps: they run one at a time."""
+
+    def __init__(self, limits: StepLimits, vocab_size: int) -> None:
+        self._limits, self._vocab_size = limits, vocab_size
+        self._memory = torch.empty(0, dtype=torch.uint8, device=limits.device)
+
+    def get(self) -> torch.Tensor:
+        """For any step within the limits, with the current number of threads."""
+        limits = self._limits
+        size = ops.sampling_workspace_size(
+            self._vocab_size, limits.device, batch_size=limits.max_num_seqs
+        )
+        if self._memory.numel() < size:
+            self._memory = self._memory.new_empty(size)
+        return self._memory
+
+
 class ModelRunner:
     """Builds the inputs of a step and runs the model on them.
 
@@ -102,25 +120,25 @@ class ModelRunner:
         # Shared by all steps, which run one at a time; unused rows take no memory on the CPU.
         shape = limits.max_num_seqs, model.config.vocab_size
         self._logits = logits = torch.empty(shape, dtype=torch.float32, device=limits.device)
-        self._workspace = torch.empty(0, dtype=torch.uint8, device=limits.device)
+        workspace = SamplingWorkspace(limits, model.config.vocab_size)
         self._transfer = Transfer(limits.device, prompt_bytes(limits))
         graph_pool = None
         if self._on_gpu:
             model.reserve(limits)
-            self._sampling_workspace()
+            workspace.get()
             graph_pool = torch.cuda.graph_pool_handle()
 
         # A recording is valid for the threads and kernels it was made with.
         @lru_cache(maxsize=max(limits.max_num_seqs, 32))
         def decode_step(
-            batch_size: int, counted: bool, workspace: torch.Tensor, num_threads: int, isa: str
+            batch_size: int, counted: bool, num_threads: int, cpu_isa: str
         ) -> DecodeStep:
-            rows, pages = logits[:batch_size], limits.max_pages_per_seq
+            rows, pages, scratch = logits[:batch_size], limits.max_pages_per_seq, workspace.get()
             if graph_pool is not None:
                 return CudaDecodeStep(
-                    model, pool, rows, pages, workspace, graph_pool, counted=counted
+                    model, pool, rows, pages, scratch, graph_pool, counted=counted
                 )
-            return DecodeStep(model, pool, rows, pages, workspace, counted=counted)
+            return DecodeStep(model, pool, rows, pages, scratch, counted=counted)
 
         self._decode_step = decode_step
 
@@ -157,9 +175,7 @@ class ModelRunner:
         """
         if self._on_gpu:
             batch_size = decode_bucket(batch_size, self.limits.max_num_seqs)
-        return self._decode_step(
-            batch_size, counted, self._sampling_workspace(), _C.num_threads(), _C.cpu_isa()
-        )
+        return self._decode_step(batch_size, counted, _C.num_threads(), _C.cpu_isa())
 
     def decode(self, sequences: list[Sequence], after: DecodeResult | None = None) -> DecodeResult:
         """As :meth:`Runner.decode`."""
@@ -186,16 +202,6 @@ class ModelRunner:
         self.model.reach(max(sequence.num_computed + count for sequence, count in work))
         step = Step(**self._transfer.upload(prompt_arrays(work, last_of, self.pool.page_size)))
         return self.model.forward(step, self.pool.cache)
-
-    def _sampling_workspace(self) -> torch.Tensor:
-        """Memory for ops.sample on any batch, with the current number of threads."""
-        device = self.limits.device
-        size = ops.sampling_workspace_size(
-            self._logits.shape[1], device, batch_size=self.limits.max_num_seqs
-        )
-        if self._workspace.numel() < size:
-            self._workspace = torch.empty(size, dtype=torch.uint8, device=device)
-        return self._workspace
 
 
 def decode_bucket(batch_size: int, max_num_seqs: int) -> int:
