@@ -15,6 +15,7 @@ from cuda_on_cpu.fixtures import (  # noqa: F401
     clients,
     cuda_kernels,
     ptx_client,
+    ptx_program,
     simulated_gpu,
 )
 from lampo import _C

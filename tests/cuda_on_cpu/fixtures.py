@@ -29,6 +29,7 @@ NEEDED = {
     "clients": lambda: build(*PROGRAMS.values()),
     "cuda_kernels": lambda: build(EXTENSION),
     "ptx_client": lambda: build_kernels(ARCHITECTURE),
+    "ptx_program": lambda: build(PLAIN),
 }
 ARCHITECTURE = "sm_90a"  # of the kernels that run from PTX unless told
 _failures: dict[str, Exception] = {}
@@ -42,7 +43,7 @@ def obstacle(name: str) -> str | None:
         return "the executor switches stacks on x86-64 Linux only"
     if shutil.which(compiler()) is None or ninja() is None:
         return "needs g++ and ninja"
-    if name == "ptx_client" and nvcc() is None:
+    if name.startswith("ptx") and nvcc() is None:
         return "needs nvcc"
     return None
 
@@ -96,6 +97,15 @@ def ptx_client() -> Iterator[Client]:
     """The kernels as g++ compiles them and, beside it, as translated from PTX: they must agree."""
     _require("ptx_client")
     client = Client(PLAIN, [PLAIN, build_kernels(ARCHITECTURE)], any_nan=True)
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def ptx_program() -> Iterator[Client]:
+    """The program that runs translated kernels, for small ones (ptx/small.py)."""
+    _require("ptx_program")
+    client = Client(PLAIN)
     yield client
     client.close()
 
