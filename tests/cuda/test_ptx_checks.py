@@ -9,9 +9,9 @@ import torch
 
 from cuda_on_cpu.client import Refused
 from cuda_on_cpu.ptx.parse import PtxError
-from cuda_on_cpu.ptx.small import HEAD, compile_texts, kernel, run
+from cuda_on_cpu.ptx.small import HEAD, compile_text, kernel, run
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]  # compilers, on a busy machine
 
 SHARED = ".shared .align 16 .b8 shared[256];\n"
 OWN = """
@@ -27,7 +27,7 @@ def words(n: int = 64, start: int = 0) -> torch.Tensor:
 
 def launch(program, body, *tensors, threads=32, variables="", directives="", **options):
     text = kernel(body, len(tensors), variables, directives)
-    run(program, compile_texts([text])[0], *tensors, threads=threads, **options)
+    run(program, compile_text(text), *tensors, threads=threads, **options)
 
 
 def refused(program, match, body, *tensors, **options):
@@ -243,7 +243,7 @@ def test_unknown_text(body, match):
     text = kernel(body, 1)
     line = text.split(body)[0].count("\n") + 1
     with pytest.raises(PtxError, match=match.replace("LINE", str(line))):
-        compile_texts([text])
+        compile_text(text)
 
 
 def test_unknown_directives():
@@ -252,7 +252,7 @@ def test_unknown_directives():
         (kernel("", 1, directives=".pragma_of_entry 5"), "not a known directive of a function"),
     ):
         with pytest.raises(PtxError, match=match):
-            compile_texts([text])
+            compile_text(text)
 
 
 # Memory and threads, without faults.

@@ -16,7 +16,7 @@ from cuda_on_cpu.fixtures import padded
 from cuda_on_cpu.ptx.build import build_planted
 from cuda_on_cpu.ptx.parse import PtxError
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]  # compilers, on a busy machine
 
 SELF_TEST = HERE / "kernels/self_test.cu"
 HEADERS = "cuda/device/ptx"

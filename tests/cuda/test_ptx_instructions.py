@@ -16,9 +16,9 @@ import torch
 
 from cuda_on_cpu.ptx import arithmetic
 from cuda_on_cpu.ptx.instruction import find, table
-from cuda_on_cpu.ptx.small import compile_texts, kernel, run
+from cuda_on_cpu.ptx.small import compile_text, kernel, run
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]  # compilers, on a busy machine
 
 N = 256  # values of each operand
 WIDTH = {"pred": 1, "bf16x2": 32, "f16x2": 32}
@@ -423,7 +423,7 @@ GROUPS = [CASES[i : i + 40] for i in range(0, len(CASES), 40)]
 @pytest.mark.parametrize("group", range(len(GROUPS)))
 def test_instructions(ptx_program, group):
     cases = GROUPS[group]
-    (object,) = compile_texts([text_of(cases)])
+    object = compile_text(text_of(cases))
     operands = np.zeros((len(cases), 4, N), dtype=np.uint64)
     given: list[list[list[int]]] = []
     for at, each in enumerate(cases):

@@ -69,8 +69,7 @@ def build_kernels(
     """Builds the chosen kernels, and the program; returns the list that the program is to be given.
 
     Raises:
-        PtxError: a kernel has PTX without a translation.
-        RuntimeError: something did not compile.
+        RuntimeError: something did not compile; PtxError, one of them, for PTX that is not known.
     """
     ptx = [ptx_of(source, architecture) for source in sources]
     build(PLAIN, *ptx)

@@ -80,7 +80,7 @@ def find(opcode: str) -> tuple[Entry, re.Match[str]]:
     """The one entry for an opcode."""
     found = [(entry, match) for entry in table if (match := entry.pattern.fullmatch(opcode))]
     if len(found) != 1:
-        raise Unsupported(f"{len(found)} translations")
+        raise Unsupported("unknown" if not found else "two entries of the table match")
     return found[0]
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -44,18 +45,17 @@ ret;
 """
 
 
-def compile_texts(texts: list[str]) -> list[Path]:
-    """The object file of each text's one kernel."""
+@cache
+def compile_text(text: str) -> Path:
+    """The object file of the text's one kernel."""
     OBJECTS.mkdir(parents=True, exist_ok=True)
-    kernels = []
-    for text in texts:
-        module = parse_text(text, "kernel.ptx")
-        translated = translate_kernel(module, module.kernels[0])
-        hash = hashlib.sha256(translated.encode()).hexdigest()[:16]
-        (OBJECTS / f"{hash}.cpp").write_text(translated)
-        kernels.append(Translated("kernel", "kernel.ptx", 0, hash))
-    compile_kernels(kernels)
-    return [translated.object for translated in kernels]
+    module = parse_text(text, "kernel.ptx")
+    translated = translate_kernel(module, module.kernels[0])
+    hash = hashlib.sha256(translated.encode()).hexdigest()[:16]
+    (OBJECTS / f"{hash}.cpp").write_text(translated)
+    kernel = Translated("kernel", "kernel.ptx", 0, hash)
+    compile_kernels([kernel])
+    return kernel.object
 
 
 def run(client: Client, object: Path, *tensors: torch.Tensor, threads: int, **options: int) -> None:
