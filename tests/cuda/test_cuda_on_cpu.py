@@ -115,14 +115,6 @@ def test_matrix_product(client, dtype, by_ldmatrix):
         multiply(client, dtype, by_ldmatrix, 1)
 
 
-def test_matrix_loads(client):
-    """Of row r, register i of lane 4 g + t has the two halves t if r = 8 i + g."""
-    x = torch.randint(-(2**31), 2**31, (2, 4, 8, 4), dtype=torch.int32)
-    out = torch.zeros(2, 4, 32, dtype=torch.int32)
-    client.call("load_twice", x=x, out=out)
-    assert torch.equal(out, x.flatten(2))
-
-
 def warp_functions(client: Client, fault: int) -> torch.Tensor:
     x, out = torch.arange(32, dtype=torch.int32) - 16, torch.zeros(9, 32, dtype=torch.int32)
     client.call("warp_functions", x=x, out=out, fault=fault)

@@ -112,7 +112,8 @@ __global__ void multiply_kernel(const uint32_t* a, const uint32_t* b, C* out, bo
   for (int i = 0; i < 4; ++i) out[(g + 8 * (i / 2)) * 8 + 2 * t + i % 2] = sum.value[i];
 }
 
-/// Two loads by ldmatrix from the same addresses. A lane gives the address of the row that it wrote.
+/// Two loads by ldmatrix from the same addresses. A barrier of the warp would have to come before and
+/// after each of them; without one a compiler shows what it makes of ldmatrix alone.
 __global__ void load_twice_kernel(const uint4* x, uint32_t* out) {
   auto& storage = shared_storage<MultiplyStorage>();
   const int lane = static_cast<int>(threadIdx.x);

@@ -25,8 +25,9 @@ void stage_sum(const float* x, float* out, int tiles, int n, int fault);
 void multiply(DType dtype, const void* a, const void* b, void* out, bool by_ldmatrix, int fault);
 
 /// out [2, 4, 32]: registers of ldmatrix of the rows x [2, 32, 16 bytes], each 32 from the same
-/// shared memory. The fault is one of assembly (tests/cuda/test_ptx_faults.py): without "memory" the
-/// compiler drops the first rows, which no code that it knows of reads.
+/// shared memory. A race: the result is that of the executor's order of lanes, on both routes. The
+/// fault is one of assembly (tests/cuda/test_ptx_faults.py): without "memory" the compiler drops the
+/// first rows as unread.
 void load_twice(const void* x, uint32_t* out);
 
 /// out [9, 32]: shuffles, votes and reductions of x [32].
