@@ -15,6 +15,7 @@ from cuda_on_cpu.fixtures import (  # noqa: F401
     clients,
     cuda_kernels,
     ptx_client,
+    ptx_program,
     simulated_gpu,
 )
 from lampo import _C
@@ -56,7 +57,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption(
         "--ptx",
-        action="store_true",
+        nargs="?",
+        const="sm_90a",
+        metavar="ARCHITECTURE",
         help="run tests of kernels on the CPU on kernels translated from PTX",
     )
 
@@ -68,8 +71,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             fixtures.add("cuda_kernels")
         if "client" in fixtures:
             fixtures.add("ptx_client" if session.config.getoption("ptx") else "clients")
+        if session.config.getoption("ptx"):
+            fixtures.discard("clients")
         with session.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-            build_for(fixtures)
+            build_for(fixtures, session.config.getoption("ptx") or "sm_90a")
 
 
 @pytest.fixture

@@ -198,6 +198,11 @@ def _words(flags: list[str]) -> str:
 
 if __name__ == "__main__":
     try:
-        build()
+        build(*PROGRAMS.values(), EXTENSION)
+        if nvcc() is not None:
+            sys.path.insert(0, str(HERE.parent))
+            from cuda_on_cpu.ptx.build import build_kernels
+
+            build_kernels("sm_90a")
     except RuntimeError as error:
         sys.exit(f"build.py: {error}")

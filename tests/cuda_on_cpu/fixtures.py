@@ -6,7 +6,7 @@ from __future__ import annotations
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -19,19 +19,19 @@ from cuda_on_cpu.client import Client
 from cuda_on_cpu.device import GPU, cuda_on_cpu
 from cuda_on_cpu.extension import import_extension
 from cuda_on_cpu.ptx.build import build_kernels
-from cuda_on_cpu.ptx.parse import PtxError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-# The fixtures that run what is built, and what builds it for each of them.
-NEEDED = {
-    "clients": lambda: build(*PROGRAMS.values()),
-    "cuda_kernels": lambda: build(EXTENSION),
-    "ptx_client": lambda: build_kernels(ARCHITECTURE),
+# The fixtures that run what is built, and what builds it for each of them; the argument is the
+# architecture of the kernels that run from PTX.
+NEEDED: dict[str, Callable[[str], object]] = {
+    "clients": lambda _: build(*PROGRAMS.values()),
+    "cuda_kernels": lambda _: build(EXTENSION),
+    "ptx_client": build_kernels,
+    "ptx_program": lambda _: build(PLAIN),
 }
-ARCHITECTURE = "sm_90a"  # of the kernels that run from PTX unless told
-_failures: dict[str, Exception] = {}
+_failures: dict[str, RuntimeError] = {}
 
 
 def obstacle(name: str) -> str | None:
@@ -42,19 +42,19 @@ def obstacle(name: str) -> str | None:
         return "the executor switches stacks on x86-64 Linux only"
     if shutil.which(compiler()) is None or ninja() is None:
         return "needs g++ and ninja"
-    if name == "ptx_client" and nvcc() is None:
+    if name.startswith("ptx") and nvcc() is None:
         return "needs nvcc"
     return None
 
 
-def build_for(fixtures: set[str]) -> None:
+def build_for(fixtures: set[str], architecture: str) -> None:
     """Builds what these fixtures need, before the first test: no test's time limit counts it."""
     for name in NEEDED:
         if name in fixtures and obstacle(name) is None:
             print(f"\ntests/cuda_on_cpu: {name}", flush=True)
             try:
-                NEEDED[name]()
-            except (RuntimeError, PtxError) as error:
+                NEEDED[name](architecture)
+            except RuntimeError as error:
                 _failures[name] = error
 
 
@@ -67,8 +67,10 @@ def _require(name: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def clients() -> Iterator[dict[str, Client]]:
+def clients(request: pytest.FixtureRequest) -> Iterator[dict[str, Client]]:
     """One for each sanitizer, and "both"."""
+    if request.config.getoption("ptx"):
+        pytest.skip("is about the sanitizers")
     _require("clients")
     clients = {name: Client(program) for name, program in PROGRAMS.items()}
     clients["both"] = Client(*PROGRAMS.values())
@@ -92,10 +94,20 @@ def simulated_gpu(cuda_kernels: ModuleType) -> Iterator[torch.device]:
 
 
 @pytest.fixture(scope="session")
-def ptx_client() -> Iterator[Client]:
+def ptx_client(request: pytest.FixtureRequest) -> Iterator[Client]:
     """The kernels as g++ compiles them and, beside it, as translated from PTX: they must agree."""
     _require("ptx_client")
-    client = Client(PLAIN, [PLAIN, build_kernels(ARCHITECTURE)], any_nan=True)
+    kernels = build_kernels(request.config.getoption("ptx") or "sm_90a")
+    client = Client(PLAIN, [PLAIN, kernels], any_nan=True)
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def ptx_program() -> Iterator[Client]:
+    """The program that runs translated kernels, for small ones (ptx/small.py)."""
+    _require("ptx_program")
+    client = Client(PLAIN)
     yield client
     client.close()
 

@@ -28,6 +28,8 @@ const Calls kSelfTestCalls = {
        self_test::multiply(c["a"].dtype, c["a"].data, c["b"].data, c["out"].data,
                            c.integer("by_ldmatrix") != 0, c.integer("fault"));
      }},
+    {"load_twice",
+     [](const Call& c) { self_test::load_twice(c["x"].data, c["out"].ptr<uint32_t>()); }},
     {"warp_functions",
      [](const Call& c) {
        self_test::warp_functions(c["x"].ptr<int>(), c["out"].ptr<int>(), c.integer("fault"));

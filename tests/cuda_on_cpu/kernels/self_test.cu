@@ -112,6 +112,21 @@ __global__ void multiply_kernel(const uint32_t* a, const uint32_t* b, C* out, bo
   for (int i = 0; i < 4; ++i) out[(g + 8 * (i / 2)) * 8 + 2 * t + i % 2] = sum.value[i];
 }
 
+/// Two loads by ldmatrix from the same addresses. A barrier of the warp would have to come before and
+/// after each of them; without one a compiler shows what it makes of ldmatrix alone.
+__global__ void load_twice_kernel(const uint4* x, uint32_t* out) {
+  auto& storage = shared_storage<MultiplyStorage>();
+  const int lane = static_cast<int>(threadIdx.x);
+  auto* row = reinterpret_cast<uint4*>(storage.a) + lane;
+  uint32_t first[4], second[4];
+  *row = x[lane];
+  load_matrices(first, row);
+  *row = x[kWarpSize + lane];
+  load_matrices(second, row);
+  for (int i = 0; i < 4; ++i) out[i * kWarpSize + lane] = first[i];
+  for (int i = 0; i < 4; ++i) out[(4 + i) * kWarpSize + lane] = second[i];
+}
+
 struct WarpStorage {
   int value[kWarpSize];
 };
@@ -217,6 +232,11 @@ void multiply(DType dtype, const void* a, const void* b, void* out, bool by_ldma
     launch(at, multiply_kernel<int8_t, int32_t>, left, right, static_cast<int32_t*>(out),
            by_ldmatrix, fault);
   }
+}
+
+void load_twice(const void* x, uint32_t* out) {
+  launch(launch_of("load_twice", 1, 32, sizeof(MultiplyStorage)), load_twice_kernel,
+         static_cast<const uint4*>(x), out);
 }
 
 void warp_functions(const int* x, int* out, int fault) {

@@ -24,6 +24,12 @@ void stage_sum(const float* x, float* out, int tiles, int n, int fault);
 /// 1: registers 1 and 2 of A swapped.
 void multiply(DType dtype, const void* a, const void* b, void* out, bool by_ldmatrix, int fault);
 
+/// out [2, 4, 32]: registers of ldmatrix of the rows x [2, 32, 16 bytes], each 32 from the same
+/// shared memory. A race: the result is that of the executor's order of lanes, on both routes. The
+/// fault is one of assembly (tests/cuda/test_ptx_faults.py): without "memory" the compiler drops the
+/// first rows as unread.
+void load_twice(const void* x, uint32_t* out);
+
 /// out [9, 32]: shuffles, votes and reductions of x [32].
 /// 1: a lane leaves first, 2: two halves of a warp call different functions with one mask,
 /// 3: __syncwarp left out between a lane's write and its neighbour's read.

@@ -16,7 +16,19 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
-from cuda_on_cpu.build import FOLDER, HERE, KERNELS, PLAIN, build, compiler, ptx_of, run_ninja
+from cuda_on_cpu.build import (
+    FOLDER,
+    HERE,
+    KERNELS,
+    NVCC_FLAGS,
+    PLAIN,
+    ROOT,
+    build,
+    compiler,
+    nvcc,
+    ptx_of,
+    run_ninja,
+)
 from cuda_on_cpu.ptx.parse import parse
 from cuda_on_cpu.ptx.translate import translate_kernel
 
@@ -57,14 +69,32 @@ def build_kernels(
     """Builds the chosen kernels, and the program; returns the list that the program is to be given.
 
     Raises:
-        PtxError: a kernel has PTX without a translation.
-        RuntimeError: something did not compile.
+        RuntimeError: something did not compile; PtxError, one of them, for PTX that is not known.
     """
     ptx = [ptx_of(source, architecture) for source in sources]
     build(PLAIN, *ptx)
     kernels = [kernel for path in ptx for kernel in translate(path) if chosen(kernel.name)]
     compile_kernels(kernels)
     return write_list(kernels)
+
+
+def build_planted(source: Path, header: str, right: str, wrong: str) -> Path:
+    """The kernels of a source with other text in a header of csrc/; the rest runs as by g++."""
+    text = (ROOT / "csrc" / header).read_text()
+    if right not in text:
+        raise RuntimeError(f"{header} has changed: no {right!r}")
+    text = text.replace(right, wrong)
+    folder = FOLDER / "ptx" / "planted" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    (folder / header).parent.mkdir(parents=True, exist_ok=True)
+    (folder / header).write_text(text)
+    ptx = folder / f"{source.stem}.ptx"
+    command = [nvcc(), "-ptx", "-arch=sm_90a", "-I", folder, *NVCC_FLAGS, source, "-o", ptx]
+    ran = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    if ran.returncode != 0:
+        raise RuntimeError(ran.stderr)
+    kernels = translate(ptx)
+    compile_kernels(kernels)
+    return write_list(kernels, rest="some")
 
 
 def translate(ptx: Path) -> list[Translated]:

@@ -60,7 +60,7 @@ class Entry:
     num_results: int  # the first operands, which are written and not read
 
 
-_table: list[Entry] = []
+table: list[Entry] = []
 
 
 def instruction(
@@ -69,7 +69,7 @@ def instruction(
     """Registers a function for all opcodes that fully match a pattern."""
 
     def register(emit: Emitter) -> Emitter:
-        _table.append(Entry(re.compile(pattern), emit, num_operands, num_results))
+        table.append(Entry(re.compile(pattern), emit, num_operands, num_results))
         return emit
 
     return register
@@ -78,9 +78,9 @@ def instruction(
 @cache
 def find(opcode: str) -> tuple[Entry, re.Match[str]]:
     """The one entry for an opcode."""
-    found = [(entry, match) for entry in _table if (match := entry.pattern.fullmatch(opcode))]
+    found = [(entry, match) for entry in table if (match := entry.pattern.fullmatch(opcode))]
     if len(found) != 1:
-        raise Unsupported(f"{len(found)} translations")
+        raise Unsupported("unknown" if not found else "two entries of the table match")
     return found[0]
 
 

@@ -33,7 +33,7 @@ def pointer(at: Site, operand: str, space: str, bytes: int, access: str) -> str:
         if width == 32 and space != "shared":
             raise Unsupported(f"{operand} of 32 bits outside of shared memory")
     else:
-        if base not in (space, "const" if space == "global" else space):
+        if base != space:
             raise Unsupported(f"{name}, a variable in .{base} memory")
         width = 64
         address = at.operands.read(name, "u64")

@@ -51,7 +51,7 @@ class Memory:
     parameter_bytes: int = 0
     shared: dict[str, int] = field(default_factory=dict)  # address
     shared_bytes: int = 0  # of variables with a size
-    globals: dict[str, str] = field(default_factory=dict)  # C++ name of the array
+    arrays: dict[str, tuple[str, str]] = field(default_factory=dict)  # C++ name, space
 
 
 def lay_out(kernel: Kernel, variables: list[Variable]) -> Memory:
@@ -70,7 +70,7 @@ def lay_out(kernel: Kernel, variables: list[Variable]) -> Memory:
         memory.shared_bytes += variable.bytes
     for number, variable in enumerate(variables):
         if variable.space in ("global", "const"):
-            memory.globals[variable.name] = f"variable{number}"
+            memory.arrays[variable.name] = (f"variable{number}", variable.space)
     return memory
 
 
@@ -166,8 +166,8 @@ class Operands:
             return "param", base, offset
         if base in self.memory.shared:
             return "shared", base, offset
-        if base in self.memory.globals:
-            return "global", base, offset
+        if base in self.memory.arrays:
+            return self.memory.arrays[base][1], base, offset
         if base.startswith("%"):
             return "register", base, offset
         raise Unsupported(f"the address {operand}")
@@ -198,6 +198,6 @@ class Operands:
         if WIDTH[type] == 64:
             if name in memory.parameters:
                 return f"{VALUE[type]}(address_of(parameters) + {memory.parameters[name][0]})"
-            if name in memory.globals:
-                return f"{VALUE[type]}(address_of({memory.globals[name]}))"
+            if name in memory.arrays:
+                return f"{VALUE[type]}(address_of({memory.arrays[name][0]}))"
         raise Unsupported(f"{name} as .{type}")

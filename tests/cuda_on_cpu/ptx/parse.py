@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 
-class PtxError(Exception):
+class PtxError(RuntimeError):
     """PTX that the translator does not know; names the file and the line."""
 
     def __init__(self, file: str, line: int, what: str) -> None:

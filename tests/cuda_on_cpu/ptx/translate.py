@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -112,35 +113,38 @@ def _function(name: str, module: Module, kernel: Kernel, memory: Memory) -> str:
         if isinstance(item, Label):
             lines.append(f"{label(item.name)}:;")
             continue
-        relative = Instruction(
-            item.line - kernel.line, item.opcode, item.operands, item.predicate, item.negated
-        )
+        written = [register for register in writes(kernel, item) if register in flagged]
+        relative = replace(item, line=item.line - kernel.line)
         try:
-            statement = emit(relative, operands)
+            lines.append("  " + _statement(relative, operands, unsafe.get(i, []), written))
         except Unsupported as error:
             raise PtxError(module.file, item.line, f"not supported: {item} ({error})") from None
-        statement += "".join(
-            f" written_{operands.name(register)} = true;"
-            for register in writes(kernel, item)
-            if register in flagged
-        )
-        guard = item.predicate
-        tests = {
-            register: f"if (!written_{operands.name(register)}) "
-            f'unwritten("{register}", {relative.line});'
-            for register in unsafe.get(i, ())
-        }
-        before = tests.pop(guard, "")
-        statement = " ".join([*tests.values(), statement])
-        if guard:
-            statement = f"if ({'!' * item.negated}{operands.name(guard)}) {{ {statement} }}"
-        lines.append(f"  {before}{statement}")
     body = "\n".join(lines)
     declarations = _declarations(operands, kernel, flagged, body)
     return (
         f"void {name}([[maybe_unused]] unsigned char* parameters) {{\n{declarations}{body}\n"
         "  return;\n}\n"
     )
+
+
+def _statement(
+    instruction: Instruction, operands: Operands, unsafe: list[str], written: list[str]
+) -> str:
+    """The C++ of an instruction: tests of registers that may not be written yet, under its
+    predicate the statement, and flags of registers that now are."""
+    tests = {
+        register: f"if (!written_{operands.name(register)}) "
+        f'unwritten("{register}", {instruction.line}); '
+        for register in unsafe
+    }
+    # The predicate is read in any case, the operands only if it holds.
+    before = tests.pop(instruction.predicate, "")
+    statement = "".join(tests.values()) + emit(instruction, operands)
+    statement += "".join(f" written_{operands.name(register)} = true;" for register in written)
+    if instruction.predicate:
+        negation = "!" * instruction.negated
+        statement = f"if ({negation}{operands.name(instruction.predicate)}) {{ {statement} }}"
+    return before + statement
 
 
 def _declarations(operands: Operands, kernel: Kernel, flagged: set[str], body: str) -> str:

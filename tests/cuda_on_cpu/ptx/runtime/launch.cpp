@@ -5,6 +5,7 @@
 #include <dlfcn.h>
 #include <elf.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <map>
@@ -139,7 +140,11 @@ bool run_instead(const void* function, const simt::Grid& grid,
     throw simt::Error("not translated from PTX: " + name);
   }
   Translated& at = found->second;
-  if (at.kernel == nullptr) at.kernel = load(at.object);
+  if (at.kernel == nullptr) {
+    at.kernel = load(at.object);
+    // For tests of what tests launch.
+    if (const char* log = getenv("PTX_LAUNCHED")) std::ofstream(log, std::ios::app) << name << "\n";
+  }
   run(name, at, grid, arguments);
   return true;
 }
