@@ -61,21 +61,21 @@ struct DensePiece {
   uint32_t row[2][sizeof(W) / 2][4];
 };
 
+/// Loads a lane's inputs of a row, zeros after the `left` that the row has.
 template <class W, bool kAligned>
-__device__ inline void load_part(uint32_t (&to)[sizeof(W) / 2][4], const W* row, int64_t begin,
-                                 int64_t size) {
-  if constexpr (kAligned) {  // size is a multiple of 8: parts are whole
+__device__ inline void load_part(uint32_t (&to)[sizeof(W) / 2][4], const W* from, int left) {
+  if constexpr (kAligned) {  // parts are whole
 #pragma unroll
     for (int i = 0; i < static_cast<int>(sizeof(W)) / 2; ++i) {
-      if (begin < size) {
-        load_once(to[i], row + begin + i * 4);
+      if (left > 0) {
+        load_once(to[i], from + i * 4);
       } else {
         to[i][0] = to[i][1] = to[i][2] = to[i][3] = 0;
       }
     }
   } else {
-    const int count = begin < size ? static_cast<int>(min(size - begin, int64_t{kPerRead})) : 0;
-    const auto part = load_elements<W, kPerRead>(row + begin, count);
+    const int count = max(min(left, kPerRead), 0);
+    const auto part = load_elements<W, kPerRead>(from, count);
     memcpy(to, &part, sizeof(part));
   }
 }
@@ -112,21 +112,39 @@ struct DenseProduct {
   const LinearMemory& memory;
   const LinearLane at = {};
 
-  /// A chunk of x: [planes][2][tokens][4] fragments, the inputs 8 t + 4 half ... 8 t + 4 half + 3.
-  __device__ FragmentB* x_part(int chunk, int plane, int half, int token, int t) const {
-    const int num_tokens = static_cast<int>(p.num_tokens);
-    return reinterpret_cast<FragmentB*>(memory.x) +
-           (((chunk * kPlanes + plane) * 2 + half) * num_tokens + token) * 4 + t;
+  struct Source {
+    const W* row[2];  // the lane's first input
+    int left;         // inputs from there on
+  };
+
+  __device__ int chunk_bytes() const {
+    return static_cast<int>(p.num_tokens) * kPlanes * kLinearChunk * 2;
   }
 
-  __device__ Piece load(int64_t first_row, int chunk) const {
-    Piece piece;
+  /// A chunk of x: [planes][2][tokens][4] fragments, the inputs 8 t + 4 half ... 8 t + 4 half + 3.
+  __device__ FragmentB* x_part(unsigned char* chunk, int plane, int half, int token, int t) const {
+    const int num_tokens = static_cast<int>(p.num_tokens);
+    return reinterpret_cast<FragmentB*>(chunk) + ((plane * 2 + half) * num_tokens + token) * 4 + t;
+  }
+
+  __device__ Source source(int64_t first_row, int chunk) const {
+    const int64_t begin = int64_t{chunk} * kLinearChunk + kPerRead * at.t;
+    Source source;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int64_t row = min(first_row + 2 * at.g + i, p.out_features - 1);
-      load_part<W, kAligned>(piece.row[i],
-                             static_cast<const W*>(p.weight) + row * p.stride_weight_row,
-                             int64_t{chunk} * kLinearChunk + kPerRead * at.t, p.in_features);
+      source.row[i] = static_cast<const W*>(p.weight) + row * p.stride_weight_row + begin;
+    }
+    source.left = static_cast<int>(p.in_features - begin);
+    return source;
+  }
+
+  __device__ Piece load(const Source& source, int i) const {
+    const int begin = i * kLinearWarps * kLinearChunk;
+    Piece piece;
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      load_part<W, kAligned>(piece.row[j], source.row[j] + begin, source.left - begin);
     }
     return piece;
   }
@@ -170,7 +188,7 @@ struct DenseProduct {
     for (int plane = 0; plane < kPlanes; ++plane) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        *x_part(part / 4, plane, half, token,
+        *x_part(memory.x + part / 4 * chunk_bytes(), plane, half, token,
                 part % 4) = {{pairs[2 * half][plane], pairs[2 * half + 1][plane]}};
       }
     }
@@ -178,7 +196,7 @@ struct DenseProduct {
 
   /// Order of inputs: columns 2 t, 2 t + 1, 2 t + 8, 2 t + 9 of mma.sync are inputs 8 t ... 8 t +
   /// 3, in a second product 8 t + 4 ... 8 t + 7; its rows g and g + 8 are rows 2 g and 2 g + 1.
-  __device__ void multiply(const Piece (&pieces)[kStrips], int place,
+  __device__ void multiply(const Piece (&pieces)[kStrips], unsigned char* x_chunk,
                            FragmentC<float> (&sum)[kStrips][kTokenTiles]) const {
     constexpr int kW = kWeightPlanes<T, W>;
     const int num_tokens = static_cast<int>(p.num_tokens);
@@ -197,7 +215,7 @@ struct DenseProduct {
           const int token = min(tile * 8 + at.g, num_tokens - 1);  // later columns are ignored
 #pragma unroll
           for (int j = 0; j < kPlanes; ++j) {
-            const FragmentB b = *x_part(place, j, half, token, at.t);
+            const FragmentB b = *x_part(x_chunk, j, half, token, at.t);
 #pragma unroll
             for (int i = 0; i < kW && i + j <= 2; ++i) {
               const FragmentA a = {{left[0][i], left[1][i], left[2][i], left[3][i]}};

@@ -202,27 +202,39 @@ __device__ inline void finish_group(const LinearParams& p, int64_t group, const 
 /// Multiplies all groups of a block. Product has
 ///   x, kNormedTogether                   the LinearInput, and the argument of its norm_rows
 ///   Piece, kInFlight                     a warp's chunk of a strip, and the number in flight
-///   load(row, chunk) -> Piece            loads a chunk of the strip that begins at `row`
+///   Source, source(row, chunk)           where a lane's part of a chunk of the strip that begins at
+///                                        `row` is
+///   load(source, i) -> Piece             loads the warp's chunk, i rounds after a source's
 ///   stage(chunk, num_chunks)             x of these chunks to shared memory, by all threads
-///   multiply(pieces, place, sum)         adds the products of strips' pieces, [kStrips], with the
-///                                        chunk of x at `place` of the slab
+///   chunk_bytes()                        of all tokens' x of a chunk there
+///   multiply(pieces, x, sum)             adds the products of strips' pieces, [kStrips], with the
+///                                        chunk of x at `x`
 /// The registers of a piece are loaded again as soon as it is multiplied, so loads continue over
-/// barriers and from one group to the next.
+/// barriers and from one group to the next. Addresses are computed once per turn; within a turn
+/// their differences are constants.
 template <int kStrips, class Product>
 __device__ inline void multiply_groups(const LinearParams& p, const LinearTile& tile,
                                        const LinearMemory& memory, const Product& product) {
   constexpr int kRounds = Product::kInFlight / kStrips;  // of a turn
   const LinearLane at;
   const int num_chunks = static_cast<int>((p.in_features + kLinearChunk - 1) / kLinearChunk);
+  const int num_rounds = (num_chunks - at.warp + kLinearWarps - 1) / kLinearWarps;  // of this warp
   const int slab_rounds = static_cast<int>(tile.slab_rounds);
+  const int round_bytes = product.chunk_bytes() * kLinearWarps;
   typename Product::Piece pieces[kRounds][kStrips];
-  const auto load = [&](int i, int64_t group, int round) {
-    const int chunk = round * kLinearWarps + at.warp;
-    if (group >= tile.num_groups || chunk >= num_chunks) return;
+  typename Product::Source sources[kStrips];  // of the next turn, which has `left` rounds or more
+  int left = 0;
+  const auto find = [&](int64_t group, int round) {
+    left = group < tile.num_groups ? num_rounds - round : 0;
 #pragma unroll
     for (int r = 0; r < kStrips; ++r) {
-      pieces[i][r] = product.load(strip_row<kStrips>(group, r), chunk);
+      sources[r] = product.source(strip_row<kStrips>(group, r), round * kLinearWarps + at.warp);
     }
+  };
+  const auto load = [&](int i) {
+    if (i >= left) return;
+#pragma unroll
+    for (int r = 0; r < kStrips; ++r) pieces[i][r] = product.load(sources[r], i);
   };
   const auto stage = [&](int round) {
     const int chunk = round * kLinearWarps;
@@ -230,8 +242,9 @@ __device__ inline void multiply_groups(const LinearParams& p, const LinearTile& 
     sync_block();
   };
 
+  find(blockIdx.x, 0);
 #pragma unroll
-  for (int i = 0; i < kRounds; ++i) load(i, blockIdx.x, i);
+  for (int i = 0; i < kRounds; ++i) load(i);
   product.x.template norm_rows<Product::kNormedTogether>(memory.scale);
   if (tile.one_slab) stage(0);
   for (int64_t group = blockIdx.x; group < tile.num_groups; group += gridDim.x) {
@@ -244,13 +257,13 @@ __device__ inline void multiply_groups(const LinearParams& p, const LinearTile& 
       int next_round = round + kRounds;
       int64_t next_group = group;
       if (next_round * kLinearWarps >= num_chunks) next_round = 0, next_group += gridDim.x;
-      const int place = (tile.one_slab ? round : round % slab_rounds) * kLinearWarps;
+      unsigned char* x = memory.x + at.warp * product.chunk_bytes() +
+                         (tile.one_slab ? round : round % slab_rounds) * round_bytes;
 #pragma unroll
       for (int i = 0; i < kRounds; ++i) {
-        if ((round + i) * kLinearWarps + at.warp < num_chunks) {
-          product.multiply(pieces[i], place + i * kLinearWarps + at.warp, sum);
-        }
-        load(i, next_group, next_round + i);
+        if (round + i < num_rounds) product.multiply(pieces[i], x + i * round_bytes, sum);
+        if (i == 0) find(next_group, next_round);
+        load(i);
       }
     }
     finish_group<kStrips>(p, group, at, sum, memory.sums);

@@ -15,9 +15,9 @@
 // Loads in flight: 8 (Q8_0) to 16 (Q4_0) groups per warp, 61 to 74 KB per multiprocessor (an H200
 // needs 25 to 40 KB).
 //
-// Bytes: 18, 20 or 34 per 32 weights. Instructions per group, warp and 8 tokens: about 20, and 12
-// for the weights themselves; at 4.3 TB/s a multiprocessor of an H200 has 62 issue slots per group
-// of Q4_0. Bound by memory, with a margin of two, up to 8 tokens; nearly by instructions for 16.
+// Bytes: 18, 20 or 34 per 32 weights. Instructions by benchmarks/gpu_model.py: 34 (Q8_0) to 76 %
+// (Q4_1) of an H200's issue slots at 4.3 TB/s for up to 8 tokens, which memory bounds; for 16, 52 to
+// 129 %: 4-bit weights are then bound by instructions.
 // Llama-3.1-8B's gate and up [28672, 4096] at 4.3 TB/s:
 //   Q4_0 66 MB  15 us;  Q4_1 73 MB  17 us;  Q8_0 125 MB  29 us
 //
@@ -79,31 +79,41 @@ struct PackedProduct {
   const LinearParams& p;
   const LinearInput& x;
   const LinearMemory& memory;
+  struct Source {
+    const uint8_t *words, *scales;
+  };
+
   const LinearLane at = {};
 
+  __device__ int chunk_bytes() const { return static_cast<int>(p.num_tokens) * kChunkBytes; }
+
   /// A chunk of x: [planes][tokens][4] pairs of words t and 4 + t, then [tokens] scales.
-  __device__ FragmentB* x_part(int chunk, int plane, int token, int t) const {
+  __device__ FragmentB* x_part(unsigned char* chunk, int plane, int token, int t) const {
     const int num_tokens = static_cast<int>(p.num_tokens);
-    auto* from = memory.x + chunk * num_tokens * kChunkBytes;
-    return reinterpret_cast<FragmentB*>(from) + (plane * num_tokens + token) * 4 + t;
+    return reinterpret_cast<FragmentB*>(chunk) + (plane * num_tokens + token) * 4 + t;
   }
-  __device__ GroupScale<Format>* x_scale(int chunk, int token) const {
+  __device__ GroupScale<Format>* x_scale(unsigned char* chunk, int token) const {
     return reinterpret_cast<GroupScale<Format>*>(x_part(chunk, kPlanes, 0, 0)) + token;
   }
 
-  __device__ Piece load(int64_t first_row, int chunk) const {
+  __device__ Source source(int64_t first_row, int chunk) const {
     const int64_t groups = p.in_features / kGroupSize;
     const int64_t last = (p.out_features + kStripRows - 1) / kStripRows - 1;
     const int64_t group = min(first_row / kStripRows, last) * groups + chunk;
     const uint8_t* from = static_cast<const uint8_t*>(p.weight) + group * Group::kBytes;
+    return {from + at.t * kStripRows * 4 + at.g * 8, from + Group::kScaleOffset + at.g * 4};
+  }
+
+  __device__ Piece load(const Source& source, int i) const {
+    const int begin = i * kLinearWarps * Group::kBytes;
     Piece piece = {};
 #pragma unroll
-    for (int i = 0; i < Group::kWords / 4; ++i) {
-      load_once(piece.words[i], from + (4 * i + at.t) * kStripRows * 4 + at.g * 8);
+    for (int j = 0; j < Group::kWords / 4; ++j) {
+      load_once(piece.words[j], source.words + begin + j * 4 * kStripRows * 4);
     }
-    load_once(piece.scales, from + Group::kScaleOffset + at.g * 4);
+    load_once(piece.scales, source.scales + begin);
     if constexpr (Format::kHasMinimum) {
-      load_once(piece.minima, from + Group::kMinimumOffset + at.g * 4);
+      load_once(piece.minima, source.scales + begin + Group::kMinimumOffset - Group::kScaleOffset);
     }
     return piece;
   }
@@ -145,20 +155,21 @@ struct PackedProduct {
     }
     sum = fold_quad(sum, [](int a, int b) { return a + b; });
     if (!valid) return;
+    unsigned char* to = memory.x + chunk * chunk_bytes();
 #pragma unroll
     for (int plane = 0; plane < kPlanes; ++plane) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int word = quarter * 2 + i;
-        x_part(chunk, plane, token, word % 4)->reg[word / 4] = pack_int8(quants[plane] + 4 * i);
+        x_part(to, plane, token, word % 4)->reg[word / 4] = pack_int8(quants[plane] + 4 * i);
       }
     }
     if (quarter > 0) return;
     const float scale = unit / 127.0f;
     if constexpr (Format::kHasMinimum) {
-      *x_scale(chunk, token) = {scale, scale * static_cast<float>(sum)};
+      *x_scale(to, token) = {scale, scale * static_cast<float>(sum)};
     } else {
-      *x_scale(chunk, token) = {scale, -Format::kOffset * sum};
+      *x_scale(to, token) = {scale, -Format::kOffset * sum};
     }
   }
 
@@ -172,7 +183,7 @@ struct PackedProduct {
     }
   }
 
-  __device__ void multiply(const Piece (&pieces)[kStrips], int place,
+  __device__ void multiply(const Piece (&pieces)[kStrips], unsigned char* x_chunk,
                            FragmentC<float> (&sum)[kStrips][kTokenTiles]) const {
     const int num_tokens = static_cast<int>(p.num_tokens);
 #pragma unroll
@@ -182,11 +193,11 @@ struct PackedProduct {
       const int column = min(tile * 8 + at.g, num_tokens - 1);
       FragmentB right[kPlanes];
 #pragma unroll
-      for (int i = 0; i < kPlanes; ++i) right[i] = *x_part(place, i, column, at.t);
+      for (int i = 0; i < kPlanes; ++i) right[i] = *x_part(x_chunk, i, column, at.t);
       GroupScale<Format> of[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        of[i] = *x_scale(place, min(tile * 8 + 2 * at.t + i, num_tokens - 1));
+        of[i] = *x_scale(x_chunk, min(tile * 8 + 2 * at.t + i, num_tokens - 1));
       }
 #pragma unroll
       for (int r = 0; r < kStrips; ++r) {
