@@ -202,8 +202,8 @@ __device__ inline void finish_group(const LinearParams& p, int64_t group, const 
 /// Multiplies all groups of a block. Product has
 ///   x, kNormedTogether                   the LinearInput, and the argument of its norm_rows
 ///   Piece, kInFlight                     a warp's chunk of a strip, and the number in flight
-///   Source, source(row, chunk)           where a lane's part of a chunk of the strip that begins at
-///                                        `row` is
+///   Source, source(row, chunk)           where a lane's part of a chunk is, of the strip that
+///                                        begins at `row`
 ///   load(source, i) -> Piece             loads the warp's chunk, i rounds after a source's
 ///   stage(chunk, num_chunks)             x of these chunks to shared memory, by all threads
 ///   chunk_bytes()                        of all tokens' x of a chunk there
