@@ -31,8 +31,8 @@ struct AttentionTraits {
   static constexpr int kKvChunks = kHeadDim * kCacheBytes / kVectorBytes;  // of a row
   static constexpr int kQChunks = kHeadDim * 2 / kVectorBytes;
   // Unrolled steps of Q K^T, of two chunks each: addresses are constants then. 32 rows of 128 bytes
-  // leave no registers for that, on Blackwell of 256 bytes neither.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  // leave no registers for that; of 256 bytes only on sm_80 and sm_90.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 800 && __CUDA_ARCH__ != 900
   static constexpr bool kRolled = kRowBlocks == 2 && kHeadDim == 128;
 #else
   static constexpr bool kRolled = kRowBlocks == 2 && kHeadDim == 128 && kCacheBytes == 1;
