@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from cuda_on_cpu.build import ARCHITECTURES
 from cuda_on_cpu.fixtures import (  # noqa: F401
     build_for,
     client,
@@ -57,9 +58,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption(
         "--ptx",
-        nargs="?",
-        const="sm_90a",
-        metavar="ARCHITECTURE",
+        choices=ARCHITECTURES,
         help="run tests of kernels on the CPU on kernels translated from PTX",
     )
 

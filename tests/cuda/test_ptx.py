@@ -74,3 +74,5 @@ def test_all(architecture, file, ptx_client, tmp_path):
 def test_short_names():
     name = demangle(["_ZN5lampo4cuda12_GLOBAL__N_113linear_kernelINS_4BF16EfLi3ELi1ELb0EEEvl"])[0]
     assert short_name(f"linear.cu: {name}") == "linear_kernel<BF16, float, 3, 1, false>"
+    name = "activation.cu: void activation_kernel<float, (lampo::Activation)0, true>(long)"
+    assert short_name(name) == "activation_kernel<float, 0, true>"

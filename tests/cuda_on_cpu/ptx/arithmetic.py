@@ -19,7 +19,7 @@ SIGN = {"add": "+", "sub": "-", "mul": "*", "and": "&", "or": "|", "xor": "^"}
 
 
 def unsigned(type: str) -> str:
-    """The type of the same width whose arithmetic wraps."""
+    """The unsigned type of the same width: its arithmetic wraps."""
     return f"u{WIDTH[type]}"
 
 

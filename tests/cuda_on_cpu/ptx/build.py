@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 import subprocess
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -130,7 +131,7 @@ def _translator() -> bytes:
 
 
 def compile_kernels(kernels: list[Translated]) -> None:
-    edges = [f"compiler = {compiler()}", f"flags = {' '.join(FLAGS)}", RULES]
+    edges = [f"compiler = {compiler()}", f"flags = {shlex.join(FLAGS)}", RULES]
     sources = sorted(OBJECTS.glob("*.cpp"))
     edges += [f"build {path.stem}.so: kernel {path.name}" for path in sources]
     wanted = sorted({kernel.object.name for kernel in kernels})
@@ -158,4 +159,5 @@ def demangle(names: list[str]) -> list[str]:
 def short_name(name: str) -> str:
     """As people write it: `linear_kernel<BF16, float, 3, 1, false>`."""
     name = re.sub(r"lampo::(cuda::)?|\(anonymous namespace\)::|^(\w+\.cu: )?void ", "", name)
-    return re.sub(r"\((?:bool|int|long)\)", "", re.sub(r"\(.*\)$", "", name))
+    name = re.sub(r"\([\w:]+\)(?=[\w-])", "", name)  # types of template arguments
+    return re.sub(r"\(.*\)$", "", name)

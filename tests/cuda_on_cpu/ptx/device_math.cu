@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // CUDA's mathematical functions that kernels call, to be translated from PTX: the plain program
-// uses them in place of the C library's, whose last bits differ (math.cpp).
+// uses them in place of the C library's: these differ in the last bits (math.cpp).
 extern "C" {
 __device__ float device_expf(float x) { return expf(x); }
 __device__ float device_logf(float x) { return logf(x); }

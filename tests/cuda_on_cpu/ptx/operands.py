@@ -115,7 +115,7 @@ class Operands:
     def read(self, operand: str, type: str, narrows: bool = False) -> str:
         """The value of a register, number or address as an instruction of this type reads it.
 
-        `narrows`: the register may be wider than the type, whose low bits count.
+        `narrows`: the register may be wider than the type; its low bits count.
         """
         if operand in SPECIAL:
             if VALUE[type] not in ("u32", "s32"):

@@ -33,7 +33,7 @@ using namespace ptx;
 
 
 def translate_kernel(module: Module, kernel: Kernel) -> str:
-    """A C++ file whose `ptx_kernel` describes the kernel. Raises PtxError."""
+    """A C++ file; its `ptx_kernel` describes the kernel. Raises PtxError."""
     memory = lay_out(kernel, module.variables)
     body = _function("run", module, kernel, memory)
     parameters = "".join(
