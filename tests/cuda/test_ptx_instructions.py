@@ -189,11 +189,17 @@ def permute(a: int, b: int, selector: int) -> int:
     return result
 
 
+def look_up(a: int, b: int, c: int, table: int) -> int:
+    bits = [table >> (a >> i & 1) * 4 + (b >> i & 1) * 2 + (c >> i & 1) & 1 for i in range(32)]
+    return sum(bit << i for i, bit in enumerate(bits))
+
+
 for t in ("b32", "b64"):
     case(f"bfi.{t}", f"{t} {t} u8 u8", t, insert(width(t)))
 for t in ("u32", "s32", "u64", "s64"):
     case(f"bfe.{t}", f"{t} u8 u8", t, extract(t))
 case("prmt.b32", "b32 b32 b32", "b32", permute)
+case("lop3.b32", "b32 b32 b32 u8", "b32", look_up)
 
 with np.errstate(all="ignore"):
     for t, number in (("f32", np.float32), ("f64", np.float64)):

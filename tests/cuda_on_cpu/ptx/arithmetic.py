@@ -194,6 +194,12 @@ def _permute(at: Site) -> str:
     return at.write(f"permute_bytes({operands})", "b32")
 
 
+@instruction(r"lop3\.b32", 5)
+def _table(at: Site) -> str:
+    operands = ", ".join(at.read(i, "b32") for i in (1, 2, 3, 4))
+    return at.write(f"look_up_bits({operands})", "b32")
+
+
 ORDER = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 UNSIGNED_ORDER = {"lo": "<", "ls": "<=", "hi": ">", "hs": ">="}
 

@@ -60,4 +60,13 @@ u32 permute_bytes(u32 low, u32 high, u32 selector) {
   return result;
 }
 
+u32 look_up_bits(u32 a, u32 b, u32 c, u32 table) {
+  u32 result = 0;
+  for (u32 i = 0; i < 8; ++i) {
+    const u32 here = ((i & 4) != 0 ? a : ~a) & ((i & 2) != 0 ? b : ~b) & ((i & 1) != 0 ? c : ~c);
+    if ((table >> i & 1) != 0) result |= here;
+  }
+  return result;
+}
+
 }  // namespace ptx

@@ -40,6 +40,8 @@ u32 pack_bf16x2(float high, float low);
 u32 pack_f16x2(float high, float low);
 float widen_f16(u16 bits);
 u32 permute_bytes(u32 low, u32 high, u32 selector);
+/// A bit of the result is bit 4 a + 2 b + c of the table, of the operands' bits at its place.
+u32 look_up_bits(u32 a, u32 b, u32 c, u32 table);
 
 inline float multiply_add(float a, float b, float c) { return std::fmaf(a, b, c); }
 inline double multiply_add(double a, double b, double c) { return std::fma(a, b, c); }
