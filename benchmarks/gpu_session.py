@@ -278,23 +278,10 @@ class Plan:
             # initcheck has to see what torch's kernels write.
             only = ["--kernel-name", "kns=lampo"] if tool != "initcheck" else []
             command = ["compute-sanitizer", "--tool", tool, "--report-api-errors", "no"]
-            command += [
-                "--error-exitcode",
-                "99",
-                *only,
-                sys.executable,
-                "-m",
-                "pytest",
-                "-m",
-                "gpu",
-            ]
+            command += ["--error-exitcode", "99", *only, sys.executable, "-m", "pytest"]
+            command += ["-m", "gpu", "-v", "-p", "no:cacheprovider", *tests]
             # Every tensor has its own allocation, so that accesses beside it are seen.
-            self._session.step(
-                tool,
-                seconds,
-                [*command, *tests],
-                PYTORCH_NO_CUDA_MEMORY_CACHING="1",
-            )
+            self._session.step(tool, seconds, command, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
 
 
 def some_tests(count: int) -> list[str]:

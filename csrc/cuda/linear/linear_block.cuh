@@ -147,6 +147,20 @@ struct LinearInput {
   }
 };
 
+/// Writes an element of out, or adds to it.
+__device__ inline void store_output(const LinearParams& p, int64_t token, int64_t column,
+                                    float value) {
+  const int64_t to = token * p.stride_out_token + column;
+  if (p.accumulate) value += read_float(p.out, p.out_dtype, to);
+  if (p.out_dtype == DType::kF32) {
+    static_cast<float*>(p.out)[to] = value;
+  } else {
+    const uint32_t bits =
+        p.out_dtype == DType::kF16 ? pack_f16(value, 0.0f) : pack_bf16(value, 0.0f);
+    static_cast<uint16_t*>(p.out)[to] = static_cast<uint16_t>(bits);
+  }
+}
+
 /// Adds the warps' sums of a group and writes its part of out.
 template <int kStrips>
 __device__ inline void finish_group(const LinearParams& p, int64_t group, const LinearLane& at,
@@ -187,15 +201,7 @@ __device__ inline void finish_group(const LinearParams& p, int64_t group, const 
     if (column >= columns) continue;
     float value = output(r, token, row);
     if (kStrips == 2 && p.silu_mul) value = value * sigmoid(value) * output(1, token, row);
-    const int64_t to = token * p.stride_out_token + column;
-    if (p.accumulate) value += read_float(p.out, p.out_dtype, to);
-    if (p.out_dtype == DType::kF32) {
-      static_cast<float*>(p.out)[to] = value;
-    } else {
-      const uint32_t bits =
-          p.out_dtype == DType::kF16 ? pack_f16(value, 0.0f) : pack_bf16(value, 0.0f);
-      static_cast<uint16_t*>(p.out)[to] = static_cast<uint16_t>(bits);
-    }
+    store_output(p, token, column, value);
   }
 }
 

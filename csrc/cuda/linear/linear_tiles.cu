@@ -150,18 +150,6 @@ struct TilesProduct {
     }
   }
 
-  __device__ void store(int64_t token, int64_t column, float value) const {
-    const int64_t to = token * p.stride_out_token + column;
-    if (p.accumulate) value += read_float(p.out, p.out_dtype, to);
-    if (p.out_dtype == DType::kF32) {
-      static_cast<float*>(p.out)[to] = value;
-    } else {
-      const uint32_t bits =
-          p.out_dtype == DType::kF16 ? pack_f16(value, 0.0f) : pack_bf16(value, 0.0f);
-      static_cast<uint16_t*>(p.out)[to] = static_cast<uint16_t>(bits);
-    }
-  }
-
   __device__ void finish(const Sums& sums) const {
 #pragma unroll
     for (int m = 0; m < kRowBlocks; ++m) {
@@ -181,10 +169,12 @@ struct TilesProduct {
         for (int n = 0; n < kColumnBlocks; ++n) {
           const int64_t in_strip = 8 * n + lane % 4 * 2 + i % 2;
           if (!p.silu_mul) {
-            if (first + in_strip < p.out_features) store(token, first + in_strip, output(n));
+            if (first + in_strip < p.out_features)
+              store_output(p, token, first + in_strip, output(n));
           } else if (n < kOfGate && first < p.out_features) {
             const float gate = output(n);
-            store(token, first / 2 + in_strip, gate * sigmoid(gate) * output(n + kOfGate));
+            store_output(p, token, first / 2 + in_strip,
+                         gate * sigmoid(gate) * output(n + kOfGate));
           }
         }
       }
