@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from lampo.checks import check_integer
+from lampo.engine.inspector import Inspector
 from lampo.engine.kv_pool import (
     KVPool,
     default_max_model_len,
@@ -36,7 +37,6 @@ from lampo.outputs import RequestOutput, StreamOutput
 from lampo.progress import track_tokens
 from lampo.prompts import Messages, Prompt, message_lists, params_list, prompt_list
 from lampo.runtime.device import cuda_info, resolve_device
-from lampo.runtime.program import OpTiming
 from lampo.sampling_params import SamplingParams, default_fields
 from lampo.text.tokenizer import TooManyTokensError
 
@@ -177,6 +177,7 @@ class LLM:
         sampling_params: SamplingParams | SequenceABC[SamplingParams] | None = None,
         *,
         progress: bool | None = None,
+        use_cache: bool = True,
     ) -> list[RequestOutput]:
         """Continues one or many prompts.
 
@@ -185,6 +186,8 @@ class LLM:
                 special tokens as ordinary text; the model's BOS token is added once.
             sampling_params: for all prompts, or one per prompt.
             progress: show a progress bar on stderr; None: if that is a terminal.
+            use_cache: False computes every sequence from its beginning for every token, one prompt
+                after the other: what the KV cache saves. The tokens are the same.
 
         Returns:
             one result per prompt, in order.
@@ -196,13 +199,13 @@ class LLM:
         start = time.perf_counter()
         listed = prompt_list(prompts)
         params = params_list(sampling_params, len(listed))
-        return self._generate(
-            [
-                self.request(prompt, p, name=f"prompts[{i}]", start_time=start)
-                for i, (prompt, p) in enumerate(zip(listed, params, strict=True))
-            ],
-            progress,
-        )
+        requests = [
+            self.request(prompt, p, name=f"prompts[{i}]", start_time=start)
+            for i, (prompt, p) in enumerate(zip(listed, params, strict=True))
+        ]
+        if not use_cache:
+            return [self.inspector().generate_uncached(request) for request in requests]
+        return self._generate(requests, progress)
 
     def chat(
         self,
@@ -426,26 +429,14 @@ class LLM:
         context = f"the context of {self.max_model_len} leaves room for {room}"
         return TooManyTokensError(count, f"{name}: has {count} tokens, but {context}")
 
-    def replay_decode(self, batch_size: int, depth: int, repeats: int) -> list[list[OpTiming]]:
-        """Replays and times one decode step, for :func:`lampo.profile`.
-
-        Args:
-            batch_size: of the step.
-            depth: tokens per sequence in the cache: random numbers.
-            repeats: replays.
-
-        Returns:
-            the ops per replay, in order.
+    def inspector(self) -> Inspector:
+        """Looks into the model: hidden states, attention weights, logits, the outline of its
+        weights, prefill one token at a time.
 
         Raises:
-            ValueError: the KV cache has no room for these tokens.
+            RuntimeError: the model is closed.
         """
-        params = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
-        token_ids = [0] * (depth + 1)
-        requests = [self.request(token_ids, params, name="depth") for _ in range(batch_size)]
-        shared = self.shared_engine()
-        with shared.lock:
-            return shared.engine.replay_decode([r.sequences[0] for r in requests], repeats)
+        return Inspector(self.shared_engine(), self.request)
 
     def shared_engine(self) -> SharedEngine:
         """The engine of all requests, for a stack that makes the steps itself.
