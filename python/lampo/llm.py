@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as SequenceABC
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -39,6 +39,9 @@ from lampo.prompts import Messages, Prompt, message_lists, params_list, prompt_l
 from lampo.runtime.device import cuda_info, resolve_device
 from lampo.sampling_params import SamplingParams, default_fields
 from lampo.text.tokenizer import TooManyTokensError
+
+if TYPE_CHECKING:
+    from lampo.explain.explanation import Explanation
 
 logger = logging.getLogger("lampo")
 
@@ -258,6 +261,7 @@ class LLM:
         sampling_params: SamplingParams | None = None,
         *,
         on_prompt: Callable[[int, int], None] | None = None,
+        cache_salt: str | None = None,
     ) -> Iterator[StreamOutput]:
         """Continues one prompt and yields its text as it becomes final.
 
@@ -268,13 +272,15 @@ class LLM:
             prompt, sampling_params: as in :meth:`generate`.
             on_prompt: called until the first token is there, once before the first step and then
                 after every step, with the computed tokens of the prompt and their number.
+            cache_salt: as in :meth:`request`.
 
         Raises:
             ValueError, TypeError: as :meth:`generate`, at the call; also for ``n`` other than 1.
         """
         if sampling_params is not None and sampling_params.n != 1:
             raise ValueError(f"n: a stream has one completion, got {sampling_params.n}")
-        return self._stream(self.request(prompt, sampling_params), on_prompt)
+        request = self.request(prompt, sampling_params, cache_salt=cache_salt)
+        return self._stream(request, on_prompt)
 
     def request(
         self,
@@ -428,6 +434,52 @@ class LLM:
     def _too_long(self, name: str, count: str, room: int | None) -> TooManyTokensError:
         context = f"the context of {self.max_model_len} leaves room for {room}"
         return TooManyTokensError(count, f"{name}: has {count} tokens, but {context}")
+
+    def explain(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        system: str | None = None,
+        raw: bool = False,
+        attention_layers: SequenceABC[int] | None = None,
+        command: str | None = None,
+        on_progress: Callable[[str], None] | None = None,
+    ) -> Explanation:
+        """Decodes a prompt, records what happens, and returns it as a page that draws it.
+
+        The run is real, and the page's numbers are the library's: candidates and their
+        probabilities, the draw, times, the cache, what happens inside of the blocks.
+
+        Args:
+            prompt: a text, a user's message to a model with a chat template; or token ids.
+            sampling_params: max_tokens (40 if absent), temperature, top_p, top_k, min_p, seed (0 if
+                absent) and ignore_eos; no others.
+            system: a system message before it.
+            raw: continue the text as it is, without a chat template.
+            attention_layers: whose weights the page has; as many as 1 MB holds, if absent.
+            command: how the page was made, for its last line.
+            on_progress: called with a line on what is being done.
+
+        Raises:
+            ValueError, TypeError: an argument that does not fit; prompt and answer have more than
+                512 tokens together.
+        """
+        from lampo.explain.explanation import Explanation
+        from lampo.explain.record import record
+
+        return Explanation(
+            record(
+                self,
+                prompt if isinstance(prompt, str) else list(prompt),
+                sampling_params,
+                system=system,
+                raw=raw,
+                attention_layers=attention_layers,
+                command=command,
+                on_progress=on_progress,
+            )
+        )
 
     def inspector(self) -> Inspector:
         """Looks into the model: hidden states, attention weights, logits, the outline of its
