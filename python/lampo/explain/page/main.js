@@ -70,4 +70,3 @@ new ResizeObserver(() => {
   resized = requestAnimationFrame(() => render(document.activeElement?.id));
 }).observe(main);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => render());
-addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((details) => { details.open = true; }));
