@@ -113,8 +113,12 @@ void linear(const TensorView& x,       // [num_tokens, in_features] float32, bfl
 
 /// Packed weights (common/formats/formats.h).
 WeightFormat parse_weight_format(const std::string& name);  // its kName, as "q4_0"
-int64_t packed_block_bytes(WeightFormat format);            // of 32 weights of a row in the file
+int64_t packed_block_size(WeightFormat format);  // weights of a block of a row in the file: 32, 256
+int64_t packed_block_bytes(WeightFormat format);  // its bytes
 int64_t packed_strip_bytes(WeightFormat format, int64_t in_features);
+/// Raises unless a weight of this format may have `in_features` columns on a device; `name` is the
+/// argument with the columns.
+void check_packed(const char* name, WeightFormat format, int64_t in_features, Device device);
 void pack_weight(const TensorView& blocks,  // [rows, row_bytes] uint8, as in the file
                  WeightFormat format,
                  const TensorView& out);  // [ceil(rows / 16), strip_bytes] uint8

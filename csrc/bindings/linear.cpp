@@ -44,6 +44,8 @@ void bind_linear(py::module_& m) {
 
   m.def("packed_block_bytes",
         [](const std::string& format) { return packed_block_bytes(parse_weight_format(format)); });
+  m.def("packed_block_size",
+        [](const std::string& format) { return packed_block_size(parse_weight_format(format)); });
   m.def("packed_strip_bytes", [](const std::string& format, int64_t in_features) {
     return packed_strip_bytes(parse_weight_format(format), in_features);
   });

@@ -95,7 +95,8 @@ int64_t bytes_of(const LinearParams& p) {
 }
 int64_t bytes_of(const PackWeightParams& p) {
   const StripLayout layout = strip_layout(p.format, p.in_features);
-  return p.rows * (layout.groups * layout.block_bytes + layout.strip_bytes / kStripRows);
+  return p.rows *
+         (p.in_features / layout.block_size * layout.block_bytes + layout.strip_bytes / kStripRows);
 }
 int64_t bytes_of(const EmbeddingParams& p) {
   return p.num_tokens * p.hidden_size * 2 * size_of(p.dtype);

@@ -85,13 +85,17 @@ LinearParams check_linear(const TensorView& x, int64_t out_features, OptionalTen
   };
 }
 
-void check_groups(const char* name, int64_t in_features) {
-  check_that(
-      in_features > 0 && in_features % kGroupSize == 0, name,
-      "expected in_features to be a positive multiple of 32, got " + std::to_string(in_features));
-}
-
 }  // namespace
+
+void check_packed(const char* name, WeightFormat format, int64_t in_features, Device device) {
+  const StripLayout layout = strip_layout(format, 0);
+  check_that(in_features > 0 && in_features % layout.block_size == 0, name,
+             "expected a positive multiple of " + std::to_string(layout.block_size) +
+                 " columns beside a weight in " + name_of(format) + ", got " +
+                 std::to_string(in_features));
+  check_that(device.type == DeviceType::kCPU || layout.on_cuda, "format",
+             std::string(name_of(format)) + " has kernels for the CPU alone");
+}
 
 WeightFormat parse_weight_format(const std::string& name) {
   WeightFormat found{};
@@ -106,12 +110,12 @@ WeightFormat parse_weight_format(const std::string& name) {
   return found;
 }
 
-int64_t packed_block_bytes(WeightFormat format) {
-  return strip_layout(format, kGroupSize).block_bytes;
-}
+int64_t packed_block_bytes(WeightFormat format) { return strip_layout(format, 0).block_bytes; }
+
+int64_t packed_block_size(WeightFormat format) { return strip_layout(format, 0).block_size; }
 
 int64_t packed_strip_bytes(WeightFormat format, int64_t in_features) {
-  check_groups("in_features", in_features);
+  check_packed("in_features", format, in_features, Device{});
   return strip_layout(format, in_features).strip_bytes;
 }
 
@@ -151,7 +155,7 @@ void pack_weight(const TensorView& blocks, WeightFormat format, const TensorView
   check_that(blocks.shape[1] > 0 && blocks.shape[1] % block_bytes == 0, "blocks",
              "expected rows of whole blocks of " + std::to_string(block_bytes) + " bytes, got " +
                  shape_string(blocks));
-  const int64_t in_features = blocks.shape[1] / block_bytes * kGroupSize;
+  const int64_t in_features = blocks.shape[1] / block_bytes * packed_block_size(format);
   check_shape("out", out,
               {ceil_div(blocks.shape[0], kStripRows), packed_strip_bytes(format, in_features)});
   check_dtype("out", out, {DType::kU8});
@@ -174,7 +178,7 @@ void linear_packed(const TensorView& x, const TensorView& weight, WeightFormat f
   check_shape("out", out, {kAny, kAny});
   const int64_t out_features = options.silu_mul ? 2 * out.shape[1] : out.shape[1];
   LinearParams params = check_linear(x, out_features, bias, options, out, &workspace);
-  check_groups("x", x.shape[1]);
+  check_packed("x", format, x.shape[1], x.device);
   check_shape("weight", weight,
               {ceil_div(out_features, kStripRows), packed_strip_bytes(format, x.shape[1])});
   check_dtype("weight", weight, {DType::kU8});

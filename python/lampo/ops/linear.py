@@ -41,13 +41,14 @@ _embedding_packed = register(
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """A weight in blocks of 32 quants, its rows interleaved by 16 (csrc/common/formats/formats.h).
+    """A weight in blocks of codes, its rows interleaved by 16 (csrc/common/formats/formats.h).
 
-    The same bits as GGUF's blocks, in the order in which the kernels read them.
+    The same numbers as GGUF's blocks, in the order in which the kernels read them.
 
     Attributes:
         data: [ceil(out_features / 16), strip_bytes] uint8.
-        format: "q4_0", "q4_1" or "q8_0".
+        format: "q2_k", "q3_k", "q4_0", "q4_1", "q4_k", "q5_0", "q5_1", "q5_k", "q6_k", "q8_0",
+            "iq4_nl", "iq4_xs" or "mxfp4"; on CUDA "q4_0", "q4_1" or "q8_0".
         shape: (out_features, in_features).
     """
 
@@ -59,8 +60,12 @@ class PackedWeight:
         if not isinstance(self.shape, tuple) or len(self.shape) != 2:
             raise TypeError(f"shape: expected (out_features, in_features), got {shown(self.shape)}")
         rows, columns = (check_size("shape", n) for n in self.shape)
-        if columns == 0 or columns % 32:
-            raise ValueError(f"shape: expected in_features a multiple of 32, got {columns}")
+        block_size = _C.packed_block_size(self.format)
+        if columns == 0 or columns % block_size:
+            raise ValueError(
+                f"shape: expected in_features a multiple of {block_size} for {self.format}, got "
+                f"{columns}"
+            )
         expected = [(rows + 15) // 16, packed_strip_bytes(self.format, columns)]
         if list(tensor("data", self.data, 2).shape) != expected:
             raise ValueError(
@@ -92,7 +97,7 @@ def pack_weight(
 
     Args:
         blocks: [out_features, row_bytes] uint8, rows of GGUF blocks as in the file.
-        format: "q4_0" (18 bytes per 32 weights), "q4_1" (20) or "q8_0" (34).
+        format: as of :class:`PackedWeight`.
         out: [ceil(out_features / 16), strip_bytes] uint8, its rows contiguous, written; allocated
             if absent.
 
@@ -108,7 +113,8 @@ def pack_weight(
         raise ValueError(
             f"blocks: expected [rows, n * {block_bytes}] for {format}, got {tuple(blocks.shape)}"
         )
-    rows, in_features = blocks.shape[0], blocks.shape[1] // block_bytes * 32
+    block_size = _C.packed_block_size(format)
+    rows, in_features = blocks.shape[0], blocks.shape[1] // block_bytes * block_size
     if out is None:
         strip_bytes = packed_strip_bytes(format, in_features)
         out = torch.empty((rows + 15) // 16, strip_bytes, dtype=torch.uint8)
