@@ -113,6 +113,7 @@ void linear(const TensorView& x,       // [num_tokens, in_features] float32, bfl
 
 /// Packed weights (common/formats/formats.h).
 WeightFormat parse_weight_format(const std::string& name);  // its kName, as "q4_0"
+std::vector<std::string> weight_formats(bool on_cuda);      // all names, or those of CUDA's kernels
 int64_t packed_block_size(WeightFormat format);  // weights of a block of a row in the file: 32, 256
 int64_t packed_block_bytes(WeightFormat format);  // its bytes
 int64_t packed_strip_bytes(WeightFormat format, int64_t in_features);

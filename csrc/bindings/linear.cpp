@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <pybind11/stl.h>
+
 #include <string>
 
 #include "bindings/bind.h"
@@ -44,6 +46,7 @@ void bind_linear(py::module_& m) {
 
   m.def("packed_block_bytes",
         [](const std::string& format) { return packed_block_bytes(parse_weight_format(format)); });
+  m.def("weight_formats", [](bool on_cuda) { return weight_formats(on_cuda); });
   m.def("packed_block_size",
         [](const std::string& format) { return packed_block_size(parse_weight_format(format)); });
   m.def("packed_strip_bytes", [](const std::string& format, int64_t in_features) {

@@ -110,6 +110,15 @@ WeightFormat parse_weight_format(const std::string& name) {
   return found;
 }
 
+std::vector<std::string> weight_formats(bool on_cuda) {
+  std::vector<std::string> names;
+  find_format(WeightFormats{}, [&]<class Format>(WeightFormat) {
+    if (!on_cuda || kOnCuda<Format>) names.emplace_back(Format::kName);
+    return false;
+  });
+  return names;
+}
+
 int64_t packed_block_bytes(WeightFormat format) { return strip_layout(format, 0).block_bytes; }
 
 int64_t packed_block_size(WeightFormat format) { return strip_layout(format, 0).block_size; }

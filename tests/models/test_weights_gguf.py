@@ -13,12 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoints import QUANTIZATIONS, interleave_rows, make_gguf, quantized
+from checkpoints import DEQUANTIZED, QUANTIZATIONS, interleave_rows, make_gguf, quantized
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lampo import _C, ops
 from lampo.models.checkpoint import load_checkpoint
-from lampo.weights.formats import QuantizedTensor
+from lampo.models.loader import load_model
+from lampo.models.weight_loader import WeightLoader
+from lampo.weights.formats import GGML_TYPES, QuantizedTensor
 from lampo.weights.gguf import GGUFFile
 
 
@@ -161,7 +164,7 @@ LIES: dict[str, tuple[bytes, str]] = {
     "dim of 0": (gguf_bytes((), [tensor_info("t", [0, 4])]), r"dimensions \[0, 4\]"),
     "dims overflow": (gguf_bytes((), [tensor_info("t", [1 << 33, 1 << 33])]), "do not fit"),
     "dims wrap to 0": (gguf_bytes((), [tensor_info("t", [1 << 32, 1 << 32])]), "do not fit"),
-    "type": (gguf_bytes((), [tensor_info("t", [32], 10)]), "'t': type 10 is not supported"),
+    "type": (gguf_bytes((), [tensor_info("t", [32], 9)]), "'t': type 9 is not supported"),
     "type huge": (gguf_bytes((), [tensor_info("t", [32], 1 << 31)]), "type 2147483648"),
     "block size": (gguf_bytes((), [tensor_info("t", [33], 2)]), "rows of 33 .*q4_0"),
     "offset unaligned": (gguf_bytes((), [tensor_info("t", [1], 0, 4)]), "offset 4 is no multiple"),
@@ -280,7 +283,7 @@ def test_fuzz_arbitrary_bytes(body: bytes, tmp_path: Path) -> None:
     _survives(write(tmp_path, b"GGUF" + U32(3) + struct.pack("<QQ", 1, 2) + body))
 
 
-@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+@pytest.mark.parametrize("quantization", [*QUANTIZATIONS, *DEQUANTIZED])
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_quantization(quantization: str, tied: bool, tmp_path: Path) -> None:
     import gguf
@@ -292,7 +295,7 @@ def test_every_quantization(quantization: str, tied: bool, tmp_path: Path) -> No
         names = checkpoint.names()
         assert ("lm_head.weight" in names) is not tied
         assert set(state) - set(names) == ({"lm_head.weight"} if tied else set())
-        packed = quantization in ("Q4_0", "Q4_1", "Q8_0")
+        packed = quantization not in ("F32", "F16", "BF16")
         kind = gguf.GGMLQuantizationType[quantization]
         raw = {t.name: t for t in gguf.GGUFReader(str(path)).tensors}
         for name in names:
@@ -366,12 +369,40 @@ def test_biases(tmp_path: Path) -> None:
 
 def test_dequantizing_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "m.gguf"
-    make_gguf(path, quantization="Q5_0")
+    make_gguf(path, quantization="IQ2_XS")
     with caplog.at_level(logging.WARNING, "lampo"), load_checkpoint(path) as checkpoint:
-        for name in checkpoint.names():
-            checkpoint.load(name)
-    assert len(caplog.messages) == 1
-    assert caplog.messages[0].startswith("Q5_0: 15 tensors are dequantized to f32 at load: ")
+        load_model(checkpoint)
+    assert caplog.messages == [
+        "IQ2_XS: no kernels for it: tensors are dequantized to bfloat16 at load, in 6.9 times the "
+        "memory"
+    ]
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_formats_of_a_device(on_gpu: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """A GPU's kernels take fewer: the others are dequantized, and said so once."""
+    blocks = torch.zeros(16, 144, dtype=torch.uint8)
+
+    class Source:
+        def load(self, name: str) -> QuantizedTensor:
+            return QuantizedTensor(blocks, "q4_k", (16, 256))
+
+    loader = WeightLoader(Source(), None, on_gpu=on_gpu)
+    with caplog.at_level(logging.WARNING, "lampo"):
+        for _ in range(2):
+            (weight,) = loader.weights(["w"])
+    assert isinstance(weight, torch.Tensor) == on_gpu
+    assert len(caplog.messages) == int(on_gpu)
+
+
+def test_kernels_take_what_files_have() -> None:
+    """Every block type of the kernels is a type of GGUF files, of the same sizes."""
+    types = {t.name: t for t in GGML_TYPES.values()}
+    for name in ops.weight_formats():
+        assert types[name].block_size == _C.packed_block_size(name)
+        assert types[name].block_bytes == _C.packed_block_bytes(name)
+    assert ops.weight_formats("cuda") == ["q4_0", "q4_1", "q8_0"]
+    assert {q.lower() for q in QUANTIZATIONS} - {"f32", "f16", "bf16"} == set(ops.weight_formats())
 
 
 def test_missing_and_wrong_tensors(tmp_path: Path) -> None:
@@ -414,6 +445,8 @@ def test_quantized_tensor_checks_its_arguments() -> None:
     assert QuantizedTensor(blocks, "q4_0", (4, 64)).nbytes == 144
     for arguments in (
         (blocks, "q5_0", (4, 64)),
+        (blocks, "f16", (4, 9)),
+        (blocks, "q9", (4, 64)),
         (blocks, "q4_0", (4, 65)),
         (blocks, "q4_0", (4, 32)),
         (blocks.float(), "q4_0", (4, 64)),

@@ -174,8 +174,8 @@ LAMPO_HOST_DEVICE static inline float decode(int value, float scale, float minim
   return scale * static_cast<float>(value) + minimum;
 }
 
-/// A scale of row `lane`, or with kMinimum a minimum, in units of its block's factor: the set begins
-/// at `from`.
+/// A scale of row `lane`, or with kMinimum a minimum, in units of its block's factor; the set
+/// begins at `from`.
 template <class Format, bool kMinimum>
 LAMPO_HOST_DEVICE static inline float stored_scale(const uint8_t* from, int64_t lane) {
   using formats::ScaleType;

@@ -11,7 +11,7 @@
 //   load<kPhase>(group, words)          unpacks the words of a phase
 //   add<kPhase>(group, words, x, sums)  adds their products with a group of x
 //   to_float(sum, correction)           sum + correction
-//   kCodeBias                           amount added to the codes' values before they are multiplied
+//   kCodeBias                           amount added to codes' values before they are multiplied
 // Integer sums are exact, so the sums of all ISAs are the same.
 #pragma once
 

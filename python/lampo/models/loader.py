@@ -55,7 +55,9 @@ def load_model(
                 f"{layer.attention.head_dim}"
             )
     max_model_len = max_model_len or config.max_position_embeddings
-    loader = WeightLoader(checkpoint, _WEIGHT_DTYPES[dtype], config.norm_eps, max_model_len)
+    loader = WeightLoader(
+        checkpoint, _WEIGHT_DTYPES[dtype], config.norm_eps, max_model_len, on_gpu=on_gpu
+    )
 
     # The largest tensor first: no other copy takes memory yet.
     name = architecture.embedding[0]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -25,6 +26,8 @@ from lampo.models.rope import RopeConfig, RotaryTable
 from lampo.runtime.huge_pages import Arena
 from lampo.weights.formats import QuantizedTensor
 
+logger = logging.getLogger("lampo")
+
 _STRIP_ROWS = 16
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
@@ -44,6 +47,8 @@ class WeightLoader:
             their own dtype.
         norm_eps: epsilon of all norms.
         max_positions: rows of the rotary tables.
+        on_gpu: whether the model is for a GPU, whose kernels take fewer packed formats. A matrix
+            in another format is dequantized to bfloat16, with a warning per format.
     """
 
     def __init__(
@@ -52,12 +57,16 @@ class WeightLoader:
         dtype: torch.dtype | None,
         norm_eps: float = 1e-6,
         max_positions: int = 1,
+        *,
+        on_gpu: bool = False,
     ) -> None:
         self.source = source
         self.dtype = dtype
         self.norm_eps = norm_eps
         self.max_positions = max_positions
         self.prefix = ""
+        self._formats = ops.weight_formats("cuda" if on_gpu else "cpu")
+        self._announced: set[str] = set()
         self._arena = Arena()
         self._rotary_tables: dict[RopeConfig, RotaryTable] = {}
 
@@ -164,12 +173,7 @@ class WeightLoader:
             interleaved: whether to stack two matrices as ops.gate_and_up does.
         """
         names = [f"{self.prefix}{name}.weight" for name in names]
-        tensors = [self.source.load(name) for name in names]
-        if self.dtype is not None:
-            tensors = [
-                (t.dequantize() if isinstance(t, QuantizedTensor) else t).to(self.dtype)
-                for t in tensors
-            ]
+        tensors = [self._converted(self.source.load(name)) for name in names]
         packed = [t for t in tensors if isinstance(t, QuantizedTensor)]
         dense = [t for t in tensors if isinstance(t, torch.Tensor)]
         stackable = not interleaved or all(t.shape[0] % _STRIP_ROWS == 0 for t in tensors)
@@ -183,6 +187,24 @@ class WeightLoader:
             for t in tensors:
                 weights += self._pack([t]) if isinstance(t, QuantizedTensor) else [self._stack([t])]
         return weights
+
+    def _converted(self, tensor: torch.Tensor | QuantizedTensor) -> torch.Tensor | QuantizedTensor:
+        """A matrix in a format that the kernels take."""
+        if isinstance(tensor, torch.Tensor):
+            return tensor if self.dtype is None else tensor.to(self.dtype)
+        if self.dtype is not None:
+            return tensor.dequantize(self.dtype)
+        if tensor.format in self._formats:
+            return tensor
+        if tensor.format not in self._announced:
+            self._announced.add(tensor.format)
+            logger.warning(
+                "%s: no kernels for it: tensors are dequantized to bfloat16 at load, in %.1f times "
+                "the memory",
+                tensor.format.upper(),
+                2 * tensor.shape[0] * tensor.shape[1] / tensor.nbytes,
+            )
+        return tensor.dequantize(torch.bfloat16)
 
     def _vector(self, name: str) -> torch.Tensor:
         """A one-dimensional tensor as float32."""

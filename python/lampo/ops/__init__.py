@@ -19,6 +19,7 @@ from lampo.ops.linear import (
     linear_workspace_size,
     pack_weight,
     packed_strip_bytes,
+    weight_formats,
 )
 from lampo.ops.norm import layer_norm, rms_norm
 from lampo.ops.sample_inputs import SampleInputs
@@ -47,4 +48,5 @@ __all__ = [
     "sampling_workspace_size",
     "silu_mul",
     "token_logprobs",
+    "weight_formats",
 ]

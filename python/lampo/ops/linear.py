@@ -155,6 +155,17 @@ def gate_and_up(gate: _W, up: _W) -> _W:
     return replace(gate, data=data, shape=(2 * gate.shape[0], gate.shape[1]))
 
 
+def weight_formats(device: str = "cpu") -> list[str]:
+    """The packed formats of :class:`PackedWeight` that a device's kernels take.
+
+    Args:
+        device: "cpu" or "cuda".
+    """
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device: expected cpu or cuda, got {shown(device)}")
+    return _C.weight_formats(device == "cuda")
+
+
 def packed_strip_bytes(format: str, in_features: int) -> int:
     """Bytes of 16 rows of a packed weight: the width of ``PackedWeight.data``."""
     check_scalar("format", format, str)
