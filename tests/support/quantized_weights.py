@@ -54,7 +54,7 @@ def random_blocks(
     if format == "mxfp4":
         blocks[..., 0] = torch.randint(115, 125, shape, generator=generator)
     if format == "nvfp4":
-        blocks[..., :4] = torch.randint(0, 60, (*shape, 4), generator=generator)
+        blocks[..., :4] = torch.randint(0, 32, (*shape, 4), generator=generator)
     return blocks.flatten(1)
 
 

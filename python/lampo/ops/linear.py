@@ -60,6 +60,7 @@ class PackedWeight:
         if not isinstance(self.shape, tuple) or len(self.shape) != 2:
             raise TypeError(f"shape: expected (out_features, in_features), got {shown(self.shape)}")
         rows, columns = (check_size("shape", n) for n in self.shape)
+        check_scalar("format", self.format, str)
         block_size = _C.packed_block_size(self.format)
         if columns == 0 or columns % block_size:
             raise ValueError(
