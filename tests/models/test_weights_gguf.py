@@ -417,8 +417,82 @@ def test_missing_and_wrong_tensors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'blk\.1\.[a-z_]+\.weight' has no place"):
         load_checkpoint(path)
     make_gguf(path, metadata={"split.count": 2})
-    with pytest.raises(ValueError, match=r"split\.count = 2"):
+    with pytest.raises(ValueError, match=r"a shard of a split model, expected a name like"):
         load_checkpoint(path)
+
+
+def split(path: Path, tensors_per_shard: int = 5) -> list[Path]:
+    """Splits a GGUF file as gguf-split does, and removes it."""
+    import gguf
+
+    reader = gguf.GGUFReader(str(path))
+    shards = [
+        reader.tensors[i : i + tensors_per_shard]
+        for i in range(0, len(reader.tensors), tensors_per_shard)
+    ]
+    files = []
+    for number, tensors in enumerate(shards):
+        file = path.with_name(f"{path.stem}-{number + 1:05d}-of-{len(shards):05d}.gguf")
+        writer = gguf.GGUFWriter(str(file), "llama")
+        if number == 0:
+            for key, field in reader.fields.items():
+                if not key.startswith(("GGUF.", "general.architecture")):
+                    kinds = field.types
+                    writer.add_key_value(key, field.contents(), kinds[0], *kinds[1:2])
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", len(shards))
+        writer.add_int32("split.tensors.count", len(reader.tensors))
+        for tensor in tensors:
+            writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        files.append(file)
+    path.unlink()
+    return files
+
+
+def test_shards_open_as_one(tmp_path: Path) -> None:
+    """By the name of any of them, or of their folder: the tensors of the whole file."""
+    path = tmp_path / "m.gguf"
+    make_gguf(path, rope="llama3")
+    with load_checkpoint(path) as whole:
+        expected = {name: whole.load(name) for name in whole.names()}
+        config = whole.config
+    shards = split(path)
+    assert len(shards) == 5
+    for place in (shards[0], shards[-1], tmp_path):
+        with load_checkpoint(place) as checkpoint:
+            assert checkpoint.path == shards[0] and checkpoint.config == config
+            assert checkpoint.nbytes == sum(shard.stat().st_size for shard in shards)
+            for name, tensor in expected.items():
+                found = checkpoint.load(name)
+                if isinstance(found, QuantizedTensor):
+                    assert isinstance(tensor, QuantizedTensor)
+                    found, tensor = found.blocks, tensor.blocks
+                assert torch.equal(found, tensor)
+
+
+def test_shards_that_do_not_fit(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    make_gguf(path)
+    shards = split(path)
+    third = shards[2].read_bytes()
+    shards[2].unlink()
+    with pytest.raises(ValueError, match=r"m-00003-of-00004\.gguf: no such file: shard 3 of 4"):
+        load_checkpoint(shards[0])
+    shards[2].write_bytes(shards[1].read_bytes())
+    with pytest.raises(ValueError, match=r"00003-of-00004\.gguf: split.no: expected 2 by its name"):
+        load_checkpoint(tmp_path)
+    shards[2].write_bytes(third)
+    load_checkpoint(tmp_path).close()
+    # A tensor twice: in the shard it belongs to, and under another's name.
+    names = [GGUFFile(shard).shapes() for shard in shards]
+    twice = next(n for n in names[1] if "blk.0" in n and n.replace("blk.0", "blk.1") in names[2])
+    shards[2].write_bytes(third.replace(twice.replace("blk.0", "blk.1").encode(), twice.encode()))
+    with pytest.raises(ValueError, match=r"tensors in all shards, got \d+"):
+        load_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("quantization", ["Q4_0", "Q4_1", "Q8_0"])
