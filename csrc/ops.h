@@ -120,7 +120,10 @@ int64_t packed_strip_bytes(WeightFormat format, int64_t in_features);
 /// Raises unless a weight of this format may have `in_features` columns on a device; `name` is the
 /// argument with the columns.
 void check_packed(const char* name, WeightFormat format, int64_t in_features, Device device);
-void pack_weight(const TensorView& blocks,  // [rows, row_bytes] uint8, as in the file
+void quantize_weight(const TensorView& weight,  // [rows, in_features] float32, bfloat16 or float16
+                     WeightFormat format,
+                     const TensorView& blocks);  // [rows, row_bytes] uint8, as in the file
+void pack_weight(const TensorView& blocks,       // [rows, row_bytes] uint8, as in the file
                  WeightFormat format,
                  const TensorView& out);  // [ceil(rows / 16), strip_bytes] uint8
 int64_t linear_workspace_size(int64_t num_tokens, int64_t in_features);

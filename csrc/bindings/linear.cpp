@@ -38,6 +38,11 @@ void bind_linear(py::module_& m) {
     });
   });
 
+  m.def("quantize_weight", [](py::handle weight, const std::string& format, py::handle blocks) {
+    const TensorArg weight_("weight", weight);
+    const OutArg blocks_("blocks", blocks);
+    without_gil([&] { quantize_weight(weight_, parse_weight_format(format), blocks_); });
+  });
   m.def("pack_weight", [](py::handle blocks, const std::string& format, py::handle out) {
     const TensorArg blocks_("blocks", blocks);
     const OutArg out_("out", out);

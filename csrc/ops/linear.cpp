@@ -155,6 +155,42 @@ void linear(const TensorView& x, const TensorView& weight, OptionalTensor bias,
   on_device(x.device, stream, params, cpu::linear, cuda::linear);
 }
 
+void quantize_weight(const TensorView& weight, WeightFormat format, const TensorView& blocks) {
+  check_shape("weight", weight, {kAny, kAny});
+  check_dtype("weight", weight, {DType::kF32, DType::kBF16, DType::kF16});
+  check_inner_contiguous("weight", weight);
+  check_device("weight", weight, Device{});
+  const int64_t rows = weight.shape[0], in_features = weight.shape[1];
+  check_packed("weight", format, in_features, Device{});
+  bool known = false;
+  std::string names;
+  find_format(WeightFormats{}, [&]<class Format>(WeightFormat value) {
+    if constexpr (CanWrite<Format>) {
+      known = known || value == format;
+      names += std::string(names.empty() ? "" : ", ") + Format::kName;
+    }
+    return false;
+  });
+  check_that(known, "format",
+             "expected one of " + names + " to quantize to, got " + name_of(format));
+  const StripLayout layout = strip_layout(format, in_features);
+  check_shape("blocks", blocks, {rows, in_features / layout.block_size * layout.block_bytes});
+  check_dtype("blocks", blocks, {DType::kU8});
+  check_inner_contiguous("blocks", blocks);
+  check_writable("blocks", blocks);
+  check_device("blocks", blocks, Device{});
+  cpu::quantize_weight({
+      .format = format,
+      .weight_dtype = weight.dtype,
+      .rows = rows,
+      .in_features = in_features,
+      .weight = weight.data,
+      .blocks = blocks.data,
+      .stride_weight_row = weight.stride[0],
+      .stride_blocks_row = blocks.stride[0],
+  });
+}
+
 void pack_weight(const TensorView& blocks, WeightFormat format, const TensorView& out) {
   check_shape("blocks", blocks, {kAny, kAny});
   check_dtype("blocks", blocks, {DType::kU8});

@@ -50,4 +50,28 @@ struct Block {
   }
 }
 
+// The inverses, of what quantize_weight() makes.
+
+static inline void write_nibbles(const uint8_t* codes, uint8_t* to) {
+  for (int i = 0; i < 16; ++i) {
+    to[i] = static_cast<uint8_t>((codes[i] & 15) | (codes[16 + i] & 15) << 4);
+  }
+}
+
+static inline void write_fifth_bits(const uint8_t* codes, uint8_t* to) {
+  memset(to, 0, 4);
+  for (int i = 0; i < 32; ++i) {
+    to[i / 8] = static_cast<uint8_t>(to[i / 8] | (codes[i] >> 4 & 1) << i % 8);
+  }
+}
+
+static inline void write_k_scales(const Block& block, uint8_t* to) {
+  for (int i = 0; i < 4; ++i) {
+    const int s = block.scales[4 + i][0], t = block.minima[4 + i][0];
+    to[i] = static_cast<uint8_t>(block.scales[i][0] | s >> 4 << 6);
+    to[4 + i] = static_cast<uint8_t>(block.minima[i][0] | t >> 4 << 6);
+    to[8 + i] = static_cast<uint8_t>((s & 15) | (t & 15) << 4);
+  }
+}
+
 }  // namespace lampo::formats

@@ -14,6 +14,7 @@
 //   kScaleType            of scales and minima: ScaleType
 //   kHasMinimum           otherwise the minimum is 0 and not stored
 //   read(from, block)     takes a block of the file apart
+//   write(block, to)      its inverse, of formats that quantize_weight() makes
 //
 // A strip is kStripRows = 16 rows. For each block of inputs in turn it holds, with integer scales
 // only, [16 rows] f16 of d (and of m), and then for each group of 32 inputs
@@ -87,6 +88,9 @@ static inline const char* name_of(WeightFormat format) {
   dispatch_format(format, [&]<class Format>() { name = Format::kName; });
   return name;
 }
+
+template <class Format>
+concept CanWrite = requires(const formats::Block& block, uint8_t* to) { Format::write(block, to); };
 
 template <class Format>
 concept HasTable = requires { Format::kTable; };

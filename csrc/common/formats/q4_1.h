@@ -22,6 +22,11 @@ struct Q4_1 {
     memcpy(block.minima[0], from + 2, 2);
     read_nibbles(from + 4, block.codes);
   }
+  static void write(const Block& block, uint8_t* to) {
+    memcpy(to, block.scales[0], 2);
+    memcpy(to + 2, block.minima[0], 2);
+    write_nibbles(block.codes, to + 4);
+  }
 };
 
 }  // namespace lampo::formats

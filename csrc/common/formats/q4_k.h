@@ -26,6 +26,15 @@ struct Q4_K {
       block.codes[i] = from[16 + i / 64 * 32 + i % 32] >> i / 32 % 2 * 4 & 15;
     }
   }
+  static void write(const Block& block, uint8_t* to) {
+    memcpy(to, block.d, 2);
+    memcpy(to + 2, block.m, 2);
+    write_k_scales(block, to + 4);
+    for (int i = 0; i < 128; ++i) {
+      const uint8_t* codes = block.codes + i / 32 * 64 + i % 32;
+      to[16 + i] = static_cast<uint8_t>(codes[0] | codes[32] << 4);
+    }
+  }
 };
 
 }  // namespace lampo::formats

@@ -22,6 +22,11 @@ struct Q5_0 {
     read_nibbles(from + 6, block.codes);
     add_fifth_bits(from + 2, block.codes);
   }
+  static void write(const Block& block, uint8_t* to) {
+    memcpy(to, block.scales[0], 2);
+    write_fifth_bits(block.codes, to + 2);
+    write_nibbles(block.codes, to + 6);
+  }
 };
 
 }  // namespace lampo::formats

@@ -23,6 +23,12 @@ struct Q5_1 {
     read_nibbles(from + 8, block.codes);
     add_fifth_bits(from + 4, block.codes);
   }
+  static void write(const Block& block, uint8_t* to) {
+    memcpy(to, block.scales[0], 2);
+    memcpy(to + 2, block.minima[0], 2);
+    write_fifth_bits(block.codes, to + 4);
+    write_nibbles(block.codes, to + 8);
+  }
 };
 
 }  // namespace lampo::formats

@@ -27,6 +27,20 @@ struct Q5_K {
       block.codes[i] = static_cast<uint8_t>(low | (from[16 + i % 32] >> i / 32 & 1) << 4);
     }
   }
+  static void write(const Block& block, uint8_t* to) {
+    memcpy(to, block.d, 2);
+    memcpy(to + 2, block.m, 2);
+    write_k_scales(block, to + 4);
+    memset(to + 16, 0, 32);
+    for (int i = 0; i < 256; ++i) {
+      const int high = block.codes[i] >> 4 & 1;
+      to[16 + i % 32] = static_cast<uint8_t>(to[16 + i % 32] | high << i / 32);
+    }
+    for (int i = 0; i < 128; ++i) {
+      const uint8_t* codes = block.codes + i / 32 * 64 + i % 32;
+      to[48 + i] = static_cast<uint8_t>((codes[0] & 15) | (codes[32] & 15) << 4);
+    }
+  }
 };
 
 }  // namespace lampo::formats

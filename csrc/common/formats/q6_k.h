@@ -29,6 +29,17 @@ struct Q6_K {
     for (int i = 0; i < 16; ++i) block.scales[i][0] = from[192 + i];
     memcpy(block.d, from + 208, 2);
   }
+  static void write(const Block& block, uint8_t* to) {
+    memset(to, 0, 192);
+    for (int i = 0; i < 256; ++i) {
+      uint8_t& low = to[i / 128 * 64 + i % 64];
+      uint8_t& high = to[128 + i / 128 * 32 + i % 32];
+      low = static_cast<uint8_t>(low | (block.codes[i] & 15) << i / 64 % 2 * 4);
+      high = static_cast<uint8_t>(high | block.codes[i] >> 4 << i / 32 % 4 * 2);
+    }
+    for (int i = 0; i < 16; ++i) to[192 + i] = block.scales[i][0];
+    memcpy(to + 208, block.d, 2);
+  }
 };
 
 }  // namespace lampo::formats

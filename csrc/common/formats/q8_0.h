@@ -21,6 +21,10 @@ struct Q8_0 {
     memcpy(block.scales[0], from, 2);
     memcpy(block.codes, from + 2, 32);
   }
+  static void write(const Block& block, uint8_t* to) {
+    memcpy(to, block.scales[0], 2);
+    memcpy(to + 2, block.codes, 32);
+  }
 };
 
 }  // namespace lampo::formats

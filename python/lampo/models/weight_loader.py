@@ -29,6 +29,8 @@ from lampo.weights.formats import QuantizedTensor
 logger = logging.getLogger("lampo")
 
 _STRIP_ROWS = 16
+# Formats with blocks of 256 -> those for widths that are no multiple.
+_NARROW = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
@@ -49,6 +51,7 @@ class WeightLoader:
         max_positions: rows of the rotary tables.
         on_gpu: whether the model is for a GPU, whose kernels take fewer packed formats. A matrix
             in another format is dequantized to bfloat16, with a warning per format.
+        quantize: quantize dense matrices to this format; None: keep them.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class WeightLoader:
         max_positions: int = 1,
         *,
         on_gpu: bool = False,
+        quantize: str | None = None,
     ) -> None:
         self.source = source
         self.dtype = dtype
@@ -66,6 +70,7 @@ class WeightLoader:
         self.max_positions = max_positions
         self.prefix = ""
         self._formats = ops.weight_formats("cuda" if on_gpu else "cpu")
+        self._quantize = quantize
         self._announced: set[str] = set()
         self._arena = Arena()
         self._rotary_tables: dict[RopeConfig, RotaryTable] = {}
@@ -74,6 +79,12 @@ class WeightLoader:
         """The same loader, for names that begin with `prefix`."""
         loader = copy.copy(self)
         loader.prefix = prefix
+        return loader
+
+    def quantizing(self, format: str | None) -> WeightLoader:
+        """The same loader, quantizing dense matrices to another format, or not at all."""
+        loader = copy.copy(self)
+        loader._quantize = format
         return loader
 
     def block(
@@ -160,7 +171,8 @@ class WeightLoader:
     def table(self, name: str) -> ops.Weight:
         """A matrix for reading single rows: a dense one stays as it is loaded."""
         tensor = self.source.load(f"{self.prefix}{name}.weight")
-        if isinstance(tensor, torch.Tensor) and self.dtype in (None, tensor.dtype):
+        kept = self._quantize is None and self.dtype in (None, getattr(tensor, "dtype", None))
+        if isinstance(tensor, torch.Tensor) and kept:
             return tensor
         (weight,) = self.weights([name])
         return weight
@@ -191,6 +203,8 @@ class WeightLoader:
     def _converted(self, tensor: torch.Tensor | QuantizedTensor) -> torch.Tensor | QuantizedTensor:
         """A matrix in a format that the kernels take."""
         if isinstance(tensor, torch.Tensor):
+            if self._quantize is not None:
+                return quantized(tensor, self._quantize)
             return tensor if self.dtype is None else tensor.to(self.dtype)
         if self.dtype is not None:
             return tensor.dequantize(self.dtype)
@@ -243,3 +257,17 @@ class WeightLoader:
             ops.pack_weight(tensor.blocks, format, out=part)
         rows = sum(t.shape[0] for t in tensors)
         return [ops.PackedWeight(data, format, (rows, columns))]
+
+
+def quantized(tensor: torch.Tensor, format: str) -> torch.Tensor | QuantizedTensor:
+    """A matrix in blocks of a format, or of the nearest one that its width allows.
+
+    A width that is no multiple of 256 takes blocks of 32 with a bit more, as llama.cpp's converters
+    do; one that is no multiple of 32 stays dense.
+    """
+    rows, columns = tensor.shape
+    if columns % 256:
+        format = _NARROW.get(format, format)
+    if columns % 32:
+        return tensor
+    return QuantizedTensor(ops.quantize_weight(tensor, format), format, (rows, columns))

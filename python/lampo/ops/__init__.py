@@ -19,6 +19,7 @@ from lampo.ops.linear import (
     linear_workspace_size,
     pack_weight,
     packed_strip_bytes,
+    quantize_weight,
     weight_formats,
 )
 from lampo.ops.norm import layer_norm, rms_norm
@@ -43,6 +44,7 @@ __all__ = [
     "packed_strip_bytes",
     "paged_attention",
     "paged_attention_workspace_size",
+    "quantize_weight",
     "rms_norm",
     "sample",
     "sampling_workspace_size",

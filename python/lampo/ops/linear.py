@@ -28,6 +28,9 @@ _linear_packed = register(
 _pack_weight = register(
     "pack_weight(Tensor blocks, str format, Tensor(a!) out) -> ()", _C.pack_weight
 )
+_quantize_weight = register(
+    "quantize_weight(Tensor weight, str format, Tensor(a!) blocks) -> ()", _C.quantize_weight
+)
 _embedding = register(
     "embedding(Tensor token_ids, Tensor table, Tensor(a!) out, bool accumulate) -> ()",
     _C.embedding,
@@ -89,6 +92,35 @@ class PackedWeight:
 
 Weight = torch.Tensor | PackedWeight
 _W = TypeVar("_W", torch.Tensor, PackedWeight)
+
+
+def quantize_weight(
+    weight: torch.Tensor, format: str, *, blocks: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Quantize a weight to GGUF's blocks, by a search for the scales of least error.
+
+    Errors of a group are weighted by |w| + rms(w). Infinities and NaN become 0.
+
+    Args:
+        weight: [out_features, in_features] float32, bfloat16 or float16, on the CPU, rows
+            contiguous.
+        format: "q4_0", "q4_1", "q4_k", "q5_0", "q5_1", "q5_k", "q6_k" or "q8_0".
+        blocks: [out_features, row_bytes] uint8, written; allocated if absent.
+
+    Returns:
+        blocks, for :func:`pack_weight` or a GGUF file.
+
+    Raises:
+        ValueError, TypeError: a format, shape or dtype that does not fit, by name.
+    """
+    check_scalar("format", format, str)
+    tensor("weight", weight, 2)
+    if blocks is None:
+        size, nbytes = _C.packed_block_size(format), _C.packed_block_bytes(format)
+        rows, columns = weight.shape
+        blocks = torch.empty(rows, columns // size * nbytes, dtype=torch.uint8)
+    _quantize_weight(weight, format, blocks)
+    return blocks
 
 
 def pack_weight(
