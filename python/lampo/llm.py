@@ -53,7 +53,7 @@ class LLM:
         model: a GGUF file, a folder with config.json and safetensors (or one GGUF file), a hub id
             ("org/name"), or None for the default model, SmolLM2-135M-Instruct; or
             :class:`ModelFiles`, opened before, with its max_model_len.
-        dtype: "auto" keeps weights as stored, 4- and 8-bit blocks packed; "float32" computes
+        dtype: "auto" keeps weights as stored, blocks packed; "float32" computes
             exactly, on dequantized weights; "bfloat16" has weights and activations in bfloat16.
         quantize: quantize dense weights while they are loaded: "q4_0", "q4_1", "q4_k", "q5_0",
             "q5_1", "q5_k", "q6_k" or "q8_0"; LM head and embedding get q6_k at least, and matrices

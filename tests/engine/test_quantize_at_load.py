@@ -18,7 +18,7 @@ from lampo.cli.main import main
 )
 @pytest.mark.parametrize("tied", [True, False])
 def test_formats(tmp_path: Path, quantize: str, matrix: str, outer: str, tied: bool) -> None:
-    make_checkpoint(tmp_path, tied=tied, **SHAPE_256)
+    make_checkpoint(tmp_path, tied=tied, initializer_range=0.05, **SHAPE_256)
     with LLM(tmp_path, quantize=quantize) as llm, LLM(tmp_path, dtype="float32") as exact:
         parts = llm.inspector().outline()
         formats = {part.format for part in parts if part.layer is not None and len(part.shape) == 2}
@@ -27,7 +27,7 @@ def test_formats(tmp_path: Path, quantize: str, matrix: str, outer: str, tied: b
         assert llm.weight_bytes < 0.4 * exact.weight_bytes
         ids = list(range(5, 60))
         found = evaluate(llm, ids, reference=exact)
-        assert found.kl_divergence is not None and found.kl_divergence < 1.0
+        assert found.kl_divergence is not None and found.kl_divergence < 0.04
         llm.generate([ids], SamplingParams(max_tokens=4))
 
 

@@ -94,8 +94,7 @@ class ModelOptions:
         metadata=parameter(
             Text(),
             MODEL,
-            "auto keeps weights as stored, 4- and 8-bit blocks packed; float32 computes exactly; "
-            "bfloat16.",
+            "auto keeps weights as stored, blocks packed; float32 computes exactly; bfloat16.",
         ),
     )
     quantize: str | None = field(

@@ -32,7 +32,7 @@ def load_model(
 
     Args:
         checkpoint: an open checkpoint.
-        dtype: "auto" keeps weights as stored (4- and 8-bit blocks packed) and computes in float32;
+        dtype: "auto" keeps weights as stored (blocks packed) and computes in float32;
             "float32" computes on dequantized weights, exactly; "bfloat16" has weights and
             activations in bfloat16.
         max_model_len: positions that the rotary tables can cover; 0: the model's own context.

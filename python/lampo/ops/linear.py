@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Matrix products with dense and with packed (4- and 8-bit) weights, and embedding lookup."""
+"""Matrix products with dense and with packed (2- to 8-bit) weights, and embedding lookup."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class PackedWeight:
     Attributes:
         data: [ceil(out_features / 16), strip_bytes] uint8.
         format: "q2_k", "q3_k", "q4_0", "q4_1", "q4_k", "q5_0", "q5_1", "q5_k", "q6_k", "q8_0",
-            "iq4_nl", "iq4_xs" or "mxfp4"; on CUDA "q4_0", "q4_1" or "q8_0".
+            "iq4_nl", "iq4_xs", "mxfp4" or "nvfp4"; on CUDA "q4_0", "q4_1" or "q8_0".
         shape: (out_features, in_features).
     """
 
@@ -194,6 +194,7 @@ def weight_formats(device: str = "cpu") -> list[str]:
     Args:
         device: "cpu" or "cuda".
     """
+    check_scalar("device", device, str)
     if device not in ("cpu", "cuda"):
         raise ValueError(f"device: expected cpu or cuda, got {shown(device)}")
     return _C.weight_formats(device == "cuda")
