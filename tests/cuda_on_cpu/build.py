@@ -25,7 +25,7 @@ FOLDER = ROOT / "build" / "cuda_on_cpu"
 
 # Sources compiled with a sanitizer: the kernels, and the executor that runs them.
 KERNELS = [*sorted((ROOT / "csrc/cuda").glob("*/*.cu")), HERE / "kernels/self_test.cu"]
-EXECUTOR = [HERE / "simt" / name for name in ("fiber.cpp", "executor.cpp", "runtime.cpp")]
+EXECUTOR = [HERE / "simt" / name for name in ("fiber.cpp", "executor.cpp", "async_proxy.cpp", "driver.cpp", "runtime.cpp")]
 # The host's side of the ops. What asks the driver of a real device is left out.
 ABSENT = {"cuda_info.cpp", "device_info.cpp", "error.cpp"}
 HOST = ("common/*.cpp", "ops/*.cpp", "cuda/*/*.cpp")
@@ -56,6 +56,7 @@ LIMITS = [
 # As in CMakeLists.txt, and what nvcc takes for granted: types may alias, unroll is a pragma.
 FLAGS = [
     *("-std=c++20", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
+    "-Wno-psabi",  # of tensor maps as arguments
     *("-ffp-contract=off", "-fno-math-errno", "-fno-strict-aliasing", "-fno-omit-frame-pointer"),
     *("-I", str(HERE / "twin"), "-I", str(HERE), "-I", str(ROOT / "csrc")),
     *("-include", "cuda_runtime.h", "-fmax-errors=5"),  # as nvcc does
