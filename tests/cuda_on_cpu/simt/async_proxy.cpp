@@ -5,6 +5,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -20,6 +21,8 @@
 #include <sanitizer/tsan_interface.h>
 extern "C" void __tsan_read_range(void* address, unsigned long size);
 extern "C" void __tsan_write_range(void* address, unsigned long size);
+extern "C" void AnnotateIgnoreWritesBegin(const char* file, int line);
+extern "C" void AnnotateIgnoreWritesEnd(const char* file, int line);
 #endif
 
 namespace simt {
@@ -29,6 +32,17 @@ constexpr int kLineBytes = 128;
 constexpr int kGroupBytes = 1024;  // eight lines, over which the swizzle repeats
 
 char written_by_tma = 0;  // before every product
+
+/// While it lives, what the thread does is the executor's own: its memory passes between threads.
+class Unseen {
+ public:
+#ifdef SIMT_TSAN
+  Unseen() { AnnotateIgnoreWritesBegin(__FILE__, __LINE__); }
+  ~Unseen() { AnnotateIgnoreWritesEnd(__FILE__, __LINE__); }
+#else
+  Unseen() {}
+#endif
+};
 
 /// While it lives, accesses are those of an asynchronous unit: 0 TMA, 1 + w warpgroup w.
 class AsUnit {
@@ -83,6 +97,44 @@ const char* swizzled(const char* at) {
   return reinterpret_cast<const char*>(address ^ (address / kLineBytes % 8 * 16));
 }
 
+/// What a copy does; `issued` is before it.
+std::string write_box(char* to, int64_t lines, const Box& box, void* issued) {
+  const AsUnit tma(0);
+  happens_after(issued);
+#ifdef SIMT_ASAN
+  __asan_unpoison_memory_region(to, lines * kLineBytes);
+#endif
+  names_write(to, lines * kLineBytes);
+  for (int64_t line = 0; line < lines; ++line) {
+    int64_t index[4] = {box.at[0]};
+    int64_t left = line;
+    for (int i = 1; i < 4; ++i) {
+      index[i] = box.at[i] + left % box.box[i];
+      left /= box.box[i];
+    }
+    bool inside = true;
+    const char* from = static_cast<const char*>(box.data) + index[0] * 2;
+    for (int i = 1; i < 4; ++i) {
+      inside = inside && index[i] >= 0 && index[i] < box.size[i];
+      from += index[i] * box.stride[i];
+    }
+    const int64_t columns = std::clamp<int64_t>(box.size[0] - index[0], 0, box.box[0]);
+    const int64_t valid = inside ? columns * 2 : 0;
+    if (valid > 0 && poisoned(from, valid)) return "TMA reads outside of a tensor";
+    names_read(from, valid);
+    for (int at = 0; at < kLineBytes; at += 2) {
+      char* element = to + line * kLineBytes + at;
+      element = const_cast<char*>(swizzled(element - at % 16)) + at % 16;
+      const char zeros[2] = {};
+      const char* source = at < valid ? from + at : zeros;
+      element[0] = source[0];
+      element[1] = source[1];
+    }
+  }
+  happens_before(&written_by_tma);
+  return "";
+}
+
 }  // namespace
 
 void happens_before_async(void* object) {
@@ -96,6 +148,7 @@ uint32_t shared_offset(const void* address) {
 }
 
 void copy_box(void* to, const Box& box, const void* mbarrier) {
+  const Unseen own;
   int64_t lines = 1;
   for (int i = 1; i < 4; ++i) lines *= box.box[i];
   const int64_t bytes = lines * kLineBytes;
@@ -116,39 +169,7 @@ void copy_box(void* to, const Box& box, const void* mbarrier) {
   auto issued = std::make_shared<char>();
   happens_before(issued.get());
   const auto write = [=]() -> std::string {
-    const AsUnit tma(0);
-    happens_after(issued.get());
-#ifdef SIMT_ASAN
-    __asan_unpoison_memory_region(begin, bytes);
-#endif
-    names_write(begin, bytes);
-    std::string wrong;
-    for (int64_t line = 0; line < lines; ++line) {
-      int64_t index[4] = {box.at[0]};
-      int64_t left = line;
-      for (int i = 1; i < 4; ++i) {
-        index[i] = box.at[i] + left % box.box[i];
-        left /= box.box[i];
-      }
-      bool inside = true;
-      const auto* from = static_cast<const char*>(box.data) + index[0] * 2;
-      for (int i = 1; i < 4; ++i) {
-        inside = inside && index[i] >= 0 && index[i] < box.size[i];
-        from += index[i] * box.stride[i];
-      }
-      const int64_t columns = std::clamp<int64_t>(box.size[0] - index[0], 0, box.box[0]);
-      const int64_t valid = inside ? columns * 2 : 0;
-      char row[kLineBytes] = {};
-      if (valid > 0 && poisoned(from, valid)) wrong = "TMA reads outside of a tensor";
-      if (wrong.empty()) {
-        names_read(from, valid);
-        memcpy(row, from, valid);
-      }
-      for (int at = 0; at < kLineBytes; at += 16) {
-        memcpy(const_cast<char*>(swizzled(begin + line * kLineBytes + at)), row + at, 16);
-      }
-    }
-    happens_before(&written_by_tma);
+    std::string wrong = write_box(begin, lines, box, issued.get());
     for (int64_t i = 0; i < bytes; i += kGroupBytes) unwritten.erase(unwritten.find(begin + i));
     return wrong;
   };
@@ -284,7 +305,9 @@ void run_product(WarpProducts& warp, const Product& p) {
     const AsUnit products(1 + warp_index() / 4);
     happens_after(&written_by_tma);
     happens_after(fenced());
-    for_each_chunk(p, [](int, int, int, const char* chunk) { names_read(chunk, 16); });
+    for_each_chunk(p, [](int operand, int, int, const char* chunk) {
+      if (operand == 0 || warp_index() % 4 == 0) names_read(chunk, 16);  // B once for four warps
+    });
     happens_before(&warp.done);
   }
   compute(p, warp.sums.at(p.acc[0]));
@@ -293,22 +316,27 @@ void run_product(WarpProducts& warp, const Product& p) {
 }  // namespace
 
 void fence_products() {
+  const Unseen unseen;
   WarpProducts& warp = own();
   if (warp.first_lane()) warp.fenced = true;
 }
 
 void issue_product(const Product& p) {
+  std::optional<Unseen> unseen{std::in_place};
   WarpProducts& warp = own();
   if (!warp.first_lane()) return;
   if (!warp.fenced) fail("multiplies by wgmma without wgmma.fence");
   std::set<const char*> groups;
   for_each_chunk(p, [&](int, int, int, const char* chunk) {
     if (!in_shared(chunk, 16)) fail("multiplies by wgmma what is outside its shared memory");
+    if (!groups.insert(group_of(chunk)).second) return;
     if (unwritten.contains(group_of(chunk)))
       fail("multiplies by wgmma what a copy has yet to write");
-    names_read(chunk, 16);  // as this thread: it must know that the bytes are there
-    groups.insert(group_of(chunk));
+    unseen.reset();  // this thread, too, must know that the bytes are there: a sample of them
+    names_read(chunk, 16);
+    unseen.emplace();
   });
+  happens_before(&warp.done);
   unread.insert(groups.begin(), groups.end());
   const auto [found, is_new] = warp.sums.try_emplace(p.acc[0]);
   if (is_new) {
@@ -323,11 +351,13 @@ void issue_product(const Product& p) {
 }
 
 void commit_products() {
+  const Unseen unseen;
   WarpProducts& warp = own();
   if (warp.first_lane()) warp.groups.emplace_back();
 }
 
 void wait_products(int pending) {
+  const Unseen unseen;
   WarpProducts& warp = own();
   if (warp.first_lane()) {
     auto& groups = warp.groups;  // the open one is not waited for

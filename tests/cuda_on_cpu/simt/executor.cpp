@@ -124,6 +124,9 @@ void wait_until_resumed(Thread& t, const char* what) {
   t.waits_for = nullptr;
 }
 
+/// Mostly one pointer: ThreadSanitizer makes strcmp() slow.
+bool same(const char* a, const char* b) { return a == b || strcmp(a, b) == 0; }
+
 /// Fails if another lane of the warp waits for the same, from another place.
 void check_aligned(const Thread& t, const Thread& other, const char* what) {
   if (other.place == t.place) return;
@@ -135,7 +138,7 @@ unsigned meet(Barrier& barrier, unsigned expected, const char* what, bool predic
   Thread& t = *state.running;
   const unsigned generation = barrier.generation;
   const unsigned parity = generation % 2;
-  if (barrier.arrived > 0 && strcmp(barrier.what, what) != 0) {
+  if (barrier.arrived > 0 && !same(barrier.what, what)) {
     fail(std::string("is at ") + what + " while others of its block are at " + barrier.what);
   }
   barrier.what = what;
@@ -481,7 +484,7 @@ void exchange_words(const char* what, unsigned mask, const uint64_t* value, int 
       fail(std::string("is at ") + what + " and waits for " + name(other) + ", which has left");
     if (&other == &t) continue;
     const bool meets = other.posted && other.mask == mask;
-    if (meets && strcmp(other.waits_for, what) != 0) {
+    if (meets && !same(other.waits_for, what)) {
       fail(std::string("is at ") + what + ", " + name(other) + " at " + other.waits_for +
            ": the lanes of a mask must call the same function");
     }
