@@ -160,7 +160,7 @@ WRONG_NUMBERS = (AssertionError, "other numbers")
         (8, "address", "forward", (Refused, "over what a product still reads")),
         (9, "thread", "forward", RACE),
         (9, "thread", "backward", RACE),
-        (10, "address", "backward", (Refused, "made without fence_async_proxy")),
+        (10, "address", "forward", (Refused, "made without fence_async_proxy")),
         (11, "thread", "forward", RACE),
         (12, "thread", "forward", RACE),
     ],

@@ -106,50 +106,98 @@ __device__ inline void fill_rings(const AttentionArguments& a, const CUtensorMap
   }
 }
 
-/// Adds a key tile to `rows`, of which some row sees some key.
+/// A warpgroup's products. Those of a key tile's weights with V run while the weights of the next
+/// one are computed.
 template <class Traits>
-__device__ inline void attend_tile(WarpRows<Traits>& rows, HopperStorage<Traits>& storage,
-                                   RingPlace<Traits::kStages> at, int key_tile) {
+class Products {
+ public:
   using T = typename Traits::Element;
-  constexpr int kHalfBytes = Traits::kHalfChunks * kVectorBytes;
-  const int warpgroup = static_cast<int>(threadIdx.x) / (kWarpgroupWarps * kWarpSize);
-  const bool first_lane = threadIdx.x % kWarpSize == 0;
-  const auto* q = reinterpret_cast<const char*>(storage.q + warpgroup * 64 * 8);
-  const auto* k = reinterpret_cast<const char*>(storage.k[at.stage]);
-  const auto* v = reinterpret_cast<const char*>(storage.v[at.stage]);
-  auto& scores = rows.scores()[0];
+  using Place = RingPlace<Traits::kStages>;
 
-  wait(storage.k_ring.full[at.stage], at.parity);
-  fence_products();
+  __device__ Products(WarpRows<Traits>& rows, HopperStorage<Traits>& storage)
+      : rows_(rows),
+        storage_(storage),
+        q_(lines_along_k(storage.q + threadIdx.x / (kWarpgroupWarps * kWarpSize) * 64 * 8)) {}
+
+  /// Starts scores = Q K^T.
+  __device__ void start_scores(Place at) {
+    wait(storage_.k_ring.full[at.stage], at.parity);
+    const uint64_t k = lines_along_k(storage_.k[at.stage]);
+    settle(rows_.scores()[0]);
+    fence_products();
 #pragma unroll
-  for (int step = 0; step < Traits::kHeadDim / 16; ++step) {
-    const int offset = step / 4 * kHalfBytes + step % 4 * 32;
-    multiply_add_shared<T>(scores, lines_along_k(q + offset), lines_along_k(k + offset), step > 0);
+    for (int step = 0; step < Traits::kHeadDim / 16; ++step) {
+      const int offset = step / 4 * kHalfBytes + step % 4 * 32;
+      multiply_add_shared<T>(rows_.scores()[0], moved(q_, offset), moved(k, offset), step > 0);
+    }
+    commit_products();
   }
-  commit_products();
+
+  /// Starts acc += weights V.
+  __device__ void start_values(Place at) {
+    wait(storage_.v_ring.full[at.stage], at.parity);
+    const uint64_t v = lines_along_columns(storage_.v[at.stage], kHalfBytes);
+    settle(rows_.accumulators()[0]);
+    settle(weights_);
+    fence_products();
+#pragma unroll
+    for (int step = 0; step < Traits::kKeys / 16; ++step) {
+      multiply_add_registers<T>(rows_.accumulators()[0], weights_[step], moved(v, step * 16 * 128));
+    }
+    commit_products();
+  }
+
+  /// Makes weights of complete scores. All earlier products are complete then.
+  __device__ void weigh(int key_tile) {
+    settle(rows_.scores()[0]);
+    rows_.weigh(key_tile);
+    const auto& scores = rows_.scores()[0];
+#pragma unroll
+    for (int step = 0; step < Traits::kKeys / 16; ++step) {
+      const auto& low = scores[2 * step].value;
+      const auto& high = scores[2 * step + 1].value;
+      weights_[step] = {{pack<T>(low[0], low[1]), pack<T>(low[2], low[3]),
+                         pack<T>(high[0], high[1]), pack<T>(high[2], high[3])}};
+    }
+  }
+
+  /// This warp no longer reads a stage.
+  __device__ void release(RingBarriers<Traits>& ring, Place at) {
+    if (threadIdx.x % kWarpSize == 0) arrive(ring.empty[at.stage]);
+  }
+
+ private:
+  static constexpr int kHalfBytes = Traits::kHalfChunks * kVectorBytes;
+
+  WarpRows<Traits>& rows_;
+  HopperStorage<Traits>& storage_;
+  const uint64_t q_;
+  FragmentA weights_[Traits::kKeys / 16];
+};
+
+/// Adds absolute key tiles [begin, end) to `rows`; n: key tiles of the block before them.
+template <class Traits>
+__device__ inline void attend_tiles(WarpRows<Traits>& rows, HopperStorage<Traits>& storage,
+                                    int begin, int end, int n) {
+  using Place = RingPlace<Traits::kStages>;
+  if (begin >= end) return;
+  Products<Traits> products(rows, storage);
+  products.start_scores(Place(n));
   wait_products<0>();
-  if (first_lane) arrive(storage.k_ring.empty[at.stage]);
-
-  rows.weigh(key_tile);
-  FragmentA weights[Traits::kKeys / 16];
-#pragma unroll
-  for (int step = 0; step < Traits::kKeys / 16; ++step) {
-    const auto& low = scores[2 * step].value;
-    const auto& high = scores[2 * step + 1].value;
-    weights[step] = {{pack<T>(low[0], low[1]), pack<T>(low[2], low[3]), pack<T>(high[0], high[1]),
-                      pack<T>(high[2], high[3])}};
+  products.release(storage.k_ring, Place(n));
+  products.weigh(begin);
+#pragma unroll 1
+  for (int key_tile = begin + 1; key_tile < end; ++key_tile, ++n) {
+    products.start_scores(Place(n + 1));
+    products.start_values(Place(n));
+    wait_products<1>();
+    products.release(storage.k_ring, Place(n + 1));
+    products.weigh(key_tile);
+    products.release(storage.v_ring, Place(n));
   }
-
-  wait(storage.v_ring.full[at.stage], at.parity);
-  fence_products();
-#pragma unroll
-  for (int step = 0; step < Traits::kKeys / 16; ++step) {
-    multiply_add_registers<T>(rows.accumulators()[0], weights[step],
-                              lines_along_columns(v + step * 16 * 128, kHalfBytes));
-  }
-  commit_products();
-  wait_products<0>();
-  if (first_lane) arrive(storage.v_ring.empty[at.stage]);
+  products.start_values(Place(n));
+  Traits::wait_for(rows.accumulators()[0]);
+  products.release(storage.v_ring, Place(n));
 }
 
 /// The warps with rows: 16 rows each of all work of the block.
@@ -171,11 +219,8 @@ __device__ inline void attend_rows(const AttentionArguments& a, HopperStorage<Tr
     fence_async_proxy();
     Traits::sync_warps();
     rows.clear();
-    const int end = work.part.end;
-#pragma unroll 1
-    for (int key_tile = work.part.begin; key_tile < end; ++key_tile, ++n) {
-      attend_tile(rows, storage, RingPlace<Traits::kStages>(n), key_tile);
-    }
+    attend_tiles(rows, storage, work.part.begin, work.part.end, n);
+    n += max(work.part.end - work.part.begin, 0);
     rows.close();
     const bool shared = work.at.key_tile > 0 || work.part.end < work.all.end;
     rows.write(storage.rows, kNowhere,

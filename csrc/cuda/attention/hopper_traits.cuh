@@ -5,6 +5,7 @@
 #include "cuda/attention/traits.cuh"
 #include "cuda/device/ptx/tma.cuh"
 #include "cuda/device/ptx/warpgroup.cuh"
+#include "cuda/device/ptx/wgmma.cuh"
 
 namespace lampo::cuda {
 
@@ -30,6 +31,7 @@ struct HopperTraits {
   static constexpr int kCacheBytes = 2;
   static constexpr TileLayout kLayout = hopper_layout(kHeadDim);
   static constexpr bool kSplitKeys = false;
+  static constexpr bool kAsyncProducts = true;  // P V runs while the next weights are computed
   static constexpr int kRows = kLayout.shape.rows;
   static constexpr int kKeys = kLayout.shape.keys;
   static constexpr int kWarps = kLayout.warps;
@@ -47,6 +49,11 @@ struct HopperTraits {
   static_assert(kRows == kKeys && kHeadDim % 64 == 0);
 
   __device__ static void sync_warps() { sync_threads<1, kThreads>(); }
+  template <int kFragments>
+  __device__ static void wait_for(FragmentC<float> (&acc)[kFragments]) {
+    wait_products<0>();
+    settle(acc);
+  }
   /// Position of a chunk of a row of Q, K or V, in chunks: lines of ptx/wgmma.cuh.
   __device__ static int q_position(int row, int chunk) {
     return chunk / 8 * kHalfChunks + chunk_position<8>(row, chunk % 8);

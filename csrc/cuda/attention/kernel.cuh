@@ -193,8 +193,8 @@ class WarpRows {
         state = {largest, state.l * scale[m][half]};
       }
     }
-    // Rarely: otherwise every factor is 1.
-    if (warp_any(grown)) {
+    const auto rescale = [&] {
+      if (!warp_any(grown)) return;  // mostly: every factor is 1
 #pragma unroll
       for (int m = 0; m < Traits::kRowBlocks; ++m) {
 #pragma unroll
@@ -203,11 +203,16 @@ class WarpRows {
           for (int i = 0; i < 4; ++i) acc_[m][n].value[i] *= scale[m][i / 2];
         }
       }
-    }
+    };
+    if constexpr (!Traits::kAsyncProducts) rescale();
     for_each_score([&](float& score, int m, int half, int) {
       score = exp2_approximate(fmaf(score, factor, -shift[m][half]));
       state_[m][half].l += score;
     });
+    if constexpr (Traits::kAsyncProducts) {
+      Traits::wait_for(acc_[0]);
+      rescale();
+    }
   }
 
   /// Synchronises the warps that share rows: all of a block if they split keys, else each alone.

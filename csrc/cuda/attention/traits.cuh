@@ -30,6 +30,7 @@ struct AttentionTraits {
   static constexpr TileKind kKind = kKind_;
   static constexpr TileLayout kLayout = tile_layout(kKind, kHeadDim, kCacheBytes);
   static constexpr bool kSplitKeys = kKind == TileKind::kWarpsSplitKeys;
+  static constexpr bool kAsyncProducts = false;
   static constexpr int kRows = kLayout.shape.rows;
   static constexpr int kKeys = kLayout.shape.keys;
   static constexpr int kWarps = kLayout.warps;

@@ -145,7 +145,7 @@ __global__ void pipeline_kernel(const uint32_t* a, const __grid_constant__ CUten
 #endif
   auto& storage = shared_storage<PipelineStorage>();
   const int thread = static_cast<int>(threadIdx.x);
-  if (thread == 0) {
+  if (thread == kThreads) {
     for (int stage = 0; stage < kStages; ++stage) {
       init_mbarrier(storage.full[stage], 1);
       init_mbarrier(storage.empty[stage], 4);

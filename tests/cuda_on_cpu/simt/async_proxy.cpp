@@ -385,6 +385,13 @@ void wait_products(int pending) {
   happens_after(&warp.done);
 }
 
+void check_settled(const float* acc) {
+  const Unseen unseen;
+  for (const auto& [first, sums] : own().sums) {
+    if (sums.registers[lane_index()] == acc) fail("uses accumulators of a product under way");
+  }
+}
+
 bool products_under_way() { return warp_storage() != nullptr && !own().sums.empty(); }
 
 void forget_async() {

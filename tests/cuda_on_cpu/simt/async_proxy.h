@@ -38,6 +38,8 @@ void fence_products();
 void issue_product(const Product& product);
 void commit_products();
 void wait_products(int pending);
+/// Fails if these accumulators of this lane are those of a product under way.
+void check_settled(const float* acc);
 
 /// Whether this warp has products that it did not wait for.
 bool products_under_way();

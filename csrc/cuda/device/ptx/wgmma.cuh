@@ -37,6 +37,11 @@ __device__ inline uint64_t lines_along_columns(const void* from, unsigned betwee
          kBetweenGroups >> 4 << 32 | kSwizzle128 << 62;
 }
 
+/// The descriptor of an operand that begins `bytes`, a multiple of 16, behind.
+__device__ inline uint64_t moved(uint64_t descriptor, int bytes) {
+  return descriptor + static_cast<uint64_t>(bytes / 16);
+}
+
 /// Comes before the first product, and again after threads touched registers of products.
 __device__ inline void fence_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
@@ -49,6 +54,19 @@ __device__ inline void commit_products() {
 template <int kPending>
 __device__ inline void wait_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" : : "n"(kPending) : "memory");
+}
+
+/// The compiler keeps accesses to these registers on their side of this call: before
+/// fence_products(), and after wait_products(). No instruction.
+template <int kFragments>
+__device__ inline void settle(FragmentC<float> (&c)[kFragments]) {
+#pragma unroll
+  for (int i = 0; i < 4 * kFragments; ++i) asm volatile("" : "+f"(c[i / 4].value[i % 4])::"memory");
+}
+template <int kFragments>
+__device__ inline void settle(FragmentA (&a)[kFragments]) {
+#pragma unroll
+  for (int i = 0; i < 4 * kFragments; ++i) asm volatile("" : "+r"(a[i / 4].reg[i % 4])::"memory");
 }
 
 // Operands of asm: 4, 16 and 32 sums, in fragments from number i on.

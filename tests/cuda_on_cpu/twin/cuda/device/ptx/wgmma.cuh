@@ -21,6 +21,10 @@ inline uint64_t lines_along_columns(const void* from, unsigned between_halves) {
          uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
 }
 
+inline uint64_t moved(uint64_t descriptor, int bytes) {
+  return descriptor + static_cast<uint64_t>(bytes / 16);
+}
+
 /// All lanes are at the same instruction, as `.sync.aligned` requires.
 inline void meet(const char* what) { simt::exchange(what, 0xffffffffu, 0); }
 
@@ -39,6 +43,13 @@ inline void wait_products() {
   meet("wgmma.wait_group");
   simt::wait_products(kPending);
 }
+
+template <int kFragments>
+inline void settle(FragmentC<float> (&c)[kFragments]) {
+  simt::check_settled(c->value);
+}
+template <int kFragments>
+inline void settle(FragmentA (&)[kFragments]) {}
 
 template <class T>
 inline void multiply_warp(FragmentC<float>* c, int fragments, const FragmentA* a, bool add,
