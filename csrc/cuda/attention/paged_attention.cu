@@ -19,6 +19,8 @@
 //               all sequences have the same small number of rows.
 //   split rows: 128 rows (64 for head_dim 256), 32 (16) per warp. For all other calls. A decoding
 //               sequence among prompts leaves three warps idle, but its cache is read once too.
+// On Hopper the second kind has another kernel, which has to be asked for:
+// paged_attention_hopper.cu.
 // Masks (common/attention.h) are applied only to key tiles with keys that some row does not see.
 //
 // Per key and KV head, bfloat16: 4 head_dim bytes, 4 group_size head_dim FLOPs a token. Expected on
@@ -46,7 +48,7 @@
 // Limits: head_dim 32 to 256 in eights; others than 64, 128 and 256 are computed as the next of
 // these. Not run on a GPU yet: compiled for sm_80 to sm_120 without spills, and run on the CPU
 // (tests/cuda_on_cpu/). Not tried: programmatic dependent launch of the three; a tile's first keys
-// during the epilogue of the one before; wgmma and TMA.
+// during the epilogue of the one before.
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -58,7 +60,8 @@
 namespace lampo::cuda {
 namespace {
 
-/// Whether the user asks for the kernel of paged_attention_hopper.cu.
+/// Whether the environment asks for the kernel of paged_attention_hopper.cu: not the default until
+/// it has run on a GPU.
 bool prefers_wgmma() {
   const char* choice = std::getenv("LAMPO_CUDA_ATTENTION");
   return choice != nullptr && std::strcmp(choice, "wgmma") == 0;
