@@ -35,7 +35,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         pytest.skip("needs a GPU of compute capability 9.0")
     if nvcc() is None:
         pytest.skip("needs nvcc")
-    if "gpu" not in _libraries:
+    if "gpu" not in _libraries:  # compiled once
         _libraries["gpu"] = on_gpu(gpu, tmp_path_factory.mktemp("hopper"))
     return _libraries["gpu"]
 

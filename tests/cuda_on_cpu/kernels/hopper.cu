@@ -10,8 +10,8 @@
 #include "cuda/runtime/tensor_map.h"
 #include "kernels/hopper.h"
 
-namespace lampo::cuda::self_test {
-namespace {
+// No unnamed namespace: in images without these instructions its functions would be unused.
+namespace lampo::cuda::hopper_test {
 
 constexpr int kThreads = 128;
 constexpr int kImageBytes = 32 << 10;
@@ -201,11 +201,10 @@ int of_type(bool bf16, Fn&& fn) {
   return bf16 ? fn.template operator()<BF16>() : fn.template operator()<F16>();
 }
 
-}  // namespace
-}  // namespace lampo::cuda::self_test
+}  // namespace lampo::cuda::hopper_test
 
 using namespace lampo::cuda;
-using namespace lampo::cuda::self_test;
+using namespace lampo::cuda::hopper_test;
 
 extern "C" int hopper_box(void* const* tensors, const int* n) {
   const auto map = encode_tensor_map({.dtype = lampo::DType::kF16,
