@@ -52,7 +52,7 @@ from lampo.sampling_params import CHAT_DEFAULTS, chat_config, settings_text
         ({"logit_bias": {"a": 1}}, "logit_bias: expected an integer, got 'a'"),
         ({"logit_bias": [1]}, r"logit_bias: expected a mapping .*, got \[1\]"),
         ({"logprobs": 257}, "logprobs: .* got 257"),
-        ({"prompt_logprobs": -1}, "prompt_logprobs: .* got -1"),
+        ({"prompt_logprobs": -2}, "prompt_logprobs: .* got -2"),
         ({"ignore_eos": 1}, "ignore_eos: expected a bool, got 1"),
         ({"include_stop_str_in_output": 1}, "include_stop_str_in_output: expected a bool"),
         ({"temperature": np.zeros(2)}, "temperature: expected a number"),
