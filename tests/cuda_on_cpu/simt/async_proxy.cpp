@@ -148,7 +148,7 @@ uint32_t shared_offset(const void* address) {
 }
 
 void copy_box(void* to, const Box& box, const void* mbarrier) {
-  const Unseen own;
+  const Unseen unseen;
   int64_t lines = 1;
   for (int i = 1; i < 4; ++i) lines *= box.box[i];
   const int64_t bytes = lines * kLineBytes;
