@@ -420,7 +420,10 @@ void arrive_at_mbarrier(const void* at, int64_t announced_bytes) {
   happens_before(&barrier.order[barrier.phase % 2]);
   barrier.bytes += announced_bytes;
   --barrier.missing;
+  const unsigned phase = barrier.phase;
   end_phase_if_complete(barrier);
+  // Those that wait go first, where all happens at once: what comes too early is then seen.
+  if (!late() && barrier.phase != phase) wait_until_resumed(*state.running, "its turn");
 }
 
 void wait_for_mbarrier(const void* at, unsigned parity) {
