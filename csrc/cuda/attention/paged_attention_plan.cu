@@ -5,7 +5,7 @@
 // a thread finds a cut by binary search in it.
 // With batch_size below 512 the sums stay in shared memory.
 //
-// Expected to take two to three microseconds, most of it latency: lengths, a scan, a search. Not
+// Expected to take three to four microseconds, most of it latency: lengths, a scan, two searches. Not
 // run on a GPU yet: compiled for sm_80 to sm_120 without spills, and run on the CPU
 // (tests/cuda_on_cpu/).
 #include "cuda/attention/plan.h"
@@ -64,12 +64,18 @@ __global__ void __launch_bounds__(kThreads)
   sync_block();
   for (int i = thread; i <= plan.num_blocks; i += kThreads) {
     plan.cuts[i] = find_cut(p, plan, costs, lanes, i);
+    plan.arrived[i] = 0;
+  }
+  sync_block();
+  for (int i = thread; i <= plan.num_blocks; i += kThreads) {
+    plan.tile_cuts[i] = cuts_within_tile(plan, i);
   }
 }
 
 }  // namespace
 
 void run_plan(const PagedAttentionParams& p, const Plan& plan, int device, Stream stream) {
+  if (p.planned) return;
   launch({.op = "paged_attention",
           .device = device,
           .stream = stream,
