@@ -8,7 +8,7 @@
 #include "cuda/attention/products.cuh"
 #include "cuda/attention/softmax_state.cuh"
 #include "cuda/device/block.cuh"
-#include "cuda/device/last_block.cuh"
+#include "cuda/device/ptx/stream.cuh"
 
 namespace lampo::cuda {
 
@@ -393,6 +393,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kLayout.max_blocks)
   constexpr TileShape kShape = Traits::kLayout.shape;
   constexpr int kSplitTiles = kSplitKeys / Traits::kKeys;
   const int block = static_cast<int>(blockIdx.x);
+  wait_for_stream();
   if (threadIdx.x == 0) {
     storage.work = work_at(p, kShape, cut_of(p, plan, block), cut_of(p, plan, block + 1));
   }

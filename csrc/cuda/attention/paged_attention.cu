@@ -46,8 +46,8 @@
 //
 // Limits: head_dim 32 to 256 in eights; others than 64, 128 and 256 are computed as the next of
 // these. Not run on a GPU yet: compiled for sm_80 to sm_120 without spills, and run on the CPU
-// (tests/cuda_on_cpu/). Not tried: programmatic dependent launch; a tile's first keys during the
-// epilogue of the one before; wgmma and TMA.
+// (tests/cuda_on_cpu/). Not tried: a tile's first keys during the epilogue of the one before; wgmma
+// and TMA.
 #include <string>
 
 #include "common/check.h"

@@ -11,6 +11,7 @@
 #include "cuda/attention/plan.h"
 #include "cuda/attention/run.h"
 #include "cuda/device/block.cuh"
+#include "cuda/device/ptx/stream.cuh"
 #include "cuda/runtime/launch.h"
 
 namespace lampo::cuda {
@@ -40,6 +41,7 @@ __device__ inline void running_sums(int n, PlanStorage& storage, Fn&& fn, Store&
 
 __global__ void __launch_bounds__(kThreads)
     plan_kernel(const __grid_constant__ PagedAttentionParams p, const __grid_constant__ Plan plan) {
+  wait_for_stream();
   auto& storage = shared_storage<PlanStorage>();
   const int thread = static_cast<int>(threadIdx.x);
   const int sequences = num_sequences(p);
@@ -81,7 +83,8 @@ void run_plan(const PagedAttentionParams& p, const Plan& plan, int device, Strea
           .stream = stream,
           .grid = dim3(1),
           .block = dim3(kThreads),
-          .shared_bytes = sizeof(PlanStorage)},
+          .shared_bytes = sizeof(PlanStorage),
+          .begins_early = true},
          plan_kernel, p, plan);
 }
 

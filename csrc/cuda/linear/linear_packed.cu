@@ -104,6 +104,15 @@ struct PackedProduct {
     return {from + at.t * kStripRows * 4 + at.g * 8, from + Group::kScaleOffset + at.g * 4};
   }
 
+  __device__ void prefetch(const Source& source, int i) const {
+    const int begin = i * kLinearWarps * Group::kBytes;
+#pragma unroll
+    for (int j = 0; j < Group::kWords / 4; ++j) {
+      prefetch_to_l2(source.words + begin + j * 4 * kStripRows * 4);
+    }
+    prefetch_to_l2(source.scales + begin);
+  }
+
   __device__ Piece load(const Source& source, int i) const {
     const int begin = i * kLinearWarps * Group::kBytes;
     Piece piece = {};
@@ -186,6 +195,19 @@ struct PackedProduct {
   __device__ void multiply(const Piece (&pieces)[kStrips], unsigned char* x_chunk,
                            FragmentC<float> (&sum)[kStrips][kTokenTiles]) const {
     const int num_tokens = static_cast<int>(p.num_tokens);
+    FragmentA left[kStrips];
+    float scale[kStrips][2], minimum[kStrips][2] = {};
+#pragma unroll
+    for (int r = 0; r < kStrips; ++r) {
+      left[r] = fragment(pieces[r]);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        scale[r][i] = widen_f16(pieces[r].scales[0] >> 16 * i);
+        if constexpr (Format::kHasMinimum) {
+          minimum[r][i] = widen_f16(pieces[r].minima[0] >> 16 * i);
+        }
+      }
+    }
 #pragma unroll
     for (int tile = 0; tile < kTokenTiles; ++tile) {
       if (tile > 0 && num_tokens <= tile * 8) break;
@@ -199,28 +221,27 @@ struct PackedProduct {
       for (int i = 0; i < 2; ++i) {
         of[i] = *x_scale(x_chunk, min(tile * 8 + 2 * at.t + i, num_tokens - 1));
       }
+      FragmentC<int32_t> offset = {};
+      if constexpr (Format::kOffset != 0) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) offset.value[i] = of[i % 2].offset;
+      }
 #pragma unroll
       for (int r = 0; r < kStrips; ++r) {
-        const FragmentA left = fragment(pieces[r]);
-        FragmentC<int32_t> dot = {};
+        FragmentC<int32_t> dot = offset;
         if constexpr (kPlanes == 2) {
-          multiply_add<int8_t>(dot, left, right[0]);
+          FragmentC<int32_t> upper = {};
+          multiply_add<int8_t>(upper, left[r], right[0]);
 #pragma unroll
-          for (int i = 0; i < 4; ++i) dot.value[i] *= 256;
+          for (int i = 0; i < 4; ++i) dot.value[i] += upper.value[i] * 256;
         }
-        if constexpr (Format::kOffset != 0) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) dot.value[i] += of[i % 2].offset;
-        }
-        multiply_add<int8_t>(dot, left, right[kPlanes - 1]);
+        multiply_add<int8_t>(dot, left[r], right[kPlanes - 1]);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const float scale = widen_f16(pieces[r].scales[0] >> 16 * (i / 2));
           float& total = sum[r][tile].value[i];
-          total = fmaf(static_cast<float>(dot.value[i]), scale * of[i % 2].scale, total);
+          total = fmaf(static_cast<float>(dot.value[i]), scale[r][i / 2] * of[i % 2].scale, total);
           if constexpr (Format::kHasMinimum) {
-            const float minimum = widen_f16(pieces[r].minima[0] >> 16 * (i / 2));
-            total = fmaf(minimum, of[i % 2].offset, total);
+            total = fmaf(minimum[r][i / 2], of[i % 2].offset, total);
           }
         }
       }

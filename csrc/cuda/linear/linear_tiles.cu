@@ -211,6 +211,7 @@ __global__ void __launch_bounds__(TilesProduct<T, kTokens, kOutputs, kCopied>::k
     linear_tiles_kernel(const __grid_constant__ LinearParams p, int64_t token_tiles,
                         int64_t num_tiles, bool x_aligned) {
   using Product = TilesProduct<T, kTokens, kOutputs, kCopied>;
+  wait_for_stream();
   for (int64_t tile = blockIdx.x; tile < num_tiles; tile += gridDim.x) {
     Product{.p = p,
             .storage = shared_storage<typename Product::Storage>(),
@@ -233,7 +234,8 @@ void run_tiles(const LinearParams& p, bool x_aligned, int device, Stream stream)
                   .stream = stream,
                   .grid = dim3(static_cast<unsigned>(std::min(num_tiles, kMaxBlocks))),
                   .block = dim3(Product::kThreads),
-                  .shared_bytes = sizeof(typename Product::Storage)};
+                  .shared_bytes = sizeof(typename Product::Storage),
+                  .begins_early = true};
   launch(at, linear_tiles_kernel<T, kTile, kTile, kCopied>, p, token_tiles, num_tiles, x_aligned);
 }
 
