@@ -15,14 +15,14 @@
 // Loads in flight: 8 (Q8_0) to 16 (Q4_0) groups per warp, 61 to 74 KB per multiprocessor (an H200
 // needs 25 to 40 KB).
 //
-// Bytes: 18, 20 or 34 per 32 weights. Instructions by benchmarks/gpu_model.py: 34 (Q8_0) to 76 %
-// (Q4_1) of an H200's issue slots at 4.3 TB/s for up to 8 tokens, which memory bounds; for 16, 52
-// to 129 %: 4-bit weights are then bound by instructions.
+// Bytes: 18, 20 or 34 per 32 weights. Instructions by benchmarks/gpu_model.py: 33 (Q8_0) to 73 %
+// (Q4_1) of an H200's issue slots at 4.3 TB/s for up to 8 tokens, which memory bounds; for 16, 50
+// to 124 %: 4-bit weights are then bound by instructions.
 // Llama-3.1-8B's gate and up [28672, 4096] at 4.3 TB/s:
 //   Q4_0 66 MB  15 us;  Q4_1 73 MB  17 us;  Q8_0 125 MB  29 us
 //
 // Limits: in_features a multiple of 32; more tokens are launches of 16 each, which read the weight
-// again: for a prompt dequantize it. Not run on a GPU yet: compiled for sm_80 to sm_120 without
+// again, up to 128 of 16 bits; more are multiplied in tiles (linear_tiles.cu). Not run on a GPU yet: compiled for sm_80 to sm_120 without
 // spills, and run on the CPU (tests/cuda_on_cpu/).
 // Not tried: conversion of integers to floats by a magic number in the accumulator, which would
 // relieve the conversion unit; dp4a for a single token.
