@@ -5,8 +5,8 @@
 // a thread finds a cut by binary search in it.
 // With batch_size below 512 the sums stay in shared memory.
 //
-// Expected to take three to four microseconds, most of it latency: lengths, a scan, two searches. Not
-// run on a GPU yet: compiled for sm_80 to sm_120 without spills, and run on the CPU
+// Expected to take three to four microseconds, most of it latency: lengths, a scan, two searches.
+// Not run on a GPU yet: compiled for sm_80 to sm_120 without spills, and run on the CPU
 // (tests/cuda_on_cpu/).
 #include "cuda/attention/plan.h"
 #include "cuda/attention/run.h"

@@ -22,8 +22,8 @@
 //   Q4_0 66 MB  15 us;  Q4_1 73 MB  17 us;  Q8_0 125 MB  29 us
 //
 // Limits: in_features a multiple of 32; more tokens are launches of 16 each, which read the weight
-// again, up to 128 of 16 bits; more are multiplied in tiles (linear_tiles.cu). Not run on a GPU yet: compiled for sm_80 to sm_120 without
-// spills, and run on the CPU (tests/cuda_on_cpu/).
+// again, up to 128 of 16 bits; more are multiplied in tiles (linear_tiles.cu). Not run on a GPU
+// yet: compiled for sm_80 to sm_120 without spills, and run on the CPU (tests/cuda_on_cpu/).
 // Not tried: conversion of integers to floats by a magic number in the accumulator, which would
 // relieve the conversion unit; dp4a for a single token.
 #include "common/dispatch.h"

@@ -10,8 +10,8 @@
 // shared memory; x is not rounded then, whatever activation_bits says.
 //
 // Sums run over the inputs in order, in both sizes of tiles: a token's bits depend neither on the
-// other tokens nor on the device, as long as this kernel is chosen: from 17 tokens on, with a packed
-// weight from 129 on (fewer are 8 launches at most, which read 4.5 bits per weight each).
+// other tokens nor on the device, as long as this kernel is chosen: from 17 tokens on, with a
+// packed weight from 129 on (fewer are 8 launches at most, which read 4.5 bits per weight each).
 //
 // Tiles of 128 x 128, or of 64 x 64 if those are fewer than the multiprocessors. Shared memory 97
 // or 49 KB. Bytes of a block per 64 inputs: 16 KB of x and 16 KB of weight for 2.1 MFLOP. On an
