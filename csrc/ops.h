@@ -53,6 +53,10 @@ struct AttentionOptions {
   int64_t sliding_window = 0;
   double soft_cap = 0.0;
   bool deterministic = false;  // on CUDA: the same bits in any batch; on the CPU always so
+  /// On CUDA: the workspace holds the plan of the last call with it, which had the same shapes,
+  /// dtypes, lengths, window and other options but scale and cap: the calls of a model's layers
+  /// after the first. It saves a launch.
+  bool planned = false;
 };
 
 void paged_attention(const TensorView& q,        // [num_tokens, num_qo_heads, head_dim]

@@ -111,6 +111,7 @@ def paged_attention(
     sliding_window: int,
     soft_cap: float,
     deterministic: bool,
+    planned: bool,
     sinks: Tensor | None,
     k_scale: Tensor | None,
     v_scale: Tensor | None,

@@ -437,7 +437,7 @@ def test_opcheck():
     given = arguments()
     workspace = given.pop("workspace")
     out, lse = torch.zeros(3, 4, 32), torch.zeros(3, 4)
-    options = (0.5, True, 0, 0.0, False, None, None, None, lse, out, workspace)
+    options = (0.5, True, 0, 0.0, False, False, None, None, None, lse, out, workspace)
     torch.library.opcheck(
         torch.ops.lampo.paged_attention.default,
         (*given.values(), *options),

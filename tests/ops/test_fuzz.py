@@ -52,6 +52,7 @@ def attention_call() -> Arguments:
         "sliding_window": None,
         "soft_cap": None,
         "deterministic": False,
+        "planned": False,
         "sinks": None,
         "k_scale": None,
         "v_scale": None,
