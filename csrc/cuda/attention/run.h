@@ -2,8 +2,6 @@
 // The launches of a paged_attention call, in this order.
 #pragma once
 
-#include <optional>
-
 #include "cuda/attention/traits.cuh"
 
 namespace lampo::cuda {
