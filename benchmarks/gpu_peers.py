@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import peers
+from lampo.bench.sampling_cases import torch_top_p_by_sort
 
 FLASHINFER_WORKSPACE = 256 << 20
 Tensors = tuple[torch.Tensor, ...]
@@ -266,7 +266,7 @@ def flashinfer_top_p(top_p: float, device: torch.device) -> Sample:
 
 
 def sort_top_p(top_p: float, device: torch.device) -> Sample:
-    return lambda logits: peers.torch_top_p_by_sort(logits, top_p)
+    return lambda logits: torch_top_p_by_sort(logits, top_p)
 
 
 SAMPLING: dict[str, Callable[[float, torch.device], Sample]] = {

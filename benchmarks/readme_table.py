@@ -24,8 +24,11 @@ BLOCK = re.compile(r"(<!-- results: (.*?) -->\n).*?(?=<!-- /results -->)", re.DO
 
 def table(document: dict[str, Any]) -> str:
     columns = document["columns"]
-    hardware = document["hardware"]
-    threads = f"{document['threads']} thread{'s' if document['threads'] != 1 else ''}"
+    # Documents of `lampo bench` have lampo.cli's provenance, those of scripts that of results.py.
+    hardware = document.get("hardware") or document["platform"]
+    count = document["threads"]
+    count = count["chosen"] if isinstance(count, dict) else count
+    threads = f"{count} thread{'s' if count != 1 else ''}"
     where = hardware["gpu"] if "gpu" in hardware else f"{hardware['cpu']}, {threads}"
     lines = [
         f"`{document['command']}`: {where}, {document['date'][:10]}",

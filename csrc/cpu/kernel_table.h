@@ -25,6 +25,7 @@ struct KernelTable {
   Kernel<EmbeddingParams> embedding;
   Kernel<SampleParams> sample;
   Kernel<TokenLogprobsParams> token_logprobs;
+  int64_t (*peak)(Products products, int64_t rounds);  // returns the number of operations
 };
 
 namespace baseline {

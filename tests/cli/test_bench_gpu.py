@@ -22,7 +22,7 @@ import bench_gpu_sample
 import gpu
 import gpu_peers
 import make_random_model
-import timing
+from lampo.bench import timing
 
 LAMPO = {"lampo", "lampo deterministic"}
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import paging
 import pytest
-import reference
 import torch
 from attention_inputs import cumulative, random_q
 from cases import PAGED_SHAPES, Heads, page_edges, query_lens
@@ -16,6 +15,7 @@ from compare import SENTINEL, assert_close
 from cuda_attention import check
 
 from cuda_on_cpu.client import Client, Refused
+from lampo.bench import reference
 
 pytestmark = pytest.mark.long
 

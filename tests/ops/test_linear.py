@@ -5,13 +5,13 @@ from collections.abc import Callable
 from itertools import product
 
 import pytest
-import reference
 import torch
 from compare import SENTINEL, assert_close
 from gguf import quants
 from quantized_weights import FORMATS, quantized
 
 from lampo import _C, ops
+from lampo.bench import reference
 
 DTYPES = [torch.float32, torch.bfloat16]
 

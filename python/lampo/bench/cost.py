@@ -70,6 +70,11 @@ def rms_norm(
     return Cost(streams * elements * size + weight, flops)
 
 
+def gelu(num_tokens: int, size: int, dtype: str = "bf16") -> Cost:
+    elements = num_tokens * size
+    return Cost(2 * elements * ELEMENT_BYTES[dtype], elements * 8)  # a polynomial of tanh or erf
+
+
 def silu_mul(num_tokens: int, intermediate_size: int, dtype: str = "bf16") -> Cost:
     elements = num_tokens * intermediate_size
     streams = 3  # gate in, up in, out
@@ -176,6 +181,20 @@ def paged_prefill(
     """Whole prompts of seq_len tokens."""
     lens = ([seq_len] * batch_size, [seq_len] * batch_size)
     return paged_attention(*lens, num_qo_heads, num_kv_heads, head_dim, **options)
+
+
+def merge_states(
+    num_splits: int, num_tokens: int, num_heads: int, head_dim: int, dtype: str = "bf16"
+) -> Cost:
+    partial = num_splits * num_tokens * num_heads
+    out = num_tokens * num_heads * (head_dim * ELEMENT_BYTES[dtype] + 4)  # and the lse
+    return Cost(partial * (head_dim + 1) * 4 + out, partial * (2 * head_dim + 4))
+
+
+def token_logprobs(batch_size: int, vocab_size: int, num_top: int = 0, dtype: str = "f32") -> Cost:
+    elements = batch_size * vocab_size
+    results = batch_size * (8 + 4 + 4 + 8 * num_top)  # token in; logprob, rank, table out
+    return Cost(elements * ELEMENT_BYTES[dtype] + results, elements * 3)  # maximum, exp, sum
 
 
 def sample(batch_size: int, vocab_size: int, dtype: str = "f32") -> Cost:
