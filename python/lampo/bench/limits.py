@@ -15,7 +15,6 @@ import torch
 
 from lampo import _C, profiling
 from lampo.bench import timing
-from lampo.bench.cost import Cost
 
 SAMPLES = 5
 _LARGEST_BUFFER = 1 << 30
@@ -79,10 +78,6 @@ class Limits:
         if self._device.type != "cpu":
             products = ("matmul",)
         return max((self._rates[name] for name in products), default=0.0) or math.inf
-
-    def seconds(self, cost: Cost, nbytes: int, products: tuple[str, ...], passes: float) -> float:
-        """The roofline: the least time of a call. passes: of the products, for wide inputs."""
-        return cost.least_seconds(self.bandwidth(nbytes), self.rate(products) / passes)
 
     def report(self) -> dict[str, float]:
         """All limits by name, in GB/s and TFLOP/s."""

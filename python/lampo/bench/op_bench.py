@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -98,7 +99,6 @@ class OpBench:
         limit = 1 if not case.cost.nbytes else _MOST_SETS
         count = max(1, min(-(-self.cover // max(size, 1)) + 1, limit))
         sets = [case.make() for _ in range(count)]
-        self.limits.measure(max(size * count, 1), case.products)
         calls = {
             name: [case.bind(function, arguments) for arguments in sets]
             for name, function in functions.items()
@@ -107,18 +107,19 @@ class OpBench:
             prepared = self._attempt(name, lambda peer=peer: [peer(s) for s in sets])  # type: ignore[misc]
             if prepared is not None:
                 calls[name] = prepared
+        limited = case.cost.nbytes > 0 and not self.warm
+        if limited:
+            self.limits.measure(size * count, case.products)
         meter = LoadMeter()
         times = self._time(calls)
         load = meter.load()
-        least = None
-        if case.cost.nbytes and not self.warm:
-            least = self.limits.seconds(case.cost, size * count, case.products, case.passes)
+        if limited:
+            self.limits.measure(size * count, case.products)
         return Measured(
             case=case.values,
             times=times,
             cost=case.cost,
-            least_s=least,
-            bound=self._bound(case, size * count),
+            least=partial(self._least, case, size * count) if limited else None,
             error=error,
             load=load,
             busy=is_busy(load),
@@ -177,12 +178,10 @@ class OpBench:
             self.note(f"{name} is timed with its launches, as it was not captured: {error}")
             return one_after_the_other
 
-    def _bound(self, case: Case, nbytes: int) -> str:
-        if not case.cost.nbytes:
-            return ""
+    def _least(self, case: Case, nbytes: int) -> tuple[float, str]:
         memory = case.cost.nbytes / self.limits.bandwidth(nbytes)
-        rate = self.limits.rate(case.products) / case.passes
-        return "memory" if memory >= case.cost.flops / rate else "compute"
+        compute = case.cost.flops * case.passes / self.limits.rate(case.products)
+        return max((memory, "memory"), (compute, "compute"))
 
 
 def _in_turns(calls: list[Callable[[], Any]]) -> Callable[[], Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,8 +34,8 @@ class Measured:
         case: values by axis.
         times: seconds of each contestant, taken in turns; the first is what is benchmarked.
         cost: of the call; 0 bytes: unknown.
-        least_s: the least time by the machine's limits; None: unknown.
-        bound: "memory" or "compute", by the limits.
+        least: the least time by the machine's limits, in seconds, and "memory" or "compute", which
+            bounds it; called at the end of a run, as limits get better with samples.
         error: largest error over the tolerance; None: not a number.
         load: of the machine meanwhile; busy: see :func:`is_busy`.
         extra: further columns, such as tokens per second.
@@ -44,8 +44,7 @@ class Measured:
     case: dict[str, Any]
     times: dict[str, Series]
     cost: Cost
-    least_s: float | None = None
-    bound: str = ""
+    least: Callable[[], tuple[float, str]] | None = None
     error: float | None = None
     load: MachineLoad | None = None
     busy: bool = False
@@ -70,8 +69,9 @@ class Measured:
         own = self.times[LAMPO]
         row: dict[str, Any] = {**self.names, **(self.extra or {})}
         row |= {"us": own.us, "q1": own.q1 * 1e6, "q3": own.q3 * 1e6, **self.rates(own)}
-        if self.least_s is not None:
-            row |= {"bound by": self.bound, "limit %": 100 * self.least_s / own.median}
+        least_s, bound = (None, "") if self.least is None else self.least()
+        if least_s is not None:
+            row |= {"bound by": bound, "limit %": 100 * least_s / own.median}
         ratios = {}
         for name, series in self.times.items():
             if name != LAMPO:
@@ -87,7 +87,7 @@ class Measured:
             "ratios": ratios,
             "bytes": self.cost.nbytes,
             "operations": self.cost.flops,
-            "least_us": None if self.least_s is None else self.least_s * 1e6,
+            "least_us": None if least_s is None else least_s * 1e6,
             "error": self.error,
             "load": load,
             "busy": self.busy,

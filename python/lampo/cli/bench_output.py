@@ -118,14 +118,15 @@ def progress(what: str, count: int) -> Iterator[Callable[[], None]]:
 
 def collect(measured: Iterator[Measured], what: str, count: int) -> list[dict[str, Any]]:
     """The rows, as far as Ctrl-C lets them come."""
-    rows: list[dict[str, Any]] = []
-    with progress(what, count) as advance, contextlib.suppress(KeyboardInterrupt):
-        for each in measured:
-            rows.append(each.row())
-            advance()
-        return rows
-    note(f"interrupted: {len(rows)} of {count} cases are complete")
-    return rows
+    found: list[Measured] = []
+    with progress(what, count) as advance:
+        try:
+            for each in measured:
+                found.append(each)
+                advance()
+        except KeyboardInterrupt:
+            note(f"interrupted: {len(found)} of {count} cases are complete")
+    return [each.row() for each in found]
 
 
 def write(
