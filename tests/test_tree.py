@@ -46,8 +46,8 @@ ARROWS: dict[str, set[str]] = {
     "async_llm": {"llm", "engine", "checks", "outputs", "prompts", "sampling_params"},
     "profiling": {"llm", "runtime", "checks", "_C"},
     "bench": {
-        *("async_llm", "checks", "error_text", "ops", "profiling", "runtime", "sampling_params"),
-        "_C",
+        *("llm", "async_llm", "checks", "error_text", "ops", "profiling", "runtime"),
+        *("sampling_params", "_C"),
     },
     "server": {"async_llm", "outputs", "sampling_params", "parameters", "text", "lampo"},
     "cli": {

@@ -26,7 +26,7 @@ TINY = {
     "merge_states": "--rows 3 --splits 4 --heads 2x16 --dtype bf16,f32",
     "linear": "--shape 96x64 --rows 1,5 --dtype q4_0,q4_1,q8_0,bf16,f16,f32 --activation-bits 8,16",
     "embedding": "--shape 96x64 --rows 5 --dtype q4_0,q4_1,q8_0,bf16",
-    "sample": "--batch 2 --vocab 1000 --dtype f32,bf16 --top-k 0,5",
+    "sample": "--batch 2 --vocab 1000 --logits flat,zipf --dtype f32,bf16 --top-k 0,5",
     "token_logprobs": "--batch 2 --vocab 1000 --num-top 0,3",
     "rms_norm": "--rows 3 --hidden 96 --dtype bf16,f32",
     "layer_norm": "--rows 3 --hidden 96 --dtype bf16,f32",
@@ -86,16 +86,22 @@ def test_every_case_is_checked_and_timed(op: str, bench: Bench) -> None:
 
 
 def test_prefill_and_windows(bench: Bench) -> None:
-    words = shlex.split("--batch 2 --seq-len 70,200 --query-len 7,all --heads 4/2x32 --window 0,16")
-    document = bench("paged_attention", *words)
+    words = shlex.split("--batch 2 --seq-len 70,200 --query-len 7,all --heads 2/1x32")
+    document = bench("paged_attention", *words, "--window", "0,16", "--peers", "none")
     assert len(document["cases"]) == 8
     assert all(row["error"] <= 1 for row in document["cases"])
-    assert {"torch sdpa", "torch matmul"} <= set(document["cases"][0]["times_us"])
+
+
+def test_peers_of_prefill(bench: Bench) -> None:
+    words = shlex.split("--batch 2 --seq-len 40 --query-len 7,all --heads 2/1x32")
+    for row in bench("paged_attention", *words)["cases"]:
+        assert list(row["times_us"]) == ["lampo", "torch sdpa", "torch matmul"]
 
 
 def test_limits_of_cold_runs(bench: Bench, tmp_path: Path) -> None:
     file = tmp_path / "cold.json"
-    words = ["--rows", "512", "--hidden", "8k", "--repeats", "1", "--json", str(file)]
+    words = ["--rows", "2k", "--hidden", "8k", "--repeats", "1", "--json", str(file)]
+    words += ["--peers", "none"]
     assert main(["bench", "op", "rms_norm", *words]) == 0
     document = json.loads(file.read_text())
     (row,) = document["cases"]
@@ -162,7 +168,7 @@ def test_a_wrong_op_is_not_timed(bench: Bench, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(attention_cases.PagedAttention, "op", staticmethod(wrong))
     words = shlex.split("--batch 2 --seq-len 70 --heads 4/2x32 --page 16 --dtype bf16,f32")
-    document = bench("paged_attention", *words, code=1)
+    document = bench("paged_attention", *words, "--peers", "none", code=1)
     assert [row["case"]["dtype"] for row in document["cases"]] == ["bf16"]
     (note,) = document["notes"]
     assert "dtype f32: wrong, not timed" in note

@@ -158,6 +158,9 @@ HELP = {
     "num_top": "Columns of the table of best tokens.",
     "dtype": "Type of the weight, the cache or the elements.",
     "activation_bits": "Bits of the input of packed products: 8, 9 or 16.",
+    "depth": "Tokens in the cache before the first step that is timed.",
+    "prompt": "Prompt tokens.",
+    "tokens": "Steps that are timed, the mean counts.",
     "arrays": "Kind of the arguments: torch, parameter or numpy.",
 }
 
@@ -226,6 +229,14 @@ OPS: dict[str, dict[str, Axis]] = {
 
 `pack_weight` is missing: it runs once, when a model is loaded.
 """
+
+_TOKENS = Axis(count, "32")
+MODELS: dict[str, dict[str, Axis]] = {
+    "decode": {"depth": Axis(count_or_zero, "0,1k"), "tokens": _TOKENS},
+    "prefill": {"prompt": Axis(count, "128,512")},
+    "batch": {"batch": Axis(count, "1,4,16"), "prompt": Axis(count, "16"), "tokens": _TOKENS},
+}
+"""The benchmarks of a whole model, and the axes of their cases."""
 
 
 def combinations(name: str, given: Mapping[str, str | None]) -> list[dict[str, Any]]:

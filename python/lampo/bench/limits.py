@@ -15,6 +15,7 @@ import torch
 
 from lampo import _C, profiling
 from lampo.bench import timing
+from lampo.bench.cost import Cost
 
 SAMPLES = 5
 _LARGEST_BUFFER = 1 << 30
@@ -78,6 +79,17 @@ class Limits:
         if self._device.type != "cpu":
             products = ("matmul",)
         return max((self._rates[name] for name in products), default=0.0) or math.inf
+
+    def least(
+        self, cost: Cost, nbytes: int, products: tuple[str, ...], passes: float = 1.0
+    ) -> tuple[float, str]:
+        """The roofline: the least seconds of some work, and what bounds it, "memory" or "compute".
+
+        nbytes: of the buffers in total. passes: times that a product is done.
+        """
+        memory = cost.nbytes / self.bandwidth(nbytes)
+        compute = cost.flops * passes / self.rate(products)
+        return max((memory, "memory"), (compute, "compute"))
 
     def report(self) -> dict[str, float]:
         """All limits by name, in GB/s and TFLOP/s."""

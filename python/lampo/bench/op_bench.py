@@ -110,6 +110,7 @@ class OpBench:
         limited = case.cost.nbytes > 0 and not self.warm
         if limited:
             self.limits.measure(size * count, case.products)
+        least = partial(self.limits.least, case.cost, size * count, case.products, case.passes)
         meter = LoadMeter()
         times = self._time(calls)
         load = meter.load()
@@ -119,7 +120,7 @@ class OpBench:
             case=case.values,
             times=times,
             cost=case.cost,
-            least=partial(self._least, case, size * count) if limited else None,
+            least=least if limited else None,
             error=error,
             load=load,
             busy=is_busy(load),
@@ -177,11 +178,6 @@ class OpBench:
         except Exception as error:
             self.note(f"{name} is timed with its launches, as it was not captured: {error}")
             return one_after_the_other
-
-    def _least(self, case: Case, nbytes: int) -> tuple[float, str]:
-        memory = case.cost.nbytes / self.limits.bandwidth(nbytes)
-        compute = case.cost.flops * case.passes / self.limits.rate(case.products)
-        return max((memory, "memory"), (compute, "compute"))
 
 
 def _in_turns(calls: list[Callable[[], Any]]) -> Callable[[], Any]:

@@ -143,6 +143,25 @@ def interleave(
     return {name: Series(tuple(times)) for name, times in values.items()}
 
 
+def take_turns(
+    contestants: Mapping[str, Callable[[int], float]], *, repeats: int, settle_s: float = 0.1
+) -> dict[str, Series]:
+    """As :func:`interleave`, for contestants that take the time themselves.
+
+    Each is called with the number of the turn and returns seconds. The first turn, 0, is a warm-up
+    and left out.
+    """
+    values: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(repeats + 1):
+        order = list(contestants) if turn % 2 == 0 else list(contestants)[::-1]
+        for name in order:
+            time.sleep(settle_s)
+            seconds = contestants[name](turn)
+            if turn:
+                values[name].append(seconds)
+    return {name: Series(tuple(times)) for name, times in values.items()}
+
+
 def pair_ratio(numerator: Series, denominator: Series) -> Series:
     """Ratio of two interleaved series, pair by pair; `pair_ratio(peer, ours)` is our speed-up."""
     pairs = zip(numerator.values, denominator.values, strict=True)

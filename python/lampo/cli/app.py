@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from lampo.cli import bench_serve
+from lampo.cli import bench_model, bench_serve
 from lampo.cli.bench_compare import compare
 from lampo.cli.bench_op import op
 from lampo.cli.chat import chat
@@ -139,6 +139,14 @@ _add(
     "lampo bench op rms_norm --kernel my.py:my_rms_norm",
     to=bench,
 )
+_add(
+    bench_model.decode,
+    "lampo bench decode --depth 0,1k,4k",
+    "lampo bench decode model.gguf --kv-cache-dtype int8 --peers llama.cpp,transformers",
+    to=bench,
+)
+_add(bench_model.prefill, "lampo bench prefill --prompt 128,512,2k", to=bench)
+_add(bench_model.batch, "lampo bench batch model.gguf --batch 1,4,16,64", to=bench)
 _add(
     compare,
     "lampo bench compare before.json after.json",
