@@ -39,8 +39,10 @@ ARROWS: dict[str, set[str]] = {
         *("outputs", "sampling_params", "checks"),
     },
     "progress": {"engine"},
+    # What it needs of an LLM is a protocol, so that LLM.explain can stand above it.
+    "explain": {"engine", "models", "runtime", "outputs", "sampling_params", "text", "_C"},
     "llm": {
-        *("engine", "models", "runtime", "model_files", "llm_arguments"),
+        *("engine", "models", "runtime", "model_files", "llm_arguments", "explain"),
         *("checks", "error_text", "outputs", "prompts", "progress", "sampling_params", "text"),
     },
     "async_llm": {"llm", "engine", "checks", "outputs", "prompts", "sampling_params"},
@@ -53,7 +55,7 @@ ARROWS: dict[str, set[str]] = {
     "cli": {
         *("llm", "async_llm", "profiling", "bench", "server", "runtime", "weights"),
         *("ops", "_C", "outputs", "parameters", "sampling_params", "lampo"),
-        *("model_files", "llm_arguments", "text", "checks"),
+        *("model_files", "llm_arguments", "text", "checks", "explain"),
     },
     "__main__": {"cli"},
     # The package itself offers the public names.

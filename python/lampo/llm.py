@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as SequenceABC
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lampo.checks import check_integer
+from lampo.engine.inspector import Inspector
 from lampo.engine.kv_pool import (
     KVPool,
     default_max_model_len,
@@ -36,9 +37,11 @@ from lampo.outputs import RequestOutput, StreamOutput
 from lampo.progress import track_tokens
 from lampo.prompts import Messages, Prompt, message_lists, params_list, prompt_list
 from lampo.runtime.device import cuda_info, resolve_device
-from lampo.runtime.program import OpTiming
 from lampo.sampling_params import SamplingParams, default_fields
 from lampo.text.tokenizer import TooManyTokensError
+
+if TYPE_CHECKING:
+    from lampo.explain.explanation import Explanation
 
 logger = logging.getLogger("lampo")
 
@@ -177,6 +180,7 @@ class LLM:
         sampling_params: SamplingParams | SequenceABC[SamplingParams] | None = None,
         *,
         progress: bool | None = None,
+        use_cache: bool = True,
     ) -> list[RequestOutput]:
         """Continues one or many prompts.
 
@@ -185,6 +189,8 @@ class LLM:
                 special tokens as ordinary text; the model's BOS token is added once.
             sampling_params: for all prompts, or one per prompt.
             progress: show a progress bar on stderr; None: if that is a terminal.
+            use_cache: False computes every sequence from its beginning for every token, one prompt
+                after the other: what the KV cache saves. The tokens are the same.
 
         Returns:
             one result per prompt, in order.
@@ -196,13 +202,13 @@ class LLM:
         start = time.perf_counter()
         listed = prompt_list(prompts)
         params = params_list(sampling_params, len(listed))
-        return self._generate(
-            [
-                self.request(prompt, p, name=f"prompts[{i}]", start_time=start)
-                for i, (prompt, p) in enumerate(zip(listed, params, strict=True))
-            ],
-            progress,
-        )
+        requests = [
+            self.request(prompt, p, name=f"prompts[{i}]", start_time=start)
+            for i, (prompt, p) in enumerate(zip(listed, params, strict=True))
+        ]
+        if not use_cache:
+            return [self.inspector().generate_uncached(request) for request in requests]
+        return self._generate(requests, progress)
 
     def chat(
         self,
@@ -255,6 +261,7 @@ class LLM:
         sampling_params: SamplingParams | None = None,
         *,
         on_prompt: Callable[[int, int], None] | None = None,
+        cache_salt: str | None = None,
     ) -> Iterator[StreamOutput]:
         """Continues one prompt and yields its text as it becomes final.
 
@@ -265,13 +272,15 @@ class LLM:
             prompt, sampling_params: as in :meth:`generate`.
             on_prompt: called until the first token is there, once before the first step and then
                 after every step, with the computed tokens of the prompt and their number.
+            cache_salt: as in :meth:`request`.
 
         Raises:
             ValueError, TypeError: as :meth:`generate`, at the call; also for ``n`` other than 1.
         """
         if sampling_params is not None and sampling_params.n != 1:
             raise ValueError(f"n: a stream has one completion, got {sampling_params.n}")
-        return self._stream(self.request(prompt, sampling_params), on_prompt)
+        request = self.request(prompt, sampling_params, cache_salt=cache_salt)
+        return self._stream(request, on_prompt)
 
     def request(
         self,
@@ -426,26 +435,60 @@ class LLM:
         context = f"the context of {self.max_model_len} leaves room for {room}"
         return TooManyTokensError(count, f"{name}: has {count} tokens, but {context}")
 
-    def replay_decode(self, batch_size: int, depth: int, repeats: int) -> list[list[OpTiming]]:
-        """Replays and times one decode step, for :func:`lampo.profile`.
+    def explain(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        system: str | None = None,
+        raw: bool = False,
+        attention_layers: SequenceABC[int] | None = None,
+        command: str | None = None,
+        on_progress: Callable[[str], None] | None = None,
+    ) -> Explanation:
+        """Decodes a prompt, records what happens, and returns it as a page that draws it.
+
+        The run is real, and the page's numbers are the library's: candidates and their
+        probabilities, the draw, times, the cache, what happens inside of the blocks.
 
         Args:
-            batch_size: of the step.
-            depth: tokens per sequence in the cache: random numbers.
-            repeats: replays.
-
-        Returns:
-            the ops per replay, in order.
+            prompt: a text, a user's message to a model with a chat template; or token ids.
+            sampling_params: max_tokens (40 if absent), temperature, top_p, top_k, min_p, seed (0 if
+                absent) and ignore_eos; no others.
+            system: a system message before it.
+            raw: continue the text as it is, without a chat template.
+            attention_layers: whose weights the page has; as many as 1 MB holds, if absent.
+            command: how the page was made, for its last line.
+            on_progress: called with a line on what is being done.
 
         Raises:
-            ValueError: the KV cache has no room for these tokens.
+            ValueError, TypeError: an argument that does not fit; prompt and answer have more than
+                512 tokens together.
         """
-        params = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
-        token_ids = [0] * (depth + 1)
-        requests = [self.request(token_ids, params, name="depth") for _ in range(batch_size)]
-        shared = self.shared_engine()
-        with shared.lock:
-            return shared.engine.replay_decode([r.sequences[0] for r in requests], repeats)
+        from lampo.explain.explanation import Explanation
+        from lampo.explain.record import record
+
+        return Explanation(
+            record(
+                self,
+                prompt if isinstance(prompt, str) else list(prompt),
+                sampling_params,
+                system=system,
+                raw=raw,
+                attention_layers=attention_layers,
+                command=command,
+                on_progress=on_progress,
+            )
+        )
+
+    def inspector(self) -> Inspector:
+        """Looks into the model: hidden states, attention weights, logits, the outline of its
+        weights, prefill one token at a time.
+
+        Raises:
+            RuntimeError: the model is closed.
+        """
+        return Inspector(self.shared_engine(), self.request)
 
     def shared_engine(self) -> SharedEngine:
         """The engine of all requests, for a stack that makes the steps itself.

@@ -108,7 +108,7 @@ def profile(llm: LLM, *, batch_size: int = 1, depth: int = 0, repeats: int = 20)
     """
     check_profile_arguments(batch_size, depth, repeats, llm.max_num_seqs, llm.max_model_len)
     meter = LoadMeter()
-    replays = llm.replay_decode(batch_size, depth, repeats)
+    replays = llm.inspector().replay_decode(batch_size, depth, repeats)
     rows: dict[str, list[int]] = {}  # op name -> indices of its calls
     for at, call in enumerate(replays[0]):
         rows.setdefault(call.name, []).append(at)

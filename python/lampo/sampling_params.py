@@ -186,16 +186,17 @@ class SamplingParams:
     logprobs: int | None = field(
         default=None,
         metadata=parameter(
-            Integer(0, MAX_LOGPROBS),
+            Integer(-1, MAX_LOGPROBS),
             OUTPUT,
             "Report this many of the best tokens' log-probabilities beside each chosen one (0: the "
-            "chosen alone), and how many tokens could be drawn. Default: no report.",
+            "chosen alone; -1: all of the vocabulary), and how many tokens could be drawn. "
+            "Default: no report.",
         ),
     )
     prompt_logprobs: int | None = field(
         default=None,
         metadata=parameter(
-            Integer(0, MAX_LOGPROBS), OUTPUT, "The same for every token of the prompt."
+            Integer(-1, MAX_LOGPROBS), OUTPUT, "The same for every token of the prompt."
         ),
     )
     logprobs_mode: str = field(

@@ -15,6 +15,7 @@ from lampo.cli.bench_op import op
 from lampo.cli.chat import chat
 from lampo.cli.completion import completion, prepare_completion
 from lampo.cli.doctor import doctor
+from lampo.cli.explain import explain
 from lampo.cli.generate import generate
 from lampo.cli.job import Job
 from lampo.cli.models import list_models, remove
@@ -124,6 +125,12 @@ _add(
     'lampo generate --json -m org/name:Q4_0 "Hello" | jq -r .text',
 )
 _add(chat, "lampo chat", 'lampo chat --system "Answer in one sentence." -t 0.2 --top-p 0.9')
+_add(
+    explain,
+    'lampo explain "Why is the sky blue?" -o sky.html',
+    'lampo explain --text -t 1 --top-p 0.9 "Name a fruit."',
+    'lampo explain --json --raw "1 + 1 =" | jq .tracks',
+)
 _add(doctor, "lampo doctor", "lampo doctor --json | jq .isa")
 _add(profile, "lampo profile", "lampo profile --depth 4096", "lampo profile -b 8 --threads 1")
 _add(

@@ -170,7 +170,8 @@ class _Run:
 
     def _candidates(self, llm: LLM, params: SamplingParams, num_shown: int | None) -> Candidates:
         size, token_bytes = llm.config.vocab_size, llm.tokenizer.token_bytes
-        return Candidates(num_shown or 0, params, size, token_bytes)
+        shown = num_shown or 0
+        return Candidates(size if shown < 0 else shown, params, size, token_bytes)
 
 
 def _answer(request: RequestOutput, index: int) -> Answer:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lampo.runtime.machine import cpu_name
 from lampo.runtime.machine_load import LoadMeter
 
 _PACKAGES = """
@@ -63,7 +64,7 @@ def machine() -> dict[str, Any]:
     return {
         "system": platform.platform(),
         "machine": platform.machine(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "logical_cpus": os.cpu_count(),
         "python": sys.executable,
     }
@@ -170,15 +171,6 @@ def _torch_ops() -> Any:
     import torch
 
     return torch.ops.lampo
-
-
-def _cpu_name() -> str:
-    for key in ("model name", "Model", "Hardware"):
-        for line in _read_lines("/proc/cpuinfo"):
-            name, _, value = line.partition(":")
-            if name.strip() == key:
-                return value.strip()
-    return platform.processor() or platform.machine()
 
 
 def _available_memory() -> int | None:

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 import torch
 
 from lampo.engine.kv_pool import KVPool
-from lampo.engine.page_allocator import FREED, PageAllocator
+from lampo.engine.page_allocator import PageAllocator
 from lampo.engine.request import Request, Sequence
 from lampo.engine.runner import DecodeResult, Runner
 from lampo.engine.sampler import Sampler, take_rows
 from lampo.engine.scheduler import Plan, Scheduler
 from lampo.engine.snapshot import SequenceSnapshot, Snapshot
 from lampo.outputs import StreamOutput
-from lampo.runtime.program import OpTiming
 
 logger = logging.getLogger("lampo")
 
@@ -97,6 +96,9 @@ class LLMEngine:
             last is discarded.
 
     Attributes:
+        pool, runner: as given.
+        scheduler: holds the sequences and the pages' bookkeeping.
+        sampler: draws tokens and makes tables of log-probabilities.
         num_failed_in_a_row: steps that failed since the last one that did not. A GPU whose context
             is lost fails all.
     """
@@ -126,7 +128,7 @@ class LLMEngine:
             max_num_batched_tokens=max_num_batched_tokens,
             num_slots=pool.num_slots,
         )
-        self._sampler = Sampler(token_text, pool.device)
+        self.sampler = Sampler(token_text, pool.device)
         self._requests: dict[str, Request] = {}
         self._timed: dict[str, Request] = {}  # requests with a deadline
         self._updated: dict[Sequence, None] = {}  # sequences with new output
@@ -184,8 +186,26 @@ class LLMEngine:
         self.pool.busy()
         if self._timed:
             self._end_overdue()
+        self._attempt(self._advance)
+        pieces = self._hand_out()
+        if not self._requests:
+            self._idle()
+        return pieces
+
+    def settle(self) -> None:
+        """Reads the results of the step in flight; the next :meth:`step` returns their pieces.
+
+        Until then the runner may be used for other sequences.
+        """
+        self.pool.busy()
+        in_flight, self._in_flight = self._in_flight, None
+        if in_flight is not None:
+            self._attempt(lambda: self._complete(in_flight))
+
+    def _attempt(self, work: Callable[[], None]) -> None:
+        """Does a part of a step; if it fails, the requests of the step fail."""
         try:
-            self._advance()
+            work()
             self.num_failed_in_a_row = 0
         except BaseException as error:
             all_sequences = [s for r in self._requests.values() for s in r.sequences]
@@ -199,37 +219,6 @@ class LLMEngine:
             self.num_failed_in_a_row += 1
             logger.exception("a step failed; sequences in it: %d", len(in_step))
             self._fail(in_step or all_sequences, _internal_error(error), "error")
-        pieces = self._hand_out()
-        if not self._requests:
-            self._idle()
-        return pieces
-
-    def replay_decode(self, sequences: list[Sequence], repeats: int) -> list[list[OpTiming]]:
-        """Replays and times the decode step of sequences of any length, for `lampo.profile`.
-
-        All tokens but the last count as computed; their keys and values are random.
-
-        Raises:
-            MemoryError: the pool has too few pages available.
-        """
-        self.pool.busy()
-        allocator = self.scheduler.allocator
-        unseen = [allocator.first_seen(len(s.token_ids) - 1) for s in sequences]
-        counts = [
-            allocator.pages_for(len(s.token_ids)) - first
-            for s, first in zip(sequences, unseen, strict=True)
-        ]
-        pages = allocator.allocate(sum(counts))
-        try:
-            self.pool.fill_randomly(pages)
-            first = 0
-            for sequence, freed, count in zip(sequences, unseen, counts, strict=True):
-                sequence.pages = [FREED] * freed + pages[first : first + count]
-                sequence.num_computed = len(sequence.token_ids) - 1
-                first += count
-            return self.runner.profile(sequences, repeats)
-        finally:
-            allocator.release(pages)
 
     def stats(self) -> EngineStats:
         allocator = self.scheduler.allocator
@@ -361,7 +350,7 @@ class LLMEngine:
         """Appends a decode step's tokens."""
         token_ids, status = result.token_ids, result.status  # the read may wait, or fail
         self._commit(plan)
-        self._sampler.accept(result.logits, sequences, token_ids, status, result.num_kept)
+        self.sampler.accept(result.logits, sequences, token_ids, status, result.num_kept)
         self._fork(sequences, result.logits)
         self._updated.update(dict.fromkeys(sequences))
 
@@ -388,7 +377,7 @@ class LLMEngine:
             hidden = hidden[torch.tensor(rows, dtype=torch.int64, device=hidden.device)]
         if complete:
             ready, logits = [sequences[i] for i in complete], self.runner.logits(hidden)
-            self._sampler.sample(logits, ready)
+            self.sampler.sample(logits, ready)
             self._fork(ready, logits)
 
     def _fork(self, ready: list[Sequence], logits: torch.Tensor) -> None:
@@ -407,7 +396,7 @@ class LLMEngine:
                     parents.append(row)
                     children.append(child)
         if children:
-            self._sampler.sample(take_rows(logits, parents), children)
+            self.sampler.sample(take_rows(logits, parents), children)
             self._updated.update(dict.fromkeys(children))
 
     def _score_prompt(self, sequence: Sequence, start: int, hidden: torch.Tensor) -> None:
@@ -422,11 +411,11 @@ class LLMEngine:
         for first in range(done, len(targets), rows):
             wanted = targets[first : first + rows]
             logits = self.runner.logits(hidden[first : first + len(wanted)])
-            sequence.prompt_logprobs += self._sampler.tables(logits, wanted, num_top)
+            sequence.prompt_logprobs += self.sampler.tables(logits, wanted, num_top)
             if sequence.rules.changes_logits or sequence.params.min_tokens:
                 sequence.prompt_num_kept += [None] * len(wanted)
             else:
-                sequence.prompt_num_kept += self._sampler.num_kept(logits, [sequence] * len(logits))
+                sequence.prompt_num_kept += self.sampler.num_kept(logits, [sequence] * len(logits))
 
     def _end_overdue(self) -> None:
         now = time.monotonic()

@@ -17,7 +17,7 @@ from lampo.engine.decode_step import DecodeStep
 from lampo.engine.kv_pool import KVPool
 from lampo.engine.request import Sequence
 from lampo.engine.step_inputs import prompt_arrays, prompt_bytes
-from lampo.models.decoder import Decoder
+from lampo.models.decoder import Decoder, Observer
 from lampo.models.step import Step, StepLimits
 from lampo.runtime.program import OpTiming
 from lampo.runtime.transfer import Transfer
@@ -59,7 +59,10 @@ class Runner(Protocol):
         """
 
     def run(
-        self, work: list[tuple[Sequence, int]], last_of: list[int] | None = None
+        self,
+        work: list[tuple[Sequence, int]],
+        last_of: list[int] | None = None,
+        observer: Observer | None = None,
     ) -> torch.Tensor:
         """Computes the next `count` tokens of every sequence.
 
@@ -67,6 +70,7 @@ class Runner(Protocol):
             work: sequences and counts.
             last_of: indices into `work`, ascending: only outputs of these sequences' last tokens
                 are returned. None: those of all tokens.
+            observer: is shown the residual stream, see :data:`lampo.models.decoder.Observer`.
 
         Returns:
             [sum of counts or len(last_of), hidden_size], for :meth:`logits`, valid until the next
@@ -196,12 +200,15 @@ class ModelRunner:
         return [step.program.profile() for _ in range(repeats)]
 
     def run(
-        self, work: list[tuple[Sequence, int]], last_of: list[int] | None = None
+        self,
+        work: list[tuple[Sequence, int]],
+        last_of: list[int] | None = None,
+        observer: Observer | None = None,
     ) -> torch.Tensor:
         """As :meth:`Runner.run`."""
         self.model.reach(max(sequence.num_computed + count for sequence, count in work))
         step = Step(**self._transfer.upload(prompt_arrays(work, last_of, self.pool.page_size)))
-        return self.model.forward(step, self.pool.cache)
+        return self.model.forward(step, self.pool.cache, observer)
 
 
 def decode_bucket(batch_size: int, max_num_seqs: int) -> int:

@@ -105,10 +105,11 @@ class Sampler:
         Args:
             logits: [len(token_ids), vocab_size] float32.
             token_ids: one per row.
-            num_top: best tokens per row.
+            num_top: best tokens per row; -1: all.
             normalized: the rows are log-probabilities already.
         """
-        count, num_top = len(token_ids), min(num_top, logits.shape[1])
+        count, vocab_size = len(token_ids), logits.shape[1]
+        num_top = vocab_size if num_top < 0 else min(num_top, vocab_size)
         chosen = self._transfer.upload({"token_ids": np.array(token_ids, np.int64)})["token_ids"]
         # All results in one block, for one copy: of a row its own log-probability and rank, then
         # the log-probabilities and ids of the best tokens.
@@ -203,11 +204,12 @@ class Sampler:
             sequences, draws: the rows.
             mode: "raw" or "processed".
         """
-        wanted = [s.params.logprobs or 0 for s in sequences]
+        counts = [s.params.logprobs or 0 for s in sequences]
+        wanted = [source.shape[1] if count < 0 else count for count in counts]
         found = self.tables(
             source,
             [draw.token_id for draw in draws],
-            min(max(wanted), source.shape[1]),
+            max(wanted),
             normalized=mode == "processed",
         )
         for draw, table, keep in zip(draws, found, wanted, strict=True):

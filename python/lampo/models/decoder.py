@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,6 +17,10 @@ from lampo.models.projection import LayerNorm, Norm, Projection
 from lampo.models.step import Buffers, Cache, Kept, Rows, Step, StepLimits
 
 _META = torch.device("meta")
+
+# Called with the number of blocks computed so far, from 0, the residual stream [num_tokens,
+# hidden_size], the step and its activations; all are valid during the call.
+Observer = Callable[[int, torch.Tensor, Step, Rows], None]
 
 
 @dataclass(frozen=True)
@@ -116,10 +120,11 @@ class Decoder:
         """Bytes that :meth:`reserve` allocates."""
         return sum(buffers.nbytes for buffers in self._buffers_within(limits, _META))
 
-    def forward(self, step: Step, cache: Cache) -> torch.Tensor:
+    def forward(self, step: Step, cache: Cache, observer: Observer | None = None) -> torch.Tensor:
         """Runs the blocks and writes the new tokens' keys, values and states into the cache.
 
-        The rotary tables must :meth:`reach` the step's positions.
+        The rotary tables must :meth:`reach` the step's positions. An observer is called after the
+        embedding and after every block.
 
         Returns:
             [num_tokens or num_wanted, hidden_size], the residual stream, for :meth:`logits`; valid
@@ -128,7 +133,9 @@ class Decoder:
         rows = self._rows(step.token_ids.shape[0])
         x = rows.get("x", self.config.hidden_size)
         self.embedding(step, x)
-        for block, layer in zip(self.blocks, cache.layers, strict=True):
+        if observer is not None:
+            observer(0, x, step, rows)
+        for i, (block, layer) in enumerate(zip(self.blocks, cache.layers, strict=True)):
             block.write(x, step, layer, rows)
             if block is self.blocks[-1] and step.last_of is not None:
                 if len(step.last_of) == 0:
@@ -136,6 +143,8 @@ class Decoder:
                 step, rows = self._narrow(step, rows)
                 x = rows.get("x", self.config.hidden_size)
             block.read(x, step, layer, rows)
+            if observer is not None:
+                observer(i + 1, x, step, rows)
         return x
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:

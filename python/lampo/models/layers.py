@@ -4,6 +4,7 @@ devices and requests."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -125,6 +126,29 @@ class Attention:
             workspace=rows.attention_workspace(c.num_qo_heads, self.keeps, step, cache.k.shape[2]),
         )
         self.out(attended, x, rows.workspace, accumulate=True)
+
+    def weights(self, step: Step, cache: PagedCache, rows: Rows) -> torch.Tensor:
+        """The attention weights of a step of one sequence, for inspection.
+
+        They are computed again, in float32, from the queries that :meth:`write` left in `rows` and
+        the keys in the cache.
+
+        Returns:
+            [num_qo_heads, num_tokens, seq_len] float32: a row is a distribution over the keys.
+        """
+        c = self.config
+        seq_len, page_size = int(step.seq_lens[0]), cache.k.shape[2]
+        pages = step.page_table[0, : -(-seq_len // page_size)].long()
+        keys = cache.k[pages].float()
+        if cache.k_scale is not None:
+            keys *= cache.k_scale[pages][..., None]
+        keys = keys.transpose(0, 1).flatten(1, 2)[:, :seq_len]
+        q, _, _ = rows.heads("qkv", c.num_qo_heads, c.num_kv_heads, c.head_dim)
+        groups = q.float().transpose(0, 1).unflatten(0, (c.num_kv_heads, -1))
+        scores = torch.einsum("hgtd,hsd->hgts", groups, keys) * c.scale
+        behind = step.positions[:, None] - torch.arange(seq_len, device=q.device)
+        seen = behind >= 0 if c.window is None else (behind >= 0) & (behind < c.window)
+        return scores.masked_fill(~seen, -math.inf).softmax(dim=-1).flatten(0, 1)
 
 
 @dataclass(frozen=True)
