@@ -223,7 +223,8 @@ class ModelBench:
         """
         if self.device.type != "cpu":  # steps are replayed op by op on CPU alone
             return Cost(0, 0), ()
-        (replay,) = self.llm.replay_decode(work.batch, 0 if work.prefill else work.depth, 1)
+        depth = 0 if work.prefill else work.depth
+        (replay,) = self.llm.inspector().replay_decode(work.batch, depth, 1)
         linears = [match for op in replay if (match := _LINEAR.match(op.name)) is not None]
         packed = any(match[3] in FORMATS for match in linears)
         products = ("int8",) if packed else ("f32", "bf16")
