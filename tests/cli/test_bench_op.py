@@ -16,7 +16,7 @@ import torch
 
 import lampo.ops
 from lampo import _C
-from lampo.bench import attention_cases, axes, cases, op_bench, results
+from lampo.bench import attention_cases, axes, cases, gpu_peers, op_bench, results
 from lampo.cli.main import main
 from lampo.runtime.machine_load import MachineLoad
 
@@ -333,6 +333,37 @@ def test_json_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
 def test_peers_that_have_no_op_are_named(bench: Bench) -> None:
     document = bench(*NORM[:5], "--peers", "llama.cpp,torch")
     assert document["notes"] == ["llama.cpp has whole models alone: see `lampo bench decode`"]
+
+
+def test_gpu_peers_on_the_cpu_are_named(bench: Bench) -> None:
+    document = bench(*NORM[:5], "--peers", "flashinfer,fa3")
+    assert list(document["cases"][0]["times_us"]) == ["lampo"]
+    assert document["notes"] == [
+        f"{name} is left out: it needs a GPU, --device cuda" for name in ("flashinfer", "fa3")
+    ]
+
+
+def test_gpu_peers_of_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their adapters, with torch's attention in place of theirs."""
+
+    def stand_in(problem: gpu_peers.Attention) -> gpu_peers.Peer:
+        return gpu_peers.sdpa_attention(problem, gpu_peers.SDPBackend.FLASH_ATTENTION)
+
+    for name in ("FA3", "FlashInfer fa2", "FlashInfer fa3", "FlashInfer cuda cores"):
+        monkeypatch.setitem(gpu_peers.ATTENTION, name, stand_in)
+    lists = {"batch": "2", "seq_len": "70", "heads": "4/2x32", "query_len": "1,all", "page": "16"}
+    names = ["FlashInfer fa2", "FlashInfer fa3"]
+    for values in axes.combinations("paged_attention", lists):
+        case = op_bench.CASES["paged_attention"](values, torch.device("cpu"))
+        decode = values["query_len"] == 1
+        found = case.gpu_peers("flashinfer")
+        assert list(found) == (["FlashInfer cuda cores", *names] if decode else names)
+        assert list(case.gpu_peers("fa3")) == ["FA3"]
+        for peer in found.values():
+            assert case.check_peer(peer) <= 1
+    case = op_bench.CASES["rms_norm"]({"rows": 1, "hidden": 8, "dtype": "f32"}, case.device)
+    with pytest.raises(ValueError, match="has no such op"):
+        case.gpu_peers("fa3")
 
 
 def test_numbers_in_cells() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
 from lampo import ops
-from lampo.bench import cost, reference
+from lampo.bench import cost, gpu_peers, reference
 from lampo.bench.axes import Heads
 from lampo.bench.cases import DTYPES, Arguments, Case, Peer, Tensors
 
@@ -69,6 +70,10 @@ class PagedAttention(Case):
             raise ValueError(f"query_len: expected at most seq_len, {seq_len}, got {query_len}")
         self.window, self.dtype = window, dtype
         self.pages = -(-seq_len // page)
+        # The same for all sets of buffers, as GPU peers plan for it.
+        table = torch.randperm(self.pages * batch).int().view(batch, -1)
+        self._page_table = table.to(self.device)
+        self._built: dict[str, gpu_peers.Peer] = {}
 
     @property
     def cost(self) -> cost.Cost:
@@ -95,7 +100,7 @@ class PagedAttention(Case):
             "q": q.to(device),
             "k_cache": place(random_values(shape, dtype)),
             "v_cache": place(random_values(shape, dtype)),
-            "page_table": torch.randperm(shape[0]).int().view(self.batch, -1).to(device),
+            "page_table": self._page_table,
             "seq_lens": torch.full((self.batch,), self.seq_len, dtype=torch.int32, device=device),
             "cu_seqlens_q": (torch.arange(self.batch + 1).int() * self.query_len).to(device),
             "out": torch.full_like(q, torch.nan, device=device),
@@ -167,6 +172,30 @@ class PagedAttention(Case):
             "torch sdpa": lambda arguments: self._peer(arguments, _by_sdpa),
             "torch matmul": lambda arguments: self._peer(arguments, _by_matmul),
         }
+
+    def gpu_peers(self, package: str) -> dict[str, Peer]:
+        if self.dtype != "bf16" or self.window:
+            raise ValueError("timed with a bf16 cache and without a window")
+        h = self.heads
+        problem = gpu_peers.Attention(
+            [self.query_len] * self.batch,
+            [self.seq_len] * self.batch,
+            h.num_qo_heads,
+            h.num_kv_heads,
+            h.head_dim,
+            self.page,
+            self._page_table,
+        )
+
+        def peer(name: str, arguments: Arguments) -> Callable[[], torch.Tensor]:
+            if name not in self._built:
+                self._built[name] = gpu_peers.ATTENTION[name](problem)
+            built = self._built[name]
+            tensors = built.prepare(*(arguments[n] for n in ("q", "k_cache", "v_cache")))
+            return lambda: built.run(tensors)
+
+        names = [n for n in gpu_peers.attention_peers(problem) if n.lower().startswith(package)]
+        return {name: partial(peer, name) for name in names}
 
     def _peer(
         self, arguments: Arguments, attention: Callable[..., torch.Tensor]

@@ -74,6 +74,10 @@ class Case(ABC):
         """torch's ways to do the same work, by name."""
         return {}
 
+    def gpu_peers(self, package: str) -> dict[str, Peer]:
+        """What "flashinfer" or "fa3" has for this op, by name. Raises: ValueError: nothing."""
+        raise ValueError("has no such op")
+
     def parts(self) -> dict[str, Peer]:
         """torch's ways to do a part of the work: a bound for others. Not checked."""
         return {}

@@ -13,7 +13,7 @@ import torch
 
 from lampo.bench import timing
 from lampo.bench.attention_cases import AppendKv, MergeStates, PagedAttention
-from lampo.bench.cases import Case, Peer, WrongResult
+from lampo.bench.cases import Arguments, Case, Peer, WrongResult
 from lampo.bench.elementwise_cases import Call, Gelu, GeluMul, LayerNorm, RmsNorm, SiluMul
 from lampo.bench.limits import Limits
 from lampo.bench.linear_cases import Embedding, Linear
@@ -49,6 +49,7 @@ class OpBench:
     """The settings of a run, its limits and its notes.
 
     Attributes:
+        peers: "torch", "flashinfer", "fa3".
         warm: use one set of buffers, which may stay in the caches.
         kernel: to time beside the op.
         notes: what was left out, and why.
@@ -59,7 +60,7 @@ class OpBench:
     threads: int
     repeats: int = 15
     warm: bool = False
-    peers: bool = True
+    peers: tuple[str, ...] = ("torch",)
     kernel: OwnKernel | None = None
     notes: list[str] = field(default_factory=list)
     failed: int = 0  # cases with a wrong result of the op
@@ -104,7 +105,7 @@ class OpBench:
             for name, function in functions.items()
         }
         for name, peer in self._peers(case).items():
-            prepared = self._attempt(name, lambda peer=peer: [peer(s) for s in sets])  # type: ignore[misc]
+            prepared = self._attempt(name, partial(_prepared, peer, sets))
             if prepared is not None:
                 calls[name] = prepared
         limited = case.cost.nbytes > 0 and not self.warm
@@ -133,13 +134,20 @@ class OpBench:
 
     def _peers(self, case: Case) -> dict[str, Peer]:
         """The peers that agree with the reference."""
-        if not self.peers:
-            return {}
-        agreeing = {}
-        for name, peer in case.peers().items():
-            if self._attempt(name, lambda peer=peer: case.check_peer(peer)) is not None:  # type: ignore[misc]
-                agreeing[name] = peer
-        return agreeing | case.parts()
+        found: dict[str, Peer] = {}
+        for package in self.peers:
+            if package == "torch":
+                found |= case.peers()
+            elif self.device.type != "cuda":
+                self.note(f"{package} is left out: it needs a GPU, --device cuda")
+            else:
+                found |= self._attempt(package, partial(case.gpu_peers, package)) or {}
+        agreeing = {
+            name: peer
+            for name, peer in found.items()
+            if self._attempt(name, partial(case.check_peer, peer)) is not None
+        }
+        return agreeing | (case.parts() if "torch" in self.peers else {})
 
     def _attempt(self, name: str, make: Callable[[], Any]) -> Any:
         """make(), or None and a note."""
@@ -178,6 +186,10 @@ class OpBench:
         except Exception as error:
             self.note(f"{name} is timed with its launches, as it was not captured: {error}")
             return one_after_the_other
+
+
+def _prepared(peer: Peer, sets: Sequence[Arguments]) -> list[Callable[[], Any]]:
+    return [peer(arguments) for arguments in sets]
 
 
 def _in_turns(calls: list[Callable[[], Any]]) -> Callable[[], Any]:

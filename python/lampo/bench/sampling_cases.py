@@ -11,6 +11,7 @@ import torch
 from lampo import ops
 from lampo.bench import cost, reference
 from lampo.bench.cases import DTYPES, Arguments, Case, Peer, Tensors, WrongResult
+from lampo.bench.gpu_peers import flashinfer_top_p, torch_top_p_by_sort
 
 _DRAWS = 16  # of every row, for the check
 _CHECKED_ROWS = 8
@@ -144,6 +145,16 @@ class Sample(_Logits):
             "torch sort": lambda a: lambda: torch_top_p_by_sort(a["logits"].float(), self.top_p)
         }
 
+    def gpu_peers(self, package: str) -> dict[str, Peer]:
+        if package != "flashinfer" or self.top_k or self.dtype != "f32":
+            raise ValueError("timed with float32 logits and top-p alone, by flashinfer")
+
+        def peer(arguments: Arguments) -> Callable[[], torch.Tensor]:
+            sampler = flashinfer_top_p(self.top_p, self.device)
+            return lambda: sampler(arguments["logits"])
+
+        return {"FlashInfer": peer}
+
     def parts(self) -> dict[str, Peer]:
         return {"torch softmax": lambda a: lambda: torch.softmax(a["logits"], dim=-1)}
 
@@ -208,21 +219,3 @@ class TokenLogprobs(_Logits):
             return run
 
         return {"torch": peer}
-
-
-def torch_top_p_by_sort(
-    logits: torch.Tensor, top_p: float, generator: torch.Generator | None = None
-) -> torch.Tensor:
-    """The usual top-p draw in torch, by a full sort: [batch_size, vocab_size] -> [batch_size].
-
-    Keeps the smallest prefix of the sorted probabilities with a mass of top_p, the crossing token
-    included, and draws by inverting the cumulative sum: one uniform number per row.
-    torch.multinomial would draw one per vocabulary entry and take half as long as the sort again.
-    """
-    probs, ids = torch.softmax(logits, dim=-1).sort(dim=-1, descending=True)
-    mass = probs.cumsum(dim=-1)
-    rows, device = (logits.shape[0], 1), logits.device
-    crossing = torch.searchsorted(mass, torch.full(rows, top_p, device=device))
-    crossing.clamp_(max=mass.shape[-1] - 1)
-    draw = torch.rand(rows, generator=generator, device=device) * mass.gather(-1, crossing)
-    return ids.gather(-1, torch.searchsorted(mass, draw).clamp_(max=crossing)).squeeze(-1)

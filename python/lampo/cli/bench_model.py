@@ -93,7 +93,7 @@ def batch(
 
 def _run(benchmark: str, values: dict[str, Any]) -> int:
     cases = product_of(benchmark, MODELS[benchmark], {k: values[k] for k in MODELS[benchmark]})
-    peers = b.parse_peers(values["peers"])
+    peers = b.parse_peers(values["peers"], ())
     b.check_files(values)
     options = ModelOptions.of(values)
     show_logging(quiet=True)
@@ -107,7 +107,7 @@ def _run(benchmark: str, values: dict[str, Any]) -> int:
     with load_llm(files, options) as llm:
         status.clear()
         device = resolve_device(options.device)
-        bench = ModelBench(llm, device, benchmark, values["repeats"], peers or ())
+        bench = ModelBench(llm, device, benchmark, values["repeats"], peers)
         rows = b.collect(bench.run(cases), benchmark, len(cases))
         title = f"{benchmark} {llm.path.name}"
         limits = bench.limits.report()

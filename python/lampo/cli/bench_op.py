@@ -15,6 +15,8 @@ from lampo.cli.job import EXIT_INTERNAL, Job
 from lampo.cli.options import with_options
 from lampo.cli.terminal import note
 
+MODEL_PEERS = ("transformers", "llama.cpp")
+
 
 @with_options(*b.axis_options(OPS))
 def op(
@@ -76,7 +78,7 @@ def op(
 def _run(values: dict[str, Any]) -> int:
     name = values["name"]
     cases = combinations(name, {axis: values[axis] for axes in OPS.values() for axis in axes})
-    peers = b.parse_peers(values["peers"])
+    peers = b.parse_peers(values["peers"], ("torch",))
     b.check_files(values)
     if values["threads"] is not None:
         os.environ["LAMPO_NUM_THREADS"] = str(values["threads"])
@@ -96,11 +98,11 @@ def _run(values: dict[str, Any]) -> int:
         _C.num_threads(),
         repeats=values["repeats"],
         warm=values["warm"],
-        peers=peers is None or "torch" in peers,
+        peers=tuple(p for p in peers if p not in MODEL_PEERS),
         kernel=None if values["kernel"] is None else OwnKernel.load(values["kernel"]),
     )
-    for peer in peers or ():
-        if peer in ("transformers", "llama.cpp"):
+    for peer in peers:
+        if peer in MODEL_PEERS:
             bench.note(f"{peer} has whole models alone: see `lampo bench decode`")
     found = bench.cases(cases)
     rows = b.collect(bench.run(found), name, len(found))

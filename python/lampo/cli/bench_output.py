@@ -76,10 +76,10 @@ def axis_options(tables: Mapping[str, Mapping[str, Axis]]) -> list[inspect.Param
     return found
 
 
-def parse_peers(text: str | None) -> tuple[str, ...] | None:
-    """The names of a list; None: the default. Raises: ValueError."""
+def parse_peers(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of a list. Raises: ValueError."""
     if text is None:
-        return None
+        return default
     if text == "none":
         return ()
     names = tuple(dict.fromkeys(word.strip() for word in text.split(",")))
