@@ -30,8 +30,9 @@ def table(document: dict[str, Any]) -> str:
     count = count["chosen"] if isinstance(count, dict) else count
     threads = f"{count} thread{'s' if count != 1 else ''}"
     where = hardware["gpu"] if "gpu" in hardware else f"{hardware['cpu']}, {threads}"
+    fixed = [f", {k} {v}" for k, v in document.get("constants", {}).items() if v is not None]
     lines = [
-        f"`{document['command']}`: {where}, {document['date'][:10]}",
+        f"`{document['command']}`: {where}, {document['date'][:10]}{''.join(fixed)}",
         "",
         "| " + " | ".join(columns) + " |",
         "|" + "---|" * len(columns),
