@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -253,6 +254,19 @@ def test_own_kernel_is_timed(name: str, kernels: Path, bench: Bench) -> None:
     assert list(row["times_us"]) == ["lampo", f"my.py:{name}"]
     assert row[f"my.py:{name} us"] > 0
     assert row[f"x my.py:{name}"] > 0
+
+
+def test_own_kernel_of_the_documentation(tmp_path: Path, bench: Bench) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "benchmarking.md").read_text()
+    (example,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    (command,) = re.findall(r"^    lampo bench (op .*--kernel .*)$", text, re.MULTILINE)
+    (tmp_path / "my.py").write_text(example)
+    words = shlex.split(command.replace("my.py", str(tmp_path / "my.py")))
+    document = bench(*words[1:], "--peers", "none")
+    assert {name for row in document["cases"] for name in row["times_us"]} == {
+        "lampo",
+        "my.py:rms_norm",
+    }
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ HELP = {
     "hidden": "Elements per row.",
     "size": "Elements per row of the output.",
     "vocab": "Logits per row.",
-    "logits": "Distribution of the logits: flat, peaked (3 nats at rank 10) or zipf.",
+    "logits": "Distribution: flat or peaked (normal with deviation 1 or 4), or zipf.",
     "top_p": "Probability mass of the nucleus.",
     "top_k": "Most candidates, 0: all.",
     "num_top": "Columns of the table of best tokens.",
