@@ -10,9 +10,6 @@
 
 namespace lampo {
 
-/// Types of factors that CPU kernels multiply with instructions of their own.
-enum class Products { kF32, kBF16, kInt8 };
-
 struct RmsNormParams {
   DType dtype;         // of x, residual and out
   DType weight_dtype;  // float32 or dtype

@@ -204,10 +204,10 @@ void set_cpu_isa(const std::string& isa) {
 
 double peak_rate(const std::string& name) {
   constexpr int64_t kRounds = 400'000;
-  const Products products = name == "f32"    ? Products::kF32
-                            : name == "bf16" ? Products::kBF16
-                                             : Products::kInt8;
-  check_that(name == "int8" || products != Products::kInt8, "products",
+  const cpu::Products products = name == "f32"    ? cpu::Products::kF32
+                                 : name == "bf16" ? cpu::Products::kBF16
+                                                  : cpu::Products::kInt8;
+  check_that(name == "int8" || products != cpu::Products::kInt8, "products",
              "expected f32, bf16 or int8, got '" + name + "'");
   std::atomic<int64_t> operations{0};
   const auto start = std::chrono::steady_clock::now();

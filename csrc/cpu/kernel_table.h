@@ -8,6 +8,9 @@
 
 namespace lampo::cpu {
 
+/// Types of factors that kernels multiply with instructions of their own.
+enum class Products { kF32, kBF16, kInt8 };
+
 template <class Params>
 using Kernel = void (*)(const Params& params, const Team& team);
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The most multiplications and additions that a thread can do: independent chains of the widest
 // instruction that the kernels of this instruction set multiply with, on registers alone.
+#include "cpu/kernel_table.h"
 #include "cpu/vec/vec.h"
-#include "params.h"
 
 namespace lampo::cpu::LAMPO_ISA {
 
