@@ -291,6 +291,18 @@ def test_own_kernel_is_refused(
         assert "1 of 288 values are wrong" in line
 
 
+def test_own_kernel_is_checked_in_all_cases_first(
+    kernels: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(self: op_bench.OpBench, case: cases.Case) -> None:
+        raise AssertionError("timed before all cases were checked")
+
+    monkeypatch.setattr(op_bench.OpBench, "measure", measure)
+    words = ["op", "rms_norm", "--rows", "3,1", "--hidden", "96", "--kernel", f"{kernels}:wrong"]
+    kernels.write_text(KERNEL.replace("out[2, 7] = 100", "out[0, 7] += len(x) == 1"))
+    assert "my.py:wrong: out: differs from the reference by" in error_of(capsys, *words)
+
+
 def test_own_kernel_that_does_not_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "my.py").write_text("import torch\n\nraise OSError('broken')\n")
     line = error_of(capsys, "op", *NORM, "--kernel", f"{tmp_path / 'my.py'}:f")

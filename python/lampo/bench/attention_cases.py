@@ -24,11 +24,11 @@ _INT8_SCALE = 0.025
 
 def random_values(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """Normal values, or codes of int8: one block, repeated, as gigabytes take long to draw."""
-    block = torch.randn(_BLOCK)
+    count = torch.Size(shape).numel()
+    block = torch.randn(max(min(count, _BLOCK), 1))
     if dtype == torch.int8:
         block = (block * 40).round().clamp(-127, 127)
-    count = torch.Size(shape).numel()
-    return block.to(dtype).repeat(-(-count // _BLOCK))[:count].reshape(shape)
+    return block.to(dtype).repeat(-(-count // len(block)))[:count].reshape(shape)
 
 
 def in_huge_pages(values: torch.Tensor) -> torch.Tensor:
