@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lampo.bench.axes import OPS, combinations
-from lampo.bench.op_bench import CASES
+from lampo.bench.op_bench import CASES, OpBench
 
 pytestmark = pytest.mark.gpu
 
@@ -26,3 +26,15 @@ def test_cases_agree_with_the_reference(op: str, gpu: torch.device) -> None:
         case.check(type(case).op)
         for peer in case.peers().values():
             case.check_peer(peer)
+
+
+@pytest.mark.real_gpu
+def test_cases_are_timed(gpu: torch.device) -> None:
+    """Captured, in turns with torch, beside the limits."""
+    bench = OpBench("rms_norm", gpu, 1, repeats=2)
+    (case,) = bench.cases(combinations("rms_norm", {"rows": "3", "hidden": "96", "dtype": "f32"}))
+    (row,) = [measured.row() for measured in bench.run([case])]
+    assert list(row["times_us"]) == ["lampo", "torch"]
+    assert row["limit %"] > 0
+    assert bench.notes == []
+    assert len(bench.limits.report()) == 2

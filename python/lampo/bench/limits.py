@@ -19,6 +19,7 @@ from lampo.bench.cost import Cost
 
 SAMPLES = 5
 _LARGEST_BUFFER = 1 << 30
+_COPIED = 128 << 20
 _MATMUL = 8192
 
 
@@ -38,8 +39,9 @@ def copy_rate(device: torch.device, nbytes: int, samples: int = SAMPLES) -> floa
     return 2 * nbytes / min(series.values)
 
 
-def matmul_rate(device: torch.device, size: int = _MATMUL, samples: int = SAMPLES) -> float:
+def matmul_rate(device: torch.device, samples: int = SAMPLES) -> float:
     """Operations per second of torch's product of random bfloat16 matrices."""
+    size = _MATMUL
     a, b = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
     series = timing.measure(lambda: torch.mm(a, b), repeats=samples, device=device.type)
     return 2 * size**3 / min(series.values)
@@ -57,11 +59,13 @@ class Limits:
         self._device, self._threads = device, threads
         self._bandwidth: dict[int, float] = {}  # by the size of the buffer
         self._rates: dict[str, float] = {}
+        self._copy = 0.0  # on CPU, for comparison: reads alone are faster, so it bounds nothing
 
     def measure(self, nbytes: int, products: tuple[str, ...]) -> None:
         """Takes samples of the limits of a case that reads buffers of `nbytes` in total."""
         size = self._size(nbytes)
         if self._device.type == "cpu":
+            self._copy = self._copy or copy_rate(self._device, _COPIED)
             found = max(profiling.read_bandwidth(size, self._threads, SAMPLES))
             rates = {name: peak_rate(name) for name in products}
         else:
@@ -98,6 +102,8 @@ class Limits:
             f"{kind} bandwidth, {size / 2**20:.0f} MiB, GB/s": rate / 1e9
             for size, rate in sorted(self._bandwidth.items())
         }
+        if self._copy:
+            found[f"copy (read plus written), {_COPIED / 2**20:.0f} MiB, GB/s"] = self._copy / 1e9
         for name, rate in self._rates.items():
             if rate:
                 what = f"{name} instructions of {_C.cpu_isa()}"
