@@ -200,7 +200,7 @@ OPS: dict[str, dict[str, Axis]] = {
         "activation_bits": Axis(lambda text: int(one_of("8", "9", "16")(text)), "8"),
     },
     "embedding": {
-        "shape": Axis(shape, "128256x4096"),
+        "shape": Axis(shape, "32kx2048"),
         "rows": _ROWS,
         "dtype": Axis(one_of(*FORMATS, *FLOATS), "q8_0,bf16"),
     },

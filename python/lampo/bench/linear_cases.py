@@ -136,21 +136,19 @@ class Embedding(_Weights):
 
     def prepare(self, shape: Shape, rows: int, dtype: str) -> None:
         self._take(shape, rows, dtype)
+        self._table: ops.Weight | None = None  # the same for all sets, which differ in their rows
 
     @property
     def cost(self) -> cost.Cost:
         return cost.embedding(self.rows, self.shape.in_features, self.dtype, "f32")
 
-    @property
-    def set_bytes(self) -> int:
-        return cost.weight_bytes(self.dtype, self.shape.out_features, self.shape.in_features)
-
     def make(self) -> Arguments:
-        table = self._weight()
+        if self._table is None:
+            self._table = self._weight()
         out = torch.full((self.rows, self.shape.in_features), torch.nan)
         return {
             "token_ids": torch.randint(self.shape.out_features, (self.rows,), device=self.device),
-            "table": table,
+            "table": self._table,
             "out": out.to(self.device),
         }
 

@@ -59,10 +59,10 @@ class Measured:
     def rates(self, series: Series) -> dict[str, float]:
         if not self.cost.nbytes:
             return {}
-        return {
-            "GB/s": self.cost.gb_per_s(series.median),
-            "TFLOP/s": self.cost.tflop_per_s(series.median),
-        }
+        rates = {"GB/s": self.cost.gb_per_s(series.median)}
+        if self.cost.flops:
+            rates["TFLOP/s"] = self.cost.tflop_per_s(series.median)
+        return rates
 
     def row(self) -> dict[str, Any]:
         """One row of the table, with details for the JSON document."""
