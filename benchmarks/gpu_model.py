@@ -18,6 +18,7 @@ units; cycles are of a scheduler, for one instruction of a warp (PIPES):
     memory    4 to 16  loads, stores, copies, shuffles                   of all four schedulers:
                                                                          32 lanes, 128 bytes
     tensor    4 or 8   mma.sync m16n8k16 of 16 bits, m16n8k32 of 8       sm_90, sm_80
+              4        for every 8 columns of a wgmma m64nNk16           a warp has 16 rows of it
 
 For loops that memory bounds, with n instructions and b bytes of global memory per iteration of a
 warp, at the copy rate r (bytes/s) of a GPU with m multiprocessors and the clock f:
@@ -63,6 +64,7 @@ COPY = r"LDGSTS\..*128"  # a warp's copies of 16 bytes per lane
 SMALL_COPY = r"LDGSTS(?!.*128)"
 LOAD = r"LDG\."
 MMA = r"[HI]MMA"
+WGMMA = r"HGMMA\.64x(\d+)x16"
 
 CACHES = {"bf16": "BF16", "int8": "signed char", "fp8": "F8E4M3"}
 
@@ -125,6 +127,8 @@ class Case:
     shared_bytes: int
     memory_bytes: int = 0  # read from global memory; 0: the tensor cores bound the loop
     most_blocks: int = 32
+    products: int = 0  # m16n8k16, where an instruction of work["mma"] is more
+    hopper: bool = False  # for sm_90a alone
 
 
 def _attention(kind: int, head_dim: int, cache: str) -> Case:
@@ -163,6 +167,23 @@ def _attention(kind: int, head_dim: int, cache: str) -> Case:
     )
 
 
+def _hopper_attention(head_dim: int) -> Case:
+    """The loop over key tiles of a warp with 16 rows (csrc/cuda/attention/hopper_traits.cuh)."""
+    stages = 4 if head_dim == 64 else 2
+    rows = 8 * 16 * ((head_dim + 8) * 4 + 8)
+    return Case(
+        name=f"attention, prompts, wgmma, bf16, d{head_dim}",
+        file="csrc/cuda/attention/paged_attention_hopper.cu",
+        kernel=f"paged_attention_hopper_kernel<HopperTraits<BF16, {head_dim}> >",
+        work={"mma": (WGMMA, head_dim // 16 + 128 // 16)},  # Q K^T and P V
+        threads=384,
+        shared_bytes=rows + stages * 2 * 128 * head_dim * 2 + 1024,
+        most_blocks=1,
+        products=2 * head_dim,  # of 16 rows and 128 keys
+        hopper=True,
+    )
+
+
 def _linear(
     name: str, kernel: str, chunk: dict[str, tuple[str, int]], nbytes: int, in_flight: int
 ) -> Iterator[Case]:
@@ -187,7 +208,12 @@ def _linear(
         )
 
 
-def cases() -> Iterator[Case]:
+def cases(machine: Machine) -> Iterator[Case]:
+    """All that run on a machine."""
+    yield from (case for case in _all_cases() if machine.architecture == "90a" or not case.hopper)
+
+
+def _all_cases() -> Iterator[Case]:
     for kind in (0, 1):
         for cache in CACHES:
             for head_dim in (64, 128, 256):
@@ -203,6 +229,8 @@ def cases() -> Iterator[Case]:
                 nbytes,
                 in_flight,
             )
+    for head_dim in (64, 128):
+        yield _hopper_attention(head_dim)
 
 
 @dataclass(frozen=True)
@@ -225,8 +253,10 @@ class Measured:
         """Cycles of a scheduler's units per iteration."""
         found: dict[str, int] = {}
         for opcode, number in self.path.opcodes.items():
-            if re.match(MMA, opcode):
-                found["tensor"] = found.get("tensor", 0) + number * self.machine.mma_cycles
+            wide = re.match(WGMMA, opcode)
+            if wide or re.match(MMA, opcode):
+                cycles = self.machine.mma_cycles * (int(wide[1]) // 8 if wide else 1)
+                found["tensor"] = found.get("tensor", 0) + number * cycles
                 continue
             for name, pattern, cycles in PIPES:
                 if re.match(pattern, opcode):
@@ -252,7 +282,7 @@ class Measured:
             "kernel": self.case.name,
             "instructions": n,
             "per 512 B": n / (self.case.memory_bytes / 512) if decode else None,
-            "per mma": n / self.case.work["mma"][1],
+            "per mma": n / (self.case.products or self.case.work["mma"][1]),
             "registers": self.registers,
             "blocks x warps": f"{self.blocks} x {self.case.threads // 32}",
             "issue %": 100 * issue,
@@ -355,7 +385,9 @@ def main() -> int:
 
     report = results.Report(f"gpu_model, {options.gpu}", COLUMNS, options)
     report.document["hardware"] = {"gpu": f"{options.gpu} by the model, not run on a GPU"}
-    chosen = [case for case in cases() if re.search(options.kernels, case.name)]
+    chosen = [
+        case for case in cases(MACHINES[options.gpu]) if re.search(options.kernels, case.name)
+    ]
     with tempfile.TemporaryDirectory(prefix="gpu_model.") as folder:
         found = measure(MACHINES[options.gpu], chosen, Path(folder), options.jobs)
         report.version("nvcc", nvcc_release(Path(folder)))

@@ -6,10 +6,11 @@
     python benchmarks/gpu_session.py OUT second --failed OUT_OF_THE_FIRST/session.json
     python benchmarks/gpu_session.py OUT full [--seconds 3000]
 
-first: builds and installs this tree's lampo for the GPU that is there; GPU tests that cover every
-kernel once; and, beside their peers, the smallest benchmarks that mean something: attention, top-p,
-linear, a model. second: the failed tests once more, with blocking launches, and compute-sanitizer's
-four tools over a choice of tests. full: all GPU tests and benchmarks.
+first: builds and installs this tree's lampo for the GPU that is there; tests of Hopper's
+instructions; GPU tests that cover every kernel once; and, beside their peers, the smallest
+benchmarks that mean something: attention, top-p, linear, a model. second: the failed tests once
+more, with blocking launches, and compute-sanitizer's four tools over a choice of tests. full: all
+GPU tests and benchmarks.
 
 Steps come in order of importance and have a time limit each; a step that would end after the time
 of the call is cut short or left out, and the session says so. OUT gets a log of each step, the JSON
@@ -45,10 +46,12 @@ REPRESENTATIVE = (
     "test_cuda_model or test_merge or test_silu or test_embedding or (test_append_kv and 8)"
     " or (test_options and decode and sliding_window) or (test_shapes and 80 and mixed and False)"
     " or (test_cache_dtypes and 80 and decode and dtype1) or (test_layer_norm and shape5)"
-    " or (test_rms_norm and shape7) or (test_dense and 33-40 and dtype1-dtype1)"
+    " or (test_rms_norm and shape7) or test_wgmma or (test_dense and 33-40 and dtype1-dtype1)"
     " or (test_packed and 40-544 and 9-8) or test_graph or (test_captured and not other_lengths)"
     " or test_check_values or test_cases_agree_with_the_reference"
 )
+# Of mbarrier, TMA and wgmma against their models: what the simulation of a Hopper GPU rests on.
+INSTRUCTIONS = "tests/cuda/test_hopper_instructions.py"
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 
 
@@ -189,8 +192,10 @@ class Plan:
     def first(self) -> None:
         self._build()
         peers = self._compile_peers() if not self._rehearse else []
+        self._pytest("instructions", 40, [INSTRUCTIONS])
         self._pytest("tests", 75, ["-k", REPRESENTATIVE, *gpu_test_files()])
         self._benchmark("attention", 50, "--few")
+        self._prompts_by_wgmma(20, "--few")
         self._benchmark("sample", 35, "--few")
         self._model("Llama-3.1-8B-quarter", "bf16", 70, "--few")
         self._benchmark("linear", 40, "--few")
@@ -211,6 +216,7 @@ class Plan:
             self._pytest(Path(file).stem, 200, [file])
         for name in ("attention", "sample", "linear"):
             self._benchmark(name, 350)
+        self._prompts_by_wgmma(100)
         for shape, form in (("Llama-3.1-8B", "bf16"), ("Llama-3.1-8B", "q4_0")):
             self._model(shape, form, 200)
         self._sanitize(count=60, seconds=200)
@@ -256,6 +262,12 @@ class Plan:
         script = ROOT / "benchmarks" / f"bench_gpu_{name}.py"
         self._run_benchmark(f"gpu_{name}", limit, script, [*options])
 
+    def _prompts_by_wgmma(self, limit: float, *options: str) -> None:
+        script = ROOT / "benchmarks" / "bench_gpu_attention.py"
+        options = (*options, "--cases", "prefill", "--peers", "none")
+        asked = {"LAMPO_CUDA_ATTENTION": "wgmma"}
+        self._run_benchmark("gpu_attention_wgmma", limit, script, [*options], **asked)
+
     def _model(self, shape: str, form: str, limit: float, *options: str) -> None:
         shape = "tiny" if self._rehearse else shape
         folder = self._models / f"{shape}.{form}"
@@ -265,10 +277,12 @@ class Plan:
         script = ROOT / "benchmarks" / "bench_gpu_decode.py"
         self._run_benchmark(f"gpu_{shape}.{form}", limit, script, [str(folder), *options])
 
-    def _run_benchmark(self, name: str, limit: float, script: Path, options: list[str]) -> None:
+    def _run_benchmark(
+        self, name: str, limit: float, script: Path, options: list[str], **environment: str
+    ) -> None:
         json_file = ["--json", str(self._session.out / f"{name}.json")]
         command = [sys.executable, str(script), *options, *self._device, *json_file]
-        self._session.step(name, limit * self._slower, command)
+        self._session.step(name, limit * self._slower, command, **environment)
 
     def _sanitize(self, count: int, seconds: float) -> None:
         if self._rehearse:

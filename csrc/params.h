@@ -202,6 +202,18 @@ struct PackWeightParams {
   int64_t stride_out_strip;
 };
 
+/// Conversion of rows of floats to a file's blocks.
+struct QuantizeWeightParams {
+  WeightFormat format;
+  DType weight_dtype;  // float32, bfloat16 or float16
+  int64_t rows;
+  int64_t in_features;
+  const void* weight;  // [rows, in_features]
+  void* blocks;        // [rows, in_features / block_size * block_bytes]
+  int64_t stride_weight_row;
+  int64_t stride_blocks_row;
+};
+
 /// out[t] = table[token_ids[t]]. On the CPU, csrc/ops/ checks the ids; on CUDA those outside [0,
 /// vocab_size) give zeros.
 struct EmbeddingParams {

@@ -22,6 +22,8 @@ _PROPERTIES = re.compile(
     r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
 )
 _USED = re.compile(r"Used (\d+) registers")
+# ptxas says as information that products of wgmma wait for each other.
+_COMPLAINT = re.compile(r"^(?!.*ptxas info).*(warning|error)|Performance Loss", re.IGNORECASE)
 _SHARED = re.compile(r"(\d+) bytes smem")
 
 
@@ -83,7 +85,7 @@ def parse_report(file: str, text: str) -> tuple[list[Kernel], list[str]]:
     kernels: list[Kernel] = []
     complaints: list[str] = []
     for line in text.splitlines():
-        if "ptxas info" not in line and re.search(r"warning|error", line, re.IGNORECASE):
+        if _COMPLAINT.search(line):
             complaints.append(line)
         elif match := _ENTRY.search(line):
             kernels.append(Kernel(file, match[1], match[2]))

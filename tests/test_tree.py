@@ -46,6 +46,7 @@ ARROWS: dict[str, set[str]] = {
         *("checks", "error_text", "outputs", "prompts", "progress", "sampling_params", "text"),
     },
     "async_llm": {"llm", "engine", "checks", "outputs", "prompts", "sampling_params"},
+    "evaluation": {"llm", "checks"},
     "profiling": {"llm", "runtime", "checks", "_C"},
     "bench": {
         *("llm", "async_llm", "checks", "error_text", "ops", "profiling", "runtime"),
@@ -53,13 +54,23 @@ ARROWS: dict[str, set[str]] = {
     },
     "server": {"async_llm", "outputs", "sampling_params", "parameters", "text", "lampo"},
     "cli": {
-        *("llm", "async_llm", "profiling", "bench", "server", "runtime", "weights"),
+        *("llm", "async_llm", "profiling", "evaluation", "bench", "server", "runtime", "weights"),
         *("ops", "_C", "outputs", "parameters", "sampling_params", "lampo"),
         *("model_files", "llm_arguments", "text", "checks", "explain"),
     },
     "__main__": {"cli"},
     # The package itself offers the public names.
-    "lampo": {"llm", "async_llm", "ops", "outputs", "profiling", "sampling_params", "text", "_C"},
+    "lampo": {
+        "llm",
+        "async_llm",
+        "ops",
+        "outputs",
+        "profiling",
+        "evaluation",
+        "sampling_params",
+        "text",
+        "_C",
+    },
 }
 
 

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <pybind11/stl.h>
+
 #include <string>
 
 #include "bindings/bind.h"
@@ -36,6 +38,11 @@ void bind_linear(py::module_& m) {
     });
   });
 
+  m.def("quantize_weight", [](py::handle weight, const std::string& format, py::handle blocks) {
+    const TensorArg weight_("weight", weight);
+    const OutArg blocks_("blocks", blocks);
+    without_gil([&] { quantize_weight(weight_, parse_weight_format(format), blocks_); });
+  });
   m.def("pack_weight", [](py::handle blocks, const std::string& format, py::handle out) {
     const TensorArg blocks_("blocks", blocks);
     const OutArg out_("out", out);
@@ -44,6 +51,9 @@ void bind_linear(py::module_& m) {
 
   m.def("packed_block_bytes",
         [](const std::string& format) { return packed_block_bytes(parse_weight_format(format)); });
+  m.def("weight_formats", [](bool on_cuda) { return weight_formats(on_cuda); });
+  m.def("packed_block_size",
+        [](const std::string& format) { return packed_block_size(parse_weight_format(format)); });
   m.def("packed_strip_bytes", [](const std::string& format, int64_t in_features) {
     return packed_strip_bytes(parse_weight_format(format), in_features);
   });

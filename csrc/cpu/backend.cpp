@@ -96,8 +96,10 @@ int64_t bytes_of(const LinearParams& p) {
 }
 int64_t bytes_of(const PackWeightParams& p) {
   const StripLayout layout = strip_layout(p.format, p.in_features);
-  return p.rows * (layout.groups * layout.block_bytes + layout.strip_bytes / kStripRows);
+  return p.rows *
+         (p.in_features / layout.block_size * layout.block_bytes + layout.strip_bytes / kStripRows);
 }
+int64_t bytes_of(const QuantizeWeightParams& p) { return p.rows * p.in_features * 64; }
 int64_t bytes_of(const EmbeddingParams& p) {
   return p.num_tokens * p.hidden_size * 2 * size_of(p.dtype);
 }
@@ -179,6 +181,9 @@ void linear(const LinearParams& p) {
 }
 
 void pack_weight(const PackWeightParams& p) { launch("pack_weight", kernels().pack_weight, p); }
+void quantize_weight(const QuantizeWeightParams& p) {
+  launch("quantize_weight", kernels().quantize_weight, p);
+}
 
 void embedding(const EmbeddingParams& p) { launch("embedding", kernels().embedding, p); }
 

@@ -15,6 +15,7 @@ int64_t paged_attention_workspace_size(int64_t group_size, int64_t head_dim, int
 void merge_states(const MergeStatesParams& p);
 void linear(const LinearParams& p);
 void pack_weight(const PackWeightParams& p);
+void quantize_weight(const QuantizeWeightParams& p);
 void embedding(const EmbeddingParams& p);
 void sample(const SampleParams& p);
 void token_logprobs(const TokenLogprobsParams& p);

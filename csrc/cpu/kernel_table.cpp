@@ -15,6 +15,7 @@ void merge_states(const MergeStatesParams& p, const Team& team);
 void linear(const LinearParams& p, const Team& team);
 void linear_packed(const LinearParams& p, const Team& team);
 void pack_weight(const PackWeightParams& p, const Team& team);
+void quantize_weight(const QuantizeWeightParams& p, const Team& team);
 void embedding(const EmbeddingParams& p, const Team& team);
 void sample(const SampleParams& p, const Team& team);
 void token_logprobs(const TokenLogprobsParams& p, const Team& team);
@@ -31,6 +32,7 @@ const KernelTable kTable = {
     .linear = linear,
     .linear_packed = linear_packed,
     .pack_weight = pack_weight,
+    .quantize_weight = quantize_weight,
     .embedding = embedding,
     .sample = sample,
     .token_logprobs = token_logprobs,

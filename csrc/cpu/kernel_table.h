@@ -25,6 +25,7 @@ struct KernelTable {
   Kernel<LinearParams> linear;
   Kernel<LinearParams> linear_packed;
   Kernel<PackWeightParams> pack_weight;
+  Kernel<QuantizeWeightParams> quantize_weight;
   Kernel<EmbeddingParams> embedding;
   Kernel<SampleParams> sample;
   Kernel<TokenLogprobsParams> token_logprobs;

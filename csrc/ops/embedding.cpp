@@ -77,8 +77,7 @@ void embedding_packed(const TensorView& token_ids, const TensorView& table, Weig
   check_ids(token_ids, vocab_size, stream);
   check_shape("out", out, {kAny, kAny});
   check_out(token_ids, table, out, out.shape[1]);
-  check_that(out.shape[1] > 0 && out.shape[1] % kGroupSize == 0, "out",
-             "expected a positive multiple of 32 columns, got " + std::to_string(out.shape[1]));
+  check_packed("out", format, out.shape[1], out.device);
   check_shape(
       "table", table,
       {(vocab_size + kStripRows - 1) / kStripRows, packed_strip_bytes(format, out.shape[1])});

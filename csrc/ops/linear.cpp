@@ -85,13 +85,17 @@ LinearParams check_linear(const TensorView& x, int64_t out_features, OptionalTen
   };
 }
 
-void check_groups(const char* name, int64_t in_features) {
-  check_that(
-      in_features > 0 && in_features % kGroupSize == 0, name,
-      "expected in_features to be a positive multiple of 32, got " + std::to_string(in_features));
-}
-
 }  // namespace
+
+void check_packed(const char* name, WeightFormat format, int64_t in_features, Device device) {
+  const StripLayout layout = strip_layout(format, 0);
+  check_that(in_features > 0 && in_features % layout.block_size == 0, name,
+             "expected a positive multiple of " + std::to_string(layout.block_size) +
+                 " columns beside a weight in " + name_of(format) + ", got " +
+                 std::to_string(in_features));
+  check_that(device.type == DeviceType::kCPU || layout.on_cuda, "format",
+             std::string(name_of(format)) + " has kernels for the CPU alone");
+}
 
 WeightFormat parse_weight_format(const std::string& name) {
   WeightFormat found{};
@@ -106,12 +110,21 @@ WeightFormat parse_weight_format(const std::string& name) {
   return found;
 }
 
-int64_t packed_block_bytes(WeightFormat format) {
-  return strip_layout(format, kGroupSize).block_bytes;
+std::vector<std::string> weight_formats(bool on_cuda) {
+  std::vector<std::string> names;
+  find_format(WeightFormats{}, [&]<class Format>(WeightFormat) {
+    if (!on_cuda || kOnCuda<Format>) names.emplace_back(Format::kName);
+    return false;
+  });
+  return names;
 }
 
+int64_t packed_block_bytes(WeightFormat format) { return strip_layout(format, 0).block_bytes; }
+
+int64_t packed_block_size(WeightFormat format) { return strip_layout(format, 0).block_size; }
+
 int64_t packed_strip_bytes(WeightFormat format, int64_t in_features) {
-  check_groups("in_features", in_features);
+  check_packed("in_features", format, in_features, Device{});
   return strip_layout(format, in_features).strip_bytes;
 }
 
@@ -142,6 +155,42 @@ void linear(const TensorView& x, const TensorView& weight, OptionalTensor bias,
   on_device(x.device, stream, params, cpu::linear, cuda::linear);
 }
 
+void quantize_weight(const TensorView& weight, WeightFormat format, const TensorView& blocks) {
+  check_shape("weight", weight, {kAny, kAny});
+  check_dtype("weight", weight, {DType::kF32, DType::kBF16, DType::kF16});
+  check_inner_contiguous("weight", weight);
+  check_device("weight", weight, Device{});
+  const int64_t rows = weight.shape[0], in_features = weight.shape[1];
+  check_packed("weight", format, in_features, Device{});
+  bool known = false;
+  std::string names;
+  find_format(WeightFormats{}, [&]<class Format>(WeightFormat value) {
+    if constexpr (CanWrite<Format>) {
+      known = known || value == format;
+      names += std::string(names.empty() ? "" : ", ") + Format::kName;
+    }
+    return false;
+  });
+  check_that(known, "format",
+             "expected one of " + names + " to quantize to, got " + name_of(format));
+  const StripLayout layout = strip_layout(format, in_features);
+  check_shape("blocks", blocks, {rows, in_features / layout.block_size * layout.block_bytes});
+  check_dtype("blocks", blocks, {DType::kU8});
+  check_inner_contiguous("blocks", blocks);
+  check_writable("blocks", blocks);
+  check_device("blocks", blocks, Device{});
+  cpu::quantize_weight({
+      .format = format,
+      .weight_dtype = weight.dtype,
+      .rows = rows,
+      .in_features = in_features,
+      .weight = weight.data,
+      .blocks = blocks.data,
+      .stride_weight_row = weight.stride[0],
+      .stride_blocks_row = blocks.stride[0],
+  });
+}
+
 void pack_weight(const TensorView& blocks, WeightFormat format, const TensorView& out) {
   check_shape("blocks", blocks, {kAny, kAny});
   check_dtype("blocks", blocks, {DType::kU8});
@@ -151,7 +200,7 @@ void pack_weight(const TensorView& blocks, WeightFormat format, const TensorView
   check_that(blocks.shape[1] > 0 && blocks.shape[1] % block_bytes == 0, "blocks",
              "expected rows of whole blocks of " + std::to_string(block_bytes) + " bytes, got " +
                  shape_string(blocks));
-  const int64_t in_features = blocks.shape[1] / block_bytes * kGroupSize;
+  const int64_t in_features = blocks.shape[1] / block_bytes * packed_block_size(format);
   check_shape("out", out,
               {ceil_div(blocks.shape[0], kStripRows), packed_strip_bytes(format, in_features)});
   check_dtype("out", out, {DType::kU8});
@@ -174,7 +223,7 @@ void linear_packed(const TensorView& x, const TensorView& weight, WeightFormat f
   check_shape("out", out, {kAny, kAny});
   const int64_t out_features = options.silu_mul ? 2 * out.shape[1] : out.shape[1];
   LinearParams params = check_linear(x, out_features, bias, options, out, &workspace);
-  check_groups("x", x.shape[1]);
+  check_packed("x", format, x.shape[1], x.device);
   check_shape("weight", weight,
               {ceil_div(out_features, kStripRows), packed_strip_bytes(format, x.shape[1])});
   check_dtype("weight", weight, {DType::kU8});

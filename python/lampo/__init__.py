@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lampo import ops
     from lampo._C import __version__
     from lampo.async_llm import AsyncLLM
+    from lampo.evaluation import evaluate
     from lampo.llm import LLM
     from lampo.outputs import CompletionOutput, Logprob, RequestOutput, StreamOutput
     from lampo.profiling import profile
@@ -26,6 +27,7 @@ __all__ = [
     "StreamOutput",
     "StructuredOutputs",
     "__version__",
+    "evaluate",
     "ops",
     "profile",
 ]
@@ -41,6 +43,7 @@ _LAZY = {
     "SamplingParams": "lampo.sampling_params",
     "StreamOutput": "lampo.outputs",
     "StructuredOutputs": "lampo.text.structured_outputs",
+    "evaluate": "lampo.evaluation",
     "profile": "lampo.profiling",
 }
 

@@ -53,8 +53,11 @@ class LLM:
         model: a GGUF file, a folder with config.json and safetensors (or one GGUF file), a hub id
             ("org/name"), or None for the default model, SmolLM2-135M-Instruct; or
             :class:`ModelFiles`, opened before, with its max_model_len.
-        dtype: "auto" keeps weights as stored, 4- and 8-bit blocks packed; "float32" computes
+        dtype: "auto" keeps weights as stored, blocks packed; "float32" computes
             exactly, on dequantized weights; "bfloat16" has weights and activations in bfloat16.
+        quantize: quantize dense weights while they are loaded: "q4_0", "q4_1", "q4_k", "q5_0",
+            "q5_1", "q5_k", "q6_k" or "q8_0"; LM head and embedding get q6_k at least, and matrices
+            without whole blocks of 256 columns blocks of 32. On the CPU.
         device: "cpu", "cuda" or "cuda:<index>". A GPU computes in bfloat16, whatever the weights.
         kv_cache_dtype: "auto" (float32 with dtype "float32", else bfloat16), "float32", "float16",
             "bfloat16"; "int8" or "fp8" (also "fp8_e4m3"): half the memory, and a scale of four
@@ -87,6 +90,7 @@ class LLM:
         model: str | Path | ModelFiles | None = None,
         *,
         dtype: str = "auto",
+        quantize: str | None = None,
         device: str = "cpu",
         kv_cache_dtype: str = "auto",
         max_model_len: int | None = None,
@@ -100,6 +104,7 @@ class LLM:
         report = on_progress or (lambda _: None)
         check_llm_arguments(
             dtype=dtype,
+            quantize=quantize,
             kv_cache_dtype=kv_cache_dtype,
             page_size=page_size,
             max_num_seqs=max_num_seqs,
@@ -121,7 +126,7 @@ class LLM:
         self.eos_token_ids = files.eos_token_ids
         self.generation_config = files.generation_config
         with files.checkpoint:
-            decoder = load_model(files.checkpoint, dtype, self.max_model_len, where)
+            decoder = load_model(files.checkpoint, dtype, self.max_model_len, where, quantize)
         self.weight_bytes = decoder.nbytes
         self.max_num_seqs = max_num_seqs
         keeps = decoder.keeps

@@ -8,6 +8,7 @@ from lampo.error_text import shown
 
 MAX_NUM_SEQS = 4096
 DTYPES = ("auto", "float32", "bfloat16")
+QUANTIZATIONS = ("q4_0", "q4_1", "q4_k", "q5_0", "q5_1", "q5_k", "q6_k", "q8_0")
 
 # Names of kv_cache_dtype, and torch's; "auto" depends on the model's dtype.
 KV_CACHE_DTYPES = {
@@ -24,6 +25,7 @@ KV_CACHE_DTYPES = {
 def check_llm_arguments(
     *,
     dtype: str,
+    quantize: str | None,
     kv_cache_dtype: str,
     page_size: int,
     max_num_seqs: int,
@@ -32,6 +34,11 @@ def check_llm_arguments(
     """Checks the arguments of `LLM` that need no model. Raises: ValueError, TypeError, by name."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {shown(dtype)}")
+    if quantize is not None and quantize not in QUANTIZATIONS:
+        names = ", ".join(QUANTIZATIONS)
+        raise ValueError(f"quantize: expected one of {names}, got {shown(quantize)}")
+    if quantize is not None and dtype != "auto":
+        raise ValueError(f"quantize: needs dtype 'auto', got {dtype!r}")
     if kv_cache_dtype not in KV_CACHE_DTYPES:
         names = ", ".join(KV_CACHE_DTYPES)
         raise ValueError(f"kv_cache_dtype: expected one of {names}, got {shown(kv_cache_dtype)}")

@@ -46,6 +46,7 @@ SAMPLING = {
 MODEL = {
     "model": ("-m name", "name"),
     "dtype": ("--dtype float32", "float32"),
+    "quantize": ("--quantize q4_k", "q4_k"),
     "device": ("--device cuda:1", "cuda:1"),
     "kv_cache_dtype": ("--kv-cache-dtype int8", "int8"),
     "max_model_len": ("--max-model-len 99", 99),
@@ -167,7 +168,8 @@ def test_arguments_arrive_at_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda model, length: found.update(model=model, max_model_len=length),
     )
     monkeypatch.setattr("lampo.llm.LLM", lambda files, **values: found.update(values))
-    chosen = {k: v for k, (_, v) in MODEL.items() if k not in ("threads", "device")}
+    left_out = ("threads", "device", "quantize")  # the last does not go with a dtype
+    chosen = {k: v for k, (_, v) in MODEL.items() if k not in left_out}
     session.open_llm(ModelOptions(**chosen), quiet=True)
     assert found.pop("on_progress") == status.show
-    assert found == {**chosen, "device": "cpu"}
+    assert found == {**chosen, "device": "cpu", "quantize": None}

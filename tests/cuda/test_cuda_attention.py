@@ -116,6 +116,40 @@ def test_options(gpu, generator, options, query):
     check(q, pages, query, out, lse, **options)
 
 
+@pytest.mark.parametrize(
+    ("heads", "page_size", "dtype"),
+    [
+        (Heads(8, 2, 128), 16, torch.bfloat16),
+        (Heads(7, 1, 64), 64, torch.bfloat16),
+        (Heads(4, 2, 80), 8, torch.float16),
+    ],
+    ids=str,
+)
+def test_wgmma(gpu, generator, monkeypatch, heads, page_size, dtype):
+    """The kernel for Hopper, elsewhere mma.sync: prompts, a chunk after a prefix, a captured call,
+    and the same bits again."""
+    monkeypatch.setenv("LAMPO_CUDA_ATTENTION", "wgmma")
+    query = [150, 20, 1]
+    pages = paging.build(
+        [150, 300, 70], heads.num_kv_heads, heads.head_dim, page_size, dtype, generator
+    )
+    q = random_q(sum(query), heads, dtype, generator)
+    for options in ({}, {"sliding_window": 100, "soft_cap": 3.0}):
+        out, lse = attend(gpu, q, pages, query, **options)
+        check(q, pages, query, out, lse, **options)
+    out = torch.empty(q.shape, dtype=dtype, device=gpu)
+    tensors = [q, pages.k_cache, pages.v_cache, pages.page_table, pages.seq_lens, cumulative(query)]
+    on_gpu = [tensor.to(gpu) for tensor in tensors]
+    expected = ops.paged_attention(*on_gpu).clone()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        ops.paged_attention(*on_gpu, out=out)
+    for _ in range(3):
+        out.fill_(torch.nan)
+        graph.replay()
+        assert torch.equal(out, expected)
+
+
 @pytest.mark.real_gpu
 def test_same_call_same_bits(gpu, generator):
     pages = paging.build([9000, 70, 1300], 8, 128, 16, torch.bfloat16, generator)

@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 import torch
 from compare import assert_close
-from quantized_weights import FORMATS, quantized
+from quantized_weights import CUDA_FORMATS, quantized
 
 from cuda_on_cpu.client import Client, Refused
 from cuda_on_cpu.fixtures import assert_gaps_untouched, blank, padded
@@ -40,7 +40,7 @@ def linear(
         client.call("linear", order=order, x=x, weight=weight, out=out, **given, **options)
         return out
     given |= {"weight": weight.data, "workspace": torch.empty(0, dtype=torch.uint8)}
-    options["format"] = list(FORMATS).index(weight.format)
+    options["format"] = CUDA_FORMATS.index(weight.format)
     client.call("linear_packed", order=order, x=x, out=out, **given, **options)
     return out
 
@@ -191,7 +191,7 @@ def test_many_rows_do_not_depend_on_the_batch(client, norm, silu_mul):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", CUDA_FORMATS)
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize(
     "shape",
@@ -223,7 +223,7 @@ def test_packed(client, generator, dtype, format, bits, shape):
         assert_close(out, reference.linear(rounded, dense, bias), plain, factor=4)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", CUDA_FORMATS)
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_packed_as_on_the_cpu(client, generator, format, bits, dtype):
@@ -243,7 +243,7 @@ def test_packed_as_on_the_cpu(client, generator, format, bits, dtype):
     assert_close(out, expected.double(), floor=floor + 2e-6 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", CUDA_FORMATS)
 def test_integer_sums_do_not_overflow(client, format):
     """Every quant and every activation at the end of its range, both signs."""
     size = {"q4_0": 18, "q4_1": 20, "q8_0": 34}[format]

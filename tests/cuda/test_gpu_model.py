@@ -98,7 +98,7 @@ def measured(case: gpu_model.Case, opcodes: dict[str, int]) -> gpu_model.Measure
 
 
 def test_formulas():
-    cases = {case.name: case for case in gpu_model.cases()}
+    cases = {case.name: case for case in gpu_model.cases(gpu_model.MACHINES["H200"])}
     opcodes = {"HMMA.16816.F32.BF16": 32, "LDGSTS.E.BYPASS.128": 16, "LDSM.16.M88.4": 24}
     opcodes |= {"LOP3.LUT": 100, "IMAD.WIDE": 50, "MUFU.EX2": 10, "FADD": 68, "SHFL.BFLY": 2}
     one = measured(cases["attention, decode, bf16, d128"], opcodes)
@@ -118,6 +118,15 @@ def test_formulas():
     assert row["issue %"] == pytest.approx(100 * 202 / 128)
     assert row["tensor %"] == pytest.approx(100 * 128 / 648)
     assert row["per mma"] == 202 / 128, "by the loop's work, not by the instructions found"
+
+    wgmma = cases["attention, prompts, wgmma, bf16, d64"]
+    opcodes = {"HGMMA.64x128x16.F32": 4, "HGMMA.64x64x16.F32": 8, "FADD": 1000}
+    one = measured(wgmma, opcodes)
+    assert one.cycles() == {"tensor": 4 * 64 + 8 * 32, "float": 1000}
+    # As many as 64 + 64 products of 16 rows, 8 columns and 16 values of k.
+    assert one.row()["per mma"] == pytest.approx(1012 / 128)
+    a100 = [case.name for case in gpu_model.cases(gpu_model.MACHINES["A100"])]
+    assert not any("wgmma" in name for name in a100)
 
 
 def committed(name: str) -> dict[str, Any]:
@@ -139,7 +148,7 @@ def test_loops_do_not_grow(gpu, name, tmp_path):
     if why := gpu_model.missing():
         pytest.skip(why)
     document = committed(name)
-    chosen = list(gpu_model.cases())
+    chosen = list(gpu_model.cases(gpu_model.MACHINES[gpu]))
     assert [case["kernel"] for case in document["cases"]] == [case.name for case in chosen]
     found = gpu_model.measure(gpu_model.MACHINES[gpu], chosen, tmp_path)
     nvcc = gpu_model.nvcc_release(tmp_path)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cuda_on_cpu.build import ARCHITECTURES, KERNELS, ptx_of
+from cuda_on_cpu.build import ARCHITECTURES, KERNELS_FROM_PTX, ptx_of
 from cuda_on_cpu.ptx.build import demangle, short_name, translate
 
 pytestmark = pytest.mark.long
@@ -47,7 +47,7 @@ def run_on_ptx(
 
 
 def families(architecture: str) -> set[str]:
-    sources = [source for source in KERNELS if source.parent.name != "kernels"]
+    sources = [source for source in KERNELS_FROM_PTX if source.parent.name != "kernels"]
     kernels = [kernel for source in sources for kernel in translate(ptx_of(source, architecture))]
     assert len(kernels) > 140
     return {short_name(kernel.name).split("<")[0] for kernel in kernels}

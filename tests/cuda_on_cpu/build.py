@@ -24,8 +24,16 @@ ROOT = HERE.parent.parent
 FOLDER = ROOT / "build" / "cuda_on_cpu"
 
 # Sources compiled with a sanitizer: the kernels, and the executor that runs them.
-KERNELS = [*sorted((ROOT / "csrc/cuda").glob("*/*.cu")), HERE / "kernels/self_test.cu"]
-EXECUTOR = [HERE / "simt" / name for name in ("fiber.cpp", "executor.cpp", "runtime.cpp")]
+KERNELS = [
+    *sorted((ROOT / "csrc/cuda").glob("*/*.cu")),
+    *(HERE / "kernels" / name for name in ("self_test.cu", "hopper.cu")),
+]
+# Of these the translator of PTX knows all instructions: those of TMA and wgmma it does not.
+KERNELS_FROM_PTX = [path for path in KERNELS if "hopper" not in path.name]
+EXECUTOR = [
+    HERE / "simt" / f"{name}.cpp"
+    for name in ("async_proxy", "driver", "executor", "fiber", "runtime")
+]
 # The host's side of the ops. What asks the driver of a real device is left out.
 ABSENT = {"cuda_info.cpp", "device_info.cpp", "error.cpp"}
 HOST = ("common/*.cpp", "ops/*.cpp", "cuda/*/*.cpp")
@@ -56,6 +64,7 @@ LIMITS = [
 # As in CMakeLists.txt, and what nvcc takes for granted: types may alias, unroll is a pragma.
 FLAGS = [
     *("-std=c++20", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
+    "-Wno-psabi",  # of tensor maps as arguments
     *("-ffp-contract=off", "-fno-math-errno", "-fno-strict-aliasing", "-fno-omit-frame-pointer"),
     *("-I", str(HERE / "twin"), "-I", str(HERE), "-I", str(ROOT / "csrc")),
     *("-include", "cuda_runtime.h", "-fmax-errors=5"),  # as nvcc does
@@ -172,7 +181,7 @@ def _rules() -> str:
     link([*compile_all(MODULE, EXTENSION.parent, flags), *both], EXTENSION, ["-shared"])
     if nvcc() is not None:
         for architecture in ARCHITECTURES:
-            for source in KERNELS:
+            for source in KERNELS_FROM_PTX:
                 edge = f"build {_path(ptx_of(source, architecture))}: ptx {_path(source)}"
                 lines.append(f"{edge}\n  flags = -arch={architecture}")
         ptx, math = (PLAIN.parent / f"device_math.{suffix}" for suffix in ("ptx", "cpp"))

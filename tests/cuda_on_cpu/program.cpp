@@ -38,6 +38,7 @@ void (*find_call(const std::string& name))(const Call&) {
            &kSamplingCalls,
            &kLinearCalls,
            &kSelfTestCalls,
+           &kHopperCalls,
 #ifdef SIMT_PTX
            &kPtxCalls,
 #endif

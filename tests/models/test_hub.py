@@ -339,6 +339,14 @@ def test_hub_gguf_by_tag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     refused("org/name-GGUF:Q2_K", "got none")
 
 
+def test_hub_gguf_shards_by_tag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = [f"m-Q4_K_M-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+    hub = Hub(tmp_path / "snapshot", [*shards, "m-Q8_0.gguf"])
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
+    assert resolve_model("org/name:Q4_K_M") == tmp_path / "snapshot" / shards[0]
+    assert {f.name for f in hub.folder.iterdir()} == set(shards)
+
+
 class Response:
     """The part of an HTTP response that the hub's errors use."""
 

@@ -81,7 +81,9 @@ def test_gguf(tmp_path, quantization):
         exact = Runner(load_model(checkpoint, "float32"))(ids)
         packed = Runner(load_model(checkpoint, "auto"))(ids)
     assert largest_difference(exact, expected) < 1e-3  # logits here go up to 100
-    assert mean_divergence(packed, expected) < 1e-2
+    # Random blocks, in a wider model, amplify the rounding of activations.
+    random = quantization not in ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+    assert mean_divergence(packed, expected) < (5e-2 if random else 1e-2)
 
 
 def test_cache_and_chunks_change_nothing(isa, tmp_path):

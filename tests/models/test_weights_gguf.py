@@ -13,12 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoints import QUANTIZATIONS, interleave_rows, make_gguf, quantized
+from checkpoints import DEQUANTIZED, QUANTIZATIONS, interleave_rows, make_gguf, quantized
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lampo import _C, ops
 from lampo.models.checkpoint import load_checkpoint
-from lampo.weights.formats import QuantizedTensor
+from lampo.models.loader import load_model
+from lampo.models.weight_loader import WeightLoader
+from lampo.weights.formats import GGML_TYPES, QuantizedTensor
 from lampo.weights.gguf import GGUFFile
 
 
@@ -161,7 +164,7 @@ LIES: dict[str, tuple[bytes, str]] = {
     "dim of 0": (gguf_bytes((), [tensor_info("t", [0, 4])]), r"dimensions \[0, 4\]"),
     "dims overflow": (gguf_bytes((), [tensor_info("t", [1 << 33, 1 << 33])]), "do not fit"),
     "dims wrap to 0": (gguf_bytes((), [tensor_info("t", [1 << 32, 1 << 32])]), "do not fit"),
-    "type": (gguf_bytes((), [tensor_info("t", [32], 10)]), "'t': type 10 is not supported"),
+    "type": (gguf_bytes((), [tensor_info("t", [32], 9)]), "'t': type 9 is not supported"),
     "type huge": (gguf_bytes((), [tensor_info("t", [32], 1 << 31)]), "type 2147483648"),
     "block size": (gguf_bytes((), [tensor_info("t", [33], 2)]), "rows of 33 .*q4_0"),
     "offset unaligned": (gguf_bytes((), [tensor_info("t", [1], 0, 4)]), "offset 4 is no multiple"),
@@ -280,7 +283,7 @@ def test_fuzz_arbitrary_bytes(body: bytes, tmp_path: Path) -> None:
     _survives(write(tmp_path, b"GGUF" + U32(3) + struct.pack("<QQ", 1, 2) + body))
 
 
-@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+@pytest.mark.parametrize("quantization", [*QUANTIZATIONS, *DEQUANTIZED])
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_quantization(quantization: str, tied: bool, tmp_path: Path) -> None:
     import gguf
@@ -292,7 +295,7 @@ def test_every_quantization(quantization: str, tied: bool, tmp_path: Path) -> No
         names = checkpoint.names()
         assert ("lm_head.weight" in names) is not tied
         assert set(state) - set(names) == ({"lm_head.weight"} if tied else set())
-        packed = quantization in ("Q4_0", "Q4_1", "Q8_0")
+        packed = quantization not in ("F32", "F16", "BF16")
         kind = gguf.GGMLQuantizationType[quantization]
         raw = {t.name: t for t in gguf.GGUFReader(str(path)).tensors}
         for name in names:
@@ -366,12 +369,40 @@ def test_biases(tmp_path: Path) -> None:
 
 def test_dequantizing_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "m.gguf"
-    make_gguf(path, quantization="Q5_0")
+    make_gguf(path, quantization="IQ2_XS")
     with caplog.at_level(logging.WARNING, "lampo"), load_checkpoint(path) as checkpoint:
-        for name in checkpoint.names():
-            checkpoint.load(name)
-    assert len(caplog.messages) == 1
-    assert caplog.messages[0].startswith("Q5_0: 15 tensors are dequantized to f32 at load: ")
+        load_model(checkpoint)
+    assert caplog.messages == [
+        "IQ2_XS: no kernels for it: tensors are dequantized to bfloat16 at load, in 6.9 times the "
+        "memory"
+    ]
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_formats_of_a_device(on_gpu: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """A GPU's kernels take fewer: the others are dequantized, and said so once."""
+    blocks = torch.zeros(16, 144, dtype=torch.uint8)
+
+    class Source:
+        def load(self, name: str) -> QuantizedTensor:
+            return QuantizedTensor(blocks, "q4_k", (16, 256))
+
+    loader = WeightLoader(Source(), None, on_gpu=on_gpu)
+    with caplog.at_level(logging.WARNING, "lampo"):
+        for _ in range(2):
+            (weight,) = loader.weights(["w"])
+    assert isinstance(weight, torch.Tensor) == on_gpu
+    assert len(caplog.messages) == int(on_gpu)
+
+
+def test_kernels_take_what_files_have() -> None:
+    """Every block type of the kernels is a type of GGUF files, of the same sizes."""
+    types = {t.name: t for t in GGML_TYPES.values()}
+    for name in ops.weight_formats():
+        assert types[name].block_size == _C.packed_block_size(name)
+        assert types[name].block_bytes == _C.packed_block_bytes(name)
+    assert ops.weight_formats("cuda") == ["q4_0", "q4_1", "q8_0"]
+    assert {q.lower() for q in QUANTIZATIONS} - {"f32", "f16", "bf16"} == set(ops.weight_formats())
 
 
 def test_missing_and_wrong_tensors(tmp_path: Path) -> None:
@@ -386,8 +417,82 @@ def test_missing_and_wrong_tensors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'blk\.1\.[a-z_]+\.weight' has no place"):
         load_checkpoint(path)
     make_gguf(path, metadata={"split.count": 2})
-    with pytest.raises(ValueError, match=r"split\.count = 2"):
+    with pytest.raises(ValueError, match=r"a shard of a split model, expected a name like"):
         load_checkpoint(path)
+
+
+def split(path: Path, tensors_per_shard: int = 5) -> list[Path]:
+    """Splits a GGUF file as gguf-split does, and removes it."""
+    import gguf
+
+    reader = gguf.GGUFReader(str(path))
+    shards = [
+        reader.tensors[i : i + tensors_per_shard]
+        for i in range(0, len(reader.tensors), tensors_per_shard)
+    ]
+    files = []
+    for number, tensors in enumerate(shards):
+        file = path.with_name(f"{path.stem}-{number + 1:05d}-of-{len(shards):05d}.gguf")
+        writer = gguf.GGUFWriter(str(file), "llama")
+        if number == 0:
+            for key, field in reader.fields.items():
+                if not key.startswith(("GGUF.", "general.architecture")):
+                    kinds = field.types
+                    writer.add_key_value(key, field.contents(), kinds[0], *kinds[1:2])
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", len(shards))
+        writer.add_int32("split.tensors.count", len(reader.tensors))
+        for tensor in tensors:
+            writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        files.append(file)
+    path.unlink()
+    return files
+
+
+def test_shards_open_as_one(tmp_path: Path) -> None:
+    """By the name of any of them, or of their folder: the tensors of the whole file."""
+    path = tmp_path / "m.gguf"
+    make_gguf(path, rope="llama3")
+    with load_checkpoint(path) as whole:
+        expected = {name: whole.load(name) for name in whole.names()}
+        config = whole.config
+    shards = split(path)
+    assert len(shards) == 5
+    for place in (shards[0], shards[-1], tmp_path):
+        with load_checkpoint(place) as checkpoint:
+            assert checkpoint.path == shards[0] and checkpoint.config == config
+            assert checkpoint.nbytes == sum(shard.stat().st_size for shard in shards)
+            for name, tensor in expected.items():
+                found = checkpoint.load(name)
+                if isinstance(found, QuantizedTensor):
+                    assert isinstance(tensor, QuantizedTensor)
+                    found, tensor = found.blocks, tensor.blocks
+                assert torch.equal(found, tensor)
+
+
+def test_shards_that_do_not_fit(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    make_gguf(path)
+    shards = split(path)
+    third = shards[2].read_bytes()
+    shards[2].unlink()
+    with pytest.raises(ValueError, match=r"m-00003-of-00004\.gguf: no such file: shard 3 of 4"):
+        load_checkpoint(shards[0])
+    shards[2].write_bytes(shards[1].read_bytes())
+    with pytest.raises(ValueError, match=r"00003-of-00004\.gguf: split.no: expected 2 by its name"):
+        load_checkpoint(tmp_path)
+    shards[2].write_bytes(third)
+    load_checkpoint(tmp_path).close()
+    # A tensor twice: in the shard it belongs to, and under another's name.
+    names = [GGUFFile(shard).shapes() for shard in shards]
+    twice = next(n for n in names[1] if "blk.0" in n and n.replace("blk.0", "blk.1") in names[2])
+    shards[2].write_bytes(third.replace(twice.replace("blk.0", "blk.1").encode(), twice.encode()))
+    with pytest.raises(ValueError, match=r"tensors in all shards, got \d+"):
+        load_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("quantization", ["Q4_0", "Q4_1", "Q8_0"])
@@ -414,6 +519,8 @@ def test_quantized_tensor_checks_its_arguments() -> None:
     assert QuantizedTensor(blocks, "q4_0", (4, 64)).nbytes == 144
     for arguments in (
         (blocks, "q5_0", (4, 64)),
+        (blocks, "f16", (4, 9)),
+        (blocks, "q9", (4, 64)),
         (blocks, "q4_0", (4, 65)),
         (blocks, "q4_0", (4, 32)),
         (blocks.float(), "q4_0", (4, 64)),

@@ -178,6 +178,8 @@ CALLS: dict[str, Callable[[], Arguments]] = {
         "top_logprobs": None,
         "workspace": None,
     },
+    "quantize_weight": lambda: {"weight": floats(3, 64), "format": "q4_0", "blocks": None},
+    "weight_formats": lambda: {"device": "cpu"},
     "pack_weight": lambda: {
         "blocks": torch.zeros(16, 36, dtype=torch.uint8),
         "format": "q4_0",

@@ -77,6 +77,9 @@ CASES: dict[str, list[Callable[[], Arguments]]] = {
             _workspace(3, 64),
         )
     ],
+    "quantize_weight": [
+        lambda: (torch.randn(20, 64), "q8_0", torch.zeros(20, 68, dtype=torch.uint8)),
+    ],
     "pack_weight": [
         lambda: (
             torch.randint(256, (20, 68), dtype=torch.uint8),

@@ -56,9 +56,12 @@ SHAPE: dict[str, Any] = {
 # K-quants come in blocks of 256 columns.
 SHAPE_256 = {**SHAPE, "hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 8}
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-QUANTIZATIONS = (
-    "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q4_K Q5_K Q6_K".split()  # noqa: SIM905
-)
+QUANTIZATIONS = [
+    *("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", "NVFP4"),
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"),
+]
+# Types without kernels: dequantized at load.
+DEQUANTIZED = "IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S TQ1_0 TQ2_0".split()  # noqa: SIM905
 
 
 def make_model(
@@ -176,26 +179,30 @@ def interleave_rows(weight: np.ndarray, num_heads: int) -> np.ndarray:
     return by_half.swapaxes(1, 2).reshape(weight.shape)
 
 
+# What the `gguf` package can quantize to.
+_QUANTIZED = ("F32", "F16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4", "TQ1_0", "TQ2_0")
+
+
 def quantized(weight: np.ndarray, quantization: str, seed: int = 0) -> np.ndarray:
     """Rows in a GGUF type: bytes, or plain floats.
 
-    The `gguf` package cannot quantize to K-quants: random blocks with small scales replace them.
+    The `gguf` package cannot quantize to all: random blocks of small values replace them.
     """
     import gguf
+    from quantized_weights import random_blocks
 
     kind = gguf.GGMLQuantizationType[quantization]
     if quantization == "BF16":
         return gguf.quants.quantize(weight, kind).view(np.uint8)
-    if not quantization.endswith("_K"):
+    if quantization in _QUANTIZED:
         return gguf.quants.quantize(weight, kind)
-    block_size, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-    rng = np.random.default_rng(seed)
-    num_blocks = weight.size // block_size
-    blocks = rng.integers(0, 256, (num_blocks, block_bytes), dtype=np.uint8)
-    start, count = (208, 1) if quantization == "Q6_K" else (0, 2)
-    scales = rng.uniform(1e-4, 3e-4, (num_blocks, count)).astype(np.float16)
-    blocks[:, start : start + 2 * count] = scales.view(np.uint8)
-    return blocks.reshape(weight.shape[0], -1)
+    generator = torch.Generator().manual_seed(seed)
+    blocks = random_blocks(*weight.shape, quantization.lower(), generator)
+    with np.errstate(all="ignore"):
+        spread = float(gguf.quants.dequantize(blocks.numpy(), kind).std())
+    generator = torch.Generator().manual_seed(seed)
+    scale = 0.01 * float(weight.std()) / spread
+    return random_blocks(*weight.shape, quantization.lower(), generator, scale=scale).numpy()
 
 
 def make_gguf(
@@ -219,7 +226,8 @@ def make_gguf(
     from lampo.models.registry import config_from_hf
 
     if model is None:
-        shape = SHAPE_256 if quantization.endswith("_K") else {}
+        size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[quantization]][0]
+        shape = SHAPE_256 if size > 32 else {}
         model = make_model(**{**shape, **model_options})
     c = model.config
     architecture, config = config_from_hf(c.to_dict())

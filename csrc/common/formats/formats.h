@@ -1,33 +1,53 @@
 // SPDX-License-Identifier: Apache-2.0
-// Packed weights: rows in groups of 32 codes of up to 8 bits, with a scale and perhaps a minimum
-// (both f16) per group, stored in the order in which the kernels read them.
+// Packed weights: codes of 2 to 8 bits with a scale, and perhaps a minimum, for each 16 or 32 of
+// them along a row, stored in the order in which the kernels read them.
 //
 // A format is a struct in a file of its own, and an entry of WeightFormats below; nothing else
 // names a format. It has
 //   kName                 the format in Python and in error messages
-//   kGroupSize            weights of a group: kGroupSize
-//   kCodeBits             bits of a code in a strip: 4 (unsigned) or 8 (int8)
-//   kOffset               w = scale (code - kOffset) + minimum; 0 for 8 bits and beside a minimum
+//   kBlockSize, kBlockBytes   weights and bytes of a block of one row in the file
+//   kScaleSize            weights with one scale: 16 or 32
+//   kCodeBits             bits of a code: 2 to 6 (unsigned) or 8 (int8)
+//   kTable                optional, with 4 bits: the value of each code
+//   kOffset               w = scale (code - kOffset) + minimum; 0 with a table, for 8 bits and
+//                         beside a minimum
+//   kScaleType            of scales and minima: ScaleType
 //   kHasMinimum           otherwise the minimum is 0 and not stored
-//   kBlockBytes           bytes of a group of one row in the file
-//   read_block(block, codes, scale, minimum)   takes such a block apart; codes as a strip has them:
-//                         kCodeBits 8: code i in byte i; 4: code i in the lower, code 16 + i in the
-//                         upper four bits of byte i
-//   decode(code, scale, minimum)               one weight
-// A format with codes of 5 to 7 bits has kCodeBits 8: its read_block widens them.
+//   read(from, block)     takes a block of the file apart
+//   write(block, to)      its inverse, of formats that quantize_weight() makes
 //
-// A strip is kStripRows = 16 rows. For each group of 32 inputs in turn it holds
-//   codes   [words][16 rows][4 bytes]   the 4-byte words of 16 rows, side by side
-//   scale   [16 rows] f16
-//   minimum [16 rows] f16               with kHasMinimum only
-// so one 64-byte load gives each of 16 rows its next 4 bytes, and one 32-byte load 16 scales, and a
-// thread reads its share of a matrix from one end to the other. With the scales at the end of each
-// strip, hardware prefetchers lost track: 15 GB/s a thread against 25. Missing rows of the last
-// strip are zero.
+// A strip is kStripRows = 16 rows. For each block of inputs in turn it holds, with integer scales
+// only, [16 rows] f16 of d (and of m), and then for each group of 32 inputs
+//   codes   planes of [words][16 rows][4 bytes]: the 4-byte words of 16 rows, side by side
+//             4 words of the lower four bits (4, 5, 6 bits): byte i of a row holds code i in its
+//               lower, code 16 + i in its upper half
+//             2 words of two bits (2, 3 bits: the lower ones; 6 bits: the upper ones): byte
+//               4 h + j of a row holds those of the codes 16 h + 4 k + j, k = 0 .. 3, from its
+//               lowest bits up
+//             1 word of the highest bit (3, 5 bits): byte j of a row holds those of the codes
+//               4 k + j, k = 0 .. 7, from its lowest bit up
+//             8 words of 8 bits: byte i of a row is code i
+//   scales  [32 / kScaleSize][16 rows]
+//   minima  [32 / kScaleSize][16 rows], with kHasMinimum only, and not with kU4
+// so one 64-byte load gives each of 16 rows its next 4 bytes, and one load 16 scales, and a thread
+// reads its share of a matrix from one end to the other. With the scales at the end of each strip,
+// hardware prefetchers lost track: 15 GB/s a thread against 25. Missing rows of the last strip are
+// zero.
 #pragma once
 
+#include "common/formats/iq4_nl.h"
+#include "common/formats/iq4_xs.h"
+#include "common/formats/mxfp4.h"
+#include "common/formats/nvfp4.h"
+#include "common/formats/q2_k.h"
+#include "common/formats/q3_k.h"
 #include "common/formats/q4_0.h"
 #include "common/formats/q4_1.h"
+#include "common/formats/q4_k.h"
+#include "common/formats/q5_0.h"
+#include "common/formats/q5_1.h"
+#include "common/formats/q5_k.h"
+#include "common/formats/q6_k.h"
 #include "common/formats/q8_0.h"
 
 namespace lampo {
@@ -38,7 +58,10 @@ enum class WeightFormat : uint8_t {};
 template <class... Formats>
 struct FormatList {};
 
-using WeightFormats = FormatList<formats::Q4_0, formats::Q4_1, formats::Q8_0>;
+using WeightFormats =
+    FormatList<formats::Q4_0, formats::Q4_1, formats::Q8_0, formats::Q5_0, formats::Q5_1,
+               formats::Q2_K, formats::Q3_K, formats::Q4_K, formats::Q5_K, formats::Q6_K,
+               formats::IQ4_NL, formats::IQ4_XS, formats::MXFP4, formats::NVFP4>;
 
 inline constexpr int kStripRows = 16;
 inline constexpr int kGroupSize = 32;
@@ -66,60 +89,178 @@ static inline const char* name_of(WeightFormat format) {
   return name;
 }
 
+template <class Format>
+concept CanWrite = requires(const formats::Block& block, uint8_t* to) { Format::write(block, to); };
+
+template <class Format>
+concept HasTable = requires { Format::kTable; };
+
 /// A group of a strip. Offsets and sizes in bytes.
 template <class Format>
 struct StripGroup {
-  static_assert(Format::kGroupSize == kGroupSize);
-  static_assert(Format::kCodeBits == 4 || Format::kCodeBits == 8);
-  static_assert(Format::kOffset == 0 || (Format::kCodeBits == 4 && !Format::kHasMinimum));
+  using ScaleType = formats::ScaleType;
+  static_assert(Format::kBlockSize % kGroupSize == 0 && kGroupSize % Format::kScaleSize == 0);
+  static_assert(Format::kOffset == 0 || (Format::kCodeBits < 8 && !Format::kHasMinimum));
+  static_assert(!HasTable<Format> || (Format::kCodeBits == 4 && Format::kOffset == 0));
 
-  static constexpr int kCodesPerByte = 8 / Format::kCodeBits;
+  // Planes of codes.
+  static constexpr bool kHasBytes = Format::kCodeBits == 8;
+  static constexpr bool kHasNibbles = Format::kCodeBits >= 4 && !kHasBytes;
+  static constexpr bool kHasPairs = Format::kCodeBits == 6 || Format::kCodeBits < 4;
+  static constexpr bool kHasSingles = Format::kCodeBits == 3 || Format::kCodeBits == 5;
+  static constexpr int kWordBytes = 4 * kStripRows;
+  static constexpr int kPairOffset = kHasNibbles ? 4 * kWordBytes : 0;
+  static constexpr int kSingleOffset = kPairOffset + (kHasPairs ? 2 * kWordBytes : 0);
+  static constexpr int kPairShift = kHasNibbles ? 4 : 0;  // in a code
+  static constexpr int kSingleShift = Format::kCodeBits - 1;
+
+  // Scales.
+  static constexpr bool kHasFactors = Format::kScaleType >= ScaleType::kI8;
+  static constexpr bool kHasMinima =
+      Format::kHasMinimum && Format::kScaleType != ScaleType::kU4;  // sets of their own
+  static constexpr int kScales = kGroupSize / Format::kScaleSize;
+  static constexpr int kScaleBytes = Format::kScaleType <= ScaleType::kBF16 ? 2 : 1;
+  static constexpr int kScaleOffset =
+      kHasBytes ? 8 * kWordBytes : kSingleOffset + (kHasSingles ? kWordBytes : 0);
+  static constexpr int kScaleSetBytes = kScaleBytes * kStripRows;  // one of all rows
+  static constexpr int kMinimumOffset =
+      kScaleOffset + (kHasMinima || !Format::kHasMinimum ? kScales * kScaleSetBytes : 0);
+  static constexpr int kBytes = kScaleOffset + (kHasMinima ? 2 : 1) * kScales * kScaleSetBytes;
+
+  // Blocks, with their factors in front.
+  static constexpr int kGroups = Format::kBlockSize / kGroupSize;
+  static constexpr int kFactorBytes = kHasFactors ? (Format::kHasMinimum ? 4 : 2) * kStripRows : 0;
+  static constexpr int kBlockBytes = kFactorBytes + kGroups * kBytes;
+
+  // Of a format with one plane, of nibbles or bytes: those of CUDA's kernels.
+  static constexpr int kCodesPerByte = kHasBytes ? 1 : 2;
   static constexpr int kRowBytes = kGroupSize / kCodesPerByte;
   static constexpr int kWords = kRowBytes / 4;
-  static constexpr int kScaleOffset = kRowBytes * kStripRows;
-  static constexpr int kMinimumOffset = kScaleOffset + 2 * kStripRows;
-  static constexpr int kBytes = kMinimumOffset + (Format::kHasMinimum ? 2 * kStripRows : 0);
+
+  /// Bytes of a strip.
+  static constexpr int64_t strip_bytes(int64_t in_features) {
+    return in_features / Format::kBlockSize * kBlockBytes;
+  }
+
+  /// Code i of row `lane` of the group at `group`.
+  LAMPO_HOST_DEVICE static int code(const uint8_t* group, int64_t lane, int i) {
+    const auto byte = [&](int offset, int at) {
+      return static_cast<int>(group[offset + (at / 4 * kStripRows + lane) * 4 + at % 4]);
+    };
+    if constexpr (kHasBytes) {
+      return static_cast<int8_t>(byte(0, i));
+    } else {
+      int found = 0;
+      if constexpr (kHasNibbles) found = byte(0, i % 16) >> i / 16 * 4 & 15;
+      if constexpr (kHasPairs) {
+        found |= (byte(kPairOffset, i / 16 * 4 + i % 4) >> i / 4 % 4 * 2 & 3) << kPairShift;
+      }
+      if constexpr (kHasSingles) {
+        found |= (byte(kSingleOffset, i % 4) >> i / 4 & 1) << kSingleShift;
+      }
+      return found;
+    }
+  }
 };
 
-/// Code number `part` of a byte, 0 .. kCodesPerByte - 1. Byte i of a row of a group holds the codes
-/// part * kRowBytes + i.
+/// The value of a code, in units of its scale.
 template <class Format>
-LAMPO_HOST_DEVICE static inline int code_of(uint32_t byte, int part) {
-  if constexpr (Format::kCodeBits == 8) {
-    return static_cast<int8_t>(byte);
+LAMPO_HOST_DEVICE static inline int value_of(int code) {
+  if constexpr (HasTable<Format>) {
+    return Format::kTable[code];
   } else {
-    return static_cast<int>(byte >> 4 * part & 15);
+    return code - Format::kOffset;
   }
 }
 
-/// The scale of row `lane` of the group at `group`.
+/// One weight. The addition makes -0 a 0.
+LAMPO_HOST_DEVICE static inline float decode(int value, float scale, float minimum) {
+  return scale * static_cast<float>(value) + minimum;
+}
+
+/// A scale of row `lane`, or with kMinimum a minimum, in units of its block's factor; the set
+/// begins at `from`.
+template <class Format, bool kMinimum>
+LAMPO_HOST_DEVICE static inline float stored_scale(const uint8_t* from, int64_t lane) {
+  using formats::ScaleType;
+  switch (Format::kScaleType) {
+    case ScaleType::kF16:
+      return to_float(reinterpret_cast<const F16*>(from)[lane]);
+    case ScaleType::kBF16:
+      return to_float(reinterpret_cast<const BF16*>(from)[lane]);
+    case ScaleType::kHalfE4M3:
+      return 0.5f * to_float(reinterpret_cast<const F8E4M3*>(from)[lane]);
+    case ScaleType::kI8:
+      return static_cast<float>(reinterpret_cast<const int8_t*>(from)[lane]);
+    case ScaleType::kU8:
+      return static_cast<float>(from[lane]);
+    case ScaleType::kU4:
+      return static_cast<float>(kMinimum ? from[lane] >> 4 : from[lane] & 15);
+  }
+  return 0.0f;
+}
+
+/// The factor of row `lane` of the block at `block`: d, or with kMinimum -m; 1 without factors.
+template <class Format, bool kMinimum>
+LAMPO_HOST_DEVICE static inline float factor_of(const uint8_t* block, int64_t lane) {
+  if constexpr (!StripGroup<Format>::kHasFactors) {
+    return 1.0f;
+  } else {
+    const float d =
+        to_float(reinterpret_cast<const F16*>(block)[kMinimum ? kStripRows + lane : lane]);
+    return kMinimum ? -d : d;
+  }
+}
+
+/// Scale number `set` of row `lane` of the group at `group`, in the block at `block`.
 template <class Format>
-LAMPO_HOST_DEVICE static inline float scale_of(const uint8_t* group, int64_t lane) {
-  return to_float(reinterpret_cast<const F16*>(group + StripGroup<Format>::kScaleOffset)[lane]);
+LAMPO_HOST_DEVICE static inline float scale_of(const uint8_t* block, const uint8_t* group,
+                                               int64_t lane, int set = 0) {
+  using Group = StripGroup<Format>;
+  const uint8_t* from = group + Group::kScaleOffset + set * Group::kScaleSetBytes;
+  return factor_of<Format, false>(block, lane) * stored_scale<Format, false>(from, lane);
 }
 
 /// Its minimum.
 template <class Format>
-LAMPO_HOST_DEVICE static inline float minimum_of(const uint8_t* group, int64_t lane) {
-  if constexpr (Format::kHasMinimum) {
-    return to_float(reinterpret_cast<const F16*>(group + StripGroup<Format>::kMinimumOffset)[lane]);
-  } else {
+LAMPO_HOST_DEVICE static inline float minimum_of(const uint8_t* block, const uint8_t* group,
+                                                 int64_t lane, int set = 0) {
+  using Group = StripGroup<Format>;
+  if constexpr (!Format::kHasMinimum) {
     return 0.0f;
+  } else {
+    const uint8_t* from = group + Group::kMinimumOffset + set * Group::kScaleSetBytes;
+    return factor_of<Format, true>(block, lane) * stored_scale<Format, true>(from, lane);
   }
 }
 
-/// Sizes of a packed weight, in bytes where they say so.
+/// Whether CUDA's kernels take a format: 4 or 8 bits with f16 scales of 32 weights.
+template <class Format>
+inline constexpr bool kOnCuda =
+    Format::kScaleType == formats::ScaleType::kF16 && Format::kScaleSize == 32 &&
+    !HasTable<Format> && (Format::kCodeBits == 4 || Format::kCodeBits == 8);
+
+/// As dispatch_format(), for the formats of CUDA's kernels.
+template <class Fn>
+static inline void dispatch_format_on_cuda(WeightFormat format, Fn&& fn) {
+  dispatch_format(format, [&]<class Format>() {
+    if constexpr (kOnCuda<Format>) fn.template operator()<Format>();
+  });
+}
+
+/// Sizes of a packed weight.
 struct StripLayout {
-  int block_bytes;      // of a group of one row in the file
-  int64_t groups;       // of a row
-  int64_t strip_bytes;  // of all groups of 16 rows
+  int block_size;       // weights of a block of one row in the file
+  int block_bytes;      // its bytes there
+  int64_t strip_bytes;  // of 16 whole rows
+  bool on_cuda;         // kOnCuda
 };
 
 static inline StripLayout strip_layout(WeightFormat format, int64_t in_features) {
   StripLayout layout{};
   dispatch_format(format, [&]<class Format>() {
-    const int64_t groups = in_features / kGroupSize;
-    layout = {Format::kBlockBytes, groups, groups * StripGroup<Format>::kBytes};
+    layout = {Format::kBlockSize, Format::kBlockBytes, StripGroup<Format>::strip_bytes(in_features),
+              kOnCuda<Format>};
   });
   return layout;
 }

@@ -1,28 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
 // GGUF's Q4_0: blocks of 32 weights w = d (q - 8), q in 0 .. 15.
-// A block: d (f16), then 16 bytes; byte i holds q[i] in its lower four bits, q[16 + i] above them.
+// A block: d (f16), then 16 bytes of q in pairs.
 #pragma once
 
-#include "common/numeric.h"
+#include "common/formats/block.h"
 
 namespace lampo::formats {
 
 struct Q4_0 {
   static constexpr const char* kName = "q4_0";
-  static constexpr int kGroupSize = 32;
+  static constexpr int kBlockSize = 32;
+  static constexpr int kBlockBytes = 18;
+  static constexpr int kScaleSize = 32;
   static constexpr int kCodeBits = 4;
   static constexpr int kOffset = 8;
+  static constexpr ScaleType kScaleType = ScaleType::kF16;
   static constexpr bool kHasMinimum = false;
-  static constexpr int kBlockBytes = 18;
 
-  [[gnu::always_inline]] static void read_block(const uint8_t* block, uint8_t* codes,
-                                                uint8_t* scale, uint8_t*) {
-    memcpy(scale, block, 2);
-    memcpy(codes, block + 2, 16);
+  static void read(const uint8_t* from, Block& block) {
+    memcpy(block.scales[0], from, 2);
+    read_nibbles(from + 2, block.codes);
   }
-  /// The addition makes -0 a 0: a negative d times q = 8 is no special value.
-  [[gnu::always_inline]] LAMPO_HOST_DEVICE static float decode(int code, float scale, float) {
-    return scale * static_cast<float>(code - kOffset) + 0.0f;
+  static void write(const Block& block, uint8_t* to) {
+    memcpy(to, block.scales[0], 2);
+    write_nibbles(block.codes, to + 2);
   }
 };
 

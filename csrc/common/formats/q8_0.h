@@ -3,25 +3,27 @@
 // A block: d (f16), then q as 32 int8.
 #pragma once
 
-#include "common/numeric.h"
+#include "common/formats/block.h"
 
 namespace lampo::formats {
 
 struct Q8_0 {
   static constexpr const char* kName = "q8_0";
-  static constexpr int kGroupSize = 32;
+  static constexpr int kBlockSize = 32;
+  static constexpr int kBlockBytes = 34;
+  static constexpr int kScaleSize = 32;
   static constexpr int kCodeBits = 8;
   static constexpr int kOffset = 0;
+  static constexpr ScaleType kScaleType = ScaleType::kF16;
   static constexpr bool kHasMinimum = false;
-  static constexpr int kBlockBytes = 34;
 
-  [[gnu::always_inline]] static void read_block(const uint8_t* block, uint8_t* codes,
-                                                uint8_t* scale, uint8_t*) {
-    memcpy(scale, block, 2);
-    memcpy(codes, block + 2, 32);
+  static void read(const uint8_t* from, Block& block) {
+    memcpy(block.scales[0], from, 2);
+    memcpy(block.codes, from + 2, 32);
   }
-  [[gnu::always_inline]] LAMPO_HOST_DEVICE static float decode(int code, float scale, float) {
-    return scale * static_cast<float>(code);
+  static void write(const Block& block, uint8_t* to) {
+    memcpy(to, block.scales[0], 2);
+    memcpy(to + 2, block.codes, 32);
   }
 };
 

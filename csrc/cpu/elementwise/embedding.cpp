@@ -21,17 +21,19 @@ void copy_row(const T* row, Out* out, int64_t size, bool accumulate) {
 template <class Format, class Out>
 void unpack_row(const EmbeddingParams& p, int64_t id, Out* out) {
   using Group = StripGroup<Format>;
-  const int64_t groups = p.hidden_size / kGroupSize;
-  const uint8_t* group =
-      static_cast<const uint8_t*>(p.table) + id / kStripRows * groups * Group::kBytes;
+  const uint8_t* block =
+      static_cast<const uint8_t*>(p.table) + id / kStripRows * Group::strip_bytes(p.hidden_size);
   const int64_t lane = id % kStripRows;
-  for (int64_t g = 0; g < groups; ++g, group += Group::kBytes, out += kGroupSize) {
-    const float scale = scale_of<Format>(group, lane), minimum = minimum_of<Format>(group, lane);
-    for (int i = 0; i < Group::kRowBytes; ++i) {
-      const uint8_t byte = group[(i / 4 * kStripRows + lane) * 4 + i % 4];
-      for (int part = 0; part < Group::kCodesPerByte; ++part) {
-        const float value = Format::decode(code_of<Format>(byte, part), scale, minimum);
-        Out& to = out[part * Group::kRowBytes + i];
+  for (int64_t i = 0; i < p.hidden_size; i += Format::kBlockSize, block += Group::kBlockBytes) {
+    for (int at = 0; at < Format::kBlockSize; at += Format::kScaleSize) {
+      const uint8_t* group = block + Group::kFactorBytes + at / kGroupSize * Group::kBytes;
+      const int first = at % kGroupSize, set = first / Format::kScaleSize;
+      const float scale = scale_of<Format>(block, group, lane, set);
+      const float minimum = minimum_of<Format>(block, group, lane, set);
+      for (int j = 0; j < Format::kScaleSize; ++j) {
+        const int code = Group::code(group, lane, first + j);
+        const float value = decode(value_of<Format>(code), scale, minimum);
+        Out& to = out[i + at + j];
         to = from_float<Out>(p.accumulate ? to_float(to) + value : value);
       }
     }

@@ -47,23 +47,27 @@ inline constexpr int kRowBlock = 16;
 struct QuantizedRows {
   int8_t* quants;  // quant_bytes per group
   float* scale;
-  float* sum;           // scale * sum of q
-  int32_t* correction;  // -offset * sum of q
+  float* sum;           // [num_sums] per group: scale * sum of q
+  int32_t* correction;  // [num_sums] per group: -offset * sum of q
   int64_t num_rows;
   int64_t groups;
   int64_t quant_bytes;
+  int64_t num_sums;  // parts of a group with sums of their own: 1 or 2
 
-  static int64_t bytes(const LinearParams& p, int64_t quant_bytes) {
-    return p.num_tokens * (p.in_features / kGroupSize) * (quant_bytes + 12);
+  static int64_t bytes(const LinearParams& p, int64_t quant_bytes, int64_t num_sums) {
+    return p.num_tokens * (p.in_features / kGroupSize) * (quant_bytes + 4 + 8 * num_sums);
   }
 
-  QuantizedRows(const LinearParams& p, int64_t bytes_of_group, void* memory)
-      : num_rows(p.num_tokens), groups(p.in_features / kGroupSize), quant_bytes(bytes_of_group) {
+  QuantizedRows(const LinearParams& p, int64_t bytes_of_group, int64_t sums_of_group, void* memory)
+      : num_rows(p.num_tokens),
+        groups(p.in_features / kGroupSize),
+        quant_bytes(bytes_of_group),
+        num_sums(sums_of_group) {
     const int64_t count = num_rows * groups;
     quants = static_cast<int8_t*>(memory);
     scale = reinterpret_cast<float*>(quants + count * quant_bytes);
     sum = scale + count;
-    correction = reinterpret_cast<int32_t*>(sum + count);
+    correction = reinterpret_cast<int32_t*>(sum + count * num_sums);
   }
 
   /// A view that begins at group number `index`.
@@ -71,8 +75,8 @@ struct QuantizedRows {
     QuantizedRows part = *this;
     part.quants += index * quant_bytes;
     part.scale += index;
-    part.sum += index;
-    part.correction += index;
+    part.sum += index * num_sums;
+    part.correction += index * num_sums;
     return part;
   }
   /// Rows of the block that begins at `row`, a multiple of kRowBlock.
@@ -145,23 +149,31 @@ static inline void quantize_group(const QuantizedRows& rows, int64_t index, int 
                                   int64_t group, GroupScale scale, Read&& read) {
   constexpr float kLargest = kBits == 8 ? 127.0f : 127.0f * 256.0f;
   const F32 inverse(scale.unit > 0.0f ? 127.0f / scale.unit : 0.0f);
-  F32 quants[kGroupVectors], sum;  // of integers below 2^24: exact
+  constexpr int kSums = Dots::kScales;
+  F32 quants[kGroupVectors], sum[kSums];  // of integers below 2^24: exact
   for (int i = 0; i < kGroupVectors; ++i) {
     const F32 scaled = read(group * kGroupSize + i * F32::kWidth, F32::kWidth) * inverse;
     // min and max keep a NaN that is their second operand.
     quants[i] = round_even(min(F32(kLargest), max(F32(-kLargest), scaled)));
-    sum = sum + quants[i];
+    F32& part = sum[i * kSums / kGroupVectors];
+    part = part + quants[i];
   }
-  float total = reduce_add(sum);
+  float total[kSums], all = 0.0f;
+  for (int i = 0; i < kSums; ++i) {
+    total[i] = reduce_add(sum[i]);
+    all += total[i];
+  }
   rows.scale[index] = scale.unit / 127.0f;
-  if (__builtin_isnan(total)) {  // x has a NaN or an infinity: the scale passes it on
-    rows.scale[index] = total;
-    total = 0.0f;
+  if (__builtin_isnan(all)) {  // x has a NaN or an infinity: the scale passes it on
+    rows.scale[index] = all;
+    for (float& part : total) part = 0.0f;
     for (F32& quant : quants) quant = F32{};
   }
   Dots::store(rows.quants + index * Dots::kRowBytes, quants, scale.outlier);
-  rows.sum[index] = rows.scale[index] * total;
-  rows.correction[index] = -offset * static_cast<int32_t>(total);
+  for (int i = 0; i < kSums; ++i) {
+    rows.sum[index * kSums + i] = rows.scale[index] * total[i];
+    rows.correction[index * kSums + i] = -offset * static_cast<int32_t>(total[i]);
+  }
 }
 
 /// Quantizes rows of x. offset: excess of the weight's codes, as they are multiplied, over their

@@ -4,7 +4,7 @@
 //
 // x is quantized once per call (linear_input.h). A group of 32 inputs contributes to an output
 //   dw dx (sum qw qx - offset sum qx) + m dx sum qx
-// with dw, m and offset of the weight's format. Sums are of integers, hence exact; both use the
+// with dw, m and offset of the weight's format, in two halves where 16 weights share a scale. Sums are of integers, hence exact; both use the
 // quantized x, so the error is that of x under the real weights. Groups are added in the order of
 // the inputs, in f32, by two fused steps: this definition holds for any number of tokens, threads
 // and tiles, so a token's result does not depend on its batch.
@@ -12,9 +12,8 @@
 // Work: a thread owns a range of strips (16 output rows in the lanes of one or more registers). It
 // walks a strip once per block of up to kRowBlock tokens; eight registers of unpacked codes serve
 // all tokens of the block (vec/strip.h). kStripsPerTile strips stay in L1 while all tokens pass.
-// Bytes: weights once (18, 20 or 34 per 32 weights), x once per strip tile, out once. FLOPs: 2 per
-// weight and token, 32 multiply-adds per instruction with VNNI. Bound by memory below 8 tokens, by
-// integer throughput above. Limits: in_features a multiple of 32.
+// Bytes: weights once, x once per strip tile, out once. FLOPs: 2 per weight and token, 32 multiply-adds per instruction with VNNI. Bound by memory below 8 tokens, by
+// integer throughput above. Limits: in_features a multiple of the format's block.
 //
 // Measured on two cores of a shared AMD EPYC (Zen 4, 3.7 GHz; 473 int8 GOP/s per core, 343 with
 // Q4_1's scales; reads 28-34 GB/s), Q4_1, layers of a 135M model.
@@ -62,23 +61,64 @@ constexpr int64_t kPrivateBytes = 4096;
 
 /// Compile-time description of a product: the weight's format, its strips, the dot products, and
 /// the excess of codes, as they are multiplied, over their values.
-template <class WeightFormat, int kBits>
+template <class WeightFormat, class DotsOfFormat>
 struct Operands {
   using Format = WeightFormat;
   using Group = StripGroup<Format>;
-  using Dots = LAMPO_ISA::Dots<Format::kCodeBits == 4, kBits>;
+  using Dots = DotsOfFormat;
+  static constexpr int kScales = Group::kScales;
   static constexpr int kOffset = Format::kOffset + Dots::kCodeBias;
 };
+
+/// Factors of the integer scales and minima of a strip's block.
+template <class Group>
+struct Factors {
+  F32 scale[kParts], minimum[kParts];
+
+  explicit Factors(const uint8_t* block) {
+    if constexpr (Group::kHasFactors) {
+      for (int i = 0; i < kParts; ++i) {
+        const F16* from = reinterpret_cast<const F16*>(block) + i * F32::kWidth;
+        scale[i] = load(from);
+        if constexpr (Group::kFactorBytes > 2 * kStripRows) minimum[i] = -load(from + kStripRows);
+      }
+    }
+  }
+};
+
+/// A part of a set of scales, or with kMinimum of minima.
+template <class Format, bool kMinimum>
+[[gnu::always_inline]] inline F32 load_scales(const uint8_t* set, int part, F32 factor) {
+  using formats::ScaleType;
+  const int first = part * F32::kWidth;
+  if constexpr (Format::kScaleType == ScaleType::kF16) {
+    return load(reinterpret_cast<const F16*>(set) + first);
+  } else if constexpr (Format::kScaleType == ScaleType::kBF16) {
+    return load(reinterpret_cast<const BF16*>(set) + first);
+  } else if constexpr (Format::kScaleType == ScaleType::kHalfE4M3) {
+    return load(reinterpret_cast<const F8E4M3*>(set) + first) * F32(0.5f);
+  } else if constexpr (Format::kScaleType == ScaleType::kI8) {
+    return load(reinterpret_cast<const int8_t*>(set) + first) * factor;
+  } else if constexpr (Format::kScaleType == ScaleType::kU8) {
+    return load(set + first) * factor;
+  } else {
+    const F32 both = load(set + first);
+    // (16 high + low - 7.5) / 16 is less than 1/2 from high.
+    const F32 high = round_even(fma(both, F32(0.0625f), F32(-7.5f * 0.0625f)));
+    return (kMinimum ? high : fma(high, F32(-16.0f), both)) * factor;
+  }
+}
 
 /// Adds the products of `words`, those of phase kPhase, with kRows rows of x, then those of the
 /// later phases. finish(row, sums) gets the totals.
 template <class Dots, int kPhase, int kRows, class Finish>
 [[gnu::always_inline]] inline void add_phases(const uint8_t* group, const Words (&words)[8],
-                                              const int8_t* x, Sums (&sums)[kRows],
+                                              const int8_t* x, Sums<Dots::kScales> (&sums)[kRows],
                                               Finish&& finish) {
 #pragma GCC unroll kUnrolledRows
   for (int r = 0; r < kRows; ++r) {
-    Sums sum = kPhase == 0 ? Sums{} : sums[r];
+    Sums<Dots::kScales> sum{};
+    if (kPhase > 0) sum = sums[r];
     Dots::template add<kPhase>(group, words, x + r * Dots::kRowBytes, sum);
     if constexpr (kPhase + 1 == Dots::kPhases) {
       finish(r, sum);
@@ -95,44 +135,58 @@ template <class Dots, int kPhase, int kRows, class Finish>
 
 /// acc += a group of a strip times the first kRows of `rows`.
 template <class Q, int kRows>
-[[gnu::always_inline]] inline void add_group(const uint8_t* group, const QuantizedRows& rows,
-                                             F32 (&acc)[kRows][kParts]) {
+[[gnu::always_inline]] inline void add_group(const uint8_t* group,
+                                             const Factors<typename Q::Group>& factors,
+                                             const QuantizedRows& rows, F32 (&acc)[kRows][kParts]) {
+  using Group = typename Q::Group;
+  using Format = typename Q::Format;
   Words words[8];
   Q::Dots::template load<0>(group, words);
   // Scales after words: hardware prefetchers follow loads in the order of addresses.
   asm volatile("" ::: "memory");
-  F32 scale[kParts], minimum[kParts];
-  for (int part = 0; part < kParts; ++part) {
-    const auto halves = [&](int offset) {
-      return load(reinterpret_cast<const F16*>(group + offset) + part * F32::kWidth);
-    };
-    scale[part] = halves(Q::Group::kScaleOffset);
-    if constexpr (Q::Format::kHasMinimum) minimum[part] = halves(Q::Group::kMinimumOffset);
-  }
-  Sums sums[kRows];
-  add_phases<typename Q::Dots, 0>(group, words, rows.quants, sums, [&](int r, const Sums& sum) {
-    const int32_t correction = Q::kOffset == 0 ? 0 : rows.correction[r];
-    const F32 row_scale(rows.scale[r]), row_sum(rows.sum[r]);
-#pragma GCC unroll 4
+  F32 scale[Q::kScales][kParts], minimum[Q::kScales][kParts];
+  for (int set = 0; set < Q::kScales; ++set) {
+    const uint8_t* from = group + set * Group::kScaleSetBytes;
     for (int i = 0; i < kParts; ++i) {
-      F32 total = fma(Q::Dots::to_float(sum.part[i], correction), scale[i] * row_scale, acc[r][i]);
-      if constexpr (Q::Format::kHasMinimum) total = fma(minimum[i], row_sum, total);
-      acc[r][i] = total;
+      scale[set][i] = load_scales<Format, false>(from + Group::kScaleOffset, i, factors.scale[i]);
+      if constexpr (Format::kHasMinimum) {
+        minimum[set][i] =
+            load_scales<Format, true>(from + Group::kMinimumOffset, i, factors.minimum[i]);
+      }
+    }
+  }
+  Sums<Q::kScales> sums[kRows];
+  add_phases<typename Q::Dots, 0>(group, words, rows.quants, sums, [&](int r, const auto& sum) {
+    const F32 row_scale(rows.scale[r]);
+#pragma GCC unroll 2
+    for (int set = 0; set < Q::kScales; ++set) {
+      const int32_t correction = Q::kOffset == 0 ? 0 : rows.correction[r * Q::kScales + set];
+      const F32 row_sum(rows.sum[r * Q::kScales + set]);
+#pragma GCC unroll 4
+      for (int i = 0; i < kParts; ++i) {
+        F32 total = fma(Q::Dots::to_float(sum.part[set][i], correction), scale[set][i] * row_scale,
+                        acc[r][i]);
+        if constexpr (Format::kHasMinimum) total = fma(minimum[set][i], row_sum, total);
+        acc[r][i] = total;
+      }
     }
   });
 }
 
 /// result = one strip times the rows [row, row + kRows) of a block.
 template <class Q, int kRows>
-inline void strip_dot(const uint8_t* strip, const QuantizedRows& rows, int64_t row,
-                      F32 (&result)[kRows][kParts]) {
+[[gnu::noinline]] void strip_dot(const uint8_t* strip, const QuantizedRows& rows, int64_t row,
+                                 F32 (&result)[kRows][kParts]) {
   F32 acc[kRows][kParts];
   const int64_t step = rows.block_rows(row / kRowBlock * kRowBlock);
   const QuantizedRows first = rows.from(rows.first_group(row));
-  for (int64_t g = 0; g < rows.groups; ++g) {
-    const uint8_t* group = strip + g * Q::Group::kBytes;
-    for (int i = 0; i < Q::Group::kBytes; i += 64) prefetch_l1(group + kPrefetchBytes + i);
-    add_group<Q>(group, first.from(g * step), acc);
+  for (int64_t g = 0; g < rows.groups; strip += Q::Group::kBlockBytes) {
+    const Factors<typename Q::Group> factors(strip);
+    const uint8_t* group = strip + Q::Group::kFactorBytes;
+    for (int i = 0; i < Q::Group::kGroups; ++i, ++g, group += Q::Group::kBytes) {
+      for (int at = 0; at < Q::Group::kBytes; at += 64) prefetch_l1(group + kPrefetchBytes + at);
+      add_group<Q>(group, factors, first.from(g * step), acc);
+    }
   }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
@@ -146,7 +200,7 @@ template <class Q, class Out, bool kGated>
 class Product {
  public:
   Product(const LinearParams& params, const QuantizedRows& rows)
-      : p(params), rows_(rows), strip_bytes_(rows.groups * Q::Group::kBytes) {}
+      : p(params), rows_(rows), strip_bytes_(Q::Group::strip_bytes(params.in_features)) {}
 
   void run(const Team& team) const {
     const int64_t num_strips = (num_outputs(p) + kStripRows - 1) / kStripRows;
@@ -202,10 +256,10 @@ class Product {
 
 template <class Format, int kBits>
 void run(const LinearParams& p, const Team& team) {
-  using Q = Operands<Format, kBits>;
+  using Q = Operands<Format, Dots<Format, kBits>>;
   alignas(64) char copy[kPrivateBytes];
-  const bool is_private = QuantizedRows::bytes(p, Q::Dots::kRowBytes) <= kPrivateBytes;
-  const QuantizedRows rows(p, Q::Dots::kRowBytes, is_private ? copy : p.workspace);
+  const bool is_private = QuantizedRows::bytes(p, Q::Dots::kRowBytes, Q::kScales) <= kPrivateBytes;
+  const QuantizedRows rows(p, Q::Dots::kRowBytes, Q::kScales, is_private ? copy : p.workspace);
   quantize_rows<typename Q::Dots, kBits>(
       p, rows, Q::kOffset, is_private ? Share{0, p.num_tokens} : share_of(p.num_tokens, team));
   if (!is_private) team.sync();

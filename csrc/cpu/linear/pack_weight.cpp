@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// GGUF blocks to strips (common/formats/formats.h): a transposition of 4-byte words among 16 rows.
+// Blocks of files to strips (common/formats/formats.h): codes in planes of bits, whose 4-byte words
+// are transposed among 16 rows.
 // Bytes: the weight once in, once out. A thread owns whole strips.
 #include <cstring>
 
@@ -9,21 +10,66 @@
 namespace lampo::cpu::LAMPO_ISA {
 namespace {
 
+/// Writes the planes of a group of one row; words of 4 codes are shifted together.
 template <class Format>
-void pack_block(const uint8_t* block, uint8_t* group, int lane) {
+[[gnu::always_inline]] inline void pack_codes(const uint8_t* codes, uint8_t* group, int lane) {
   using Group = StripGroup<Format>;
-  uint8_t codes[Group::kRowBytes];
-  Format::read_block(block, codes, group + Group::kScaleOffset + 2 * lane,
-                     group + Group::kMinimumOffset + 2 * lane);
-  for (int i = 0; i < Group::kWords; ++i) {
-    memcpy(group + (i * kStripRows + lane) * 4, codes + i * 4, 4);
+  uint32_t words[8];
+  memcpy(words, codes, sizeof(words));
+  const auto put = [&](int offset, int word, uint32_t bits) {
+    memcpy(group + offset + (word * kStripRows + lane) * 4, &bits, 4);
+  };
+  if constexpr (Group::kHasBytes) {
+    for (int i = 0; i < 8; ++i) put(0, i, words[i]);
+  }
+  if constexpr (Group::kHasNibbles) {
+    constexpr uint32_t kLow = 0x0f0f0f0f;
+    for (int i = 0; i < 4; ++i) put(0, i, (words[i] & kLow) | (words[4 + i] & kLow) << 4);
+  }
+  if constexpr (Group::kHasPairs) {
+    for (int i = 0; i < 2; ++i) {
+      uint32_t pairs = 0;
+      for (int k = 0; k < 4; ++k) {
+        pairs |= (words[4 * i + k] >> Group::kPairShift & 0x03030303) << 2 * k;
+      }
+      put(Group::kPairOffset, i, pairs);
+    }
+  }
+  if constexpr (Group::kHasSingles) {
+    uint32_t singles = 0;
+    for (int k = 0; k < 8; ++k) singles |= (words[k] >> Group::kSingleShift & 0x01010101) << k;
+    put(Group::kSingleOffset, 0, singles);
+  }
+}
+
+/// Writes a block of one row into the block of a strip at `to`.
+template <class Format>
+void pack_block(const uint8_t* from, uint8_t* to, int lane) {
+  using Group = StripGroup<Format>;
+  formats::Block block;
+  Format::read(from, block);
+  if constexpr (Group::kHasFactors) {
+    memcpy(to + 2 * lane, block.d, 2);
+    if constexpr (Format::kHasMinimum) memcpy(to + 2 * (kStripRows + lane), block.m, 2);
+  }
+  for (int g = 0; g < Group::kGroups; ++g) {
+    uint8_t* group = to + Group::kFactorBytes + g * Group::kBytes;
+    pack_codes<Format>(block.codes + g * kGroupSize, group, lane);
+    for (int set = 0; set < Group::kScales; ++set) {
+      const int at = set * Group::kScaleSetBytes + lane * Group::kScaleBytes;
+      const int number = g * Group::kScales + set;
+      memcpy(group + Group::kScaleOffset + at, block.scales[number], Group::kScaleBytes);
+      if constexpr (Group::kHasMinima) {
+        memcpy(group + Group::kMinimumOffset + at, block.minima[number], Group::kScaleBytes);
+      }
+    }
   }
 }
 
 template <class Format>
 void pack(const PackWeightParams& p, const Team& team) {
-  const int64_t groups = p.in_features / kGroupSize;
-  const int64_t strip_bytes = groups * StripGroup<Format>::kBytes;
+  const int64_t blocks = p.in_features / Format::kBlockSize;
+  const int64_t strip_bytes = StripGroup<Format>::strip_bytes(p.in_features);
   const Share mine = share_of((p.rows + kStripRows - 1) / kStripRows, team);
   for (int64_t s = mine.begin; s < mine.end; ++s) {
     uint8_t* strip = static_cast<uint8_t*>(p.out) + s * p.stride_out_strip;
@@ -33,9 +79,9 @@ void pack(const PackWeightParams& p, const Team& team) {
     for (int lane = 0; lane < rows; ++lane) {
       const uint8_t* row =
           static_cast<const uint8_t*>(p.blocks) + (s * kStripRows + lane) * p.stride_blocks_row;
-      for (int64_t g = 0; g < groups; ++g) {
-        pack_block<Format>(row + g * Format::kBlockBytes, strip + g * StripGroup<Format>::kBytes,
-                           lane);
+      for (int64_t b = 0; b < blocks; ++b) {
+        pack_block<Format>(row + b * Format::kBlockBytes,
+                           strip + b * StripGroup<Format>::kBlockBytes, lane);
       }
     }
   }

@@ -54,11 +54,19 @@ class WarpRows {
     if constexpr (Traits::kCacheBytes == 1) {
       if (a_.p.k_scale != nullptr) scale_columns(stage.k_scale);
     }
+    weigh(key_tile);
+  }
+
+  /// Scores become weights: the part of score() after Q K^T and the scales of K.
+  __device__ void weigh(int key_tile) {
     if (a_.cap_inner != 0.0f) cap_scores();
     const int begin = key_tile * Traits::kKeys + first_key_;
     if (begin < seen_by_all_.begin || begin + Traits::kWarpKeys > seen_by_all_.end) mask(begin);
     update_states();
   }
+
+  __device__ Scores<Traits>& scores() { return scores_; }
+  __device__ Accumulators<Traits>& accumulators() { return acc_; }
 
   __device__ void add_values(const KvStage<Traits>& stage) {
     if constexpr (Traits::kCacheBytes == 1) {
@@ -85,7 +93,7 @@ class WarpRows {
   /// Writes the rows to the plan's partial states from row `partial` on; to out if it is kNowhere.
   /// First folds in the states from row `earlier` on, unless it is kNowhere.
   __device__ void write(RowStorage<Traits>& storage, int64_t earlier, int64_t partial) {
-    sync_block();  // the stages, in the same memory, have been read
+    Traits::sync_warps();  // the stages, in the same memory, have been read
 #pragma unroll
     for (int m = 0; m < Traits::kRowBlocks; ++m) {
       store_rows<Traits>(storage.acc[warp_], acc_[m], lane_);
@@ -185,8 +193,8 @@ class WarpRows {
         state = {largest, state.l * scale[m][half]};
       }
     }
-    // Rarely: otherwise every factor is 1.
-    if (warp_any(grown)) {
+    const auto rescale = [&] {
+      if (!warp_any(grown)) return;  // mostly: every factor is 1
 #pragma unroll
       for (int m = 0; m < Traits::kRowBlocks; ++m) {
 #pragma unroll
@@ -195,11 +203,16 @@ class WarpRows {
           for (int i = 0; i < 4; ++i) acc_[m][n].value[i] *= scale[m][i / 2];
         }
       }
-    }
+    };
+    if constexpr (!Traits::kAsyncProducts) rescale();
     for_each_score([&](float& score, int m, int half, int) {
       score = exp2_approximate(fmaf(score, factor, -shift[m][half]));
       state_[m][half].l += score;
     });
+    if constexpr (Traits::kAsyncProducts) {
+      Traits::wait_for(acc_[0]);
+      rescale();
+    }
   }
 
   /// Synchronises the warps that share rows: all of a block if they split keys, else each alone.

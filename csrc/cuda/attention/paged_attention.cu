@@ -19,6 +19,8 @@
 //               all sequences have the same small number of rows.
 //   split rows: 128 rows (64 for head_dim 256), 32 (16) per warp. For all other calls. A decoding
 //               sequence among prompts leaves three warps idle, but its cache is read once too.
+// On Hopper the second kind has another kernel, which has to be asked for:
+// paged_attention_hopper.cu.
 // Masks (common/attention.h) are applied only to key tiles with keys that some row does not see.
 //
 // Per key and KV head, bfloat16: 4 head_dim bytes, 4 group_size head_dim FLOPs a token. Expected on
@@ -46,7 +48,9 @@
 // Limits: head_dim 32 to 256 in eights; others than 64, 128 and 256 are computed as the next of
 // these. Not run on a GPU yet: compiled for sm_80 to sm_120 without spills, and run on the CPU
 // (tests/cuda_on_cpu/). Not tried: programmatic dependent launch of the three; a tile's first keys
-// during the epilogue of the one before; wgmma and TMA.
+// during the epilogue of the one before.
+#include <cstdlib>
+#include <cstring>
 #include <string>
 
 #include "common/check.h"
@@ -54,6 +58,16 @@
 #include "cuda/backend.h"
 
 namespace lampo::cuda {
+namespace {
+
+/// Whether the environment asks for the kernel of paged_attention_hopper.cu: not the default until
+/// it has run on a GPU.
+bool prefers_wgmma() {
+  const char* choice = std::getenv("LAMPO_CUDA_ATTENTION");
+  return choice != nullptr && std::strcmp(choice, "wgmma") == 0;
+}
+
+}  // namespace
 
 void paged_attention(const PagedAttentionParams& p, int device, Stream stream) {
   if (p.num_tokens == 0) return;
@@ -62,9 +76,15 @@ void paged_attention(const PagedAttentionParams& p, int device, Stream stream) {
              "expected at most 2^31 - 1 rows of a KV head, got " + std::to_string(p.num_tokens) +
                  " tokens of " + std::to_string(group_size));
   const TileKind kind = choose_tile_kind(p.num_tokens, p.batch_size, group_size, p.deterministic);
-  const Plan plan = kind == TileKind::kWarpsSplitKeys ? run_split_keys(p, device, stream)
-                                                      : run_split_rows(p, device, stream);
-  run_merge(p, plan, device, stream);
+  std::optional<Plan> plan;
+  if (kind == TileKind::kWarpsSplitRows && !p.deterministic && prefers_wgmma()) {
+    plan = run_hopper(p, device, stream);
+  }
+  if (!plan) {
+    plan = kind == TileKind::kWarpsSplitKeys ? run_split_keys(p, device, stream)
+                                             : run_split_rows(p, device, stream);
+  }
+  run_merge(p, *plan, device, stream);
 }
 
 int64_t paged_attention_workspace_size(const AttentionShape& shape, int device) {

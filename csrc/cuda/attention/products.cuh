@@ -24,15 +24,14 @@ using Accumulators = FragmentC<float>[Traits::kRowBlocks][Traits::kHeadDim / 8];
 /// Stores 8 dims of a row of q, at `chunk`, in the order of load_q_fragment().
 template <class Traits>
 __device__ inline void store_q(uint4* q, int row, int chunk, const uint4& dims) {
-  constexpr int kChunks = Traits::kQChunks;
   if constexpr (Traits::kCacheBytes == 2) {
-    q[chunk_position<kChunks>(row, chunk)] = dims;
+    q[Traits::q_position(row, chunk)] = dims;
   } else {
     // Dims 4 t + (0, 1) are stored as dims 2 t + (0, 1) of a fragment, 4 t + (2, 3) as 8 + 2 t +
     // (0, 1).
     const int even = chunk & ~1, half = chunk & 1;
     const auto at = [&](int c) {
-      return reinterpret_cast<uint2*>(q + chunk_position<kChunks>(row, c)) + half;
+      return reinterpret_cast<uint2*>(q + Traits::q_position(row, c)) + half;
     };
     *at(even) = {dims.x, dims.z};
     *at(even + 1) = {dims.y, dims.w};

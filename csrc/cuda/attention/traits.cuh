@@ -3,11 +3,21 @@
 #pragma once
 
 #include "cuda/attention/plan.h"
+#include "cuda/device/block.cuh"
 #include "cuda/device/copy.cuh"
 #include "cuda/device/fragment.cuh"
 #include "cuda/device/warp.cuh"
 
 namespace lampo::cuda {
+
+/// Position of chunk `chunk`, 16 bytes, of a row in shared memory, in chunks. Chunks of one number
+/// of eight rows are in different banks, as ldmatrix needs.
+template <int kChunks>
+__device__ inline int chunk_position(int row, int chunk) {
+  constexpr int kShift = kChunks >= 8 ? 0 : 1;  // rows of 64 bytes share a line of 128
+  constexpr int kMask = kChunks >= 8 ? 7 : 3;
+  return row * kChunks + (chunk ^ (row >> kShift & kMask));
+}
 
 /// T: BF16 or F16, the type of q, out and the products. Cache: an element of the cache in shared
 /// memory, T or, for BF16, int8_t or F8E4M3.
@@ -20,6 +30,7 @@ struct AttentionTraits {
   static constexpr TileKind kKind = kKind_;
   static constexpr TileLayout kLayout = tile_layout(kKind, kHeadDim, kCacheBytes);
   static constexpr bool kSplitKeys = kKind == TileKind::kWarpsSplitKeys;
+  static constexpr bool kAsyncProducts = false;
   static constexpr int kRows = kLayout.shape.rows;
   static constexpr int kKeys = kLayout.shape.keys;
   static constexpr int kWarps = kLayout.warps;
@@ -39,16 +50,14 @@ struct AttentionTraits {
 #endif
   static constexpr int kUnrolled = kRolled ? 1 : kKvChunks / 2;
   static_assert((kStages & (kStages - 1)) == 0 && kRowsPerCopier <= 16);
-};
 
-/// Position of chunk `chunk`, 16 bytes, of a row in shared memory, in chunks. Chunks of one number
-/// of eight rows are in different banks, as ldmatrix needs.
-template <int kChunks>
-__device__ inline int chunk_position(int row, int chunk) {
-  constexpr int kShift = kChunks >= 8 ? 0 : 1;  // rows of 64 bytes share a line of 128
-  constexpr int kMask = kChunks >= 8 ? 7 : 3;
-  return row * kChunks + (chunk ^ (row >> kShift & kMask));
-}
+  /// Synchronises the warps with rows.
+  __device__ static void sync_warps() { sync_block(); }
+  /// Position of a chunk of a row of Q in shared memory, in chunks.
+  __device__ static int q_position(int row, int chunk) {
+    return chunk_position<kQChunks>(row, chunk);
+  }
+};
 
 /// Position of chunk 2 * pair + odd of row `lane` % 8, of eight rows that begin at a multiple of
 /// eight: few addresses depend on the lane, the others are constants.

@@ -91,15 +91,16 @@ __global__ void __launch_bounds__(256)
       const uint8_t* packed = static_cast<const uint8_t*>(p.table) +
                               (row / kStripRows * groups + group) * Group::kBytes;
       const int64_t lane = row % kStripRows;
-      const float scale = scale_of<Format>(packed, lane);
-      const float minimum = minimum_of<Format>(packed, lane);
+      const float scale = scale_of<Format>(nullptr, packed, lane);
+      const float minimum = minimum_of<Format>(nullptr, packed, lane);
       const uint32_t bytes = reinterpret_cast<const uint32_t*>(packed)[within * kStripRows + lane];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
 #pragma unroll
         for (int part = 0; part < Group::kCodesPerByte; ++part) {
-          const int code = code_of<Format>(bytes >> 8 * i & 0xff, part);
-          values[part].value[i] = Format::decode(code, scale, minimum);
+          const int code = Group::kHasBytes ? static_cast<int8_t>(bytes >> 8 * i & 0xff)
+                                            : static_cast<int>(bytes >> (8 * i + 4 * part) & 15);
+          values[part].value[i] = decode(value_of<Format>(code), scale, minimum);
         }
       }
     }
@@ -150,8 +151,8 @@ void embedding(const EmbeddingParams& p, int device, Stream stream) {
   if (p.num_tokens == 0 || p.hidden_size == 0) return;
   dispatch_dtype<float, BF16>(p.dtype, [&]<class Out>() {
     if (p.packed) {
-      return dispatch_format(p.format,
-                             [&]<class Format>() { run_packed<Format, Out>(p, device, stream); });
+      return dispatch_format_on_cuda(
+          p.format, [&]<class Format>() { run_packed<Format, Out>(p, device, stream); });
     }
     dispatch_dtype<float, BF16, F16>(p.table_dtype,
                                      [&]<class T>() { run<Out, T>(p, device, stream); });

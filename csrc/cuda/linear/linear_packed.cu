@@ -251,7 +251,7 @@ void run(const LinearParams& p, int device, Stream stream) {
 }  // namespace
 
 void linear_packed(const LinearParams& p, int device, Stream stream) {
-  dispatch_format(p.format, [&]<class Format>() { run<Format>(p, device, stream); });
+  dispatch_format_on_cuda(p.format, [&]<class Format>() { run<Format>(p, device, stream); });
 }
 
 }  // namespace lampo::cuda

@@ -15,6 +15,7 @@ from lampo.cli.bench_op import op
 from lampo.cli.chat import chat
 from lampo.cli.completion import completion, prepare_completion
 from lampo.cli.doctor import doctor
+from lampo.cli.evaluate import evaluate
 from lampo.cli.explain import explain
 from lampo.cli.generate import generate
 from lampo.cli.job import Job
@@ -130,6 +131,13 @@ _add(
     'lampo explain "Why is the sky blue?" -o sky.html',
     'lampo explain --text -t 1 --top-p 0.9 "Name a fruit."',
     'lampo explain --json --raw "1 + 1 =" | jq .tracks',
+)
+_add(
+    evaluate,
+    "lampo eval book.txt",
+    "lampo eval --exact -n 4096 book.txt",
+    "lampo eval -m org/name:Q4_K_M --reference org/name book.txt --json",
+    name="eval",
 )
 _add(doctor, "lampo doctor", "lampo doctor --json | jq .isa")
 _add(profile, "lampo profile", "lampo profile --depth 4096", "lampo profile -b 8 --threads 1")

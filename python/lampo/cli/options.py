@@ -94,8 +94,15 @@ class ModelOptions:
         metadata=parameter(
             Text(),
             MODEL,
-            "auto keeps weights as stored, 4- and 8-bit blocks packed; float32 computes exactly; "
-            "bfloat16.",
+            "auto keeps weights as stored, blocks packed; float32 computes exactly; bfloat16.",
+        ),
+    )
+    quantize: str | None = field(
+        default=None,
+        metadata=parameter(
+            Text(),
+            MODEL,
+            "Quantize dense weights at load: q4_k, q5_k, q6_k, q8_0, q4_0, q4_1, q5_0 or q5_1.",
         ),
     )
     device: str = field(
@@ -165,6 +172,7 @@ class ModelOptions:
         check_parameters(self)
         check_llm_arguments(
             dtype=self.dtype,
+            quantize=self.quantize,
             kv_cache_dtype=self.kv_cache_dtype,
             page_size=self.page_size,
             max_num_seqs=self.max_num_seqs,

@@ -36,8 +36,8 @@ class Inspection:
 
     Attributes:
         token_ids: the sequence, n tokens.
-        logits: [n, vocab_size] float32; row i predicts token i + 1. They are the bits from which
-            a generation over the same tokens draws.
+        logits: [n - logits_from, vocab_size] float32; the row of token i predicts token i + 1.
+            They are the bits from which a generation over the same tokens draws.
         hidden: number of blocks computed -> [n, hidden_size], the residual stream there, in the
             activations' dtype: 0 is the embedding, num_layers the input of the final norm.
         attention: layer, from 0 -> [num_qo_heads, n, n] float32: row i is the distribution of token
@@ -84,6 +84,7 @@ class Inspector:
         *,
         hidden: Collection[int] = (),
         attention: Collection[int] = (),
+        logits_from: int = 0,
     ) -> Inspection:
         """Computes a sequence in one pass, as a prompt, and returns what is inside.
 
@@ -91,6 +92,7 @@ class Inspector:
             prompt: a text or token ids, as in :meth:`lampo.LLM.generate`.
             hidden: numbers of blocks after which the residual stream is wanted, 0 to num_layers.
             attention: layers with wanted attention weights, 0 to num_layers - 1.
+            logits_from: the first token with wanted logits; those before it have none.
 
         Raises:
             ValueError, TypeError: a prompt or layer that does not fit, by name; the weights would
@@ -99,6 +101,7 @@ class Inspector:
         model = self._runner.model
         sequence = self._sequence(prompt)
         count = len(sequence.token_ids)
+        check_integer("logits_from", logits_from, 0, count - 1)
         states: dict[int, list[torch.Tensor]] = {
             check_integer(f"hidden[{i}]", layer, 0, self._num_layers): []
             for i, layer in enumerate(hidden)
@@ -132,7 +135,9 @@ class Inspector:
         with self._engine() as engine, self._pages(engine, sequence):
             for size in _chunks(count, self._runner.limits.max_num_batched_tokens):
                 states_of_chunk = self._runner.run([(sequence, size)], observer=observe)
-                logits.append(self._logits(states_of_chunk))
+                skipped = max(logits_from - sequence.num_computed, 0)
+                if skipped < size:
+                    logits.append(self._logits(states_of_chunk[skipped:]))
                 sequence.num_computed += size
         return Inspection(
             list(sequence.token_ids),

@@ -18,8 +18,9 @@ from lampo.models.registry import config_from_gguf, config_from_hf
 from lampo.weights.default_model import recommended_sampling
 from lampo.weights.fields import read_json_object
 from lampo.weights.formats import QuantizedTensor
-from lampo.weights.gguf import GGUFFile
+from lampo.weights.gguf_shards import open_gguf
 from lampo.weights.safetensors import SafetensorsFolder
+from lampo.weights.shard_names import first_files
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +92,7 @@ class Checkpoint:
     def load(self, name: str) -> torch.Tensor | QuantizedTensor:
         """The tensor, in memory of its own.
 
-        Q4_0, Q4_1 and Q8_0 matrices stay packed; other quantized types become f32.
+        Matrices in blocks stay in blocks.
 
         Raises:
             ValueError: no such tensor, or the file has been cut short since it was opened.
@@ -132,8 +133,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """Opens and validates a model: a .gguf file, or a folder.
 
     Args:
-        path: a .gguf file; a folder with config.json and *.safetensors (one file, or shards and
-            their index); or a folder that holds exactly one .gguf file.
+        path: a .gguf file, or a shard of a split one; a folder with config.json and *.safetensors
+            (one file, or shards and their index); or a folder that holds one GGUF model.
 
     Returns:
         the checkpoint; no weight has been read yet, but every shape has been checked. torch is not
@@ -170,9 +171,10 @@ def _load_folder(folder: Path) -> Checkpoint:
             found = f" but {pickled[0]}, and pickled weights are refused" if pickled else ""
             raise ValueError(f"model: {folder}: it holds no *.safetensors and no *.gguf{found}")
         return _load_safetensors(folder)
-    if len(ggufs) > 1:
-        names = ", ".join(f.name for f in ggufs[:4])
-        raise ValueError(f"model: {folder}: it holds {len(ggufs)} GGUF files; name one: {names}")
+    models = first_files(ggufs)
+    if len(models) > 1:
+        names = ", ".join(f.name for f in models[:4])
+        raise ValueError(f"model: {folder}: it holds {len(models)} GGUF models; name one: {names}")
     return _load_gguf(ggufs[0])
 
 
@@ -226,13 +228,10 @@ def _untied_if_stored(
 
 
 def _load_gguf(path: Path) -> Checkpoint:
-    source = GGUFFile(path)
+    source = open_gguf(path)
     with ExitStack() as on_error:
         on_error.callback(source.close)
         metadata, shapes = source.metadata, source.shapes()
-        if metadata.get("split.count", 0) not in (0, 1):
-            count = shown(metadata["split.count"])
-            raise ValueError(f"{path}: split.count = {count}: merge it first")
         architecture, config = config_from_gguf(metadata, shapes, source.freq_factors(), str(path))
         tensors = architecture.tensors(config)
         places = {name: _Place(stored.gguf) for name, stored in tensors.items()}
@@ -240,7 +239,7 @@ def _load_gguf(path: Path) -> Checkpoint:
         _check_shapes(path, architecture, config, places, present)
         on_error.pop_all()
     sampling = recommended_sampling(path)
-    return Checkpoint(config, architecture, path, source, places, sampling, metadata)
+    return Checkpoint(config, architecture, source.path, source, places, sampling, metadata)
 
 
 def _check_shapes(

@@ -26,17 +26,20 @@ def load_model(
     dtype: str = "auto",
     max_model_len: int = 0,
     device: torch.device | None = None,
+    quantize: str | None = None,
 ) -> Decoder:
     """Builds the model of a checkpoint, block by block.
 
     Args:
         checkpoint: an open checkpoint.
-        dtype: "auto" keeps weights as stored (4- and 8-bit blocks packed) and computes in float32;
+        dtype: "auto" keeps weights as stored (blocks packed) and computes in float32;
             "float32" computes on dequantized weights, exactly; "bfloat16" has weights and
             activations in bfloat16.
         max_model_len: positions that the rotary tables can cover; 0: the model's own context.
         device: target of the model, the CPU if absent; a GPU computes in bfloat16. The weights are
             on the CPU; :meth:`Decoder.to` moves them.
+        quantize: quantize dense matrices to this format at load, the LM head and the embedding to
+            q6_k if that has more bits, as llama.cpp's mixtures do; None: keep them.
 
     Raises:
         ValueError: an unknown dtype, a head_dim that the device's kernels do not have, or a file
@@ -55,23 +58,35 @@ def load_model(
                 f"{layer.attention.head_dim}"
             )
     max_model_len = max_model_len or config.max_position_embeddings
-    loader = WeightLoader(checkpoint, _WEIGHT_DTYPES[dtype], config.norm_eps, max_model_len)
+    if quantize is not None and (on_gpu or dtype != "auto"):
+        raise ValueError("quantize: is for device='cpu' and dtype='auto'")
+    loader = WeightLoader(
+        checkpoint,
+        _WEIGHT_DTYPES[dtype],
+        config.norm_eps,
+        max_model_len,
+        on_gpu=on_gpu,
+        quantize=quantize,
+    )
+    outer = loader.quantizing("q6_k") if quantize in ("q4_0", "q4_1", "q4_k", "q5_k") else loader
 
     # The largest tensor first: no other copy takes memory yet.
     name = architecture.embedding[0]
     if config.tie_word_embeddings:
-        (tokens,) = loader.weights([name])
+        (tokens,) = outer.weights([name])
         lm_head = Projection([tokens], None, SENSITIVE)
     else:
-        tokens = loader.table(name)
-    positions = architecture.positions
-    embedding = Embedding(tokens, None if positions is None else loader.table(positions[0]))
+        tokens = outer.table(name)
+    positions = None
+    if architecture.positions is not None:
+        positions = loader.quantizing(None).table(architecture.positions[0])
+    embedding = Embedding(tokens, positions)
     blocks = [
         architecture.block(loader.under(architecture.layer[0].format(i)), layer)
         for i, layer in enumerate(config.layers)
     ]
     if not config.tie_word_embeddings:
-        lm_head = loader.projection([architecture.head[0]], activation_bits=SENSITIVE)
+        lm_head = outer.projection([architecture.head[0]], activation_bits=SENSITIVE)
     return Decoder(
         config,
         embedding,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -25,7 +26,11 @@ from lampo.models.rope import RopeConfig, RotaryTable
 from lampo.runtime.huge_pages import Arena
 from lampo.weights.formats import QuantizedTensor
 
+logger = logging.getLogger("lampo")
+
 _STRIP_ROWS = 16
+# Formats with blocks of 256 -> those for widths that are no multiple.
+_NARROW = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
@@ -44,6 +49,9 @@ class WeightLoader:
             their own dtype.
         norm_eps: epsilon of all norms.
         max_positions: rows of the rotary tables.
+        on_gpu: whether the model is for a GPU, whose kernels take fewer packed formats. A matrix
+            in another format is dequantized to bfloat16, with a warning per format.
+        quantize: quantize dense matrices to this format; None: keep them.
     """
 
     def __init__(
@@ -52,12 +60,18 @@ class WeightLoader:
         dtype: torch.dtype | None,
         norm_eps: float = 1e-6,
         max_positions: int = 1,
+        *,
+        on_gpu: bool = False,
+        quantize: str | None = None,
     ) -> None:
         self.source = source
         self.dtype = dtype
         self.norm_eps = norm_eps
         self.max_positions = max_positions
         self.prefix = ""
+        self._formats = ops.weight_formats("cuda" if on_gpu else "cpu")
+        self._quantize = quantize
+        self._announced: set[str] = set()
         self._arena = Arena()
         self._rotary_tables: dict[RopeConfig, RotaryTable] = {}
 
@@ -65,6 +79,12 @@ class WeightLoader:
         """The same loader, for names that begin with `prefix`."""
         loader = copy.copy(self)
         loader.prefix = prefix
+        return loader
+
+    def quantizing(self, format: str | None) -> WeightLoader:
+        """The same loader, quantizing dense matrices to another format, or not at all."""
+        loader = copy.copy(self)
+        loader._quantize = format
         return loader
 
     def block(
@@ -151,7 +171,8 @@ class WeightLoader:
     def table(self, name: str) -> ops.Weight:
         """A matrix for reading single rows: a dense one stays as it is loaded."""
         tensor = self.source.load(f"{self.prefix}{name}.weight")
-        if isinstance(tensor, torch.Tensor) and self.dtype in (None, tensor.dtype):
+        kept = self._quantize is None and self.dtype in (None, getattr(tensor, "dtype", None))
+        if isinstance(tensor, torch.Tensor) and kept:
             return tensor
         (weight,) = self.weights([name])
         return weight
@@ -164,12 +185,7 @@ class WeightLoader:
             interleaved: whether to stack two matrices as ops.gate_and_up does.
         """
         names = [f"{self.prefix}{name}.weight" for name in names]
-        tensors = [self.source.load(name) for name in names]
-        if self.dtype is not None:
-            tensors = [
-                (t.dequantize() if isinstance(t, QuantizedTensor) else t).to(self.dtype)
-                for t in tensors
-            ]
+        tensors = [self._converted(self.source.load(name)) for name in names]
         packed = [t for t in tensors if isinstance(t, QuantizedTensor)]
         dense = [t for t in tensors if isinstance(t, torch.Tensor)]
         stackable = not interleaved or all(t.shape[0] % _STRIP_ROWS == 0 for t in tensors)
@@ -183,6 +199,26 @@ class WeightLoader:
             for t in tensors:
                 weights += self._pack([t]) if isinstance(t, QuantizedTensor) else [self._stack([t])]
         return weights
+
+    def _converted(self, tensor: torch.Tensor | QuantizedTensor) -> torch.Tensor | QuantizedTensor:
+        """A matrix in a format that the kernels take."""
+        if isinstance(tensor, torch.Tensor):
+            if self._quantize is not None:
+                return quantized(tensor, self._quantize)
+            return tensor if self.dtype is None else tensor.to(self.dtype)
+        if self.dtype is not None:
+            return tensor.dequantize(self.dtype)
+        if tensor.format in self._formats:
+            return tensor
+        if tensor.format not in self._announced:
+            self._announced.add(tensor.format)
+            logger.warning(
+                "%s: no kernels for it: tensors are dequantized to bfloat16 at load, in %.1f times "
+                "the memory",
+                tensor.format.upper(),
+                2 * tensor.shape[0] * tensor.shape[1] / tensor.nbytes,
+            )
+        return tensor.dequantize(torch.bfloat16)
 
     def _vector(self, name: str) -> torch.Tensor:
         """A one-dimensional tensor as float32."""
@@ -221,3 +257,17 @@ class WeightLoader:
             ops.pack_weight(tensor.blocks, format, out=part)
         rows = sum(t.shape[0] for t in tensors)
         return [ops.PackedWeight(data, format, (rows, columns))]
+
+
+def quantized(tensor: torch.Tensor, format: str) -> torch.Tensor | QuantizedTensor:
+    """A matrix in blocks of a format, or of the nearest one that its width allows.
+
+    A width that is no multiple of 256 takes blocks of 32 with a bit more, as llama.cpp's converters
+    do; one that is no multiple of 32 stays dense.
+    """
+    rows, columns = tensor.shape
+    if columns % 256:
+        format = _NARROW.get(format, format)
+    if columns % 32:
+        return tensor
+    return QuantizedTensor(ops.quantize_weight(tensor, format), format, (rows, columns))

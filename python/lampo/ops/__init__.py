@@ -19,6 +19,8 @@ from lampo.ops.linear import (
     linear_workspace_size,
     pack_weight,
     packed_strip_bytes,
+    quantize_weight,
+    weight_formats,
 )
 from lampo.ops.norm import layer_norm, rms_norm
 from lampo.ops.sample_inputs import SampleInputs
@@ -42,9 +44,11 @@ __all__ = [
     "packed_strip_bytes",
     "paged_attention",
     "paged_attention_workspace_size",
+    "quantize_weight",
     "rms_norm",
     "sample",
     "sampling_workspace_size",
     "silu_mul",
     "token_logprobs",
+    "weight_formats",
 ]

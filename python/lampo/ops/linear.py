@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Matrix products with dense and with packed (4- and 8-bit) weights, and embedding lookup."""
+"""Matrix products with dense and with packed (2- to 8-bit) weights, and embedding lookup."""
 
 from __future__ import annotations
 
@@ -28,6 +28,9 @@ _linear_packed = register(
 _pack_weight = register(
     "pack_weight(Tensor blocks, str format, Tensor(a!) out) -> ()", _C.pack_weight
 )
+_quantize_weight = register(
+    "quantize_weight(Tensor weight, str format, Tensor(a!) blocks) -> ()", _C.quantize_weight
+)
 _embedding = register(
     "embedding(Tensor token_ids, Tensor table, Tensor(a!) out, bool accumulate) -> ()",
     _C.embedding,
@@ -41,13 +44,14 @@ _embedding_packed = register(
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """A weight in blocks of 32 quants, its rows interleaved by 16 (csrc/common/formats/formats.h).
+    """A weight in blocks of codes, its rows interleaved by 16 (csrc/common/formats/formats.h).
 
-    The same bits as GGUF's blocks, in the order in which the kernels read them.
+    The same numbers as GGUF's blocks, in the order in which the kernels read them.
 
     Attributes:
         data: [ceil(out_features / 16), strip_bytes] uint8.
-        format: "q4_0", "q4_1" or "q8_0".
+        format: "q2_k", "q3_k", "q4_0", "q4_1", "q4_k", "q5_0", "q5_1", "q5_k", "q6_k", "q8_0",
+            "iq4_nl", "iq4_xs", "mxfp4" or "nvfp4"; on CUDA "q4_0", "q4_1" or "q8_0".
         shape: (out_features, in_features).
     """
 
@@ -59,8 +63,13 @@ class PackedWeight:
         if not isinstance(self.shape, tuple) or len(self.shape) != 2:
             raise TypeError(f"shape: expected (out_features, in_features), got {shown(self.shape)}")
         rows, columns = (check_size("shape", n) for n in self.shape)
-        if columns == 0 or columns % 32:
-            raise ValueError(f"shape: expected in_features a multiple of 32, got {columns}")
+        check_scalar("format", self.format, str)
+        block_size = _C.packed_block_size(self.format)
+        if columns == 0 or columns % block_size:
+            raise ValueError(
+                f"shape: expected in_features a multiple of {block_size} for {self.format}, got "
+                f"{columns}"
+            )
         expected = [(rows + 15) // 16, packed_strip_bytes(self.format, columns)]
         if list(tensor("data", self.data, 2).shape) != expected:
             raise ValueError(
@@ -85,6 +94,35 @@ Weight = torch.Tensor | PackedWeight
 _W = TypeVar("_W", torch.Tensor, PackedWeight)
 
 
+def quantize_weight(
+    weight: torch.Tensor, format: str, *, blocks: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Quantize a weight to GGUF's blocks, by a search for the scales of least error.
+
+    Errors of a group are weighted by |w| + rms(w). Infinities and NaN become 0.
+
+    Args:
+        weight: [out_features, in_features] float32, bfloat16 or float16, on the CPU, rows
+            contiguous.
+        format: "q4_0", "q4_1", "q4_k", "q5_0", "q5_1", "q5_k", "q6_k" or "q8_0".
+        blocks: [out_features, row_bytes] uint8, written; allocated if absent.
+
+    Returns:
+        blocks, for :func:`pack_weight` or a GGUF file.
+
+    Raises:
+        ValueError, TypeError: a format, shape or dtype that does not fit, by name.
+    """
+    check_scalar("format", format, str)
+    tensor("weight", weight, 2)
+    if blocks is None:
+        size, nbytes = _C.packed_block_size(format), _C.packed_block_bytes(format)
+        rows, columns = weight.shape
+        blocks = torch.empty(rows, columns // size * nbytes, dtype=torch.uint8)
+    _quantize_weight(weight, format, blocks)
+    return blocks
+
+
 def pack_weight(
     blocks: torch.Tensor, format: str, *, out: torch.Tensor | None = None
 ) -> PackedWeight:
@@ -92,7 +130,7 @@ def pack_weight(
 
     Args:
         blocks: [out_features, row_bytes] uint8, rows of GGUF blocks as in the file.
-        format: "q4_0" (18 bytes per 32 weights), "q4_1" (20) or "q8_0" (34).
+        format: as of :class:`PackedWeight`.
         out: [ceil(out_features / 16), strip_bytes] uint8, its rows contiguous, written; allocated
             if absent.
 
@@ -108,7 +146,8 @@ def pack_weight(
         raise ValueError(
             f"blocks: expected [rows, n * {block_bytes}] for {format}, got {tuple(blocks.shape)}"
         )
-    rows, in_features = blocks.shape[0], blocks.shape[1] // block_bytes * 32
+    block_size = _C.packed_block_size(format)
+    rows, in_features = blocks.shape[0], blocks.shape[1] // block_bytes * block_size
     if out is None:
         strip_bytes = packed_strip_bytes(format, in_features)
         out = torch.empty((rows + 15) // 16, strip_bytes, dtype=torch.uint8)
@@ -147,6 +186,18 @@ def gate_and_up(gate: _W, up: _W) -> _W:
         raise ValueError(f"gate, up: expected one format, got {gate.format} and {up.format}")
     data = torch.stack([gate.data, up.data], 1).flatten(0, 1)
     return replace(gate, data=data, shape=(2 * gate.shape[0], gate.shape[1]))
+
+
+def weight_formats(device: str = "cpu") -> list[str]:
+    """The packed formats of :class:`PackedWeight` that a device's kernels take.
+
+    Args:
+        device: "cpu" or "cuda".
+    """
+    check_scalar("device", device, str)
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device: expected cpu or cuda, got {shown(device)}")
+    return _C.weight_formats(device == "cuda")
 
 
 def packed_strip_bytes(format: str, in_features: int) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 from lampo.weights.default_model import ModelNotFoundError, cached_default_model
 from lampo.weights.hub import DEFAULT_MODEL, is_default
+from lampo.weights.shard_names import model_name
 
 
 @dataclass(frozen=True)
@@ -89,17 +90,21 @@ def _hub_models() -> Iterator[CachedModel]:
 
 
 def _gguf_models(repo: Any, files: list[Any], names: set[str]) -> Iterator[CachedModel]:
-    """One model per GGUF file; the last one takes the folder with it."""
-    formats = Counter(_format(name) for name in names)
-    for name in names:
-        same = [file for file in files if file.file_name == name]
+    """One model per GGUF file, or per set of shards; the last one takes the folder with it."""
+    models: dict[str, list[Any]] = {}
+    for file in files:
+        if file.file_name in names:
+            models.setdefault(model_name(file.file_name), []).append(file)
+    formats = Counter(_format(name) for name in models)
+    for name, same in models.items():
         tag = _format(name) if formats[_format(name)] == 1 else Path(name).stem
         paths = [path for file in same for path in (file.file_path, file.blob_path)]
+        sizes = {file.file_name: file.size_on_disk for file in same}  # once in many revisions
         yield CachedModel(
             f"{repo.repo_id}:{tag}",
-            same[0].size_on_disk,
-            same[0].blob_last_modified,
-            (repo.repo_path,) if len(names) == 1 else tuple(dict.fromkeys(paths)),
+            sum(sizes.values()),
+            max(file.blob_last_modified for file in same),
+            (repo.repo_path,) if len(models) == 1 else tuple(dict.fromkeys(paths)),
         )
 
 

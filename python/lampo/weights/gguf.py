@@ -3,21 +3,18 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lampo.weights.formats import PACKED_FORMATS, GGMLType, QuantizedTensor, dequantize_blocks
+from lampo.weights.formats import QuantizedTensor
 from lampo.weights.gguf_header import parse_header
 from lampo.weights.reading import OpenFile
 
 if TYPE_CHECKING:
     import torch
-
-logger = logging.getLogger("lampo")
 
 _MAX_FREQ_FACTORS = 4096
 
@@ -34,7 +31,6 @@ class GGUFFile:
         except BaseException:
             self.close()
             raise
-        self._announced: set[str] = set()
 
     def close(self) -> None:
         self._file.close()
@@ -68,22 +64,6 @@ class GGUFFile:
         raw = self._file.read(info.offset, info.nbytes)
         if info.type.dtype is not None:
             return raw.view(getattr(torch, info.type.dtype)).view(info.shape)
-        if info.type.name in PACKED_FORMATS and len(info.shape) == 2:
-            rows, columns = info.shape
-            return QuantizedTensor(raw.view(rows, -1), info.type.name, (rows, columns))
-        self._announce(info.type)
-        return dequantize_blocks(raw, info.type, info.shape)
-
-    def _announce(self, ggml_type: GGMLType) -> None:
-        """Warns once per format that it is dequantized, with the memory that takes."""
-        if ggml_type.name in self._announced:
-            return
-        self._announced.add(ggml_type.name)
-        same = [t for t in self.header.tensors.values() if t.type is ggml_type]
-        logger.warning(
-            "%s: %s dequantized to f32 at load: %d bytes become %d",
-            ggml_type.name.upper(),
-            "1 tensor is" if len(same) == 1 else f"{len(same)} tensors are",
-            sum(t.nbytes for t in same),
-            sum(4 * math.prod(t.shape) for t in same),
-        )
+        rows, columns = math.prod(info.shape[:-1]), info.shape[-1]
+        blocks = QuantizedTensor(raw.view(rows, -1), info.type.name, (rows, columns))
+        return blocks if len(info.shape) == 2 else blocks.dequantize().view(info.shape)

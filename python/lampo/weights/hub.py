@@ -15,6 +15,7 @@ from lampo.weights.default_model import (
     folder_bytes,
     pull_default_model,
 )
+from lampo.weights.shard_names import first_files
 
 __all__ = ["DEFAULT_MODEL", "ModelNotFoundError", "pull", "resolve_model"]
 
@@ -111,7 +112,7 @@ def _from_hub(repo_id: str, tag: str | None, progress: Progress | None) -> Path:
                 f"model: {repo_id!r} has no *.safetensors; a GGUF file is named as '{repo_id}:Q4_0'"
             )
         return folder
-    files = sorted(f for f in folder.glob("*.gguf") if tag.lower() in f.name.lower())
+    files = first_files(f for f in folder.glob("*.gguf") if tag.lower() in f.name.lower())
     if len(files) != 1:
         names = ", ".join(f.name for f in files[:4]) or "none"
         raise ModelNotFoundError(

@@ -9,6 +9,8 @@ import sys
 import threading
 from pathlib import Path
 
+from lampo.weights.shard_names import shard_names
+
 _MOST_BYTES = 1 << 30  # more than a disk delivers while torch is imported
 
 
@@ -33,7 +35,9 @@ def _read(path: Path) -> None:
     with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
         folder = path.is_dir()
         files = (
-            sorted(path.glob("*.safetensors")) or sorted(path.glob("*.gguf")) if folder else [path]
+            sorted(path.glob("*.safetensors")) or sorted(path.glob("*.gguf"))
+            if folder
+            else [path.with_name(name) for name in shard_names(path.name)]
         )
         for name in filter(Path.is_file, files):
             with name.open("rb") as file:

@@ -78,6 +78,7 @@ const Calls kAttentionCalls = {
      }},
     {"paged_attention",
      [](const Call& c) {
+       setenv("LAMPO_CUDA_ATTENTION", c.integer("wgmma") != 0 ? "wgmma" : "", 1);
        lampo::paged_attention(c["q"], c["k_cache"], c["v_cache"], c["page_table"], c["seq_lens"],
                               c["cu_seqlens_q"],
                               {.softmax_scale = c.number("softmax_scale"),

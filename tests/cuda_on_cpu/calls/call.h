@@ -38,4 +38,5 @@ extern const Calls kAttentionCalls;
 extern const Calls kSamplingCalls;
 extern const Calls kLinearCalls;
 extern const Calls kSelfTestCalls;
+extern const Calls kHopperCalls;
 extern const Calls kPtxCalls;  // of the plain program alone

@@ -20,7 +20,7 @@ from pathlib import Path
 from cuda_on_cpu.build import (
     FOLDER,
     HERE,
-    KERNELS,
+    KERNELS_FROM_PTX,
     NVCC_FLAGS,
     PLAIN,
     ROOT,
@@ -65,7 +65,7 @@ class Translated:
 def build_kernels(
     architecture: str,
     chosen: Callable[[str], bool] = lambda name: True,
-    sources: Iterable[Path] = KERNELS,
+    sources: Iterable[Path] = KERNELS_FROM_PTX,
 ) -> Path:
     """Builds the chosen kernels, and the program; returns the list that the program is to be given.
 

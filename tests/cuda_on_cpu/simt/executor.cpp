@@ -9,6 +9,7 @@
 #include <memory>
 #include <vector>
 
+#include "simt/async_proxy.h"
 #include "simt/fiber.h"
 
 namespace simt {
@@ -22,6 +23,22 @@ struct Barrier {
   const char* what = nullptr;
   unsigned held[2] = {};  // for how many the predicate held, by generation
   char order[2] = {};     // two objects: who is early at the next barrier must not order this one
+};
+
+struct Mbarrier {
+  unsigned arrivals = 0;
+  unsigned missing = 0;  // arrivals of this phase
+  int64_t bytes = 0;     // announced, less written
+  unsigned phase = 0;
+  const struct Thread* made_by = nullptr;  // until it has called fence_async_proxy()
+  char order[2] = {};
+};
+
+/// An asynchronous operation that has not happened yet.
+struct Write {
+  std::function<std::string()> run;
+  Mbarrier* mbarrier;
+  int64_t bytes;
 };
 
 /// Of the lanes of one mask that meet at __syncwarp.
@@ -47,6 +64,11 @@ struct Thread {
   Barrier* barrier = nullptr;  // waits for its generation to pass `generation`
   unsigned generation = 0;
 
+  const Mbarrier* mbarrier = nullptr;  // waits for its phase of this parity to end
+  unsigned parity = 0;
+
+  std::shared_ptr<void> warp_storage;  // of lane 0
+
   bool posted = false;  // waits for the other lanes of `mask`
   unsigned mask = 0;
   const uint64_t* value = nullptr;
@@ -57,7 +79,8 @@ struct Thread {
   std::vector<std::vector<Copy>> groups;  // the oldest first
 
   bool can_run() const {
-    return !finished && !posted && (barrier == nullptr || barrier->generation != generation);
+    return !finished && !posted && (barrier == nullptr || barrier->generation != generation) &&
+           (mbarrier == nullptr || mbarrier->phase % 2 != parity);
   }
 };
 
@@ -66,6 +89,9 @@ struct Block {
   unsigned rank = 0;  // in its cluster
   unsigned char* shared = nullptr;
   Barrier barrier;
+  std::map<int, Barrier> numbered_barriers;
+  std::map<const void*, Mbarrier> mbarriers;
+  char fenced = 0;
   Barrier* cluster_barrier = nullptr;
   std::vector<Block*>* cluster = nullptr;
   std::vector<Thread> threads;
@@ -78,6 +104,7 @@ struct State {
   void (*kernel)(const void*) = nullptr;
   const void* arguments = nullptr;
   Thread* running = nullptr;
+  std::deque<Write> writes;  // the oldest first
   std::string error;
   char grid_begins = 0;
   char grid_ends = 0;
@@ -97,6 +124,9 @@ void wait_until_resumed(Thread& t, const char* what) {
   t.waits_for = nullptr;
 }
 
+/// Mostly one pointer: ThreadSanitizer makes strcmp() slow.
+bool same(const char* a, const char* b) { return a == b || strcmp(a, b) == 0; }
+
 /// Fails if another lane of the warp waits for the same, from another place.
 void check_aligned(const Thread& t, const Thread& other, const char* what) {
   if (other.place == t.place) return;
@@ -108,7 +138,7 @@ unsigned meet(Barrier& barrier, unsigned expected, const char* what, bool predic
   Thread& t = *state.running;
   const unsigned generation = barrier.generation;
   const unsigned parity = generation % 2;
-  if (barrier.arrived > 0 && strcmp(barrier.what, what) != 0) {
+  if (barrier.arrived > 0 && !same(barrier.what, what)) {
     fail(std::string("is at ") + what + " while others of its block are at " + barrier.what);
   }
   barrier.what = what;
@@ -140,9 +170,25 @@ void run_thread() {
   if (!t.uncommitted.empty() || !t.groups.empty()) {
     fail("has left the kernel with asynchronous copies that it did not wait for");
   }
+  if (products_under_way()) fail("has left the kernel with products that it did not wait for");
   happens_before(&state.grid_ends);
   t.finished = true;
   Fiber::leave();
+}
+
+void end_phase_if_complete(Mbarrier& barrier) {
+  if (barrier.missing > 0 || barrier.bytes != 0) return;
+  barrier.missing = barrier.arrivals;
+  ++barrier.phase;
+}
+
+/// Lets one asynchronous operation happen; returns what is wrong with it, or nothing.
+std::string finish_write(const Write& write) {
+  std::string wrong = write.run();
+  happens_before_async(&write.mbarrier->order[write.mbarrier->phase % 2]);
+  write.mbarrier->bytes -= write.bytes;
+  end_phase_if_complete(*write.mbarrier);
+  return wrong;
 }
 
 /// Who waits for what, when nobody can go on.
@@ -187,7 +233,14 @@ void run_cluster(const std::vector<Block*>& cluster) {
       }
       finished += t.finished;
     }
-    if (!any) throw Error(deadlock(cluster));
+    if (any) continue;
+    if (state.writes.empty()) throw Error(deadlock(cluster));
+    const Write write = state.writes.front();
+    state.writes.pop_front();
+    if (const std::string wrong = finish_write(write); !wrong.empty()) throw Error(wrong);
+  }
+  if (!state.writes.empty()) {
+    throw Error("the block has ended before its asynchronous copies");
   }
 }
 
@@ -209,7 +262,7 @@ std::vector<std::unique_ptr<Block>> make_cluster(unsigned number, std::vector<Bl
     block->cluster_barrier = &barrier;
     if (g.shared_bytes > 0) {
       void* memory = nullptr;
-      if (posix_memalign(&memory, 128, g.shared_bytes) != 0) throw std::bad_alloc();
+      if (posix_memalign(&memory, 1024, g.shared_bytes) != 0) throw std::bad_alloc();
       memset(memory, 0xff, g.shared_bytes);  // NaN: what nobody wrote must not look like a result
       block->shared = static_cast<unsigned char*>(memory);
       shared.push_back(block->shared);
@@ -259,6 +312,8 @@ void run_grid(const Grid& grid, void (*kernel)(const void*), const void* argumen
     }
   } catch (const Error&) {
     state.error.clear();
+    state.writes.clear();
+    forget_async();
     state.fibers.clear();  // they stand in the middle of a kernel
     for (unsigned char* memory : shared) free(memory);
     throw;
@@ -304,6 +359,8 @@ bool in_shared_of_cluster(const void* address, size_t bytes) {
   return false;
 }
 
+const char* shared_begin() { return reinterpret_cast<const char*>(state.running->block->shared); }
+
 size_t shared_bytes() { return state.grid.shared_bytes; }
 
 void aligned(int place) { state.running->place = place; }
@@ -330,6 +387,85 @@ void sync_cluster() {
   meet(*block.cluster_barrier, static_cast<unsigned>(expected), "a cluster's barrier", false);
 }
 
+void sync_threads(int number, unsigned threads) {
+  meet(state.running->block->numbered_barriers[number], threads, "a barrier of some threads",
+       false);
+}
+
+namespace {
+
+Mbarrier& mbarrier_at(const void* at) {
+  const auto found = state.running->block->mbarriers.find(at);
+  if (found == state.running->block->mbarriers.end()) {
+    fail("uses an mbarrier that was not initialised");
+  }
+  return found->second;
+}
+
+}  // namespace
+
+void init_mbarrier(const void* at, unsigned arrivals) {
+  if (!in_shared(at, 8) || reinterpret_cast<uintptr_t>(at) % 8 != 0) {
+    fail("makes an mbarrier that is not 8 aligned bytes of its shared memory");
+  }
+  auto [found, is_new] = state.running->block->mbarriers.try_emplace(at);
+  if (!is_new) fail("initialises an mbarrier twice");
+  found->second.arrivals = found->second.missing = arrivals;
+  found->second.made_by = state.running;
+}
+
+void arrive_at_mbarrier(const void* at, int64_t announced_bytes) {
+  Mbarrier& barrier = mbarrier_at(at);
+  if (barrier.missing == 0) fail("arrives once too often at an mbarrier");
+  happens_before(&barrier.order[barrier.phase % 2]);
+  barrier.bytes += announced_bytes;
+  --barrier.missing;
+  end_phase_if_complete(barrier);
+}
+
+void wait_for_mbarrier(const void* at, unsigned parity) {
+  Thread& t = *state.running;
+  Mbarrier& barrier = mbarrier_at(at);
+  if (barrier.phase % 2 == parity) {
+    t.mbarrier = &barrier;
+    t.parity = parity;
+    wait_until_resumed(t, "an mbarrier");
+    t.mbarrier = nullptr;
+  }
+  happens_after(&barrier.order[parity]);
+}
+
+void fence_async_proxy() {
+  Block& block = *state.running->block;
+  happens_before(&block.fenced);
+  for (auto& [at, barrier] : block.mbarriers) {
+    if (barrier.made_by == state.running) barrier.made_by = nullptr;
+  }
+}
+
+bool late() { return state.order == Order::kForward; }
+
+void write_async(std::function<std::string()> write, const void* mbarrier, int64_t bytes) {
+  Mbarrier& barrier = mbarrier_at(mbarrier);
+  if (barrier.made_by != nullptr) {
+    fail("copies for an mbarrier that was made without fence_async_proxy()");
+  }
+  state.writes.push_back({std::move(write), &barrier, bytes});
+  if (late()) return;
+  const Write now = state.writes.back();
+  state.writes.pop_back();
+  if (const std::string wrong = finish_write(now); !wrong.empty()) fail(wrong);
+}
+
+std::shared_ptr<void>& warp_storage() { return state.running->warp->warp_storage; }
+
+unsigned warp_index() {
+  return static_cast<unsigned>(state.running - state.running->block->threads.data()) / kWarpSize;
+}
+
+void* fenced() { return &state.running->block->fenced; }
+void* grid_ends() { return &state.grid_ends; }
+
 void exchange_words(const char* what, unsigned mask, const uint64_t* value, int words,
                     uint64_t* from) {
   Thread& t = *state.running;
@@ -348,7 +484,7 @@ void exchange_words(const char* what, unsigned mask, const uint64_t* value, int 
       fail(std::string("is at ") + what + " and waits for " + name(other) + ", which has left");
     if (&other == &t) continue;
     const bool meets = other.posted && other.mask == mask;
-    if (meets && strcmp(other.waits_for, what) != 0) {
+    if (meets && !same(other.waits_for, what)) {
       fail(std::string("is at ") + what + ", " + name(other) + " at " + other.waits_for +
            ": the lanes of a mask must call the same function");
     }

@@ -10,6 +10,8 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <functional>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -34,7 +36,8 @@ struct Grid {
 };
 
 enum class Order { kForward, kBackward };
-/// Which thread, warp and block goes first where several could.
+/// Which thread, warp and block goes first where several could. Forward, an asynchronous operation
+/// happens as late as it may; backward, at once.
 void set_order(Order order);
 
 /// Runs kernel(arguments) in every thread of the grid. Throws Error.
@@ -67,6 +70,8 @@ void* shared_memory(size_t bytes);
 size_t shared_bytes();
 /// The address in block `rank` of the cluster that corresponds to `address` in this block's.
 void* map_shared(const void* address, unsigned rank);
+/// Where this block's shared memory begins.
+const char* shared_begin();
 /// Whether [address, address + bytes) is in the shared memory of this thread's block.
 bool in_shared(const void* address, size_t bytes);
 /// Whether any of it is in the shared memory of a block of this thread's cluster.
@@ -99,6 +104,33 @@ std::array<T, 32> exchange(const char* what, unsigned mask, const T& value) {
   for (int lane = 0; lane < 32; ++lane) memcpy(&result[lane], from + lane * kWords, sizeof(T));
   return result;
 }
+
+/// Some of the block's threads meet at the barrier of this number.
+void sync_threads(int number, unsigned threads);
+
+// mbarrier, by address in shared memory. A phase ends after `arrivals` of them, once as many bytes
+// have been written by asynchronous operations as arrivals announced.
+
+void init_mbarrier(const void* at, unsigned arrivals);
+void arrive_at_mbarrier(const void* at, int64_t announced_bytes);
+/// Until the phase of this parity is over.
+void wait_for_mbarrier(const void* at, unsigned parity);
+/// fence.proxy.async of this thread: asynchronous operations see what it wrote before.
+void fence_async_proxy();
+
+// Asynchronous operations (async_proxy.h).
+
+/// Whether they happen as late as they may: see set_order().
+bool late();
+/// Runs `write` and then counts its bytes for the mbarrier: now or, late, when no thread can go on.
+/// `write` returns what is wrong, or nothing.
+void write_async(std::function<std::string()> write, const void* mbarrier, int64_t bytes);
+/// Kept for a warp, and empty at first: for instructions of several steps.
+std::shared_ptr<void>& warp_storage();
+unsigned warp_index();
+/// What fence_async_proxy() of a thread of this block is before, and what is before the grid's end.
+void* fenced();
+void* grid_ends();
 
 /// A cp.async of this thread: `valid` bytes from global memory, zeros up to `bytes`.
 struct Copy {

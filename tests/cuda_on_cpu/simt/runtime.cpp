@@ -5,6 +5,7 @@
 #include <map>
 
 #include "common/check.h"
+#include "cuda/runtime/device_info.h"
 #include "cuda/runtime/error.h"
 #include "cuda_runtime.h"
 
@@ -63,3 +64,11 @@ void check_cuda(cudaError_t error, const char* op, int) {
 }
 
 }  // namespace lampo::cuda
+
+namespace lampo {
+
+// The build's images: those of a Hopper GPU.
+std::vector<std::string> compiled_architectures() { return {"90a-real"}; }
+std::string kernel_image_for(const std::vector<std::string>&, int, int) { return "sm_90a"; }
+
+}  // namespace lampo

@@ -12,6 +12,7 @@
 
 #include "simt/executor.h"
 
+#define __CUDA_ARCH_FEAT_SM90_ALL
 #define __global__
 #define __device__
 #define __host__
@@ -248,17 +249,19 @@ inline cudaError_t cudaSetDevice(int device) {
 }
 
 #define CUDART_VERSION 13000
-enum cudaDriverEntryPointQueryResult { cudaDriverEntryPointSuccess };
+enum cudaDriverEntryPointQueryResult {
+  cudaDriverEntryPointSuccess,
+  cudaDriverEntryPointSymbolNotFound
+};
 enum { cudaEnableDefault };
-/// Knows cuDevicePrimaryCtxGetState alone.
-inline cudaError_t cudaGetDriverEntryPointByVersion(const char*, void** function, unsigned, int,
-                                                    cudaDriverEntryPointQueryResult* status) {
-  int (*get_state)(int, unsigned*, int*) = [](int device, unsigned*, int* active) {
-    *active = simt::has_context(device);
-    return 0;
-  };
-  *function = reinterpret_cast<void*>(get_state);
-  *status = cudaDriverEntryPointSuccess;
+namespace simt {
+/// The driver's functions that csrc/cuda/ asks for; null for others.
+void* driver_function(const char* name);
+}  // namespace simt
+inline cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned,
+                                                    int, cudaDriverEntryPointQueryResult* status) {
+  *function = simt::driver_function(name);
+  *status = *function != nullptr ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
   return cudaSuccess;
 }
 

@@ -8,7 +8,7 @@ namespace lampo::cuda {
 /// for its size.
 template <class SharedStorage>
 __device__ inline SharedStorage& shared_storage() {
-  extern __shared__ __align__(128) unsigned char bytes[];
+  extern __shared__ __align__(1024) unsigned char bytes[];
   return *reinterpret_cast<SharedStorage*>(bytes);
 }
 

@@ -9,7 +9,7 @@ namespace lampo::cuda {
 
 template <class SharedStorage>
 inline SharedStorage& shared_storage() {
-  static_assert(alignof(SharedStorage) <= 128);
+  static_assert(alignof(SharedStorage) <= 1024);
   return *static_cast<SharedStorage*>(simt::shared_memory(sizeof(SharedStorage)));
 }
 
