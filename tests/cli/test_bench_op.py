@@ -67,7 +67,16 @@ def error_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 def test_every_op_of_the_library_is_listed() -> None:
     assert set(op_bench.CASES) == set(axes.OPS) == set(TINY)
     ops = {name for name in lampo.ops.__all__ if hasattr(torch.ops.lampo, name)}
-    assert ops - {"pack_weight"} == set(axes.OPS) - {"call"}
+    assert ops - {"pack_weight", "quantize_weight"} == set(axes.OPS) - {"call"}
+    assert set(axes.FORMATS) == set(lampo.ops.weight_formats())
+
+
+def test_all_formats_of_weights(bench: Bench) -> None:
+    formats = ",".join(axes.FORMATS)
+    words = ["--shape", "48x512", "--rows", "2", "--dtype", formats, "--peers", "none"]
+    for op in ("linear", "embedding"):
+        document = bench(op, *words)
+        assert [row["case"]["dtype"] for row in document["cases"]] == list(axes.FORMATS)
 
 
 @pytest.mark.parametrize("op", TINY)

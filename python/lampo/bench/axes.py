@@ -23,7 +23,10 @@ _HEADS = re.compile(r"(\d{1,4})(?:/(\d{1,4}))?x(\d{1,4})")
 _SHAPE = re.compile(r"(\d{1,7}k?)x(\d{1,7}k?)", re.IGNORECASE)
 _LARGEST = 1 << 30
 
-FORMATS = ("q4_0", "q4_1", "q8_0")
+FORMATS = (
+    "q4_0", "q4_1", "q8_0", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl",
+    "iq4_xs", "mxfp4", "nvfp4",
+)  # fmt: skip
 FLOATS = ("f32", "bf16", "f16")
 
 
@@ -227,7 +230,7 @@ OPS: dict[str, dict[str, Axis]] = {
 }
 """The ops that can be timed, and the axes of their cases. "call": a native call that does nothing.
 
-`pack_weight` is missing: it runs once, when a model is loaded.
+`pack_weight` and `quantize_weight` are missing: they run once, when a model is loaded.
 """
 
 _TOKENS = Axis(count, "32")

@@ -13,13 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Quantized formats store blocks of 32 weights: 4-bit or 8-bit codes, and f16 scales.
-BLOCK = 32
-BLOCK_BYTES = {
-    "q4_0": 2 + 16,  # scale, 32 nibbles
-    "q4_1": 2 + 2 + 16,  # scale, minimum, 32 nibbles
-    "q8_0": 2 + 32,  # scale, 32 bytes
-}
+from lampo import _C
+
 ELEMENT_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "fp8": 1, "int8": 1, "i32": 4}
 
 
@@ -53,9 +48,10 @@ class Cost:
 
 
 def weight_bytes(weight_format: str, rows: int, columns: int) -> int:
-    """Size of a weight matrix [rows, columns], plain or in blocks of 32 along the columns."""
-    if weight_format in BLOCK_BYTES:
-        return rows * (-(-columns // BLOCK)) * BLOCK_BYTES[weight_format]
+    """Size of a weight matrix [rows, columns], plain or in blocks along the columns."""
+    if weight_format not in ELEMENT_BYTES:
+        blocks = -(-columns // _C.packed_block_size(weight_format))
+        return rows * blocks * int(_C.packed_block_bytes(weight_format))
     return rows * columns * ELEMENT_BYTES[weight_format]
 
 
@@ -87,7 +83,7 @@ def embedding(
 ) -> Cost:
     rows = weight_bytes(weight_format, num_tokens, hidden_size)  # only the requested rows
     out = num_tokens * hidden_size * ELEMENT_BYTES[dtype]
-    flops = num_tokens * hidden_size if weight_format in BLOCK_BYTES else 0  # times scale
+    flops = num_tokens * hidden_size if weight_format not in ELEMENT_BYTES else 0  # times scale
     return Cost(rows + out + 4 * num_tokens, flops)  # + token ids
 
 

@@ -9,15 +9,34 @@ from typing import Any
 import gguf
 import torch
 
-from lampo import ops
+from lampo import _C, ops
 from lampo.bench import cost, reference
 from lampo.bench.attention_cases import random_values
 from lampo.bench.axes import FORMATS, Shape
 from lampo.bench.cases import DTYPES, Arguments, Case, Peer, Tensors
 
 _TYPES = {name: gguf.GGMLQuantizationType[name.upper()] for name in FORMATS}
+# Places of the f16 factors in a block, other than at its begin.
+_FACTORS: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("q4_1", "q5_1", "q4_k", "q5_k"), (0, 2)),
+    **{"q2_k": (80, 82), "q3_k": (108,), "q6_k": (208,), "mxfp4": (), "nvfp4": ()},
+}
 _CHECKED_ROWS = 2048  # at either end of a weight
 _ERRORS = {8: 5e-2, 9: 3e-2, 16: 1e-3}  # by the bits of the input
+
+
+def random_blocks(rows: int, columns: int, format: str) -> torch.Tensor:
+    """[rows, row_bytes] uint8: GGUF blocks with random codes and finite scales."""
+    groups = columns // _C.packed_block_size(format)
+    blocks = torch.randint(256, (rows, groups, _C.packed_block_bytes(format)), dtype=torch.uint8)
+    for at in _FACTORS.get(format, (0,)):
+        scale = torch.rand(rows, groups, 1).add_(0.5).mul_(0.01).half()
+        blocks[:, :, at : at + 2] = scale.view(torch.uint8)
+    if format == "mxfp4":  # an exponent
+        blocks[:, :, 0] = torch.randint(115, 125, (rows, groups), dtype=torch.uint8)
+    if format == "nvfp4":  # four scales in float8
+        blocks[:, :, :4] = torch.randint(32, (rows, groups, 4), dtype=torch.uint8)
+    return blocks.flatten(1)
 
 
 class _Weights(Case):
@@ -38,21 +57,17 @@ class _Weights(Case):
 
     def _take(self, shape: Shape, rows: int, dtype: str) -> None:
         self.shape, self.rows, self.dtype = shape, rows, dtype
-        if self.packed and shape.in_features % 32:
-            raise ValueError(f"shape: {dtype} needs input features in multiples of 32, got {shape}")
+        if self.packed and shape.in_features % (size := _C.packed_block_size(dtype)):
+            raise ValueError(
+                f"shape: {dtype} needs input features in multiples of {size}, got {shape}"
+            )
 
     def _weight(self) -> ops.Weight:
         rows, columns = self.shape.out_features, self.shape.in_features
         if not self.packed:
             self.stored = random_values((rows, columns), DTYPES[self.dtype]).to(self.device)
             return self.stored
-        groups = columns // 32
-        blocks = torch.randint(256, (rows, groups, cost.BLOCK_BYTES[self.dtype])).byte()
-        scale = torch.rand(rows, groups, 1).add_(0.5).mul_(0.01).half()
-        blocks[:, :, :2] = scale.view(torch.uint8)
-        if self.dtype == "q4_1":
-            blocks[:, :, 2:4] = (-8 * scale).view(torch.uint8)
-        self.stored = blocks.flatten(1)
+        self.stored = random_blocks(rows, columns, self.dtype)
         return ops.pack_weight(self.stored, self.dtype).to(self.device)
 
     def _values(self, rows: torch.Tensor) -> torch.Tensor:
