@@ -195,4 +195,9 @@ int64_t captured_nodes(Device device, Stream stream);
 std::string cpu_isa();
 void set_cpu_isa(const std::string& isa);
 
+/// Operations per second, multiplications and additions, that all CPU threads do with the widest
+/// instruction that this kernel table multiplies with; takes about a millisecond. 0: it has none
+/// for these products ("f32", "bf16", "int8"). No kernel of the table can be faster.
+double peak_rate(const std::string& products);
+
 }  // namespace lampo

@@ -7,7 +7,6 @@ import itertools
 
 import paging
 import pytest
-import reference
 import torch
 from attention_calls import apart, attend, workspace_size
 from attention_inputs import cumulative, random_q
@@ -16,6 +15,7 @@ from compare import assert_close
 from cuda_attention import check
 
 from cuda_on_cpu.client import Client, Refused
+from lampo.bench import reference
 
 pytestmark = pytest.mark.long
 

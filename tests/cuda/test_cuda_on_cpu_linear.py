@@ -6,7 +6,6 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
-import reference
 import torch
 from compare import assert_close
 from quantized_weights import CUDA_FORMATS, quantized
@@ -14,6 +13,7 @@ from quantized_weights import CUDA_FORMATS, quantized
 from cuda_on_cpu.client import Client, Refused
 from cuda_on_cpu.fixtures import assert_gaps_untouched, blank, padded
 from lampo import ops
+from lampo.bench import reference
 
 pytestmark = pytest.mark.long
 

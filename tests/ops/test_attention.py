@@ -5,13 +5,13 @@ from typing import Any
 
 import paging
 import pytest
-import reference
 import torch
 from attention_inputs import cumulative, plain_attention, random_q
 from cases import PAGED_SHAPES, Heads, page_edges, query_lens
 from compare import SENTINEL, assert_close
 
 from lampo import _C, ops
+from lampo.bench import reference
 
 DTYPES = [torch.float32, torch.bfloat16]
 CACHES = [  # dtype, with scales
