@@ -22,13 +22,13 @@ import re
 import sys
 from dataclasses import dataclass, replace
 from random import Random
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
-import cost
 import peers
 import results
-import timing
+from lampo import _C, profiling
+from lampo.bench import cost, limits, timing
 from peers import ENGINES, FORMATS, ORACLE, OURS
 
 COLUMNS = ["case", "lampo", "ms", "tok/s", "bound by", "GB/s", "limit %", "llama.cpp tok/s"]
@@ -154,18 +154,19 @@ class Limits:
     """The minimum time of a step, measured in every round, as a shared machine's speed varies.
 
     The read bandwidth is that of a buffer of the size of a step's reads, as a smaller one would
-    partly stay cached. The rate of products is that of int8 for packed weights, else of bf16.
+    partly stay cached. The rate of products is that of the kernels' own instructions on registers,
+    of int8 for packed weights, else of float32 or bfloat16.
     """
 
     def __init__(self, step: cost.Cost, weight_format: str, threads: int) -> None:
         self.step, self.threads = step, threads
-        self.dtype = "bfloat16" if FORMATS[weight_format] == 16 else "int8"
+        self.products = ("f32", "bf16") if FORMATS[weight_format] == 16 else ("int8",)
         self._bandwidth: list[float] = []
         self._rate: list[float] = []
 
     def sample(self) -> None:
-        self._bandwidth.append(timing.read_bandwidth(self.step.nbytes, self.threads, 3).median)
-        self._rate.append(timing.matmul_rate(self.dtype, self.threads).median)
+        self._bandwidth.append(median(profiling.read_bandwidth(self.step.nbytes, self.threads, 3)))
+        self._rate.append(max(limits.peak_rate(products) for products in self.products))
 
     @property
     def bandwidth(self) -> timing.Series:
@@ -258,7 +259,7 @@ def run_case(
             cost={"bytes": limit.step.nbytes, "operations": limit.step.flops},
             limits={
                 "read bandwidth, bytes/s": limit.bandwidth.summary(),
-                f"{limit.dtype} products, operations/s": limit.rate.summary(),
+                f"{' or '.join(limit.products)} products, operations/s": limit.rate.summary(),
             },
         )
 
@@ -269,6 +270,7 @@ def main() -> None:
     if args.quick:
         cases = [case for case in cases if case.quick]
     report = results.Report("decode", COLUMNS, args)
+    _C.set_num_threads(args.threads)  # of this process, which measures the limits
     workers = peers.start_workers(args.engines, args.formats, args.threads, report)
     try:
         if not any(worker.engine in OURS for worker in workers):

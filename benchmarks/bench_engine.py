@@ -20,7 +20,7 @@ from typing import Any
 
 import peers
 import results
-import timing
+from lampo.bench import timing
 
 OURS = "lampo"
 COLUMNS = ["case", "lampo", "tok/s", "best peer", "its tok/s", "x best peer", "ms", "x"]

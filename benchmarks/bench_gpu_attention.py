@@ -22,12 +22,10 @@ from typing import Any
 
 import torch
 
-import cost
 import gpu
-import gpu_peers
 import lampo.ops
 import results
-import timing
+from lampo.bench import cost, gpu_peers, timing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/support"))
 from cases import MODEL_HEADS

@@ -23,12 +23,11 @@ from typing import Any
 
 import torch
 
-import cost
 import gpu
 import results
-import timing
 from bench_decode import Case
 from lampo import LLM, SamplingParams
+from lampo.bench import cost, timing
 
 COLUMNS = ["case", "first token ms", "step ms", "graph ms", "tok/s", "GB/s", "limit %", "weights %"]
 FEW = ("prefill 2048", "decode, batch 1", "decode, batch 32")

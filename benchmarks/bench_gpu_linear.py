@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-import cost
 import gpu
 import results
 from lampo import ops
+from lampo.bench import cost
 from make_random_model import BLOCK_BYTES, random_blocks
 
 SHAPES = {

@@ -16,11 +16,10 @@ from typing import Any
 
 import torch
 
-import cost
 import gpu
-import gpu_peers
 import lampo.ops
 import results
+from lampo.bench import cost, gpu_peers
 
 VOCAB = 128256
 BATCHES, FEW_BATCHES, QUICK_BATCHES = (1, 8, 64, 512), (1, 64, 512), (1, 3)

@@ -14,9 +14,8 @@ from typing import Any, TypeVar
 
 import torch
 
-import cost
 import results
-import timing
+from lampo.bench import cost, timing
 from lampo.runtime.device import resolve_device
 
 T = TypeVar("T")

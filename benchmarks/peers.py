@@ -208,21 +208,3 @@ def take_turns(
             if turn:
                 answers[worker.name].append(answer)
     return answers
-
-
-def torch_top_p_by_sort(logits: Any, top_p: float, generator: Any = None) -> Any:
-    """The usual top-p draw in torch, by a full sort: [batch_size, vocab_size] -> [batch_size].
-
-    Keeps the smallest prefix of the sorted probabilities with a mass of top_p, the crossing token
-    included, and draws by inverting the cumulative sum: one uniform number per row.
-    torch.multinomial would draw one per vocabulary entry and take half as long as the sort again.
-    """
-    import torch
-
-    probs, ids = torch.softmax(logits, dim=-1).sort(dim=-1, descending=True)
-    mass = probs.cumsum(dim=-1)
-    rows, device = (logits.shape[0], 1), logits.device
-    crossing = torch.searchsorted(mass, torch.full(rows, top_p, device=device))
-    crossing.clamp_(max=mass.shape[-1] - 1)
-    draw = torch.rand(rows, generator=generator, device=device) * mass.gather(-1, crossing)
-    return ids.gather(-1, torch.searchsorted(mass, draw).clamp_(max=crossing)).squeeze(-1)

@@ -24,11 +24,15 @@ BLOCK = re.compile(r"(<!-- results: (.*?) -->\n).*?(?=<!-- /results -->)", re.DO
 
 def table(document: dict[str, Any]) -> str:
     columns = document["columns"]
-    hardware = document["hardware"]
-    threads = f"{document['threads']} thread{'s' if document['threads'] != 1 else ''}"
+    # Documents of `lampo bench` have lampo.cli's provenance, those of scripts that of results.py.
+    hardware = document.get("hardware") or document["platform"]
+    count = document["threads"]
+    count = count["chosen"] if isinstance(count, dict) else count
+    threads = f"{count} thread{'s' if count != 1 else ''}"
     where = hardware["gpu"] if "gpu" in hardware else f"{hardware['cpu']}, {threads}"
+    fixed = [f", {k} {v}" for k, v in document.get("constants", {}).items() if v is not None]
     lines = [
-        f"`{document['command']}`: {where}, {document['date'][:10]}",
+        f"`{document['command']}`: {where}, {document['date'][:10]}{''.join(fixed)}",
         "",
         "| " + " | ".join(columns) + " |",
         "|" + "---|" * len(columns),

@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import timing
+from lampo.bench import timing
 
 ROOT = Path(__file__).resolve().parent.parent
 DISTRIBUTIONS = ("lampo", "torch", "numpy", "transformers", "gguf", "flashinfer-python", "vllm")

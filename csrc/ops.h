@@ -53,6 +53,10 @@ struct AttentionOptions {
   int64_t sliding_window = 0;
   double soft_cap = 0.0;
   bool deterministic = false;  // on CUDA: the same bits in any batch; on the CPU always so
+  /// On CUDA: the workspace holds the plan of the last call with it, which had the same shapes,
+  /// dtypes, lengths, window and other options but scale and cap: the calls of a model's layers
+  /// after the first. It saves a launch.
+  bool planned = false;
 };
 
 void paged_attention(const TensorView& q,        // [num_tokens, num_qo_heads, head_dim]
@@ -190,5 +194,10 @@ int64_t captured_nodes(Device device, Stream stream);
 /// LAMPO_CPU_ISA; throws BackendError if this CPU cannot run it.
 std::string cpu_isa();
 void set_cpu_isa(const std::string& isa);
+
+/// Operations per second, multiplications and additions, that all CPU threads do with the widest
+/// instruction that this kernel table multiplies with; takes about a millisecond. 0: it has none
+/// for these products ("f32", "bf16", "int8"). No kernel of the table can be faster.
+double peak_rate(const std::string& products);
 
 }  // namespace lampo

@@ -106,6 +106,7 @@ struct PagedAttentionParams {
   DType cache_dtype;  // of k_cache and v_cache
   AttentionMask mask;
   bool deterministic;  // CUDA: bits that do not depend on the batch; on the CPU they never do
+  bool planned;        // CUDA: the workspace has the plan of a call of equal shapes and lengths
   int64_t batch_size;
   int64_t num_tokens;  // of q; those past cu_seqlens_q[batch_size] are padding: 0 and -inf
   int64_t num_qo_heads;

@@ -48,7 +48,10 @@ ARROWS: dict[str, set[str]] = {
     "async_llm": {"llm", "engine", "checks", "outputs", "prompts", "sampling_params"},
     "evaluation": {"llm", "checks"},
     "profiling": {"llm", "runtime", "checks", "_C"},
-    "bench": {"async_llm", "checks", "sampling_params"},
+    "bench": {
+        *("llm", "async_llm", "checks", "error_text", "ops", "profiling", "runtime"),
+        *("sampling_params", "_C"),
+    },
     "server": {"async_llm", "outputs", "sampling_params", "parameters", "text", "lampo"},
     "cli": {
         *("llm", "async_llm", "profiling", "evaluation", "bench", "server", "runtime", "weights"),

@@ -28,8 +28,8 @@ void bind_attention(py::module_& m) {
   m.def("paged_attention",
         [](py::handle q, py::handle k_cache, py::handle v_cache, py::handle page_table,
            py::handle seq_lens, py::handle cu_seqlens_q, double softmax_scale, bool causal,
-           int64_t sliding_window, double soft_cap, bool deterministic, py::handle sinks,
-           py::handle k_scale, py::handle v_scale, py::handle lse, py::handle out,
+           int64_t sliding_window, double soft_cap, bool deterministic, bool planned,
+           py::handle sinks, py::handle k_scale, py::handle v_scale, py::handle lse, py::handle out,
            py::handle workspace) {
           const TensorArg q_("q", q), k_cache_("k_cache", k_cache), v_cache_("v_cache", v_cache);
           const TensorArg page_table_("page_table", page_table), seq_lens_("seq_lens", seq_lens);
@@ -42,7 +42,8 @@ void bind_attention(py::module_& m) {
                                          .causal = causal,
                                          .sliding_window = sliding_window,
                                          .soft_cap = soft_cap,
-                                         .deterministic = deterministic};
+                                         .deterministic = deterministic,
+                                         .planned = planned};
           const Stream stream = q_.stream();
           without_gil([&] {
             paged_attention(q_, k_cache_, v_cache_, page_table_, seq_lens_, cu_seqlens_q_, options,

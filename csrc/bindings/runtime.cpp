@@ -46,6 +46,7 @@ void bind_runtime(py::module_& m) {
   m.def("set_cpu_isa", &set_cpu_isa, py::arg("isa"));
   m.def("compiled_isas", &cpu::compiled_isas);
   m.def("runnable_isas", &cpu::runnable_isas);
+  m.def("peak_rate", &peak_rate, py::arg("products"), py::call_guard<ReleasedGil>());
 
   m.def(
       "cuda_info", [](bool measure_free) { return to_dict(cuda_info_without_gil(measure_free)); },

@@ -2,6 +2,7 @@
 #include "cpu/backend.h"
 
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <string_view>
 
@@ -204,6 +205,20 @@ std::string cpu_isa() { return cpu::kernels().isa; }
 
 void set_cpu_isa(const std::string& isa) {
   cpu::current_table.store(&cpu::choose_table(isa, "isa"), std::memory_order_release);
+}
+
+double peak_rate(const std::string& name) {
+  constexpr int64_t kRounds = 400'000;
+  const cpu::Products products = name == "f32"    ? cpu::Products::kF32
+                                 : name == "bf16" ? cpu::Products::kBF16
+                                                  : cpu::Products::kInt8;
+  check_that(name == "int8" || products != cpu::Products::kInt8, "products",
+             "expected f32, bf16 or int8, got '" + name + "'");
+  std::atomic<int64_t> operations{0};
+  const auto start = std::chrono::steady_clock::now();
+  cpu::run_team([&](const cpu::Team&) { operations += cpu::kernels().peak(products, kRounds); });
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  return static_cast<double>(operations) / seconds.count();
 }
 
 }  // namespace lampo

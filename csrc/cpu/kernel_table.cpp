@@ -19,6 +19,7 @@ void quantize_weight(const QuantizeWeightParams& p, const Team& team);
 void embedding(const EmbeddingParams& p, const Team& team);
 void sample(const SampleParams& p, const Team& team);
 void token_logprobs(const TokenLogprobsParams& p, const Team& team);
+int64_t peak(Products products, int64_t rounds);
 
 const KernelTable kTable = {
     .isa = LAMPO_STRING(LAMPO_ISA),
@@ -35,6 +36,7 @@ const KernelTable kTable = {
     .embedding = embedding,
     .sample = sample,
     .token_logprobs = token_logprobs,
+    .peak = peak,
 };
 
 }  // namespace lampo::cpu::LAMPO_ISA

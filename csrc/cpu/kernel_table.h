@@ -8,6 +8,9 @@
 
 namespace lampo::cpu {
 
+/// Types of factors that kernels multiply with instructions of their own.
+enum class Products { kF32, kBF16, kInt8 };
+
 template <class Params>
 using Kernel = void (*)(const Params& params, const Team& team);
 
@@ -26,6 +29,7 @@ struct KernelTable {
   Kernel<EmbeddingParams> embedding;
   Kernel<SampleParams> sample;
   Kernel<TokenLogprobsParams> token_logprobs;
+  int64_t (*peak)(Products products, int64_t rounds);  // returns the number of operations
 };
 
 namespace baseline {

@@ -145,6 +145,7 @@ void paged_attention(const TensorView& q, const TensorView& k_cache, const Tenso
       .cache_dtype = k_cache.dtype,
       .mask = {options.causal, options.sliding_window},
       .deterministic = options.deterministic,
+      .planned = options.planned,
       .batch_size = batch_size,
       .num_tokens = num_tokens,
       .num_qo_heads = num_qo_heads,

@@ -111,6 +111,7 @@ def paged_attention(
     sliding_window: int,
     soft_cap: float,
     deterministic: bool,
+    planned: bool,
     sinks: Tensor | None,
     k_scale: Tensor | None,
     v_scale: Tensor | None,
@@ -150,6 +151,12 @@ def cpu_isa() -> str:
 def set_cpu_isa(isa: str) -> None: ...
 def compiled_isas() -> list[str]: ...
 def runnable_isas() -> list[str]: ...
+def peak_rate(products: str) -> float:
+    """Operations per second of all threads with the kernels' widest instruction; 0: none.
+
+    products: "f32", "bf16" or "int8".
+    """
+
 def cuda_info(measure_free: bool = False) -> dict[str, Any]:
     """Raw form of runtime.device.cuda_info(). Measuring free memory costs a context per device."""
 

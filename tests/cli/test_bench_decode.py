@@ -18,11 +18,11 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import bench_decode
 import bench_quality
-import cost
 import make_models
 import peers
 import readme_table
-import timing
+from lampo import profiling
+from lampo.bench import cost, limits
 
 ON_GGUF = ["lampo", "lampo int8 cache", "transformers f32"]
 ON_GGUF += ["llama.cpp", "llama.cpp -fa off", "llama.cpp q8_0 cache"]
@@ -65,8 +65,8 @@ class FakeReport:
 @pytest.fixture
 def rows(monkeypatch):
     """Runs a case on fake workers, on a machine of 50 GB/s and 1 TOP/s."""
-    monkeypatch.setattr(timing, "read_bandwidth", lambda *_: timing.Series((50e9,)))
-    monkeypatch.setattr(timing, "matmul_rate", lambda *_: timing.Series((1e12,)))
+    monkeypatch.setattr(profiling, "read_bandwidth", lambda *_: [50e9])
+    monkeypatch.setattr(limits, "peak_rate", lambda *_: 1e12)
     monkeypatch.setattr(cost, "model_shape_of_gguf", lambda _: cost.SMOLLM2_135M)
     monkeypatch.setattr(peers, "SETTLE_S", 0.0)
 

@@ -20,9 +20,8 @@ import bench_gpu_decode
 import bench_gpu_linear
 import bench_gpu_sample
 import gpu
-import gpu_peers
 import make_random_model
-import timing
+from lampo.bench import gpu_peers, timing
 
 LAMPO = {"lampo", "lampo deterministic"}
 

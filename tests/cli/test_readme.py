@@ -22,6 +22,7 @@ DOCUMENTS = [
     "docs/performance.md",
     "docs/server.md",
     "benchmarks/README.md",
+    "docs/benchmarking.md",
 ]
 
 

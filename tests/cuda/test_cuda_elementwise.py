@@ -8,7 +8,6 @@ import dataclasses
 
 import paging
 import pytest
-import reference
 import torch
 from cases import ROWS
 from compare import SENTINEL, assert_close
@@ -16,6 +15,7 @@ from test_cuda_on_cpu_elementwise import packed_table
 from test_kv_cache import CACHE_DTYPES, HEADS, KV_HEADS, cos_sin_table
 
 from lampo import ops
+from lampo.bench import reference
 
 pytestmark = pytest.mark.gpu
 

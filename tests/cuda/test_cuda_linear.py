@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import pytest
-import reference
 import torch
 from compare import assert_close
 from quantized_weights import CUDA_FORMATS, quantized
 
 from lampo import ops
+from lampo.bench import reference
 from lampo.ops._gemm import takes_gemm
 
 pytestmark = pytest.mark.gpu

@@ -176,6 +176,27 @@ def test_atomics(client, clients):
         histogram(clients["thread"], 1)
 
 
+def begin_early(client: Client, fault: int) -> None:
+    x, out = torch.arange(96.0), torch.zeros(96)
+    client.call("begin_early", x=x, out=out, fault=fault)
+    assert torch.equal(out, 2 * x)
+
+
+def test_grids_that_begin_early(client):
+    begin_early(client, 0)
+
+
+@pytest.mark.parametrize("fault", [1, 2], ids=["writes", "reads"])
+def test_finds_memory_of_a_grid_that_has_not_ended(client, fault):
+    with pytest.raises(AssertionError):
+        begin_early(client, fault)
+
+
+def test_finds_missing_wait_for_the_stream(client):
+    with pytest.raises(Refused, match="begins early without waiting for those before it"):
+        begin_early(client, 3)
+
+
 def test_finds_bad_launches(client):
     with pytest.raises(Refused, match="bad_launch: the launch was refused"):
         client.call("bad_launch", fault=1)

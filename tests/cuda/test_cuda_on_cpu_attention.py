@@ -7,7 +7,6 @@ import itertools
 
 import paging
 import pytest
-import reference
 import torch
 from attention_calls import apart, attend, workspace_size
 from attention_inputs import cumulative, random_q
@@ -16,6 +15,7 @@ from compare import assert_close
 from cuda_attention import check
 
 from cuda_on_cpu.client import Client, Refused
+from lampo.bench import reference
 
 pytestmark = pytest.mark.long
 
@@ -217,8 +217,8 @@ def test_lengths_and_pages_out_of_range(client, generator, query, deterministic)
 
 LAYOUT = (
     *("head_dim", "rows", "keys", "warps", "row_blocks", "warp_keys", "stages", "max_blocks"),
-    *("num_blocks", "cuts", "costs", "first_split", "states", "accumulators", "bytes"),
-    "partial_rows",
+    *("num_blocks", "cuts", "tile_cuts", "arrived", "costs", "first_split", "states"),
+    *("accumulators", "bytes", "partial_rows"),
 )
 
 
@@ -259,6 +259,8 @@ def test_layout(clients, deterministic, num_tokens, head_dim, cache_bytes):
             assert w["partial_rows"] == 2 * w["num_blocks"] * w["rows"]
             sizes = {
                 "cuts": 16 * (w["num_blocks"] + 1),
+                "tile_cuts": 8 * (w["num_blocks"] + 1),
+                "arrived": 4 * (w["num_blocks"] + 1),
                 "costs": 8 * (3 + 2),  # with the padding
                 "first_split": 8 * (3 + 1),
                 "states": 8 * w["partial_rows"],
@@ -284,14 +286,21 @@ def plan(
     sliding_window: int = 0,
     causal: bool = True,
 ) -> tuple[list[tuple[int, ...]], list[int]]:
-    """The cuts, (sequence, kv_head, row_tile, key_tile) each, and the first rows for splits."""
+    """The cuts, (sequence, kv_head, row_tile, key_tile) each, and the first rows for splits.
+
+    The cuts within each tile, and the counters that begin at 0, are checked here.
+    """
     cuts = torch.full((num_blocks + 1, 4), -7, dtype=torch.int32)
     first_split = torch.full((len(seq_lens) + 1,), -7, dtype=torch.int64)
+    tile_cuts = torch.full((num_blocks + 1, 2), -7, dtype=torch.int32)
+    arrived = torch.full((num_blocks + 1,), -7, dtype=torch.int32)
     client.call(
         "paged_attention_plan",
         seq_lens=torch.tensor(seq_lens, dtype=torch.int32),
         cu_seqlens_q=cumulative(query),
         cuts=cuts,
+        tile_cuts=tile_cuts,
+        arrived=arrived,
         costs=torch.full((len(seq_lens) + 2,), -7, dtype=torch.int64),
         first_split=first_split,
         num_tokens=sum(query) + 3,
@@ -303,7 +312,18 @@ def plan(
         sliding_window=sliding_window,
         causal=int(causal),
     )
-    return [tuple(cut) for cut in cuts.tolist()], first_split.tolist()
+    found = [tuple(cut) for cut in cuts.tolist()]
+    within: dict[tuple[int, ...], list[int]] = {}
+    for i, (*tile, key_tile) in enumerate(found):
+        if key_tile > 0:
+            within.setdefault(tuple(tile), []).append(i)
+    for i, ((*tile, key_tile), (begin, end)) in enumerate(
+        zip(found, tile_cuts.tolist(), strict=True)
+    ):
+        expected = within[tuple(tile)] if key_tile > 0 else []
+        assert list(range(begin, end)) == expected, f"cut {i}"
+    assert not arrived.any()
+    return found, first_split.tolist()
 
 
 def all_tiles(
@@ -466,6 +486,44 @@ def test_lengths_may_change_in_a_workspace(client, generator):
             workspace = torch.full((size,), 0xFF, dtype=torch.uint8)
         out, lse = attend(client, q, now, [1, 1], workspace=workspace)
         check(q, now, [1, 1], out, lse)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("query", [[1, 1], [3, 30]], ids=["decode", "mixed"])
+def test_layers_share_a_plan(client, generator, query, deterministic):
+    """Calls with the plan of the first: the same bits as with one of their own, in any order of
+    blocks; shared tiles are merged in every one."""
+    lens = [2100, 40] if deterministic else [900, 300]
+    options: dict[str, Any] = {"deterministic": deterministic, "sliding_window": 2090}
+    size = workspace_size(
+        client, SMALL, batch_size=2, num_tokens=sum(query), deterministic=int(deterministic)
+    )
+    workspace = torch.full((size,), 0xFF, dtype=torch.uint8)
+    for layer, order in enumerate(["forward", "backward"]):
+        pages = paging.build(lens, 2, 64, 16, torch.bfloat16, generator)
+        q = random_q(sum(query), SMALL, torch.bfloat16, generator)
+        out, lse = attend(
+            client, q, pages, query, order=order, planned=layer > 0, workspace=workspace, **options
+        )
+        check(q, pages, query, out, lse, sliding_window=2090)
+    alone = attend(client, q, pages, query, **options)
+    assert torch.equal(out, alone[0]) and torch.equal(lse, alone[1])
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("query", [[1, 1], [3, 30]], ids=["decode", "mixed"])
+def test_memory_without_a_plan(client, generator, query, deterministic):
+    """Undefined results, but no access outside of a tensor, and an end."""
+    pages = paging.build([300, 70], 2, 64, 16, torch.bfloat16, generator)
+    q = random_q(sum(query), SMALL, torch.bfloat16, generator)
+    size = workspace_size(
+        client, SMALL, batch_size=2, num_tokens=sum(query), deterministic=int(deterministic)
+    )
+    garbage = [torch.full((size,), byte, dtype=torch.uint8) for byte in (0, 0x7F, 0xFF)]
+    small = torch.randint(0, 4, (size // 4,), dtype=torch.int32, generator=generator)
+    for workspace in (*garbage, torch.cat([small, small[:16]])[: size // 4].view(torch.uint8)):
+        options = {"deterministic": deterministic, "planned": True}
+        attend(client, q, pages, query, workspace=workspace, **options)
 
 
 def test_unsupported_types_are_named(client, generator):

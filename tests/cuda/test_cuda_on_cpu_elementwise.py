@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import pytest
-import reference
 import torch
 from cases import MERGES, ROWS
 from compare import assert_close
 
 from cuda_on_cpu.fixtures import assert_gaps_untouched, blank, padded
 from lampo import ops
+from lampo.bench import reference
 
 pytestmark = pytest.mark.long
 

@@ -176,6 +176,23 @@ def test_a_step_that_is_not_captured_is_called(
     assert all(why in w for w in warnings)
 
 
+def test_launches_of_a_decode_step(tmp_path: Path, simulated_gpu, cuda_kernels) -> None:
+    """A layer: q, k and v with their norm; rotation and cache; attention; its output; gate and up
+    with norm and activation; down. All layers share the plan of attention."""
+    for layers in (1, 3):
+        folder = tmp_path / str(layers)
+        folder.mkdir()
+        make_checkpoint(folder, num_hidden_layers=layers)
+        with LLM(folder, device="cuda", page_size=16, max_num_seqs=1, max_model_len=32) as llm:
+            counts = []
+            for max_tokens in (3, 4):
+                cuda_kernels.take_host_calls()
+                llm.generate("a", SamplingParams(max_tokens=max_tokens, ignore_eos=True))
+                counts.append(len(cuda_kernels.take_host_calls()["launches"]))
+        around = ["embedding", "plan", "LM head", "draw"]
+        assert counts[1] - counts[0] == 6 * layers + len(around)
+
+
 # Memory
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
-import reference
 import torch
 from compare import assert_close
 from quantized_weights import CUDA_FORMATS, quantized
@@ -14,6 +13,7 @@ from quantized_weights import CUDA_FORMATS, quantized
 from cuda_on_cpu.client import Client, Refused
 from cuda_on_cpu.fixtures import assert_gaps_untouched, blank, padded
 from lampo import ops
+from lampo.bench import reference
 
 pytestmark = pytest.mark.long
 
@@ -287,6 +287,32 @@ def test_packed_rows_do_not_depend_on_the_batch(
     assert torch.isfinite(batch).all()
     for first, end in ((0, 1), (3, 5), (16, 17)):
         assert torch.equal(call(x[first:end]), batch[first:end])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("silu_mul", [False, True])
+def test_many_rows_beside_a_packed_weight(client, generator, dtype, format, silu_mul):
+    """Dequantized to x's type, x as it is; a row's bits do not depend on the others."""
+    rows, columns = 96 if silu_mul else 75, 160
+    width = rows // 2 if silu_mul else rows
+    blocks, dense = quantized(rows, columns, format, generator)
+    weight, x = ops.pack_weight(blocks, format), padded((150, columns), 3, dtype)
+    norm_weight = padded((columns,), 0, dtype) if silu_mul else None
+
+    def call(part: torch.Tensor) -> torch.Tensor:
+        out = blank((len(part), width), 3, torch.float32)
+        linear(client, part, weight, None, norm_weight, out=out, silu_mul=silu_mul, bits=8)
+        assert_gaps_untouched(out)
+        return out
+
+    batch = call(x)
+    y = x if norm_weight is None else reference.rms_norm(x, norm_weight, 1e-5).to(dtype)
+    y = reference.linear(y, dense.to(dtype), None)
+    if silu_mul:
+        y = reference.gate_columns(y)
+    assert_close(batch, y, floor=(2e-3 if silu_mul else 2e-6) * float(y.abs().max()))
+    assert torch.equal(call(x[10:140]), batch[10:140])
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])

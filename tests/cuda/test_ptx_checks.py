@@ -334,6 +334,14 @@ def test_atomics(ptx_program):
     assert sorted(sums.tolist()) == list(range(0, 128, 2))
 
 
+def test_order_of_a_stream(ptx_program):
+    """Without effect on a grid that begins after the ones before; a prefetch reads nothing."""
+    out = words()
+    body = OWN + "prefetch.global.L2 [%rd11+4096];\ngriddepcontrol.launch_dependents;\n"
+    launch(ptx_program, body + "griddepcontrol.wait;\nst.global.u32 [%rd11], 5;", out, words())
+    assert out.tolist() == [5] * 32 + list(range(32, 64))
+
+
 def shuffle(mode: str, lane: int, b: int, c: int) -> tuple[int, bool]:
     """The source lane, as the manual's pseudocode has it."""
     b, clamp, segment = b & 31, c & 31, c >> 8 & 31

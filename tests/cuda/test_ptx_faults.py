@@ -108,6 +108,10 @@ OTHERS = {
     "copies half of the bytes": Fault(
         "async_copy.cuh", "[%0], [%1], 16, %2;", "[%0], [%1], 16, 8;", "", stages,
     ),
+    "does not wait for the kernels before": Fault(
+        "stream.cuh", 'asm volatile("griddepcontrol.wait;" ::: "memory");', "",
+        "elementwise/activation.cu", activation,
+    ),
     "cluster arrives and does not wait": Fault(
         "cluster.cuh", '\n      "barrier.cluster.wait.acquire.aligned;"', '""', "", cluster,
     ),

@@ -131,7 +131,12 @@ void answer_call() {
   for (int i = std::stoi(words[3]); i > 0; --i) read_tensor(&call);
   simt::set_order(words[4] == "1" ? simt::Order::kBackward : simt::Order::kForward);
   std::string error;
-  for (const auto& [name, tensor] : call.tensors) guard_gaps(tensor, true);
+  std::vector<simt::Memory> memory;
+  for (const auto& [name, tensor] : call.tensors) {
+    guard_gaps(tensor, true);
+    memory.push_back({tensor.memory.get(), tensor.bytes});
+  }
+  simt::set_memory_of_stream(std::move(memory));
   try {
     find_call(words[1])(call);
   } catch (const std::exception& e) {

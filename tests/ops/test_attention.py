@@ -5,13 +5,13 @@ from typing import Any
 
 import paging
 import pytest
-import reference
 import torch
 from attention_inputs import cumulative, plain_attention, random_q
 from cases import PAGED_SHAPES, Heads, page_edges, query_lens
 from compare import SENTINEL, assert_close
 
 from lampo import _C, ops
+from lampo.bench import reference
 
 DTYPES = [torch.float32, torch.bfloat16]
 CACHES = [  # dtype, with scales
@@ -437,7 +437,7 @@ def test_opcheck():
     given = arguments()
     workspace = given.pop("workspace")
     out, lse = torch.zeros(3, 4, 32), torch.zeros(3, 4)
-    options = (0.5, True, 0, 0.0, False, None, None, None, lse, out, workspace)
+    options = (0.5, True, 0, 0.0, False, False, None, None, None, lse, out, workspace)
     torch.library.opcheck(
         torch.ops.lampo.paged_attention.default,
         (*given.values(), *options),

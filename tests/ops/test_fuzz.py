@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import paging
 import pytest
-import reference
 import torch
 from compare import assert_close
 
 from lampo import ops
+from lampo.bench import reference
 
 Arguments = dict[str, Any]
 
@@ -52,6 +52,7 @@ def attention_call() -> Arguments:
         "sliding_window": None,
         "soft_cap": None,
         "deterministic": False,
+        "planned": False,
         "sinks": None,
         "k_scale": None,
         "v_scale": None,

@@ -3,11 +3,11 @@ from __future__ import annotations
 
 import paging
 import pytest
-import reference
 import torch
 from compare import assert_close
 
 from lampo import ops
+from lampo.bench import reference
 
 CACHE_DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int8]
 HEADS = 6  # query heads

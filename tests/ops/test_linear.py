@@ -5,7 +5,6 @@ from collections.abc import Callable
 from itertools import product
 
 import pytest
-import reference
 import torch
 from compare import SENTINEL, assert_close
 from quantized_weights import (
@@ -18,6 +17,7 @@ from quantized_weights import (
 )
 
 from lampo import _C, ops
+from lampo.bench import reference
 
 DTYPES = [torch.float32, torch.bfloat16]
 

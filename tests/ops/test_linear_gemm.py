@@ -6,12 +6,12 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
-import reference
 import torch
 from compare import assert_close
 from quantized_weights import CUDA_FORMATS, quantized
 
 from lampo import ops
+from lampo.bench import reference
 from lampo.ops._gemm import linear_by_gemm, takes_gemm
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16

@@ -52,6 +52,19 @@ def test_a_busy_machine(tmp_path: Path, clock: dict[str, float]) -> None:
     )
 
 
+def test_ended_children_are_no_others(
+    tmp_path: Path, clock: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """10 s of two CPUs: 4 s are this process', 12 those of programs that it has run."""
+    write(tmp_path, user=0.0, idle=50.0, steal=0.0, ran=0.0, waited=0.0)
+    meter = LoadMeter(tmp_path)
+    write(tmp_path, user=16.0, idle=54.0, steal=0.0, ran=4.0, waited=0.0)
+    times = type(os.times())
+    monkeypatch.setattr(os, "times", lambda: times([3.0, 1.0, 10.0, 2.0, 0.0]))
+    clock["wall"] = 10.0
+    assert meter.load() == MachineLoad(2, pytest.approx(0.0), pytest.approx(0.0))
+
+
 def test_a_quiet_machine(tmp_path: Path, clock: dict[str, float]) -> None:
     write(tmp_path, user=0.0, idle=10.0, steal=0.0, ran=0.0, waited=0.0)
     meter = LoadMeter(tmp_path)

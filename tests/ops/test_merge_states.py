@@ -3,12 +3,12 @@ from __future__ import annotations
 
 import paging
 import pytest
-import reference
 import torch
 from cases import MERGES
 from compare import SENTINEL, assert_close
 
 from lampo import ops
+from lampo.bench import reference
 
 SIZES = [(1, 1, 1, 32), (3, 5, 4, 64), (7, 33, 3, 20), (2, 0, 4, 64), (2, 3, 2, 1000)]
 

@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 import pytest
-import reference
 import torch
 from compare import SENTINEL, assert_close
 
 from lampo import ops
+from lampo.bench import reference
 
 DTYPES = [torch.float32, torch.bfloat16]
 SIZES = [(0, 64), (1, 1), (3, 5), (2, 16), (4, 576), (7, 1003), (130, 2048)]

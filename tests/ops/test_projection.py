@@ -6,11 +6,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import reference
 import torch
 from quantized_weights import quantized
 
 from lampo import ops
+from lampo.bench import reference
 from lampo.models.config import FeedForwardConfig
 from lampo.models.projection import RMSNorm
 from lampo.models.step import Buffers

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-import reference
 import torch
 from scipy import stats
 
 from lampo import _C, ops
+from lampo.bench import reference
 
 # Tokens whose cumulative mass (or probability, for min-p) is so near to the bound, relatively, may
 # fall on either side: the op's masses are rounded to 24 bits, the reference's are float64.

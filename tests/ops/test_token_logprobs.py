@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 import pytest
-import reference
 import torch
 from test_sample import make_rows
 
 from lampo import _C, ops
+from lampo.bench import reference
 
 SHAPES = [(6, 1), (6, 5), (5, 300), (4, 5000), (2, 49152)]
 

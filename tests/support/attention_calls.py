@@ -76,6 +76,7 @@ def attend(
         sliding_window=options.get("sliding_window") or 0,
         soft_cap=options.get("soft_cap") or 0.0,
         deterministic=deterministic,
+        planned=int(options.get("planned", False)),
         wgmma=int(options.get("wgmma", False)),
         **{name: tensor for name, tensor in tensors.items() if tensor is not None},
     )

@@ -3,24 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Heads:
-    """The attention of a model: num_qo_heads / num_kv_heads query heads share a KV head."""
-
-    num_qo_heads: int
-    num_kv_heads: int
-    head_dim: int
-
-    @property
-    def group_size(self) -> int:
-        return self.num_qo_heads // self.num_kv_heads
-
-    def __str__(self) -> str:
-        return f"{self.num_qo_heads}/{self.num_kv_heads}x{self.head_dim}"
-
+from lampo.bench.axes import Heads
 
 MODEL_HEADS = {
     "SmolLM2-135M": Heads(9, 3, 64),

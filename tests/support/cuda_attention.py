@@ -6,10 +6,11 @@ from __future__ import annotations
 from typing import Any
 
 import paging
-import reference
 import torch
 from attention_inputs import cumulative, plain_attention
 from compare import assert_close
+
+from lampo.bench import reference
 
 
 def as_multiplied(k: torch.Tensor, q_dtype: torch.dtype, cache_dtype: torch.dtype) -> torch.Tensor:

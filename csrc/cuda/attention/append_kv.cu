@@ -23,6 +23,7 @@
 #include "cuda/device/convert.cuh"
 #include "cuda/device/copy.cuh"
 #include "cuda/device/ptx/shared_memory.cuh"
+#include "cuda/device/ptx/stream.cuh"
 #include "cuda/device/warp.cuh"
 #include "cuda/runtime/launch.h"
 #include "cuda/runtime/row_layout.h"
@@ -154,8 +155,8 @@ __device__ inline void rotate(const AppendKvParams& p, const HeadLayout& layout,
       const bool first = at < half;
       const int angle = first ? at : at - half;
       const Quad other = load_vector<float, 4>(head + (first ? at + half : angle));
-      const Quad c = load_vector_constant<float, 4>(cos + angle);
-      const Quad s = load_vector_constant<float, 4>(sin + angle);
+      const Quad c = load_vector<float, 4>(cos + angle);
+      const Quad s = load_vector<float, 4>(sin + angle);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         part.value[i + j] =
@@ -179,6 +180,7 @@ __device__ inline void rotate(const AppendKvParams& p, const HeadLayout& layout,
 template <class T, class C>
 __global__ void __launch_bounds__(kThreads)
     append_kv_kernel(const __grid_constant__ AppendKvParams p, HeadLayout layout) {
+  wait_for_stream();
   const int lanes = layout.lanes;
   const int heads_per_block = kThreads / lanes;
   const int begin = static_cast<int>(threadIdx.x) % lanes * kPerLane;
@@ -283,6 +285,7 @@ void run(const AppendKvParams& p, int device, Stream stream) {
       .grid = dim3(static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks)),
       .block = dim3(kThreads),
       .shared_bytes = sizeof(SharedStorage),
+      .begins_early = true,
   };
   launch(at, append_kv_kernel<T, C>, p, layout);
 }

@@ -73,14 +73,15 @@ template <class Traits>
 __device__ inline void fill_rings(const AttentionArguments& a, const CUtensorMap& k_map,
                                   const CUtensorMap& v_map, HopperStorage<Traits>& storage) {
   constexpr TileShape kShape = Traits::kLayout.shape;
-  const Cut* cuts = a.plan.cuts + blockIdx.x;
+  const int block = static_cast<int>(blockIdx.x);
+  const Cut end = cut_of(a.p, a.plan, block + 1);
   const bool first_lane = threadIdx.x % kWarpSize == 0;
   int n = 0;           // key tiles so far
   unsigned lands = 0;  // uses of storage.landed
-  for (Work work = work_at(a.p, kShape, cuts[0], cuts[1]); work.exists;
+  for (Work work = work_at(a.p, kShape, cut_of(a.p, a.plan, block), end); work.exists;
        work = work.part.end < work.all.end
                   ? Work{}
-                  : work_at(a.p, kShape, next_tile(a.p, kShape, work.at), cuts[1])) {
+                  : work_at(a.p, kShape, next_tile(a.p, kShape, work.at), end)) {
     BoxCopier<Traits> copier(a, work);
 #pragma unroll 1
     for (int key_tile = work.part.begin; key_tile < work.part.end; ++key_tile, ++n) {
@@ -210,7 +211,7 @@ __device__ inline void attend_rows(const AttentionArguments& a, HopperStorage<Tr
   const int block = static_cast<int>(blockIdx.x);
   int n = 0;  // key tiles so far
   if (threadIdx.x == 0) {
-    storage.work = work_at(p, kShape, plan.cuts[block], plan.cuts[block + 1]);
+    storage.work = work_at(p, kShape, cut_of(p, plan, block), cut_of(p, plan, block + 1));
   }
   Traits::sync_warps();
   while (work.exists) {
@@ -226,11 +227,18 @@ __device__ inline void attend_rows(const AttentionArguments& a, HopperStorage<Tr
     rows.write(storage.rows, kNowhere,
                shared ? rows_of_part(plan, block, work.at.key_tile) : kNowhere);
     Traits::sync_warps();  // before the memory is reused
+    if (threadIdx.x == 0) storage.merges = completes_tile(plan, work, block);
+    Traits::sync_warps();
+    if (storage.merges) {
+      merge_parts<typename Traits::Element, Traits::kWarps>(a, work, block);
+      Traits::sync_warps();
+    }
     if (threadIdx.x == 0) {
       // A cut within this tile ends the work.
-      storage.work = work.part.end < work.all.end
-                         ? Work{}
-                         : work_at(p, kShape, next_tile(p, kShape, work.at), plan.cuts[block + 1]);
+      storage.work =
+          work.part.end < work.all.end
+              ? Work{}
+              : work_at(p, kShape, next_tile(p, kShape, work.at), cut_of(p, plan, block + 1));
     }
     Traits::sync_warps();
   }
@@ -244,6 +252,7 @@ __global__ void __launch_bounds__(Traits::kBlockThreads, 1)
                                   const __grid_constant__ CUtensorMap k_map,
                                   const __grid_constant__ CUtensorMap v_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  wait_for_stream();
   auto& storage = shared_storage<HopperStorage<Traits>>();
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < Traits::kStages; ++stage) {

@@ -78,6 +78,7 @@ struct alignas(1024) HopperStorage {
   RingBarriers<Traits> k_ring, v_ring;
   Mbarrier landed;  // one arrival: a V tile of which rows are cleared before it is full
   Work work;        // of the warps with rows
+  bool merges;      // whether this block merges the parts of the tile
 };
 
 /// Place of the n-th key tile of a block in the rings.

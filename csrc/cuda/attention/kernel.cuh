@@ -4,9 +4,11 @@
 #pragma once
 
 #include "cuda/attention/kv_copier.cuh"
+#include "cuda/attention/merge.cuh"
 #include "cuda/attention/products.cuh"
 #include "cuda/attention/softmax_state.cuh"
 #include "cuda/device/block.cuh"
+#include "cuda/device/ptx/stream.cuh"
 
 namespace lampo::cuda {
 
@@ -404,8 +406,9 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kLayout.max_blocks)
   constexpr TileShape kShape = Traits::kLayout.shape;
   constexpr int kSplitTiles = kSplitKeys / Traits::kKeys;
   const int block = static_cast<int>(blockIdx.x);
+  wait_for_stream();
   if (threadIdx.x == 0) {
-    storage.work = work_at(p, kShape, plan.cuts[block], plan.cuts[block + 1]);
+    storage.work = work_at(p, kShape, cut_of(p, plan, block), cut_of(p, plan, block + 1));
   }
   sync_block();
   while (work.exists) {
@@ -434,12 +437,19 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kLayout.max_blocks)
       rows.write(storage.rows, earlier, partial);
       sync_block();  // before the memory is reused
       begin = end;
-    } while (begin < part_end);  // not work.part.end: `work` may be the next one already
+    } while (begin < part_end);
+    if (threadIdx.x == 0) storage.merges = completes_tile(plan, work, block);
+    sync_block();
+    if (storage.merges) {
+      merge_parts<typename Traits::Element, Traits::kWarps>(a, work, block);
+      sync_block();
+    }
     if (threadIdx.x == 0) {
       // A cut within this tile ends the work.
-      storage.work = work.part.end < work.all.end
-                         ? Work{}
-                         : work_at(p, kShape, next_tile(p, kShape, work.at), plan.cuts[block + 1]);
+      storage.work =
+          work.part.end < work.all.end
+              ? Work{}
+              : work_at(p, kShape, next_tile(p, kShape, work.at), cut_of(p, plan, block + 1));
     }
     sync_block();
   }

@@ -86,6 +86,8 @@ struct alignas(8) RowState {
 /// Byte offsets into the workspace.
 struct WorkspaceLayout {
   int64_t cuts;          // [num_blocks + 1] Cut
+  int64_t tile_cuts;     // [num_blocks + 1] Range
+  int64_t arrived;       // [num_blocks + 1] unsigned
   int64_t costs;         // [num_sequences + 1] int64, if shared memory does not hold them
   int64_t first_split;   // [num_sequences] int64, deterministic only
   int64_t states;        // [partial_rows] RowState
@@ -103,7 +105,9 @@ constexpr WorkspaceLayout workspace_layout(int64_t batch_size, int num_blocks, i
   };
   WorkspaceLayout w{};
   w.partial_rows = int64_t{2} * num_blocks * tile_rows;
-  w.costs = behind(w.cuts, (num_blocks + 1) * sizeof(Cut));
+  w.tile_cuts = behind(w.cuts, (num_blocks + 1) * sizeof(Cut));
+  w.arrived = behind(w.tile_cuts, (num_blocks + 1) * sizeof(Range));
+  w.costs = behind(w.arrived, (num_blocks + 1) * sizeof(unsigned));
   w.first_split = behind(w.costs, (batch_size + 2) * sizeof(int64_t));
   w.states = behind(w.first_split, (batch_size + 1) * sizeof(int64_t));
   w.accumulators = behind(w.states, w.partial_rows * sizeof(RowState));

@@ -18,6 +18,7 @@
 #include "cuda/backend.h"
 #include "cuda/device/convert.cuh"
 #include "cuda/device/copy.cuh"
+#include "cuda/device/ptx/stream.cuh"
 #include "cuda/runtime/launch.h"
 #include "cuda/runtime/row_layout.h"
 
@@ -31,6 +32,7 @@ constexpr int kThreads = 128;
 template <class T, bool kAligned>
 __global__ void __launch_bounds__(kThreads)
     merge_states_kernel(const __grid_constant__ MergeStatesParams p, int64_t vectors_per_row) {
+  wait_for_stream();
   const float minus_infinity = -__builtin_huge_valf();
   const int64_t num_vectors = p.num_tokens * p.num_heads * vectors_per_row;
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
@@ -108,6 +110,7 @@ void run(const MergeStatesParams& p, int device, Stream stream) {
       .stream = stream,
       .grid = dim3(static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks)),
       .block = dim3(kThreads),
+      .begins_early = true,
   };
   if (all_aligned<T>(p)) {
     launch(at, merge_states_kernel<T, true>, p, vectors_per_row);

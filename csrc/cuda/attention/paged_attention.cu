@@ -6,10 +6,11 @@
 // page_size, head_dim] of q's type, int8 or fp8; other float types are rounded to q's type, element
 // by element.
 //
-// Three launches: the plan (paged_attention_plan.cu, plan.h) divides the tiles of all sequences, by
-// equal cost, among the blocks that are resident at once; the tiles (kernel.cuh); the merge of
-// tiles that blocks share (paged_attention_merge.cu). Grids depend on shapes alone and lengths stay
-// on the device: a captured call may be replayed with other lengths.
+// Two launches: the plan (paged_attention_plan.cu, plan.h) divides the tiles of all sequences, by
+// equal cost, among the blocks that are resident at once; then the tiles (kernel.cuh). A tile that
+// blocks share is merged by the last of them to arrive (merge.cuh). The layers of a step share one
+// plan: a call with `planned` is one launch. Grids depend on shapes alone and lengths stay on the
+// device: a captured call may be replayed with other lengths.
 //
 // A tile's rows are pairs of a token and a query head of a group, so K and V are read once for the
 // group. Scores and P V are mma.sync m16n8k16 with f32 sums, the softmax is online, in base 2. K
@@ -26,7 +27,7 @@
 // Per key and KV head, bfloat16: 4 head_dim bytes, 4 group_size head_dim FLOPs a token. Expected on
 // an H200 (4.3 TB/s copy, 780 TFLOP/s bf16 dense), 32/8 heads of 128:
 //   decode, 32 sequences of 4096       537 MB               125 us    bound by bytes
-//   decode, 1 of 1024                  4.2 MB                 1 us    three launches, latency
+//   decode, 1 of 1024                  4.2 MB                 1 us    latency
 //   prefill, 16384 causal              2.2 TFLOP            2.8 ms    bound by mma.sync, about 2/3
 //                                                                     of that rate: 4.2 ms
 // Shared memory of a block, and blocks per multiprocessor of an H200, by head_dim:
@@ -47,8 +48,7 @@
 //
 // Limits: head_dim 32 to 256 in eights; others than 64, 128 and 256 are computed as the next of
 // these. Not run on a GPU yet: compiled for sm_80 to sm_120 without spills, and run on the CPU
-// (tests/cuda_on_cpu/). Not tried: programmatic dependent launch of the three; a tile's first keys
-// during the epilogue of the one before.
+// (tests/cuda_on_cpu/). Not tried: a tile's first keys during the epilogue of the one before.
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -76,15 +76,11 @@ void paged_attention(const PagedAttentionParams& p, int device, Stream stream) {
              "expected at most 2^31 - 1 rows of a KV head, got " + std::to_string(p.num_tokens) +
                  " tokens of " + std::to_string(group_size));
   const TileKind kind = choose_tile_kind(p.num_tokens, p.batch_size, group_size, p.deterministic);
-  std::optional<Plan> plan;
-  if (kind == TileKind::kWarpsSplitRows && !p.deterministic && prefers_wgmma()) {
-    plan = run_hopper(p, device, stream);
+  if (kind == TileKind::kWarpsSplitKeys) {
+    run_split_keys(p, device, stream);
+  } else if (p.deterministic || !prefers_wgmma() || !run_hopper(p, device, stream)) {
+    run_split_rows(p, device, stream);
   }
-  if (!plan) {
-    plan = kind == TileKind::kWarpsSplitKeys ? run_split_keys(p, device, stream)
-                                             : run_split_rows(p, device, stream);
-  }
-  run_merge(p, *plan, device, stream);
 }
 
 int64_t paged_attention_workspace_size(const AttentionShape& shape, int device) {

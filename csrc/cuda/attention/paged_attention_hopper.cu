@@ -53,7 +53,7 @@ std::optional<CUtensorMap> map_cache(const PagedAttentionParams& p, const void* 
 }
 
 template <class Traits>
-Plan run(const PagedAttentionParams& p, const CUtensorMap& k_map, const CUtensorMap& v_map,
+void run(const PagedAttentionParams& p, const CUtensorMap& k_map, const CUtensorMap& v_map,
          int device, Stream stream) {
   constexpr const char* kOp = "paged_attention";
   constexpr int64_t kSharedBytes = sizeof(HopperStorage<Traits>);
@@ -68,31 +68,30 @@ Plan run(const PagedAttentionParams& p, const CUtensorMap& k_map, const CUtensor
           .stream = stream,
           .grid = dim3(static_cast<unsigned>(num_blocks)),
           .block = dim3(Traits::kBlockThreads),
-          .shared_bytes = kSharedBytes},
+          .shared_bytes = kSharedBytes,
+          .begins_early = true},
          paged_attention_hopper_kernel<Traits>, make_arguments<Traits>(p, plan), k_map, v_map);
-  return plan;
 }
 
 }  // namespace
 
-std::optional<Plan> run_hopper(const PagedAttentionParams& p, int device, Stream stream) {
-  if (device_limits("paged_attention", device).compute_capability != 90) return std::nullopt;
+bool run_hopper(const PagedAttentionParams& p, int device, Stream stream) {
+  if (device_limits("paged_attention", device).compute_capability != 90) return false;
   static const bool has_image = kernel_image_for(compiled_architectures(), 9, 0) == "sm_90a";
   const bool fits =
       p.cache_dtype == p.dtype && p.head_dim <= 128 && p.page_size >= 8 && p.num_pages < INT_MAX;
-  if (!has_image || !fits) return std::nullopt;
+  if (!has_image || !fits) return false;
   const auto k_map =
       map_cache(p, p.k_cache, p.stride_k_cache_page, p.stride_k_cache_head, p.stride_k_cache_slot);
   const auto v_map =
       map_cache(p, p.v_cache, p.stride_v_cache_page, p.stride_v_cache_head, p.stride_v_cache_slot);
-  if (!k_map || !v_map) return std::nullopt;
-  Plan plan;
+  if (!k_map || !v_map) return false;
   dispatch_dtype<BF16, F16>(p.dtype, [&]<class T>() {
     dispatch_int<64, 128>(padded_head_dim(p.head_dim), [&]<int kHeadDim>() {
-      plan = run<HopperTraits<T, kHeadDim>>(p, *k_map, *v_map, device, stream);
+      run<HopperTraits<T, kHeadDim>>(p, *k_map, *v_map, device, stream);
     });
   });
-  return plan;
+  return true;
 }
 
 }  // namespace lampo::cuda

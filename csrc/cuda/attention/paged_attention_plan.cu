@@ -5,12 +5,13 @@
 // a thread finds a cut by binary search in it.
 // With batch_size below 512 the sums stay in shared memory.
 //
-// Expected to take two to three microseconds, most of it latency: lengths, a scan, a search. Not
-// run on a GPU yet: compiled for sm_80 to sm_120 without spills, and run on the CPU
+// Expected to take three to four microseconds, most of it latency: lengths, a scan, two searches.
+// Not run on a GPU yet: compiled for sm_80 to sm_120 without spills, and run on the CPU
 // (tests/cuda_on_cpu/).
 #include "cuda/attention/plan.h"
 #include "cuda/attention/run.h"
 #include "cuda/device/block.cuh"
+#include "cuda/device/ptx/stream.cuh"
 #include "cuda/runtime/launch.h"
 
 namespace lampo::cuda {
@@ -40,6 +41,7 @@ __device__ inline void running_sums(int n, PlanStorage& storage, Fn&& fn, Store&
 
 __global__ void __launch_bounds__(kThreads)
     plan_kernel(const __grid_constant__ PagedAttentionParams p, const __grid_constant__ Plan plan) {
+  wait_for_stream();
   auto& storage = shared_storage<PlanStorage>();
   const int thread = static_cast<int>(threadIdx.x);
   const int sequences = num_sequences(p);
@@ -64,18 +66,25 @@ __global__ void __launch_bounds__(kThreads)
   sync_block();
   for (int i = thread; i <= plan.num_blocks; i += kThreads) {
     plan.cuts[i] = find_cut(p, plan, costs, lanes, i);
+    plan.arrived[i] = 0;
+  }
+  sync_block();
+  for (int i = thread; i <= plan.num_blocks; i += kThreads) {
+    plan.tile_cuts[i] = cuts_within_tile(plan, i);
   }
 }
 
 }  // namespace
 
 void run_plan(const PagedAttentionParams& p, const Plan& plan, int device, Stream stream) {
+  if (p.planned) return;
   launch({.op = "paged_attention",
           .device = device,
           .stream = stream,
           .grid = dim3(1),
           .block = dim3(kThreads),
-          .shared_bytes = sizeof(PlanStorage)},
+          .shared_bytes = sizeof(PlanStorage),
+          .begins_early = true},
          plan_kernel, p, plan);
 }
 

@@ -4,8 +4,8 @@
 
 namespace lampo::cuda {
 
-Plan run_split_rows(const PagedAttentionParams& p, int device, Stream stream) {
-  return run_tiles<TileKind::kWarpsSplitRows>(p, device, stream);
+void run_split_rows(const PagedAttentionParams& p, int device, Stream stream) {
+  run_tiles<TileKind::kWarpsSplitRows>(p, device, stream);
 }
 
 }  // namespace lampo::cuda

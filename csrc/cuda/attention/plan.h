@@ -9,6 +9,11 @@
 // tiles to an end of a tile moves to that end. If shares would be smaller than min_share, fewer
 // blocks get work.
 //
+// A tile that several blocks share is merged by the one that arrives last (merge.cuh): cuts within
+// one tile are neighbours, and the first of them has the tile's count of arrivals.
+//
+// A plan serves all calls with equal shapes, lengths and mask (AttentionOptions::planned).
+//
 // Example: two sequences of 1000 and 10 key tiles, 2 KV heads, overhead 2, 100 blocks: the line is
 // 2 (1002 + 12) = 2028 long, a share is 20.28; the first head's tile is cut 49 times.
 //
@@ -33,6 +38,8 @@ struct Plan {
   int min_part;          // key tiles
   int min_share;         // cost
   Cut* cuts;             // [num_blocks + 1]
+  Range* tile_cuts;      // [num_blocks + 1], of a cut within a tile: all cuts within that tile
+  unsigned* arrived;     // [num_blocks + 1], key tiles of the shared tile; 0 between calls
   int64_t* costs;        // [num_sequences + 1], scratch of the plan
   int64_t* first_split;  // [num_sequences] of the rows for splits, its first; kNowhere: none
   RowState* states;      // [2 * num_blocks * shape.rows]
@@ -51,6 +58,8 @@ constexpr Plan make_plan(const TileLayout& layout, int num_blocks, bool determin
           .min_part = keys ? 2 : 4,
           .min_share = keys ? 4 : 8,
           .cuts = nullptr,
+          .tile_cuts = nullptr,
+          .arrived = nullptr,
           .costs = nullptr,
           .first_split = nullptr,
           .states = nullptr,
@@ -124,8 +133,9 @@ LAMPO_HOST_DEVICE static inline int64_t rows_of_split(const Plan& plan, const Cu
                                                       const Tile& tile, int split) {
   const Range splits = splits_of(plan.shape, key_tiles_of(plan.shape, tile));
   const int64_t before = int64_t{at.kv_head} * (splits.end - splits.begin) + split - splits.begin;
-  return rows_of_block(plan, plan.num_blocks) + plan.first_split[at.seq] +
-         before * (tile.row_end - tile.row_begin);
+  const int rows = tile.row_end - tile.row_begin;
+  return clamp_to(rows_of_block(plan, plan.num_blocks) + plan.first_split[at.seq] + before * rows,
+                  0, plan.partial_rows - rows);
 }
 
 /// Final position of a cut at `offset` of a tile's key tiles.
@@ -197,6 +207,46 @@ LAMPO_HOST_DEVICE static inline Cut find_cut(const PagedAttentionParams& p, cons
     // A cut at the end of a tile is one at the begin of the next, unless the tile has no keys.
     return size > 0 && cut.key_tile == size ? next_tile(p, plan.shape, cut) : cut;
   }
+}
+
+/// The cuts within the tile of cut number `cut`; none if it is not within a tile.
+LAMPO_HOST_DEVICE static inline Range cuts_within_tile(const Plan& plan, int cut) {
+  const Cut at = plan.cuts[cut];
+  if (at.key_tile == 0) return {cut, cut};
+  // Binary searches: cuts ascend.
+  const auto bound = [&](int inside, int outside) {
+    while (inside - outside > 1 || outside - inside > 1) {
+      const int middle = inside + (outside - inside) / 2;
+      const Cut other = plan.cuts[middle];
+      (other.same_tile(at) && other.key_tile > 0 ? inside : outside) = middle;
+    }
+    return inside;
+  };
+  return {bound(cut, -1), bound(cut, plan.num_blocks + 1) + 1};
+}
+
+// The plan as read by a kernel, clamped into range: memory without a plan gives undefined results,
+// never an illegal access.
+
+LAMPO_HOST_DEVICE static inline Cut cut_of(const PagedAttentionParams& p, const Plan& plan,
+                                           int block) {
+  Cut cut = plan.cuts[block];
+  cut.seq = clamp_to(cut.seq, 0, p.batch_size + 1);
+  cut.kv_head = clamp_to(cut.kv_head, 0, p.num_kv_heads - 1);
+  if (cut.seq > p.batch_size) return cut;
+  const Sequence sequence = sequence_of(p, cut.seq);
+  const int row_tiles = num_row_tiles(p, plan.shape, sequence);
+  cut.row_tile = clamp_to(cut.row_tile, 0, row_tiles > 0 ? row_tiles - 1 : 0);
+  const Range keys = key_tiles_of(plan.shape, tile_of(p, plan.shape, sequence, cut.row_tile));
+  cut.key_tile = clamp_to(cut.key_tile, 0, keys.end - keys.begin);
+  return cut;
+}
+
+/// The cuts within the tile of which `block` has a part, the first part or a later one.
+LAMPO_HOST_DEVICE static inline Range tile_cuts_of(const Plan& plan, int block, bool first_part) {
+  const Range cuts = plan.tile_cuts[first_part ? block + 1 : block];
+  const int begin = clamp_to(cuts.begin, 1, plan.num_blocks);
+  return {begin, clamp_to(cuts.end, begin, plan.num_blocks)};
 }
 
 }  // namespace lampo::cuda

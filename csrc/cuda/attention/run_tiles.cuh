@@ -58,6 +58,8 @@ inline Plan place_plan(Plan plan, const PagedAttentionParams& p, int padded_head
       workspace_layout(p.batch_size, plan.num_blocks, plan.shape.rows, padded_head_dim);
   char* const at = static_cast<char*>(p.workspace);
   plan.cuts = reinterpret_cast<Cut*>(at + layout.cuts);
+  plan.tile_cuts = reinterpret_cast<Range*>(at + layout.tile_cuts);
+  plan.arrived = reinterpret_cast<unsigned*>(at + layout.arrived);
   plan.costs = reinterpret_cast<int64_t*>(at + layout.costs);
   plan.first_split = reinterpret_cast<int64_t*>(at + layout.first_split);
   plan.states = reinterpret_cast<RowState*>(at + layout.states);
@@ -67,7 +69,7 @@ inline Plan place_plan(Plan plan, const PagedAttentionParams& p, int padded_head
 }
 
 template <class Traits>
-Plan run_tiles_of(const PagedAttentionParams& p, int device, Stream stream) {
+void run_tiles_of(const PagedAttentionParams& p, int device, Stream stream) {
   constexpr const char* kOp = "paged_attention";
   constexpr int64_t kSharedBytes = sizeof(AttentionStorage<Traits>);
   static_assert(kSharedBytes <= 99 << 10, "what a block may have on sm_86, sm_89 and sm_120");
@@ -82,18 +84,17 @@ Plan run_tiles_of(const PagedAttentionParams& p, int device, Stream stream) {
           .stream = stream,
           .grid = dim3(static_cast<unsigned>(num_blocks)),
           .block = dim3(Traits::kThreads),
-          .shared_bytes = kSharedBytes},
+          .shared_bytes = kSharedBytes,
+          .begins_early = true},
          paged_attention_kernel<Traits>, make_arguments<Traits>(p, plan));
-  return plan;
 }
 
 template <TileKind kKind>
-Plan run_tiles(const PagedAttentionParams& p, int device, Stream stream) {
-  Plan plan;
+void run_tiles(const PagedAttentionParams& p, int device, Stream stream) {
   dispatch_dtype<BF16, F16>(p.dtype, [&]<class T>() {
     dispatch_int<64, 128, 256>(padded_head_dim(p.head_dim), [&]<int kHeadDim>() {
       const auto run = [&]<class Cache>() {
-        plan = run_tiles_of<AttentionTraits<T, kHeadDim, Cache, kKind>>(p, device, stream);
+        run_tiles_of<AttentionTraits<T, kHeadDim, Cache, kKind>>(p, device, stream);
       };
       // No such kernels for float16 queries: their 8-bit caches become float16 in the copy.
       if constexpr (std::is_same_v<T, BF16>) {
@@ -103,7 +104,6 @@ Plan run_tiles(const PagedAttentionParams& p, int device, Stream stream) {
       run.template operator()<T>();
     });
   });
-  return plan;
 }
 
 }  // namespace lampo::cuda

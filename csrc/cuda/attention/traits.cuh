@@ -111,6 +111,7 @@ struct alignas(128) AttentionStorage {
     RowStorage<Traits> rows;
   };
   Work work;
+  bool merges;  // the block is the last to finish its part of a shared tile
 };
 
 /// Arguments of the kernel: Params, the plan, and values derived on the host.

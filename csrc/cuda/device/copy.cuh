@@ -20,21 +20,6 @@ __device__ inline Vector<T, N> load_vector(const T* from) {
   return *reinterpret_cast<const Vector<T, N>*>(from);
 }
 
-/// As load_vector, through the read-only cache: for memory that is not written during the kernel.
-template <class T, int N>
-__device__ inline Vector<T, N> load_vector_constant(const T* from) {
-  Vector<T, N> result;
-  if constexpr (sizeof(result) % kVectorBytes == 0) {
-#pragma unroll
-    for (int i = 0; i < static_cast<int>(sizeof(result)) / kVectorBytes; ++i) {
-      reinterpret_cast<uint4*>(&result)[i] = __ldg(reinterpret_cast<const uint4*>(from) + i);
-    }
-  } else {
-    result = load_vector<T, N>(from);
-  }
-  return result;
-}
-
 /// Loads the first `count` of N values, of any alignment; zeros follow.
 template <class T, int N>
 __device__ inline Vector<T, N> load_elements(const T* from, int count) {

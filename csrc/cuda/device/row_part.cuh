@@ -23,17 +23,6 @@ __device__ inline Vector<T, N> load_part(const T* row, int64_t begin, int64_t si
   }
 }
 
-/// As load_part, for memory that is not written during the kernel.
-template <bool kAligned, int N, class T>
-__device__ inline Vector<T, N> load_part_constant(const T* row, int64_t begin, int64_t size) {
-  if (begin >= size) return {};
-  if constexpr (kAligned) {
-    return load_vector_constant<T, N>(row + begin);
-  } else {
-    return load_elements<T, N>(row + begin, static_cast<int>(min(size - begin, int64_t{N})));
-  }
-}
-
 template <bool kAligned, class T, int N>
 __device__ inline void store_part(T* row, int64_t begin, int64_t size, const Vector<T, N>& part) {
   if (begin >= size) return;

@@ -19,6 +19,7 @@
 #include "common/dispatch.h"
 #include "cuda/backend.h"
 #include "cuda/device/math.cuh"
+#include "cuda/device/ptx/stream.cuh"
 #include "cuda/device/row_part.cuh"
 #include "cuda/runtime/launch.h"
 #include "cuda/runtime/row_layout.h"
@@ -41,6 +42,7 @@ __device__ inline float activate(float x) {
 template <class T, Activation kActivation, bool kAligned>
 __global__ void __launch_bounds__(256)
     activation_kernel(const __grid_constant__ ActivationParams p, int64_t blocks_per_row) {
+  wait_for_stream();
   constexpr int N = kPerVector<T>;
   for (int64_t block = blockIdx.x; block < p.num_tokens * blocks_per_row; block += gridDim.x) {
     const int64_t row = block / blocks_per_row;
@@ -71,6 +73,7 @@ void run(const ActivationParams& p, int device, Stream stream) {
       .stream = stream,
       .grid = dim3(static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks)),
       .block = dim3(layout.threads),
+      .begins_early = true,
   };
   const bool aligned = p.size % kPerVector<T> == 0 &&
                        rows_aligned(p.x, p.stride_x_token, sizeof(T)) &&

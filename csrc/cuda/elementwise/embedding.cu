@@ -16,6 +16,7 @@
 // run on the CPU (tests/cuda_on_cpu/).
 #include "common/dispatch.h"
 #include "cuda/backend.h"
+#include "cuda/device/ptx/stream.cuh"
 #include "cuda/device/row_part.cuh"
 #include "cuda/runtime/launch.h"
 #include "cuda/runtime/row_layout.h"
@@ -34,6 +35,7 @@ __device__ inline int64_t row_of(const EmbeddingParams& p, int64_t token) {
 template <class Out, class T, bool kAligned>
 __global__ void __launch_bounds__(256)
     embedding_kernel(const __grid_constant__ EmbeddingParams p, int64_t blocks_per_row) {
+  wait_for_stream();
   constexpr int N = kPerVector<Out>;
   for (int64_t block = blockIdx.x; block < p.num_tokens * blocks_per_row; block += gridDim.x) {
     const int64_t token = block / blocks_per_row;
@@ -78,6 +80,7 @@ template <class Format, class Out>
 __global__ void __launch_bounds__(256)
     embedding_packed_kernel(const __grid_constant__ EmbeddingParams p, int64_t groups,
                             int64_t blocks_per_row, bool aligned) {
+  wait_for_stream();
   using Group = StripGroup<Format>;
   for (int64_t block = blockIdx.x; block < p.num_tokens * blocks_per_row; block += gridDim.x) {
     const int64_t token = block / blocks_per_row;
@@ -120,6 +123,7 @@ Launch launch_of(const EmbeddingParams& p, const ElementLayout& layout, int devi
       .stream = stream,
       .grid = dim3(static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks)),
       .block = dim3(layout.threads),
+      .begins_early = true,
   };
 }
 

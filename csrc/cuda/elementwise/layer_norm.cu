@@ -18,6 +18,7 @@
 #include "cuda/backend.h"
 #include "cuda/device/block.cuh"
 #include "cuda/device/convert.cuh"
+#include "cuda/device/ptx/stream.cuh"
 #include "cuda/device/row_part.cuh"
 #include "cuda/runtime/launch.h"
 #include "cuda/runtime/row_layout.h"
@@ -95,6 +96,7 @@ inline constexpr int kMaxThreads = kRounds == 1 || kRounds == 4 ? 32 * kWarpRows
 template <class T, class W, bool kAligned, int kRounds>
 __global__ void __launch_bounds__(kMaxThreads<kRounds>)
     layer_norm_kernel(const __grid_constant__ LayerNormParams p) {
+  wait_for_stream();
   constexpr int N = kPerVector<T>;
   const int64_t size = p.hidden_size;
   const int64_t first = static_cast<int64_t>(threadIdx.x) * N;
@@ -102,7 +104,7 @@ __global__ void __launch_bounds__(kMaxThreads<kRounds>)
   const W* weight = static_cast<const W*>(p.weight);  // [hidden_size]
   const W* bias = static_cast<const W*>(p.bias);      // [hidden_size] or null
   const auto load_bias = [&](int64_t begin) {
-    return bias != nullptr ? load_part_constant<kAligned, N>(bias, begin, size) : Vector<W, N>{};
+    return bias != nullptr ? load_part<kAligned, N>(bias, begin, size) : Vector<W, N>{};
   };
   auto& shared = shared_storage<SharedStorage>();
 
@@ -147,7 +149,7 @@ __global__ void __launch_bounds__(kMaxThreads<kRounds>)
         const int64_t begin = first + i * step;
         store_part<kAligned>(
             out, begin, size,
-            norm(part[i], load_part_constant<kAligned, N>(weight, begin, size), load_bias(begin)));
+            norm(part[i], load_part<kAligned, N>(weight, begin, size), load_bias(begin)));
       }
     } else {
       for (int64_t begin = first; begin < size; begin += step) {
@@ -166,7 +168,7 @@ __global__ void __launch_bounds__(kMaxThreads<kRounds>)
       const Normalizer norm = normalizer(centred, estimate, p);
       for (int64_t begin = first; begin < size; begin += step) {
         const auto part = load_part<kAligned, N>(source, begin, size);
-        const auto weights = load_part_constant<kAligned, N>(weight, begin, size);
+        const auto weights = load_part<kAligned, N>(weight, begin, size);
         store_part<kAligned>(out, begin, size, norm(part, weights, load_bias(begin)));
       }
     }
@@ -194,6 +196,7 @@ void run(const LayerNormParams& p, int device, Stream stream) {
       .grid = dim3(static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks)),
       .block = dim3(layout.threads_per_row, layout.rows_per_block),
       .shared_bytes = sizeof(SharedStorage),
+      .begins_early = true,
   };
   if (!all_aligned<T, W>(p)) return launch(at, layer_norm_kernel<T, W, false, 0>, p);
   dispatch_int<0, 1, 2, 4>(

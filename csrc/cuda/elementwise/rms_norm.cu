@@ -22,6 +22,7 @@
 #include "cuda/backend.h"
 #include "cuda/device/block.cuh"
 #include "cuda/device/convert.cuh"
+#include "cuda/device/ptx/stream.cuh"
 #include "cuda/device/row_part.cuh"
 #include "cuda/runtime/launch.h"
 #include "cuda/runtime/row_layout.h"
@@ -73,6 +74,7 @@ inline constexpr int kMaxThreads = kRounds == 1 || kRounds == 4 ? 32 * kWarpRows
 template <class T, class W, bool kAligned, int kRounds>
 __global__ void __launch_bounds__(kMaxThreads<kRounds>)
     rms_norm_kernel(const __grid_constant__ RmsNormParams p) {
+  wait_for_stream();
   const int64_t size = p.hidden_size;
   const int64_t first = static_cast<int64_t>(threadIdx.x) * kPerVector<T>;
   const int64_t step = static_cast<int64_t>(blockDim.x) * kPerVector<T>;
@@ -92,7 +94,7 @@ __global__ void __launch_bounds__(kMaxThreads<kRounds>)
 #pragma unroll
       for (int i = 0; i < kRounds; ++i) {
         part[i] = load_part<kAligned, kPerVector<T>>(x, first + i * step, size);
-        weights[i] = load_part_constant<kAligned, kPerVector<T>>(weight, first + i * step, size);
+        weights[i] = load_part<kAligned, kPerVector<T>>(weight, first + i * step, size);
       }
       if (residual != nullptr) {
         // Loads precede the first store: the compiler must assume that rows overlap.
@@ -128,7 +130,7 @@ __global__ void __launch_bounds__(kMaxThreads<kRounds>)
       const T* source = residual != nullptr ? residual : x;  // a thread rereads its own writes
       for (int64_t begin = first; begin < size; begin += step) {
         const auto part = load_part<kAligned, kPerVector<T>>(source, begin, size);
-        const auto weights = load_part_constant<kAligned, kPerVector<T>>(weight, begin, size);
+        const auto weights = load_part<kAligned, kPerVector<T>>(weight, begin, size);
         store_part<kAligned>(out, begin, size, scale_part<T, W>(part, weights, scale));
       }
     }
@@ -155,6 +157,7 @@ void run(const RmsNormParams& p, int device, Stream stream) {
       .grid = dim3(static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks)),
       .block = dim3(layout.threads_per_row, layout.rows_per_block),
       .shared_bytes = sizeof(SharedStorage),
+      .begins_early = true,
   };
   if (!all_aligned<T, W>(p)) return launch(at, rms_norm_kernel<T, W, false, 0>, p);
   dispatch_int<0, 1, 2, 4>(

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "cuda/device/logit_row.cuh"
+#include "cuda/device/ptx/stream.cuh"
 #include "cuda/device/radix_select.cuh"
 #include "cuda/runtime/launch.h"
 #include "cuda/sampling/sample_plan.h"
@@ -97,14 +98,19 @@ struct RowPart {
   }
 };
 
-/// Calls fn(part) for the parts of all rows, which the CUDA blocks take in turns.
+__device__ inline RowPart part_of(const SampleWork& work, int64_t row, int part) {
+  return {row, part, work.num_blocks() * part / work.parts,
+          work.num_blocks() * (part + 1) / work.parts};
+}
+
+/// Calls fn(part) for the parts of all rows, which the CUDA blocks take in turns, after the kernels
+/// before.
 template <class Fn>
 __device__ inline void for_each_part(const SampleWork& work, Fn&& fn) {
+  wait_for_stream();
   for (int64_t i = blockIdx.x; i < work.num_rows * work.parts; i += gridDim.x) {
     const int64_t row = i / work.parts;
-    const int part = static_cast<int>(i - row * work.parts);
-    fn(RowPart{row, part, work.num_blocks() * part / work.parts,
-               work.num_blocks() * (part + 1) / work.parts});
+    fn(part_of(work, row, static_cast<int>(i - row * work.parts)));
     sync_block();  // shared memory is free again
   }
 }
@@ -125,38 +131,44 @@ struct MaximaStorage {
   FoldStorage<float> maxima;
 };
 
-/// The largest logit of every block and part, to the places in a row's scratch; `first` also
-/// empties what the next kernels add to.
+/// The largest logit of every block of a part, and of the part, to the places in the row's scratch;
+/// `first` also empties what the next passes add to.
+template <class E>
+__device__ inline void find_maxima(const SampleWork& work, const Rows<E>& rows, const RowPart& part,
+                                   int64_t part_max, int64_t block_max, bool first) {
+  const LogitRow<E> row = rows.row(part.row, work.vocab_size);
+  float* block_maxima = work.at<float>(part.row, block_max);
+  float largest = minus_infinity();
+  part.for_blocks([&](int64_t block) {
+    const LaneTokens tokens = row.load_block(block);
+    float block_largest = tokens.l[0];
+#pragma unroll
+    for (int j = 1; j < kTokensPerLane; ++j) block_largest = fmaxf(block_largest, tokens.l[j]);
+    for (int mask = kWarpSize / 2; mask > 0; mask /= 2) {
+      block_largest = fmaxf(block_largest, shuffle_xor(block_largest, mask));
+    }
+    if (lane_leads()) block_maxima[block] = block_largest;
+    largest = fmaxf(largest, block_largest);
+  });
+  largest = block_fold(largest, Larger{}, shared_storage<MaximaStorage>().maxima);
+  if (threadIdx.x == 0) work.at<float>(part.row, part_max)[part.part] = largest;
+  if (!first) return;
+  const RowScratch scratch = work.scratch(part.row);
+  const int step = work.parts * kSampleThreads;
+  for (int bin = part.part * kSampleThreads + static_cast<int>(threadIdx.x); bin < kBuckets;
+       bin += step) {
+    scratch.bucket_mass[bin] = 0;
+    scratch.bucket_count[bin] = 0;
+  }
+  if (part.part == 0 && threadIdx.x == 0) scratch.state->list_size = 0;
+}
+
 template <class E>
 __global__ void __launch_bounds__(kSampleThreads)
     maxima_kernel(const __grid_constant__ SampleWork work, Rows<E> rows, int64_t part_max,
                   int64_t block_max, bool first) {
   for_each_part(work, [&](const RowPart& part) {
-    const LogitRow<E> row = rows.row(part.row, work.vocab_size);
-    float* block_maxima = work.at<float>(part.row, block_max);
-    float largest = minus_infinity();
-    part.for_blocks([&](int64_t block) {
-      const LaneTokens tokens = row.load_block(block);
-      float block_largest = tokens.l[0];
-#pragma unroll
-      for (int j = 1; j < kTokensPerLane; ++j) block_largest = fmaxf(block_largest, tokens.l[j]);
-      for (int mask = kWarpSize / 2; mask > 0; mask /= 2) {
-        block_largest = fmaxf(block_largest, shuffle_xor(block_largest, mask));
-      }
-      if (lane_leads()) block_maxima[block] = block_largest;
-      largest = fmaxf(largest, block_largest);
-    });
-    largest = block_fold(largest, Larger{}, shared_storage<MaximaStorage>().maxima);
-    if (threadIdx.x == 0) work.at<float>(part.row, part_max)[part.part] = largest;
-    if (!first) return;
-    const RowScratch scratch = work.scratch(part.row);
-    const int step = work.parts * kSampleThreads;
-    for (int bin = part.part * kSampleThreads + static_cast<int>(threadIdx.x); bin < kBuckets;
-         bin += step) {
-      scratch.bucket_mass[bin] = 0;
-      scratch.bucket_count[bin] = 0;
-    }
-    if (part.part == 0 && threadIdx.x == 0) scratch.state->list_size = 0;
+    find_maxima(work, rows, part, part_max, block_max, first);
   });
 }
 
@@ -164,28 +176,32 @@ struct MassStorage {
   FoldStorage<Weight> sums;
 };
 
-/// Masses of all raw logits at temperature 1, by part.
+/// Mass of a part's raw logits at temperature 1.
+template <class E>
+__device__ inline void sum_raw_masses(const SampleWork& work, const Rows<E>& rows,
+                                      const RowPart& part) {
+  const RowScratch scratch = work.scratch(part.row);
+  const float row_max = work.max_of(scratch.raw_part_max);
+  const bool infinite = row_max == __builtin_huge_valf();
+  const LogitRow<E> row = rows.row(part.row, work.vocab_size, infinite);
+  const MassScale mass = {infinite ? 0.0f : row_max, exponent_scale(1.0f)};
+  Weight sum = 0;
+  part.for_blocks([&](int64_t block) {
+    const LaneTokens tokens = row.load_block(block);
+#pragma unroll
+    for (int j = 0; j < kTokensPerLane; ++j) sum += round_to_u64(mass(tokens.l[j]));
+  });
+  sum = block_fold(sum, Sum{}, shared_storage<MassStorage>().sums);
+  if (threadIdx.x == 0) scratch.raw_part_mass[part.part] = sum;
+}
+
 template <class E>
 __global__ void __launch_bounds__(kSampleThreads)
     raw_mass_kernel(const __grid_constant__ SampleWork work, Rows<E> rows) {
-  for_each_part(work, [&](const RowPart& part) {
-    const RowScratch scratch = work.scratch(part.row);
-    const float row_max = work.max_of(scratch.raw_part_max);
-    const bool infinite = row_max == __builtin_huge_valf();
-    const LogitRow<E> row = rows.row(part.row, work.vocab_size, infinite);
-    const MassScale mass = {infinite ? 0.0f : row_max, exponent_scale(1.0f)};
-    Weight sum = 0;
-    part.for_blocks([&](int64_t block) {
-      const LaneTokens tokens = row.load_block(block);
-#pragma unroll
-      for (int j = 0; j < kTokensPerLane; ++j) sum += round_to_u64(mass(tokens.l[j]));
-    });
-    sum = block_fold(sum, Sum{}, shared_storage<MassStorage>().sums);
-    if (threadIdx.x == 0) scratch.raw_part_mass[part.part] = sum;
-  });
+  for_each_part(work, [&](const RowPart& part) { sum_raw_masses(work, rows, part); });
 }
 
-/// After both kernels: of the row as it came.
+/// After both passes: of the row as it came.
 __device__ inline RawLogprob raw_logprob(const SampleWork& work, const RowScratch& scratch) {
   Weight sum = 0;
   for (int part = 0; part < work.parts; ++part) sum += scratch.raw_part_mass[part];
@@ -208,6 +224,7 @@ inline Launch launch_of(const char* op, int64_t blocks, size_t shared_bytes, int
       .grid = dim3(static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks)),
       .block = dim3(kSampleThreads),
       .shared_bytes = shared_bytes,
+      .begins_early = true,
   };
 }
 

@@ -27,13 +27,12 @@
 //   16 tokens  235 MB  55 us;  3.8 GFLOP  4.8 us
 // and o [4096, 4096]: 34 MB, 7.8 us.
 //
-// More than 16 tokens of the weight's own 16-bit type go to linear_tiles.cu; of other types they
-// are launches of 16 each.
+// More than 16 tokens of the weight's own 16-bit type, and more than 128 of 16 bits beside a packed
+// weight, go to linear_tiles.cu; of other types they are launches of 16 each.
 //
 // Limits: none on shapes. Not run on a GPU yet: compiled for sm_80 to sm_120 without spills, and
 // run on the CPU (tests/cuda_on_cpu/).
-// Not tried: prefetching the first weights before x is normed; programmatic dependent
-// launch; x from a cluster's shared memory in place of slabs.
+// Not tried: x from a cluster's shared memory in place of slabs.
 #include "common/dispatch.h"
 #include "cuda/backend.h"
 #include "cuda/device/ptx/global_memory.cuh"
@@ -137,6 +136,13 @@ struct DenseProduct {
     }
     source.left = static_cast<int>(p.in_features - begin);
     return source;
+  }
+
+  __device__ void prefetch(const Source& source, int i) const {
+    const int begin = i * kLinearWarps * kLinearChunk;
+    if (source.left <= begin) return;
+    prefetch_to_l2(source.row[0] + begin);
+    prefetch_to_l2(source.row[1] + begin);
   }
 
   __device__ Piece load(const Source& source, int i) const {
@@ -250,8 +256,8 @@ void run(const LinearParams& p, int device, Stream stream) {
 
 void linear(const LinearParams& p, int device, Stream stream) {
   if (p.num_tokens == 0 || p.out_features == 0) return;
-  if (p.packed) return linear_packed(p, device, stream);
   if (takes_tiles(p)) return linear_tiles(p, device, stream);
+  if (p.packed) return linear_packed(p, device, stream);
   dispatch_dtype<float, BF16, F16>(p.weight_dtype, [&]<class W>() {
     constexpr int64_t kPerVector = kVectorBytes / sizeof(W);
     constexpr int kPlanes = std::is_same_v<W, BF16> ? 2 : 3;

@@ -7,6 +7,7 @@
 #include "cuda/device/convert.cuh"
 #include "cuda/device/fragment.cuh"
 #include "cuda/device/math.cuh"
+#include "cuda/device/ptx/stream.cuh"
 #include "cuda/linear/linear_tile.h"
 #include "params.h"
 
@@ -210,6 +211,7 @@ __device__ inline void finish_group(const LinearParams& p, int64_t group, const 
 ///   Piece, kInFlight                     a warp's chunk of a strip, and the number in flight
 ///   Source, source(row, chunk)           where a lane's part of a chunk is, of the strip that
 ///                                        begins at `row`
+///   prefetch(source, i)                  brings what load(source, i) loads to L2
 ///   load(source, i) -> Piece             loads the warp's chunk, i rounds after a source's
 ///   stage(chunk, num_chunks)             x of these chunks to shared memory, by all threads
 ///   chunk_bytes()                        of all tokens' x of a chunk there
@@ -249,6 +251,14 @@ __device__ inline void multiply_groups(const LinearParams& p, const LinearTile& 
   };
 
   find(blockIdx.x, 0);
+  // The first weights come to L2 while the kernel before ends.
+#pragma unroll
+  for (int i = 0; i < kRounds; ++i) {
+    if (i >= left) break;
+#pragma unroll
+    for (int r = 0; r < kStrips; ++r) product.prefetch(sources[r], i);
+  }
+  wait_for_stream();
 #pragma unroll
   for (int i = 0; i < kRounds; ++i) load(i);
   product.x.template norm_rows<Product::kNormedTogether>(memory.scale);

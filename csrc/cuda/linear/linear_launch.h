@@ -48,6 +48,7 @@ inline void launch_linear(const LinearParams& p, int chunk_bytes, int in_flight,
             std::min({tile.num_groups, int64_t{limits.num_sms}, kMaxBlocks}))),
         .block = dim3(32 * kLinearWarps),
         .shared_bytes = static_cast<size_t>(tile.shared_bytes),
+        .begins_early = true,
     };
     launch(at, tile.strips == 1 ? one_strip : two_strips, part, tile, aligned);
   }

@@ -15,15 +15,15 @@
 // Loads in flight: 8 (Q8_0) to 16 (Q4_0) groups per warp, 61 to 74 KB per multiprocessor (an H200
 // needs 25 to 40 KB).
 //
-// Bytes: 18, 20 or 34 per 32 weights. Instructions by benchmarks/gpu_model.py: 34 (Q8_0) to 76 %
-// (Q4_1) of an H200's issue slots at 4.3 TB/s for up to 8 tokens, which memory bounds; for 16, 52
-// to 129 %: 4-bit weights are then bound by instructions.
+// Bytes: 18, 20 or 34 per 32 weights. Instructions by benchmarks/gpu_model.py: 33 (Q8_0) to 73 %
+// (Q4_1) of an H200's issue slots at 4.3 TB/s for up to 8 tokens, which memory bounds; for 16, 50
+// to 124 %: 4-bit weights are then bound by instructions.
 // Llama-3.1-8B's gate and up [28672, 4096] at 4.3 TB/s:
 //   Q4_0 66 MB  15 us;  Q4_1 73 MB  17 us;  Q8_0 125 MB  29 us
 //
 // Limits: in_features a multiple of 32; more tokens are launches of 16 each, which read the weight
-// again: for a prompt dequantize it. Not run on a GPU yet: compiled for sm_80 to sm_120 without
-// spills, and run on the CPU (tests/cuda_on_cpu/).
+// again, up to 128 of 16 bits; more are multiplied in tiles (linear_tiles.cu). Not run on a GPU
+// yet: compiled for sm_80 to sm_120 without spills, and run on the CPU (tests/cuda_on_cpu/).
 // Not tried: conversion of integers to floats by a magic number in the accumulator, which would
 // relieve the conversion unit; dp4a for a single token.
 #include "common/dispatch.h"
@@ -102,6 +102,15 @@ struct PackedProduct {
     const int64_t group = min(first_row / kStripRows, last) * groups + chunk;
     const uint8_t* from = static_cast<const uint8_t*>(p.weight) + group * Group::kBytes;
     return {from + at.t * kStripRows * 4 + at.g * 8, from + Group::kScaleOffset + at.g * 4};
+  }
+
+  __device__ void prefetch(const Source& source, int i) const {
+    const int begin = i * kLinearWarps * Group::kBytes;
+#pragma unroll
+    for (int j = 0; j < Group::kWords / 4; ++j) {
+      prefetch_to_l2(source.words + begin + j * 4 * kStripRows * 4);
+    }
+    prefetch_to_l2(source.scales + begin);
   }
 
   __device__ Piece load(const Source& source, int i) const {
@@ -186,6 +195,19 @@ struct PackedProduct {
   __device__ void multiply(const Piece (&pieces)[kStrips], unsigned char* x_chunk,
                            FragmentC<float> (&sum)[kStrips][kTokenTiles]) const {
     const int num_tokens = static_cast<int>(p.num_tokens);
+    FragmentA left[kStrips];
+    float scale[kStrips][2], minimum[kStrips][2] = {};
+#pragma unroll
+    for (int r = 0; r < kStrips; ++r) {
+      left[r] = fragment(pieces[r]);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        scale[r][i] = widen_f16(pieces[r].scales[0] >> 16 * i);
+        if constexpr (Format::kHasMinimum) {
+          minimum[r][i] = widen_f16(pieces[r].minima[0] >> 16 * i);
+        }
+      }
+    }
 #pragma unroll
     for (int tile = 0; tile < kTokenTiles; ++tile) {
       if (tile > 0 && num_tokens <= tile * 8) break;
@@ -199,28 +221,27 @@ struct PackedProduct {
       for (int i = 0; i < 2; ++i) {
         of[i] = *x_scale(x_chunk, min(tile * 8 + 2 * at.t + i, num_tokens - 1));
       }
+      FragmentC<int32_t> offset = {};
+      if constexpr (Format::kOffset != 0) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) offset.value[i] = of[i % 2].offset;
+      }
 #pragma unroll
       for (int r = 0; r < kStrips; ++r) {
-        const FragmentA left = fragment(pieces[r]);
-        FragmentC<int32_t> dot = {};
+        FragmentC<int32_t> dot = offset;
         if constexpr (kPlanes == 2) {
-          multiply_add<int8_t>(dot, left, right[0]);
+          FragmentC<int32_t> upper = {};
+          multiply_add<int8_t>(upper, left[r], right[0]);
 #pragma unroll
-          for (int i = 0; i < 4; ++i) dot.value[i] *= 256;
+          for (int i = 0; i < 4; ++i) dot.value[i] += upper.value[i] * 256;
         }
-        if constexpr (Format::kOffset != 0) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) dot.value[i] += of[i % 2].offset;
-        }
-        multiply_add<int8_t>(dot, left, right[kPlanes - 1]);
+        multiply_add<int8_t>(dot, left[r], right[kPlanes - 1]);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const float scale = widen_f16(pieces[r].scales[0] >> 16 * (i / 2));
           float& total = sum[r][tile].value[i];
-          total = fmaf(static_cast<float>(dot.value[i]), scale * of[i % 2].scale, total);
+          total = fmaf(static_cast<float>(dot.value[i]), scale[r][i / 2] * of[i % 2].scale, total);
           if constexpr (Format::kHasMinimum) {
-            const float minimum = widen_f16(pieces[r].minima[0] >> 16 * (i / 2));
-            total = fmaf(minimum, of[i % 2].offset, total);
+            total = fmaf(minimum[r][i / 2], of[i % 2].offset, total);
           }
         }
       }

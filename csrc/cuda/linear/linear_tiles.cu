@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// linear for many tokens: x and a dense weight of one 16-bit type, in tiles of tokens and outputs.
+// linear for many tokens: x of 16 bits, and a dense weight of its type or a packed one, in tiles of
+// tokens and outputs.
 //
 // A block multiplies kTokens rows of x with kOutputs rows of the weight, 64 inputs at a time, from
 // shared memory: three stages filled by cp.async, ldmatrix, mma.sync m16n8k16 with f32 sums. A warp
 // has half of the tokens and 32 outputs: with silu_mul a strip of gate and one of up, so the gate
 // stays in registers. x goes through registers if it has a norm or unaligned rows; every block then
-// computes the norms of its tokens itself.
+// computes the norms of its tokens itself. A packed weight is dequantized to x's type on the way to
+// shared memory; x is not rounded then, whatever activation_bits says.
 //
 // Sums run over the inputs in order, in both sizes of tiles: a token's bits depend neither on the
-// other tokens nor on the device, as long as this kernel is chosen: from 17 tokens on.
+// other tokens nor on the device, as long as this kernel is chosen: from 17 tokens on, with a
+// packed weight from 129 on (fewer are 8 launches at most, which read 4.5 bits per weight each).
 //
 // Tiles of 128 x 128, or of 64 x 64 if those are fewer than the multiprocessors. Shared memory 97
 // or 49 KB. Bytes of a block per 64 inputs: 16 KB of x and 16 KB of weight for 2.1 MFLOP. On an
@@ -42,7 +45,8 @@ struct TilesStorage {
 __device__ inline int chunk_at(int row, int chunk) { return row * kChunks + (chunk ^ row % 8); }
 
 /// One block's tile: rows of x from first_token on, rows of the weight from first_output on.
-template <class T, int kTokens, int kOutputs, bool kCopied>
+/// W: T, or the format of a packed weight.
+template <class T, class W, int kTokens, int kOutputs, bool kCopied>
 struct TilesProduct {
   static constexpr int kWarps = 2 * kOutputs / kWarpOutputs;
   static constexpr int kThreads = kWarps * kWarpSize;
@@ -77,6 +81,43 @@ struct TilesProduct {
     }
   }
 
+  /// Dequantizes 64 inputs of the tile's rows of the weight, zeros behind the last row and input.
+  /// Neighbouring threads have neighbouring rows.
+  __device__ void dequantize_rows(uint4* to, int64_t input) const {
+    using Group = StripGroup<W>;
+    constexpr int kGroups = kInputs / kGroupSize;
+    const int64_t groups = p.in_features / kGroupSize;
+    for (int i = thread; i < kOutputs * kGroups * Group::kWords; i += kThreads) {
+      const int row = i % kOutputs, word = i / kOutputs % Group::kWords;
+      const int in_stage = i / kOutputs / Group::kWords;
+      const int64_t group = input / kGroupSize + in_stage, output = first_output + row;
+      Vector<float, 4> values[Group::kCodesPerByte] = {};
+      if (group < groups && output < p.out_features) {
+        const uint8_t* from = static_cast<const uint8_t*>(p.weight) +
+                              (output / kStripRows * groups + group) * Group::kBytes;
+        const int64_t in_strip = output % kStripRows;
+        const float scale = scale_of<W>(from, in_strip), minimum = minimum_of<W>(from, in_strip);
+        const uint32_t codes =
+            reinterpret_cast<const uint32_t*>(from)[word * kStripRows + in_strip];
+#pragma unroll
+        for (int part = 0; part < Group::kCodesPerByte; ++part) {
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+            values[part].value[k] =
+                W::decode(code_of<W>(codes >> 8 * k & 0xff, part), scale, minimum);
+          }
+        }
+      }
+#pragma unroll
+      for (int part = 0; part < Group::kCodesPerByte; ++part) {
+        const auto& v = values[part].value;
+        const int at = in_stage * kGroupSize + part * Group::kRowBytes + 4 * word;
+        reinterpret_cast<uint2*>(to + chunk_at(row, at / 8))[at / 4 % 2] = {pack<T>(v[0], v[1]),
+                                                                            pack<T>(v[2], v[3])};
+      }
+    }
+  }
+
   /// Inputs at ... at + 7 of a row of x after its norm, rounded as rms_norm stores them.
   __device__ uint4 read_x(int row, int64_t at) const {
     const int64_t token = first_token + row;
@@ -102,9 +143,13 @@ struct TilesProduct {
         storage.x[stage][chunk_at(row, chunk)] = read_x(row, input + chunk * 8);
       }
     }
-    copy_rows<kOutputs>(storage.weight[stage],
-                        static_cast<const T*>(p.weight) + first_output * p.stride_weight_row,
-                        p.stride_weight_row, p.out_features - first_output, input);
+    if constexpr (std::is_same_v<W, T>) {
+      copy_rows<kOutputs>(storage.weight[stage],
+                          static_cast<const T*>(p.weight) + first_output * p.stride_weight_row,
+                          p.stride_weight_row, p.out_features - first_output, input);
+    } else {
+      dequantize_rows(storage.weight[stage], input);
+    }
   }
 
   /// Scales of the tile's tokens. The order of additions depends on in_features alone.
@@ -205,12 +250,13 @@ struct TilesProduct {
 };
 
 /// The tiles of one group of outputs are neighbours: they share its weight in the L2 cache.
-template <class T, int kTokens, int kOutputs, bool kCopied>
-__global__ void __launch_bounds__(TilesProduct<T, kTokens, kOutputs, kCopied>::kThreads,
+template <class T, class W, int kTokens, int kOutputs, bool kCopied>
+__global__ void __launch_bounds__(TilesProduct<T, W, kTokens, kOutputs, kCopied>::kThreads,
                                   kTokens == 64 ? 4 : 1)
     linear_tiles_kernel(const __grid_constant__ LinearParams p, int64_t token_tiles,
                         int64_t num_tiles, bool x_aligned) {
-  using Product = TilesProduct<T, kTokens, kOutputs, kCopied>;
+  using Product = TilesProduct<T, W, kTokens, kOutputs, kCopied>;
+  wait_for_stream();
   for (int64_t tile = blockIdx.x; tile < num_tiles; tile += gridDim.x) {
     Product{.p = p,
             .storage = shared_storage<typename Product::Storage>(),
@@ -223,9 +269,9 @@ __global__ void __launch_bounds__(TilesProduct<T, kTokens, kOutputs, kCopied>::k
 
 constexpr int64_t tiles_of(int64_t size, int64_t tile) { return (size + tile - 1) / tile; }
 
-template <class T, int kTile, bool kCopied>
+template <class T, class W, int kTile, bool kCopied>
 void run_tiles(const LinearParams& p, bool x_aligned, int device, Stream stream) {
-  using Product = TilesProduct<T, kTile, kTile, kCopied>;
+  using Product = TilesProduct<T, W, kTile, kTile, kCopied>;
   const int64_t token_tiles = tiles_of(p.num_tokens, kTile);
   const int64_t num_tiles = token_tiles * tiles_of(p.out_features, kTile);
   const Launch at{.op = "linear",
@@ -233,16 +279,19 @@ void run_tiles(const LinearParams& p, bool x_aligned, int device, Stream stream)
                   .stream = stream,
                   .grid = dim3(static_cast<unsigned>(std::min(num_tiles, kMaxBlocks))),
                   .block = dim3(Product::kThreads),
-                  .shared_bytes = sizeof(typename Product::Storage)};
-  launch(at, linear_tiles_kernel<T, kTile, kTile, kCopied>, p, token_tiles, num_tiles, x_aligned);
+                  .shared_bytes = sizeof(typename Product::Storage),
+                  .begins_early = true};
+  launch(at, linear_tiles_kernel<T, W, kTile, kTile, kCopied>, p, token_tiles, num_tiles,
+         x_aligned);
 }
 
 }  // namespace
 
 bool takes_tiles(const LinearParams& p) {
-  return p.num_tokens > kLinearTokens && !p.packed && p.dtype == p.weight_dtype &&
-         p.dtype != DType::kF32 && p.in_features % 8 == 0 && p.in_features > 0 &&
-         rows_aligned(p.weight, p.stride_weight_row, 2);
+  if (p.dtype == DType::kF32) return false;
+  if (p.packed) return p.num_tokens > 8 * kLinearTokens;
+  return p.num_tokens > kLinearTokens && p.dtype == p.weight_dtype && p.in_features % 8 == 0 &&
+         p.in_features > 0 && rows_aligned(p.weight, p.stride_weight_row, 2);
 }
 
 void linear_tiles(const LinearParams& p, int device, Stream stream) {
@@ -252,12 +301,16 @@ void linear_tiles(const LinearParams& p, int device, Stream stream) {
   const bool large = tiles_of(p.num_tokens, 128) * tiles_of(p.out_features, 128) >=
                      device_limits("linear", device).num_sms;
   dispatch_dtype<BF16, F16>(p.dtype, [&]<class T>() {
-    if (large) {
-      copied ? run_tiles<T, 128, true>(p, x_aligned, device, stream)
-             : run_tiles<T, 128, false>(p, x_aligned, device, stream);
+    if (p.packed) {
+      dispatch_format(p.format, [&]<class Format>() {
+        run_tiles<T, Format, 64, false>(p, x_aligned, device, stream);
+      });
+    } else if (large) {
+      copied ? run_tiles<T, T, 128, true>(p, x_aligned, device, stream)
+             : run_tiles<T, T, 128, false>(p, x_aligned, device, stream);
     } else {
-      copied ? run_tiles<T, 64, true>(p, x_aligned, device, stream)
-             : run_tiles<T, 64, false>(p, x_aligned, device, stream);
+      copied ? run_tiles<T, T, 64, true>(p, x_aligned, device, stream)
+             : run_tiles<T, T, 64, false>(p, x_aligned, device, stream);
     }
   });
 }

@@ -7,6 +7,7 @@
 #include "common/tensor_view.h"
 #include "cuda/runtime/device_guard.h"
 #include "cuda/runtime/error.h"
+#include "cuda/runtime/kernel_arch.h"
 #include "cuda/runtime/shared_limit.h"
 
 namespace lampo::cuda {
@@ -19,6 +20,9 @@ struct Launch {
   dim3 block;
   size_t shared_bytes = 0;  // size of the kernel's SharedStorage
   unsigned cluster = 1;     // blocks in x that share their memory; more than one from sm_90 on
+  /// From sm_90 on: before the kernels before it in the stream have ended. The kernel then calls
+  /// wait_for_stream() (device/ptx/stream.cuh).
+  bool begins_early = false;
 };
 
 /// Largest grid in x; kernels stride beyond it. Tests on the CPU lower it, so that kernels stride.
@@ -28,6 +32,13 @@ inline constexpr int64_t kMaxBlocks = LAMPO_MAX_BLOCKS;
 inline constexpr int64_t kMaxBlocks = 0x7fffffff;
 #endif
 
+/// kernel_arch() of the device of a launch.
+template <class... Params>
+int code_arch_of(void (*kernel)(Params...), const Launch& at) {
+  const DeviceGuard guard(at.op, at.device);
+  return kernel_arch(reinterpret_cast<const void*>(kernel), at.op, at.device);
+}
+
 template <class... Params, class... Args>
 void launch(const Launch& at, void (*kernel)(Params...), const Args&... args) {
   const DeviceGuard guard(at.op, at.device);
@@ -36,11 +47,20 @@ void launch(const Launch& at, void (*kernel)(Params...), const Args&... args) {
   config.blockDim = at.block;
   config.dynamicSmemBytes = at.shared_bytes;
   config.stream = static_cast<cudaStream_t>(at.stream.handle);
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {at.cluster, 1, 1};
-  config.attrs = &cluster;
-  config.numAttrs = at.cluster > 1;
+  cudaLaunchAttribute attributes[2] = {};
+  config.attrs = attributes;
+  if (at.cluster > 1) {
+    cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {at.cluster, 1, 1};
+  }
+  // Code for older architectures, compiled for this one when it is loaded, does not wait.
+  if (at.begins_early &&
+      kernel_arch(reinterpret_cast<const void*>(kernel), at.op, at.device) >= 90) {
+    cudaLaunchAttribute& early = attributes[config.numAttrs++];
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+  }
   if (at.shared_bytes > kDefaultSharedBytes) {
     raise_shared_limit(reinterpret_cast<const void*>(kernel), at.op, at.device);
   }

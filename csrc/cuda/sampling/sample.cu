@@ -3,7 +3,8 @@
 // of cpu/sampling/sample.cpp, which chooses the very same tokens.
 //
 // A row is shared by `parts` CUDA blocks (sample_plan.h), a warp takes 256 tokens at a time, 8 a
-// lane. A fixed sequence of kernels, which share the workspace and need nothing of the host:
+// lane. A fixed sequence of passes, which share the workspace and need nothing of the host: for few
+// rows in one kernel, a cluster a row, else in a kernel each:
 //   edit       rows with penalties, bias or a mask are copied and edited; others are never copied
 //   maxima     of every 256 tokens, and of the row
 //   histogram  mass (and number) of tokens in 2048 buckets of (max - l): in shared memory, by
@@ -22,16 +23,17 @@
 // L2 where the batch fits it. Floors at 4.3 TB/s (an H200's measured copy rate) for one pass over
 // float32 of 128256 tokens: 1 row 0.1 us, 64 rows 8 us, 512 rows 61 us. A mass is about 25
 // instructions and a bucket 2 shared atomics, so a pass over masses is expected to take as long as
-// one from memory. Expected: 1 row 12 us, four launches of latency; 64 rows about 35 us; 512 rows
+// one from memory. Expected: 1 row 10 us, in one launch; 64 rows about 35 us; 512 rows
 // about 200 us: as many rows do not fit L2, and nothing keeps them on the chip from pass to pass.
 //
 // Limits: top_p, min_p, top_k out of their range mean the nearest that is in it, a temperature that
 // is not positive means 0; ids and offsets of lists out of range are skipped. The ids of one list
 // of a row must differ. Not run on a GPU yet: compiled for sm_80 to sm_120 without spills, and run
 // on the CPU (tests/cuda_on_cpu/). Not tried: clusters that keep a row in shared memory over all
-// passes; programmatic dependent launch.
+// passes.
 #include "common/dispatch.h"
 #include "cuda/backend.h"
+#include "cuda/device/ptx/cluster.cuh"
 #include "cuda/elementwise/row_passes.cuh"
 #include "cuda/runtime/device_limits.h"
 #include "cuda/sampling/sample_row.cuh"
@@ -52,35 +54,39 @@ __device__ inline void for_entries(const RaggedIds& list, int64_t b, Fn&& fn) {
 
 /// Step (1), into the row's copy. A masked token stays -inf whatever is added to it.
 template <class In>
+__device__ inline void edit_part(const SampleParams& p, const SampleWork& work,
+                                 const RowPart& part) {
+  const int64_t b = part.row;
+  const LogitRow<In> raw = {static_cast<const In*>(p.logits) + b * p.stride_logits_row,
+                            p.vocab_size};
+  float* out = work.scratch(b).copy;
+  const int64_t begin = part.begin * kSampleBlock;
+  const int64_t end = min(part.end * kSampleBlock, p.vocab_size);
+  const int32_t* mask =
+      p.allowed_mask != nullptr ? p.allowed_mask + b * p.stride_mask_row : nullptr;
+  for (int64_t i = begin + threadIdx.x; i < end; i += kSampleThreads) {
+    const bool allowed = mask == nullptr || (static_cast<uint32_t>(mask[i / 32]) >> i % 32 & 1);
+    out[i] = allowed ? raw.at(i) : minus_infinity();
+  }
+  const auto store = [&](int64_t id, float l) { out[id] = l == l ? l : minus_infinity(); };
+  sync_block();
+  for_entries(p.penalties, b, [&](int64_t id, int64_t j) {
+    if (id < begin || id >= end) return;
+    store(id, penalize(out[id], p.penalty_counts[j],
+                       p.repetition_penalty != nullptr ? p.repetition_penalty[b] : 1.0f,
+                       p.presence_penalty != nullptr ? p.presence_penalty[b] : 0.0f,
+                       p.frequency_penalty != nullptr ? p.frequency_penalty[b] : 0.0f));
+  });
+  sync_block();
+  for_entries(p.bias, b, [&](int64_t id, int64_t j) {
+    if (id >= begin && id < end) store(id, add_rn(out[id], p.bias_values[j]));
+  });
+}
+
+template <class In>
 __global__ void __launch_bounds__(kSampleThreads)
     edit_kernel(const __grid_constant__ SampleParams p, const __grid_constant__ SampleWork work) {
-  for_each_part(work, [&](const RowPart& part) {
-    const int64_t b = part.row;
-    const LogitRow<In> raw = {static_cast<const In*>(p.logits) + b * p.stride_logits_row,
-                              p.vocab_size};
-    float* out = work.scratch(b).copy;
-    const int64_t begin = part.begin * kSampleBlock;
-    const int64_t end = min(part.end * kSampleBlock, p.vocab_size);
-    const int32_t* mask =
-        p.allowed_mask != nullptr ? p.allowed_mask + b * p.stride_mask_row : nullptr;
-    for (int64_t i = begin + threadIdx.x; i < end; i += kSampleThreads) {
-      const bool allowed = mask == nullptr || (static_cast<uint32_t>(mask[i / 32]) >> i % 32 & 1);
-      out[i] = allowed ? raw.at(i) : minus_infinity();
-    }
-    const auto store = [&](int64_t id, float l) { out[id] = l == l ? l : minus_infinity(); };
-    sync_block();
-    for_entries(p.penalties, b, [&](int64_t id, int64_t j) {
-      if (id < begin || id >= end) return;
-      store(id, penalize(out[id], p.penalty_counts[j],
-                         p.repetition_penalty != nullptr ? p.repetition_penalty[b] : 1.0f,
-                         p.presence_penalty != nullptr ? p.presence_penalty[b] : 0.0f,
-                         p.frequency_penalty != nullptr ? p.frequency_penalty[b] : 0.0f));
-    });
-    sync_block();
-    for_entries(p.bias, b, [&](int64_t id, int64_t j) {
-      if (id >= begin && id < end) store(id, add_rn(out[id], p.bias_values[j]));
-    });
-  });
+  for_each_part(work, [&](const RowPart& part) { edit_part<In>(p, work, part); });
 }
 
 struct HistogramStorage {
@@ -90,40 +96,44 @@ struct HistogramStorage {
 static_assert(kBuckets == kRadixBins);
 
 template <class E>
+__device__ inline void add_to_histogram(const SampleParams& p, const SampleWork& work,
+                                        const Rows<E>& rows, const RowPart& part) {
+  auto& shared = shared_storage<HistogramStorage>();
+  const int thread = static_cast<int>(threadIdx.x);
+  const RowFilters f = filters_of(p, part.row);
+  const RowScratch scratch = work.scratch(part.row);
+  const ProcessedRow<E> row = processed_row(work, rows, part.row, f);
+  if (f.temperature == 0.0f || row.max == minus_infinity() || !f.cuts(p.vocab_size)) return;
+  const bool counts = f.top_k < p.vocab_size;
+  shared.mass.clear(thread, kSampleThreads);
+  for (int bin = thread; bin < kBuckets; bin += kSampleThreads) shared.count[bin] = 0;
+  sync_block();
+  part.for_blocks([&](int64_t block) {
+    const LaneTokens tokens = row.logits.load_block(block);
+#pragma unroll
+    for (int j = 0; j < kTokensPerLane; ++j) {
+      const float l = tokens.l[j];
+      if (l == minus_infinity()) continue;
+      const int bin = row.mass.bucket(l, kBuckets);
+      const Weight mass = round_to_u64(row.mass(l));
+      if (mass != 0) shared.mass.add(bin, mass);
+      if (counts) atomicAdd(&shared.count[bin], 1u);
+    }
+  });
+  sync_block();
+  for (int bin = thread; bin < kBuckets; bin += kSampleThreads) {
+    if (const Weight mass = shared.mass(bin); mass != 0) {
+      atomicAdd(&scratch.bucket_mass[bin], mass);
+    }
+    if (shared.count[bin] != 0) atomicAdd(&scratch.bucket_count[bin], shared.count[bin]);
+  }
+}
+
+template <class E>
 __global__ void __launch_bounds__(kSampleThreads)
     histogram_kernel(const __grid_constant__ SampleParams p,
                      const __grid_constant__ SampleWork work, Rows<E> rows) {
-  auto& shared = shared_storage<HistogramStorage>();
-  const int thread = static_cast<int>(threadIdx.x);
-  for_each_part(work, [&](const RowPart& part) {
-    const RowFilters f = filters_of(p, part.row);
-    const RowScratch scratch = work.scratch(part.row);
-    const ProcessedRow<E> row = processed_row(work, rows, part.row, f);
-    if (f.temperature == 0.0f || row.max == minus_infinity() || !f.cuts(p.vocab_size)) return;
-    const bool counts = f.top_k < p.vocab_size;
-    shared.mass.clear(thread, kSampleThreads);
-    for (int bin = thread; bin < kBuckets; bin += kSampleThreads) shared.count[bin] = 0;
-    sync_block();
-    part.for_blocks([&](int64_t block) {
-      const LaneTokens tokens = row.logits.load_block(block);
-#pragma unroll
-      for (int j = 0; j < kTokensPerLane; ++j) {
-        const float l = tokens.l[j];
-        if (l == minus_infinity()) continue;
-        const int bin = row.mass.bucket(l, kBuckets);
-        const Weight mass = round_to_u64(row.mass(l));
-        if (mass != 0) shared.mass.add(bin, mass);
-        if (counts) atomicAdd(&shared.count[bin], 1u);
-      }
-    });
-    sync_block();
-    for (int bin = thread; bin < kBuckets; bin += kSampleThreads) {
-      if (const Weight mass = shared.mass(bin); mass != 0) {
-        atomicAdd(&scratch.bucket_mass[bin], mass);
-      }
-      if (shared.count[bin] != 0) atomicAdd(&scratch.bucket_count[bin], shared.count[bin]);
-    }
-  });
+  for_each_part(work, [&](const RowPart& part) { add_to_histogram(p, work, rows, part); });
 }
 
 /// Appends the tokens of a warp's block that `bits` says, in any order.
@@ -147,96 +157,136 @@ __device__ inline void append_to_list(const RowScratch& scratch, const LaneToken
 }
 
 template <class E>
+__device__ inline void gather(const SampleParams& p, const SampleWork& work, const Rows<E>& rows,
+                              const RowPart& part) {
+  const RowFilters f = filters_of(p, part.row);
+  const RowScratch scratch = work.scratch(part.row);
+  const ProcessedRow<E> row = processed_row(work, rows, part.row, f);
+  if (f.temperature == 0.0f || row.max == minus_infinity()) return;
+  Cuts cuts;
+  if (f.cuts(p.vocab_size)) {
+    cuts = find_cuts(f, p.vocab_size, scratch, shared_storage<SelectStorage>());
+  }
+  if (part.part == 0 && threadIdx.x == 0) {
+    SampleRowState& state = *scratch.state;
+    state.k_bucket = cuts.k_bucket;
+    state.p_first = cuts.p_first;
+    state.p_last = cuts.p_last;
+    state.k_missing = cuts.k_missing;
+    state.mass_above_k = cuts.mass_above_k;
+    state.mass_above_p = cuts.mass_above_p;
+  }
+  const int first = cuts.first(), last = cuts.last();
+  part.for_blocks([&](int64_t block) {
+    const float largest = flattened(scratch.block_max[block], row.logits.infinite);
+    Weight sum = 0;
+    if (largest > minus_infinity() && row.mass.bucket(largest, kBuckets) <= last) {
+      const LaneTokens tokens = row.logits.load_block(block);
+      unsigned listed = 0;
+#pragma unroll
+      for (int j = 0; j < kTokensPerLane; ++j) {
+        const float l = tokens.l[j];
+        if (l == minus_infinity()) continue;
+        const int bucket = row.mass.bucket(l, kBuckets);
+        if (bucket < first) {
+          const float mass = row.mass(l);
+          if (mass >= f.min_mass) sum += round_to_u64(mass);
+        } else if (cuts.listed(bucket)) {
+          listed |= 1u << j;
+        }
+      }
+      append_to_list(scratch, tokens, listed);
+      for (int mask = kWarpSize / 2; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
+    }
+    if (lane_leads()) scratch.block_mass[block] = sum;
+  });
+}
+
+template <class E>
 __global__ void __launch_bounds__(kSampleThreads)
     gather_kernel(const __grid_constant__ SampleParams p, const __grid_constant__ SampleWork work,
                   Rows<E> rows) {
-  for_each_part(work, [&](const RowPart& part) {
-    const RowFilters f = filters_of(p, part.row);
-    const RowScratch scratch = work.scratch(part.row);
-    const ProcessedRow<E> row = processed_row(work, rows, part.row, f);
-    if (f.temperature == 0.0f || row.max == minus_infinity()) return;
-    Cuts cuts;
-    if (f.cuts(p.vocab_size)) {
-      cuts = find_cuts(f, p.vocab_size, scratch, shared_storage<SelectStorage>());
+  for_each_part(work, [&](const RowPart& part) { gather(p, work, rows, part); });
+}
+
+template <class E>
+__device__ inline void draw_row(const SampleParams& p, const SampleWork& work, const Rows<E>& rows,
+                                int64_t b) {
+  const RowFilters f = filters_of(p, b);
+  const RowScratch scratch = work.scratch(b);
+  const ProcessedRow<E> row = processed_row(work, rows, b, f);
+  const SampleRowState& state = *scratch.state;
+  const RowDraw<E> rd = {work,
+                         scratch,
+                         row,
+                         f,
+                         {state.k_bucket, state.p_first, state.p_last, state.k_missing,
+                          state.mass_above_k, state.mass_above_p},
+                         shared_storage<SelectStorage>()};
+  typename RowDraw<E>::Drawn drawn = {-1, 0.0f};
+  if (row.max > minus_infinity()) {
+    drawn = f.temperature == 0.0f
+                ? rd.take_largest()
+                : rd.draw(p.seeds[b], p.positions != nullptr ? p.positions[b] : 0);
+  }
+  sync_block();
+  if (threadIdx.x == 0) {
+    p.token_ids[b] = drawn.token;
+    p.status[b] = drawn.token >= 0 ? kSampleOk : kSampleNoCandidate;
+    if (drawn.token < 0) scratch.state->kept_value = __builtin_huge_valf();  // nothing
+    if (p.num_kept != nullptr) p.num_kept[b] = 0;  // the next kernel adds to it
+    if (p.logprobs != nullptr) {
+      const auto raw_at = [&](int64_t token) {
+        const int64_t at = b * p.stride_logits_row + token;
+        const float l = p.dtype == DType::kF32 ? static_cast<const float*>(p.logits)[at]
+                                               : to_float(static_cast<const BF16*>(p.logits)[at]);
+        return l == l ? l : minus_infinity();
+      };
+      const float nan = __builtin_nanf("");
+      p.logprobs[2 * b] = drawn.token >= 0 ? raw_logprob(work, scratch)(raw_at(drawn.token)) : nan;
+      p.logprobs[2 * b + 1] = drawn.token >= 0 ? drawn.logprob : nan;
     }
-    if (part.part == 0 && threadIdx.x == 0) {
-      SampleRowState& state = *scratch.state;
-      state.k_bucket = cuts.k_bucket;
-      state.p_first = cuts.p_first;
-      state.p_last = cuts.p_last;
-      state.k_missing = cuts.k_missing;
-      state.mass_above_k = cuts.mass_above_k;
-      state.mass_above_p = cuts.mass_above_p;
-    }
-    const int first = cuts.first(), last = cuts.last();
-    part.for_blocks([&](int64_t block) {
-      const float largest = flattened(scratch.block_max[block], row.logits.infinite);
-      Weight sum = 0;
-      if (largest > minus_infinity() && row.mass.bucket(largest, kBuckets) <= last) {
-        const LaneTokens tokens = row.logits.load_block(block);
-        unsigned listed = 0;
-#pragma unroll
-        for (int j = 0; j < kTokensPerLane; ++j) {
-          const float l = tokens.l[j];
-          if (l == minus_infinity()) continue;
-          const int bucket = row.mass.bucket(l, kBuckets);
-          if (bucket < first) {
-            const float mass = row.mass(l);
-            if (mass >= f.min_mass) sum += round_to_u64(mass);
-          } else if (cuts.listed(bucket)) {
-            listed |= 1u << j;
-          }
-        }
-        append_to_list(scratch, tokens, listed);
-        for (int mask = kWarpSize / 2; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
-      }
-      if (lane_leads()) scratch.block_mass[block] = sum;
-    });
-  });
+  }
+  sync_block();
 }
 
 template <class E>
 __global__ void __launch_bounds__(kSampleThreads)
     draw_kernel(const __grid_constant__ SampleParams p, const __grid_constant__ SampleWork work,
                 Rows<E> rows) {
-  for (int64_t b = blockIdx.x; b < work.num_rows; b += gridDim.x) {
-    const RowFilters f = filters_of(p, b);
-    const RowScratch scratch = work.scratch(b);
-    const ProcessedRow<E> row = processed_row(work, rows, b, f);
-    const SampleRowState& state = *scratch.state;
-    const RowDraw<E> rd = {work,
-                           scratch,
-                           row,
-                           f,
-                           {state.k_bucket, state.p_first, state.p_last, state.k_missing,
-                            state.mass_above_k, state.mass_above_p},
-                           shared_storage<SelectStorage>()};
-    typename RowDraw<E>::Drawn drawn = {-1, 0.0f};
-    if (row.max > minus_infinity()) {
-      drawn = f.temperature == 0.0f
-                  ? rd.take_largest()
-                  : rd.draw(p.seeds[b], p.positions != nullptr ? p.positions[b] : 0);
-    }
-    sync_block();
-    if (threadIdx.x == 0) {
-      p.token_ids[b] = drawn.token;
-      p.status[b] = drawn.token >= 0 ? kSampleOk : kSampleNoCandidate;
-      if (drawn.token < 0) scratch.state->kept_value = __builtin_huge_valf();  // nothing
-      if (p.num_kept != nullptr) p.num_kept[b] = 0;  // the next kernel adds to it
-      if (p.logprobs != nullptr) {
-        const auto raw_at = [&](int64_t token) {
-          const int64_t at = b * p.stride_logits_row + token;
-          const float l = p.dtype == DType::kF32 ? static_cast<const float*>(p.logits)[at]
-                                                 : to_float(static_cast<const BF16*>(p.logits)[at]);
-          return l == l ? l : minus_infinity();
-        };
-        const float nan = __builtin_nanf("");
-        p.logprobs[2 * b] =
-            drawn.token >= 0 ? raw_logprob(work, scratch)(raw_at(drawn.token)) : nan;
-        p.logprobs[2 * b + 1] = drawn.token >= 0 ? drawn.logprob : nan;
+  wait_for_stream();
+  for (int64_t b = blockIdx.x; b < work.num_rows; b += gridDim.x) draw_row(p, work, rows, b);
+}
+
+template <class E>
+__device__ inline void mark(const SampleParams& p, const SampleWork& work, const Rows<E>& rows,
+                            const RowPart& part) {
+  const RowFilters f = filters_of(p, part.row);
+  const ProcessedRow<E> row = processed_row(work, rows, part.row, f);
+  SampleRowState kept = *work.scratch(part.row).state;
+  if (kept.kept_value == __builtin_huge_valf()) kept.kept_last = -1;
+  const float temperature = f.temperature > 0.0f ? f.temperature : 1.0f;
+  Weight count = 0;
+  part.for_blocks([&](int64_t block) {
+    const LaneTokens tokens = row.logits.load_block(block);
+#pragma unroll
+    for (int j = 0; j < kTokensPerLane; ++j) {
+      const int64_t token = tokens.token(j);
+      if (token >= work.vocab_size) continue;
+      const float l = tokens.l[j];
+      const bool here = RowDraw<E>::is_kept(kept, l, row.mass(l), token);
+      count += here ? 1 : 0;
+      if (p.kept != nullptr) p.kept[part.row * p.stride_kept_row + token] = here ? 1 : 0;
+      if (p.processed_logprobs != nullptr) {
+        p.processed_logprobs[part.row * p.stride_processed_row + token] =
+            here ? processed_logprob(l, row.max, temperature, kept.log_mass) : minus_infinity();
       }
     }
-    sync_block();
+  });
+  if (p.num_kept == nullptr) return;
+  count = block_fold(count, Sum{}, shared_storage<MassStorage>().sums);
+  if (threadIdx.x == 0) {
+    atomicAdd(reinterpret_cast<unsigned*>(p.num_kept + part.row), static_cast<unsigned>(count));
   }
 }
 
@@ -244,35 +294,71 @@ template <class E>
 __global__ void __launch_bounds__(kSampleThreads)
     mark_kernel(const __grid_constant__ SampleParams p, const __grid_constant__ SampleWork work,
                 Rows<E> rows) {
-  for_each_part(work, [&](const RowPart& part) {
-    const RowFilters f = filters_of(p, part.row);
-    const ProcessedRow<E> row = processed_row(work, rows, part.row, f);
-    SampleRowState kept = *work.scratch(part.row).state;
-    if (kept.kept_value == __builtin_huge_valf()) kept.kept_last = -1;
-    const float temperature = f.temperature > 0.0f ? f.temperature : 1.0f;
-    Weight count = 0;
-    part.for_blocks([&](int64_t block) {
-      const LaneTokens tokens = row.logits.load_block(block);
-#pragma unroll
-      for (int j = 0; j < kTokensPerLane; ++j) {
-        const int64_t token = tokens.token(j);
-        if (token >= work.vocab_size) continue;
-        const float l = tokens.l[j];
-        const bool here = RowDraw<E>::is_kept(kept, l, row.mass(l), token);
-        count += here ? 1 : 0;
-        if (p.kept != nullptr) p.kept[part.row * p.stride_kept_row + token] = here ? 1 : 0;
-        if (p.processed_logprobs != nullptr) {
-          p.processed_logprobs[part.row * p.stride_processed_row + token] =
-              here ? processed_logprob(l, row.max, temperature, kept.log_mass) : minus_infinity();
-        }
+  for_each_part(work, [&](const RowPart& part) { mark(p, work, rows, part); });
+}
+
+union ClusterStorage {
+  MaximaStorage maxima;
+  HistogramStorage histogram;
+  SelectStorage select;
+  MassStorage mass;
+};
+
+bool wants_marks(const SampleParams& p) {
+  return p.kept != nullptr || p.num_kept != nullptr || p.processed_logprobs != nullptr;
+}
+
+/// All passes over a row by a cluster, a part each block. rows: the copies if rows are edited.
+template <class In, class E>
+__global__ void __launch_bounds__(kSampleThreads)
+    cluster_kernel(const __grid_constant__ SampleParams p, const __grid_constant__ SampleWork work,
+                   Rows<In> raw, Rows<E> rows, bool edited, bool marks) {
+  wait_for_stream();
+  const int rank = static_cast<int>(blockIdx.x) % work.parts;
+  for (int64_t b = static_cast<int>(blockIdx.x) / work.parts; b < work.num_rows;
+       b += static_cast<int>(gridDim.x) / work.parts) {
+    const RowPart part = part_of(work, b, rank);
+    if (edited) {
+      edit_part<In>(p, work, part);
+      sync_cluster();
+      if (p.logprobs != nullptr) {
+        find_maxima(work, raw, part, work.layout.raw_part_max, work.layout.raw_block_max, false);
       }
-    });
-    if (p.num_kept == nullptr) return;
-    count = block_fold(count, Sum{}, shared_storage<MassStorage>().sums);
-    if (threadIdx.x == 0) {
-      atomicAdd(reinterpret_cast<unsigned*>(p.num_kept + part.row), static_cast<unsigned>(count));
     }
-  });
+    find_maxima(work, rows, part, work.layout.part_max, work.layout.block_max, true);
+    sync_cluster();
+    if (p.logprobs != nullptr) {
+      sum_raw_masses(work, raw, part);
+      sync_block();
+    }
+    if (p.top_k != nullptr || p.top_p != nullptr) {
+      add_to_histogram(p, work, rows, part);
+      sync_cluster();
+    }
+    gather(p, work, rows, part);
+    sync_cluster();
+    if (rank == 0) draw_row(p, work, rows, b);
+    if (marks) {
+      sync_cluster();
+      mark(p, work, rows, part);
+    }
+    sync_block();  // shared memory is free again
+  }
+}
+
+/// Launches cluster_kernel if that is to compute the rows.
+template <class In, class E>
+bool runs_in_clusters(const SampleParams& p, SampleWork work, const Rows<In>& raw,
+                      const Rows<E>& rows, bool edited, int num_sms, int device, Stream stream) {
+  const auto kernel = cluster_kernel<In, E>;
+  if (!takes_clusters(work.num_rows, num_sms)) return false;
+  Launch at =
+      launch_of("sample", work.num_rows * kClusterParts, sizeof(ClusterStorage), device, stream);
+  if (code_arch_of(kernel, at) < 90) return false;
+  work.parts = kClusterParts;
+  at.cluster = kClusterParts;
+  launch(at, kernel, p, work, raw, rows, edited, wants_marks(p));
+  return true;
 }
 
 template <class E>
@@ -294,7 +380,7 @@ void draw_tokens(const SampleParams& p, const SampleWork& work, const Rows<E>& r
                  Stream stream) {
   launch(launch_of("sample", work.num_rows, sizeof(SelectStorage), device, stream), draw_kernel<E>,
          p, work, rows);
-  if (p.kept == nullptr && p.num_kept == nullptr && p.processed_logprobs == nullptr) return;
+  if (!wants_marks(p)) return;
   launch(launch_of("sample", work.num_rows * work.parts, sizeof(MassStorage), device, stream),
          mark_kernel<E>, p, work, rows);
 }
@@ -310,6 +396,11 @@ void run(const SampleParams& p, int num_sms, int device, Stream stream) {
                             work.layout.bytes / static_cast<int64_t>(sizeof(float))};
   const bool edited =
       p.penalties.ids != nullptr || p.bias.ids != nullptr || p.allowed_mask != nullptr;
+  if (!edited) work.layout.raw_part_max = work.layout.part_max;  // one and the same
+  if (edited ? runs_in_clusters(p, work, raw, copy, edited, num_sms, device, stream)
+             : runs_in_clusters(p, work, raw, raw, edited, num_sms, device, stream)) {
+    return;
+  }
   if (edited) {
     launch(by_part(0), edit_kernel<In>, p, work);
     choose_tokens(p, work, copy, device, stream);
@@ -318,7 +409,6 @@ void run(const SampleParams& p, int num_sms, int device, Stream stream) {
              work.layout.raw_block_max, false);
     }
   } else {
-    work.layout.raw_part_max = work.layout.part_max;  // one and the same
     choose_tokens(p, work, raw, device, stream);
   }
   if (p.logprobs != nullptr) {

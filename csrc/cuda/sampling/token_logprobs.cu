@@ -134,6 +134,7 @@ template <class E>
 __global__ void __launch_bounds__(kSampleThreads, 1)
     table_kernel(const __grid_constant__ TokenLogprobsParams p,
                  const __grid_constant__ SampleWork work, Rows<E> rows) {
+  wait_for_stream();
   for (int64_t b = blockIdx.x; b < work.num_rows; b += gridDim.x) {
     const RowScratch scratch = work.scratch(b);
     const TableRow<E> row = {work, scratch, rows.row(b, p.vocab_size),

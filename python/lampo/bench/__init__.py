@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load tests of a model: calls, targets and results."""
+"""Measurements: ops and models beside peers and the machine's limits, and load tests."""

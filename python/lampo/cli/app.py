@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from lampo.cli import bench_serve
+from lampo.cli import bench_model, bench_serve
+from lampo.cli.bench_compare import compare
+from lampo.cli.bench_op import op
 from lampo.cli.chat import chat
 from lampo.cli.completion import completion, prepare_completion
 from lampo.cli.doctor import doctor
@@ -100,8 +102,8 @@ app.add_typer(bench, name="bench")
 
 @bench.callback(
     invoke_without_command=True,
-    help="Measure a model under load.",
-    epilog="Examples:\n\nlampo bench serve",
+    help="Measure ops and models, beside peers and the machine's limits, and under load.",
+    epilog="Examples:\n\nlampo bench op paged_attention --seq-len 1k,4k\n\nlampo bench serve",
 )
 def _bench(ctx: typer.Context) -> None:
     if ctx.invoked_subcommand is None:
@@ -144,6 +146,27 @@ _add(
     "lampo serve",
     "LAMPO_API_KEY=... lampo serve --host 0.0.0.0 -m org/name:Q4_0",
     "curl localhost:8000/v1/models",
+)
+_add(
+    op,
+    "lampo bench op paged_attention --batch 1,8 --seq-len 1k,4k --heads 32/8x128 --dtype bf16,int8",
+    "lampo bench op linear --shape 4096x14336 --rows 1,4,8 --dtype q4_0,bf16 --json linear.json",
+    "lampo bench op rms_norm --kernel my.py:my_rms_norm",
+    to=bench,
+)
+_add(
+    bench_model.decode,
+    "lampo bench decode --depth 0,1k,4k",
+    "lampo bench decode model.gguf --kv-cache-dtype int8 --peers llama.cpp,transformers",
+    to=bench,
+)
+_add(bench_model.prefill, "lampo bench prefill --prompt 128,512,2k", to=bench)
+_add(bench_model.batch, "lampo bench batch model.gguf --batch 1,4,16,64", to=bench)
+_add(
+    compare,
+    "lampo bench compare before.json after.json",
+    "lampo bench compare before.json after.json --fail-above 1.05",
+    to=bench,
 )
 _add(
     bench_serve.serve,

@@ -14,7 +14,7 @@ from lampo import ops
 from lampo.models.config import ModelConfig
 from lampo.models.layers import Attention, Block, moved, parts_of
 from lampo.models.projection import LayerNorm, Norm, Projection
-from lampo.models.step import Buffers, Cache, Kept, Rows, Step, StepLimits
+from lampo.models.step import AttentionKind, Buffers, Cache, Kept, Rows, Step, StepLimits
 
 _META = torch.device("meta")
 
@@ -131,6 +131,7 @@ class Decoder:
             until the next step.
         """
         rows = self._rows(step.token_ids.shape[0])
+        rows.begin_step()
         x = rows.get("x", self.config.hidden_size)
         self.embedding(step, x)
         if observer is not None:
@@ -184,33 +185,37 @@ class Decoder:
         wanted = self._new_buffers(limits.max_num_seqs, device, workspaces_of=buffers)
         return buffers, wanted
 
-    def _attention_bytes(self, limits: StepLimits) -> int:
-        """Bytes of the largest workspace of attention."""
-        sizes = [0]
-        for block in self.blocks:
-            if isinstance(block.mixer, Attention):
-                config = block.mixer.config
+    def _attention_bytes(self, limits: StepLimits) -> dict[AttentionKind, int]:
+        """Bytes of the largest workspace of every kind of attention."""
+        mixers = [block.mixer for block in self.blocks]
+        kinds = dict.fromkeys(
+            AttentionKind(mixer.config.num_qo_heads, mixer.keeps)
+            for mixer in mixers
+            if isinstance(mixer, Attention)
+        )
+        return {
+            kind: max(
+                ops.paged_attention_workspace_size(
+                    kind.num_qo_heads,
+                    kind.keys.num_kv_heads,
+                    kind.keys.head_dim,
+                    limits.max_pages_per_seq * limits.page_size,
+                    batch_size=limits.max_num_seqs,
+                    num_tokens=limits.max_num_seqs * tokens_per_seq,
+                    device=limits.device,
+                )
                 # Of a decode step, and of prompts: more tokens per sequence than a tile has rows.
-                for tokens_per_seq in (1, 256):
-                    sizes.append(
-                        ops.paged_attention_workspace_size(
-                            config.num_qo_heads,
-                            config.num_kv_heads,
-                            config.head_dim,
-                            limits.max_pages_per_seq * limits.page_size,
-                            batch_size=limits.max_num_seqs,
-                            num_tokens=limits.max_num_seqs * tokens_per_seq,
-                            device=limits.device,
-                        )
-                    )
-        return max(sizes)
+                for tokens_per_seq in (1, 256)
+            )
+            for kind in kinds
+        }
 
     def _new_buffers(
         self,
         num_tokens: int,
         device: torch.device,
         *,
-        attention_bytes: int = 0,
+        attention_bytes: dict[AttentionKind, int] | None = None,
         workspaces_of: Buffers | None = None,
     ) -> Buffers:
         """Activations of a step of up to `num_tokens` tokens."""

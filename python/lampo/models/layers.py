@@ -111,6 +111,9 @@ class Attention:
         c = self.config
         q, _, _ = rows.heads("qkv", c.num_qo_heads, c.num_kv_heads, c.head_dim)
         attended = rows.get("attended", c.q_size)
+        workspace, planned = rows.attention_workspace(
+            c.num_qo_heads, self.keeps, step, cache.k.shape[2]
+        )
         ops.paged_attention(
             q,
             cache.k,
@@ -120,10 +123,11 @@ class Attention:
             step.cu_seqlens_q,
             softmax_scale=c.scale,
             sliding_window=c.window,
+            planned=planned,
             k_scale=cache.k_scale,
             v_scale=cache.v_scale,
             out=attended.view(-1, c.num_qo_heads, c.head_dim),
-            workspace=rows.attention_workspace(c.num_qo_heads, self.keeps, step, cache.k.shape[2]),
+            workspace=workspace,
         )
         self.out(attended, x, rows.workspace, accumulate=True)
 

@@ -154,6 +154,18 @@ class Cache:
                 yield from layer.tensors
 
 
+class AttentionKind(NamedTuple):
+    """A kind of attention; all layers of one kind share a plan and a workspace.
+
+    Attributes:
+        num_qo_heads: query heads.
+        keys: the cache.
+    """
+
+    num_qo_heads: int
+    keys: PagedKV
+
+
 class Buffers:
     """Preallocated activations, by name: all buffers that blocks write.
 
@@ -164,7 +176,7 @@ class Buffers:
         widths: name -> elements per token in the widest layer.
         num_tokens: number of tokens of the largest step.
         linear_width: the widest input of a linear.
-        attention_bytes: the first size of the workspace of attention, which grows on demand.
+        attention_bytes: the first sizes of the workspaces of attention, which grow on demand.
         workspaces_of: buffers that provide the workspaces; None: allocate them.
 
     Attributes:
@@ -180,7 +192,7 @@ class Buffers:
         device: torch.device,
         *,
         linear_width: int,
-        attention_bytes: int = 0,
+        attention_bytes: Mapping[AttentionKind, int] | None = None,
         workspaces_of: Buffers | None = None,
     ) -> None:
         self.num_tokens = num_tokens
@@ -193,7 +205,10 @@ class Buffers:
             on_cpu = device.type == "cpu"  # linears of a GPU have their workspace on the chip
             size = ops.linear_workspace_size(num_tokens, linear_width) if on_cpu else 0
             self.workspace = torch.empty(size, dtype=torch.uint8, device=device)
-            self._attention = torch.empty(attention_bytes, dtype=torch.uint8, device=device)
+            self._device = device
+            self._attention: dict[AttentionKind, torch.Tensor] = {}
+            for kind, nbytes in (attention_bytes or {}).items():
+                self.attention_workspace(kind, nbytes)
         else:
             self.workspace = workspaces_of.workspace
 
@@ -202,16 +217,16 @@ class Buffers:
         """Bytes of the memory that is these buffers' own."""
         own = sum(t.nbytes for t in self._memory.values())
         if self._workspaces_of is None:
-            own += self.workspace.nbytes + self._attention.nbytes
+            own += self.workspace.nbytes + sum(t.nbytes for t in self._attention.values())
         return own
 
-    def attention_workspace(self, nbytes: int) -> torch.Tensor:
-        """[at least `nbytes`] uint8."""
+    def attention_workspace(self, kind: AttentionKind, nbytes: int) -> torch.Tensor:
+        """[at least `nbytes`] uint8, of all layers of this kind."""
         if self._workspaces_of is not None:
-            return self._workspaces_of.attention_workspace(nbytes)
-        if self._attention.numel() < nbytes:
-            self._attention = self._attention.new_empty(nbytes)
-        return self._attention
+            return self._workspaces_of.attention_workspace(kind, nbytes)
+        if kind not in self._attention or self._attention[kind].numel() < nbytes:
+            self._attention[kind] = torch.empty(nbytes, dtype=torch.uint8, device=self._device)
+        return self._attention[kind]
 
     def rows(self, num_tokens: int) -> Rows:
         """The activations of a step of `num_tokens` tokens."""
@@ -235,6 +250,11 @@ class Rows:
         self.workspace = buffers.workspace
         self._views: dict[tuple[str, int], torch.Tensor] = {}
         self._heads: dict[tuple[str, int, int, int], tuple[torch.Tensor, ...]] = {}
+        self._planned: set[AttentionKind] = set()
+
+    def begin_step(self) -> None:
+        """The lengths of the sequences are new: plans of attention are out of date."""
+        self._planned.clear()
 
     def get(self, name: str, width: int) -> torch.Tensor:
         """[num_tokens, width]."""
@@ -257,8 +277,12 @@ class Rows:
 
     def attention_workspace(
         self, num_qo_heads: int, keys: PagedKV, step: Step, page_size: int
-    ) -> torch.Tensor:
-        """Memory for attention over sequences as long as the step's page table allows."""
+    ) -> tuple[torch.Tensor, bool]:
+        """Memory for attention over sequences as long as the step's page table allows, and whether
+        it holds the plan of an earlier layer."""
+        kind = AttentionKind(num_qo_heads, keys)
+        planned = kind in self._planned
+        self._planned.add(kind)
         size = ops.paged_attention_workspace_size(
             num_qo_heads,
             keys.num_kv_heads,
@@ -268,4 +292,4 @@ class Rows:
             num_tokens=step.token_ids.shape[0],
             device=step.page_table.device,
         )
-        return self._buffers.attention_workspace(size)
+        return self._buffers.attention_workspace(kind, size), planned

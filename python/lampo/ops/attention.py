@@ -13,8 +13,8 @@ from lampo.ops._registry import register
 _paged_attention = register(
     "paged_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor page_table, Tensor seq_lens, "
     "Tensor cu_seqlens_q, float softmax_scale, bool causal, int sliding_window, float soft_cap, "
-    "bool deterministic, Tensor? sinks, Tensor? k_scale, Tensor? v_scale, Tensor(a!)? lse, "
-    "Tensor(b!) out, Tensor(c!) workspace) -> ()",
+    "bool deterministic, bool planned, Tensor? sinks, Tensor? k_scale, Tensor? v_scale, "
+    "Tensor(a!)? lse, Tensor(b!) out, Tensor(c!) workspace) -> ()",
     _C.paged_attention,
 )
 _merge_states = register(
@@ -70,6 +70,7 @@ def paged_attention(
     sliding_window: int | None = None,
     soft_cap: float | None = None,
     deterministic: bool = False,
+    planned: bool = False,
     sinks: torch.Tensor | None = None,
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
@@ -94,6 +95,9 @@ def paged_attention(
         cu_seqlens_q: [batch_size + 1] int32, from 0; tokens past its end are padding.
         softmax_scale: by default 1 / sqrt(head_dim). soft_cap: scores become ``c tanh(s / c)``.
         sliding_window: position p sees (p - window, p]; causal only.
+        planned: on CUDA, ``workspace`` holds the plan of the last call with it: of equal shapes,
+            dtypes, lengths, window, ``causal`` and ``deterministic``, as in the layers of a model.
+            Saves a launch. Wrong where that is untrue.
         sinks: [num_qo_heads] float32, an extra logit in the softmax, without a value.
         k_scale, v_scale: [num_pages, num_kv_heads, page_size] float32, of int8 or float8 caches.
         lse: [num_tokens, num_qo_heads] float32, written: log of the softmax's denominator.
@@ -143,6 +147,7 @@ def paged_attention(
         0 if sliding_window is None else sliding_window,
         0.0 if soft_cap is None else soft_cap,
         deterministic,
+        planned,
         sinks,
         k_scale,
         v_scale,

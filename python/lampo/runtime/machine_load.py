@@ -19,7 +19,8 @@ class MachineLoad:
 
     Attributes:
         cores: logical CPUs of the machine.
-        others: CPUs taken by other processes, and by the host of a virtual machine, on average.
+        others: CPUs taken on average by other processes, but for ended children of this one, and by
+            the host of a virtual machine.
         waited: share of the time in which this process' threads could have run, but got no CPU;
             0 where the kernel does not say.
     """
@@ -58,7 +59,7 @@ class LoadMeter:
         return MachineLoad(cores, min(others, float(cores)), share)
 
     def _sample(self) -> tuple[float, ...] | None:
-        """Seconds: the clock; CPU time of all processes and of this one; running, waiting."""
+        """Seconds: the clock; CPU time of all processes and of own ones; running, waiting."""
         try:
             # cpu user nice system idle iowait irq softirq steal ...
             line = (self._proc / "stat").read_text().split("\n", 1)[0].split()
@@ -68,8 +69,8 @@ class LoadMeter:
         if len(ticks) < 8 or not any(ticks):
             return None
         total = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
-        own = os.times()
-        return (time.perf_counter(), total, own.user + own.system, *self._scheduled())
+        own = sum(os.times()[:4])  # user and system time, of this process and of ended children
+        return (time.perf_counter(), total, own, *self._scheduled())
 
     def _scheduled(self) -> tuple[float, float]:
         """Seconds in which the threads of this process ran, and in which they waited to run."""

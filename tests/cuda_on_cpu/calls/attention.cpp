@@ -37,6 +37,8 @@ void plan_attention(const Call& c) {
   const int num_blocks = static_cast<int>(c["cuts"].shape[0]) - 1;
   Plan plan = make_plan(layout, num_blocks, c.integer("deterministic") != 0);
   plan.cuts = c["cuts"].ptr<lampo::cuda::Cut>();
+  plan.tile_cuts = c["tile_cuts"].ptr<lampo::cuda::Range>();
+  plan.arrived = c["arrived"].ptr<unsigned>();
   plan.costs = c["costs"].ptr<int64_t>();
   plan.first_split = c["first_split"].ptr<int64_t>();
   lampo::cuda::run_plan(p, plan, 0, {});
@@ -59,8 +61,9 @@ void choose_layout(const Call& c) {
       cuda::workspace_layout(c.integer("batch_size"), num_blocks, tile.shape.rows, head_dim);
   const int64_t values[] = {head_dim,        tile.shape.rows, tile.shape.keys, tile.warps,
                             tile.row_blocks, tile.warp_keys,  tile.stages,     tile.max_blocks,
-                            num_blocks,      w.cuts,          w.costs,         w.first_split,
-                            w.states,        w.accumulators,  w.bytes,         w.partial_rows};
+                            num_blocks,      w.cuts,          w.tile_cuts,     w.arrived,
+                            w.costs,         w.first_split,   w.states,        w.accumulators,
+                            w.bytes,         w.partial_rows};
   std::copy(std::begin(values), std::end(values), c["out"].ptr<int64_t>());
 }
 
@@ -85,7 +88,8 @@ const Calls kAttentionCalls = {
                                .causal = c.integer("causal") != 0,
                                .sliding_window = c.integer("sliding_window"),
                                .soft_cap = c.number("soft_cap"),
-                               .deterministic = c.integer("deterministic") != 0},
+                               .deterministic = c.integer("deterministic") != 0,
+                               .planned = c.integer("planned") != 0},
                               c.optional("sinks"), c.optional("k_scale"), c.optional("v_scale"),
                               c.optional("lse"), c["out"], c["workspace"]);
      }},

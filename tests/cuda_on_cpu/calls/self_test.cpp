@@ -46,5 +46,10 @@ const Calls kSelfTestCalls = {
                             static_cast<int>(c["x"].shape[0]),
                             static_cast<int>(c["counts"].shape[0]) - 1, c.integer("fault"));
      }},
+    {"begin_early",
+     [](const Call& c) {
+       self_test::begin_early(c["x"].ptr<float>(), c["out"].ptr<float>(),
+                              static_cast<int>(c["x"].shape[0]), c.integer("fault"));
+     }},
     {"bad_launch", [](const Call& c) { self_test::bad_launch(c.integer("fault")); }},
 };

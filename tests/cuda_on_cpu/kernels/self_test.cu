@@ -4,6 +4,7 @@
 #include "cuda/device/ptx/async_copy.cuh"
 #include "cuda/device/ptx/cluster.cuh"
 #include "cuda/device/ptx/matrix.cuh"
+#include "cuda/device/ptx/stream.cuh"
 #include "cuda/runtime/launch.h"
 #include "kernels/self_test.h"
 
@@ -203,6 +204,16 @@ __global__ void histogram_kernel(const int* x, int* counts, int* arrived, int n,
   counts[bins] = sum;
 }
 
+/// Begins while the grid before still writes x and reads out.
+__global__ void begin_early_kernel(const float* x, float* out, int fault) {
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (fault == 1) out[i] = 2.0f * x[i];
+  float value = fault == 2 ? x[i] : 0.0f;
+  if (fault != 3) wait_for_stream();
+  if (fault != 2) value = x[i];
+  if (fault != 1) out[i] = 2.0f * value;
+}
+
 }  // namespace
 
 void reverse(const float* x, float* out, int n, int fault) {
@@ -253,6 +264,12 @@ void cluster_sum(const float* x, float* out, int blocks, int cluster, int fault)
 void histogram(const int* x, int* counts, int* arrived, int n, int bins, int fault) {
   launch(launch_of("histogram", static_cast<unsigned>(n + 63) / 64, 64), histogram_kernel, x,
          counts, arrived, n, bins, fault);
+}
+
+void begin_early(const float* x, float* out, int n, int fault) {
+  Launch at = launch_of("begin_early", static_cast<unsigned>(n) / 32, 32);
+  at.begins_early = true;
+  launch(at, begin_early_kernel, x, out, fault);
 }
 
 void bad_launch(int fault) {

@@ -42,6 +42,10 @@ void cluster_sum(const float* x, float* out, int blocks, int cluster, int fault)
 /// counts[x[i]] += 1. 1: not atomic. The last block to finish writes the sum to counts[bins].
 void histogram(const int* x, int* counts, int* arrived, int n, int bins, int fault);
 
+/// out = 2 x, n a multiple of 32, in a grid that begins before the one before it has ended.
+/// 1: writes, 2: reads before it waits for that, 3: does not wait.
+void begin_early(const float* x, float* out, int n, int fault);
+
 /// A launch that hardware refuses. 1: too many threads, 2: less shared memory than the kernel uses.
 void bad_launch(int fault);
 

@@ -131,6 +131,13 @@ def _wait(at: Site) -> str:
     return f"wait_copies({int(at.operand(0))});"
 
 
+@instruction(r"prefetch\.global\.L2", 1, 0)
+def _prefetch(at: Site) -> str:
+    """A hint: reads no value."""
+    at.operands.address(at.operand(0))
+    return ";"
+
+
 @instruction(r"membar\.(?:gl|cta)", 0, 0)
 def _fence(at: Site) -> str:
     """Accesses happen in their order here: a missing fence is not found."""

@@ -72,6 +72,17 @@ def _cluster_wait(at: Site) -> str:
     return f"cluster_barrier({at.line});"
 
 
+@instruction(r"griddepcontrol\.launch_dependents", 0, 0)
+def _launch_dependents(at: Site) -> str:
+    """The next grid begins when it is launched."""
+    return ";"
+
+
+@instruction(r"griddepcontrol\.wait", 0, 0)
+def _wait_for_stream(at: Site) -> str:
+    return "wait_for_stream();"
+
+
 @instruction(r"mapa\.u64", 3)
 def _map(at: Site) -> str:
     return at.write(f"map_shared({at.read(1, 'u64')}, {at.read(2, 'u32')})", "u64")

@@ -91,7 +91,7 @@ std::multiset<const char*> unwritten, unread;
 
 const char* group_of(const char* at) { return at - reinterpret_cast<uintptr_t>(at) % kGroupBytes; }
 
-/// Where TMA and wgmma keep the byte `offset` of lines that begin at a multiple of 1024.
+/// Where TMA and wgmma keep the 16 bytes at `at` of lines that begin at a multiple of 1024.
 const char* swizzled(const char* at) {
   const auto address = reinterpret_cast<uintptr_t>(at);
   return reinterpret_cast<const char*>(address ^ (address / kLineBytes % 8 * 16));
@@ -148,7 +148,7 @@ uint32_t shared_offset(const void* address) {
 }
 
 void copy_box(void* to, const Box& box, const void* mbarrier) {
-  const Unseen own;
+  const Unseen unseen;
   int64_t lines = 1;
   for (int i = 1; i < 4; ++i) lines *= box.box[i];
   const int64_t bytes = lines * kLineBytes;

@@ -68,6 +68,8 @@ struct Thread {
   unsigned parity = 0;
 
   std::shared_ptr<void> warp_storage;  // of lane 0
+  bool waits_for_stream = false;
+  bool waited_for_stream = false;
 
   bool posted = false;  // waits for the other lanes of `mask`
   unsigned mask = 0;
@@ -79,7 +81,8 @@ struct Thread {
   std::vector<std::vector<Copy>> groups;  // the oldest first
 
   bool can_run() const {
-    return !finished && !posted && (barrier == nullptr || barrier->generation != generation) &&
+    return !finished && !posted && !waits_for_stream &&
+           (barrier == nullptr || barrier->generation != generation) &&
            (mbarrier == nullptr || mbarrier->phase % 2 != parity);
   }
 };
@@ -106,6 +109,8 @@ struct State {
   Thread* running = nullptr;
   std::deque<Write> writes;  // the oldest first
   std::string error;
+  std::vector<Memory> memory_of_stream;
+  std::vector<std::vector<unsigned char>> hidden;  // its bytes, as long as a grid before runs
   char grid_begins = 0;
   char grid_ends = 0;
 } state;
@@ -163,6 +168,40 @@ unsigned meet(Barrier& barrier, unsigned expected, const char* what, bool predic
   return barrier.held[parity];
 }
 
+// Byte by byte: the sanitizers check calls of memcpy, also here, and parts may be forbidden.
+
+/// The grid before has not ended: its memory holds other bytes.
+void hide_memory() {
+  for (const Memory& memory : state.memory_of_stream) {
+    auto* at = static_cast<unsigned char*>(memory.at);
+    std::vector<unsigned char>& bytes = state.hidden.emplace_back(memory.bytes);
+    for (size_t i = 0; i < memory.bytes; ++i) {
+      bytes[i] = at[i];
+      at[i] = 0xff;
+    }
+  }
+}
+
+/// The grid before ends.
+void show_memory() {
+  for (size_t k = 0; k < state.hidden.size(); ++k) {
+    auto* at = static_cast<unsigned char*>(state.memory_of_stream[k].at);
+    for (size_t i = 0; i < state.hidden[k].size(); ++i) at[i] = state.hidden[k][i];
+  }
+  state.hidden.clear();
+}
+
+/// Lets the threads that wait for the grid before go on; false: there are none.
+bool end_grid_before(const std::vector<Thread*>& threads) {
+  show_memory();
+  bool any = false;
+  for (Thread* t : threads) {
+    any = any || t->waits_for_stream;
+    t->waits_for_stream = false;
+  }
+  return any;
+}
+
 void run_thread() {
   Thread& t = *state.running;
   happens_after(&state.grid_begins);
@@ -171,6 +210,9 @@ void run_thread() {
     fail("has left the kernel with asynchronous copies that it did not wait for");
   }
   if (products_under_way()) fail("has left the kernel with products that it did not wait for");
+  if (state.grid.begins_early && !t.waited_for_stream) {
+    fail("has left a kernel that begins early without waiting for those before it");
+  }
   happens_before(&state.grid_ends);
   t.finished = true;
   Fiber::leave();
@@ -212,13 +254,15 @@ std::string deadlock(const std::vector<Block*>& cluster) {
   return result + (finished > 0 ? ", the first of them " + left : "");
 }
 
-void run_cluster(const std::vector<Block*>& cluster) {
+/// begins_early: before the grid before has ended.
+void run_cluster(const std::vector<Block*>& cluster, bool begins_early) {
   std::vector<Thread*> threads;
   for (Block* block : cluster) {
     for (Thread& t : block->threads) threads.push_back(&t);
   }
   const bool backward = state.order == Order::kBackward;
   size_t finished = 0;
+  if (begins_early) hide_memory();
   while (finished < threads.size()) {
     bool any = false;
     for (size_t i = 0; i < threads.size(); ++i) {
@@ -234,10 +278,13 @@ void run_cluster(const std::vector<Block*>& cluster) {
       finished += t.finished;
     }
     if (any) continue;
-    if (state.writes.empty()) throw Error(deadlock(cluster));
-    const Write write = state.writes.front();
-    state.writes.pop_front();
-    if (const std::string wrong = finish_write(write); !wrong.empty()) throw Error(wrong);
+    if (!state.writes.empty()) {
+      const Write write = state.writes.front();
+      state.writes.pop_front();
+      if (const std::string wrong = finish_write(write); !wrong.empty()) throw Error(wrong);
+      continue;
+    }
+    if (!end_grid_before(threads)) throw Error(deadlock(cluster));
   }
   if (!state.writes.empty()) {
     throw Error("the block has ended before its asynchronous copies");
@@ -285,6 +332,7 @@ std::vector<std::unique_ptr<Block>> make_cluster(unsigned number, std::vector<Bl
 
 }  // namespace
 
+int code_arch = 90;
 RunInstead run_instead = nullptr;
 
 void set_order(Order order) { state.order = order; }
@@ -308,9 +356,10 @@ void run_grid(const Grid& grid, void (*kernel)(const void*), const void* argumen
       std::vector<Block*> cluster;
       blocks.push_back(make_cluster(number, cluster, barriers.emplace_back(), shared));
       happens_before(&state.grid_begins);
-      run_cluster(cluster);
+      run_cluster(cluster, i == 0 && grid.begins_early);
     }
   } catch (const Error&) {
+    show_memory();
     state.error.clear();
     state.writes.clear();
     forget_async();
@@ -320,6 +369,18 @@ void run_grid(const Grid& grid, void (*kernel)(const void*), const void* argumen
   }
   happens_after(&state.grid_ends);
   for (unsigned char* memory : shared) free(memory);
+}
+
+void set_memory_of_stream(std::vector<Memory> memory) {
+  state.memory_of_stream = std::move(memory);
+}
+
+void wait_for_stream() {
+  Thread& t = *state.running;
+  t.waited_for_stream = true;
+  if (state.hidden.empty()) return;
+  t.waits_for_stream = true;
+  wait_until_resumed(t, "griddepcontrol.wait");
 }
 
 dim3 thread_index() { return state.running->index; }
@@ -420,7 +481,10 @@ void arrive_at_mbarrier(const void* at, int64_t announced_bytes) {
   happens_before(&barrier.order[barrier.phase % 2]);
   barrier.bytes += announced_bytes;
   --barrier.missing;
+  const unsigned phase = barrier.phase;
   end_phase_if_complete(barrier);
+  // Those that wait go first, where all happens at once: what comes too early is then seen.
+  if (!late() && barrier.phase != phase) wait_until_resumed(*state.running, "its turn");
 }
 
 void wait_for_mbarrier(const void* at, unsigned parity) {

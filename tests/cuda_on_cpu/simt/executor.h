@@ -33,12 +33,24 @@ struct Grid {
   dim3 block;
   unsigned cluster = 1;  // blocks in x that live at the same time
   size_t shared_bytes = 0;
+  bool begins_early = false;  // before the grid before it has ended: until wait_for_stream()
 };
+
+/// The architecture of all kernels: 90, or that of translated ones.
+extern int code_arch;
 
 enum class Order { kForward, kBackward };
 /// Which thread, warp and block goes first where several could. Forward, an asynchronous operation
 /// happens as late as it may; backward, at once.
 void set_order(Order order);
+
+/// Memory of a grid before, which ends only when all threads of a cluster wait: until then it holds
+/// other bytes, and what a grid that began early writes there is lost.
+struct Memory {
+  void* at;
+  size_t bytes;
+};
+void set_memory_of_stream(std::vector<Memory> memory);
 
 /// Runs kernel(arguments) in every thread of the grid. Throws Error.
 void run_grid(const Grid& grid, void (*kernel)(const void*), const void* arguments);
@@ -80,6 +92,9 @@ bool in_shared_of_cluster(const void* address, size_t bytes);
 /// The thread is about to meet others by an instruction that all lanes of its warp must execute
 /// together, in the same place of the program: `place`, not 0, tells places apart.
 void aligned(int place);
+
+/// Waits for the grids before: griddepcontrol.wait.
+void wait_for_stream();
 
 /// All threads of a block, or of a cluster, meet. Returns for how many `predicate` held. Threads
 /// that meet must give the same `what`.

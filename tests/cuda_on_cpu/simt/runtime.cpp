@@ -41,8 +41,14 @@ cudaError_t check_config(const cudaLaunchConfig_t& config, const void* kernel, G
   grid->shared_bytes = config.dynamicSmemBytes;
   calls.launches.emplace_back(device_of_thread, config.stream);
   for (unsigned i = 0; i < config.numAttrs; ++i) {
-    if (config.attrs[i].id != cudaLaunchAttributeClusterDimension) return cudaErrorInvalidValue;
-    grid->cluster = config.attrs[i].val.clusterDim.x;
+    const cudaLaunchAttribute& attribute = config.attrs[i];
+    if (attribute.id == cudaLaunchAttributeClusterDimension) {
+      grid->cluster = attribute.val.clusterDim.x;
+    } else if (attribute.id == cudaLaunchAttributeProgrammaticStreamSerialization) {
+      grid->begins_early = attribute.val.programmaticStreamSerializationAllowed != 0;
+    } else {
+      return cudaErrorInvalidValue;
+    }
   }
   const bool sizes = g.x > 0 && g.y > 0 && g.z > 0 && b.x > 0 && b.y > 0 && b.z > 0;
   const bool limits = g.x <= 0x7fffffffu && g.y <= 65535 && g.z <= 65535 && b.x <= 1024 &&

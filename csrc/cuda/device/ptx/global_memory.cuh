@@ -25,4 +25,9 @@ __device__ inline void load_once(uint32_t (&to)[kWords], const void* from) {
   }
 }
 
+/// Brings the line of an address to L2. No value is read, so the memory may be written meanwhile.
+__device__ inline void prefetch_to_l2(const void* from) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(from)));
+}
+
 }  // namespace lampo::cuda

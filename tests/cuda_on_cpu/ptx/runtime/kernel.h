@@ -79,6 +79,7 @@ void block_barrier(int line);
 bool block_barrier_and(bool predicate, int line);
 bool block_barrier_or(bool predicate, int line);
 u32 block_barrier_count(bool predicate, int line);
+void wait_for_stream();
 void warp_barrier(u32 lanes);
 void cluster_barrier(int line);
 u64 map_shared(u64 address, u32 rank);

@@ -167,6 +167,7 @@ void run_from_ptx(const std::string& list) {
     std::getline(fields, at.file, '\t');
     std::getline(fields, number, '\t');
     at.first_line = std::stoi(number);
+    if (at.file.find("/sm_80/") != std::string::npos) simt::code_arch = 80;
     translated[name] = at;
   }
   simt::run_instead = run_instead;

@@ -62,6 +62,7 @@ u32 block_barrier_count(bool predicate, int line) {
   simt::aligned(line);
   return simt::sync_block("bar.red.popc", predicate);
 }
+void wait_for_stream() { simt::wait_for_stream(); }
 void warp_barrier(u32 lanes) { simt::sync_warp(lanes); }
 void cluster_barrier(int line) {
   simt::aligned(line);

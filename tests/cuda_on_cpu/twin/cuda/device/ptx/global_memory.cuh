@@ -15,4 +15,6 @@ inline void load_once(uint32_t (&to)[kWords], const void* from) {
   for (int i = 0; i < kWords; ++i) to[i] = static_cast<const uint32_t*>(from)[i];
 }
 
+inline void prefetch_to_l2(const void*) {}
+
 }  // namespace lampo::cuda

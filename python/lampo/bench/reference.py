@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every op in plain PyTorch, in float64, written to be read. The tests' oracle."""
+"""Every op in plain PyTorch, in float64, written to be read: the reference of tests and
+benchmarks."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ def silu(x: torch.Tensor) -> torch.Tensor:
 def gate_columns(y: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up in y's dtype; columns of y alternate between gate and up in groups of 16."""
     gate, up = y.unflatten(1, (-1, 2, 16)).unbind(2)
-    return (gate / (1 + torch.exp(-gate)) * up).flatten(1)
+    product: torch.Tensor = gate / (1 + torch.exp(-gate)) * up
+    return product.flatten(1)
 
 
 def gelu(x: torch.Tensor, tanh_approximation: bool) -> torch.Tensor:
@@ -124,12 +126,13 @@ def quantize_activations(x: torch.Tensor, bits: int) -> torch.Tensor:
     # One rounding: `127.0 / unit` would be a reciprocal and a product.
     inverse = torch.where(unit > 0, torch.full_like(unit, 127.0) / unit, 0.0)
     quants = torch.round(groups * inverse).clamp(-largest, largest)
-    return (quants.double() * (unit / 127.0).double()).flatten(-2)
+    values: torch.Tensor = quants.double() * (unit / 127.0).double()
+    return values.flatten(-2)
 
 
 def bfloat16_terms(x: torch.Tensor, bits: int) -> torch.Tensor:
     """x rounded to bfloat16, or with 16 bits to the sum of two of them; as float64."""
-    high = x.bfloat16().double()
+    high: torch.Tensor = x.bfloat16().double()
     return high if bits == 8 else high + (x.double() - high).float().bfloat16().double()
 
 
@@ -160,11 +163,13 @@ def processed_logits(
     frequency = zeros if frequency_penalty is None else frequency_penalty
     for b, row in enumerate(out):
         if cu_penalties is not None:
+            assert penalty_ids is not None and penalty_counts is not None
             ids, counts = ragged_row(cu_penalties, b, penalty_ids, penalty_counts)
             values = torch.where(row[ids] > 0, row[ids] / repetition[b], row[ids] * repetition[b])
             generated = values - (presence[b] + frequency[b] * counts.float())
             row[ids] = torch.where(counts > 0, generated, values)
         if cu_bias is not None:
+            assert bias_ids is not None and bias_values is not None
             span = slice(int(cu_bias[b]), int(cu_bias[b + 1]))
             row[bias_ids[span].long()] += bias_values[span]
     if allowed_mask is not None:

@@ -13,13 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Quantized formats store blocks of 32 weights: 4-bit or 8-bit codes, and f16 scales.
-BLOCK = 32
-BLOCK_BYTES = {
-    "q4_0": 2 + 16,  # scale, 32 nibbles
-    "q4_1": 2 + 2 + 16,  # scale, minimum, 32 nibbles
-    "q8_0": 2 + 32,  # scale, 32 bytes
-}
+from lampo import _C
+
 ELEMENT_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "fp8": 1, "int8": 1, "i32": 4}
 
 
@@ -53,9 +48,10 @@ class Cost:
 
 
 def weight_bytes(weight_format: str, rows: int, columns: int) -> int:
-    """Size of a weight matrix [rows, columns], plain or in blocks of 32 along the columns."""
-    if weight_format in BLOCK_BYTES:
-        return rows * (-(-columns // BLOCK)) * BLOCK_BYTES[weight_format]
+    """Size of a weight matrix [rows, columns], plain or in blocks along the columns."""
+    if weight_format not in ELEMENT_BYTES:
+        blocks = -(-columns // _C.packed_block_size(weight_format))
+        return rows * blocks * int(_C.packed_block_bytes(weight_format))
     return rows * columns * ELEMENT_BYTES[weight_format]
 
 
@@ -70,6 +66,11 @@ def rms_norm(
     return Cost(streams * elements * size + weight, flops)
 
 
+def gelu(num_tokens: int, size: int, dtype: str = "bf16") -> Cost:
+    elements = num_tokens * size
+    return Cost(2 * elements * ELEMENT_BYTES[dtype], elements * 8)  # a polynomial of tanh or erf
+
+
 def silu_mul(num_tokens: int, intermediate_size: int, dtype: str = "bf16") -> Cost:
     elements = num_tokens * intermediate_size
     streams = 3  # gate in, up in, out
@@ -82,7 +83,7 @@ def embedding(
 ) -> Cost:
     rows = weight_bytes(weight_format, num_tokens, hidden_size)  # only the requested rows
     out = num_tokens * hidden_size * ELEMENT_BYTES[dtype]
-    flops = num_tokens * hidden_size if weight_format in BLOCK_BYTES else 0  # times scale
+    flops = num_tokens * hidden_size if weight_format not in ELEMENT_BYTES else 0  # times scale
     return Cost(rows + out + 4 * num_tokens, flops)  # + token ids
 
 
@@ -176,6 +177,20 @@ def paged_prefill(
     """Whole prompts of seq_len tokens."""
     lens = ([seq_len] * batch_size, [seq_len] * batch_size)
     return paged_attention(*lens, num_qo_heads, num_kv_heads, head_dim, **options)
+
+
+def merge_states(
+    num_splits: int, num_tokens: int, num_heads: int, head_dim: int, dtype: str = "bf16"
+) -> Cost:
+    partial = num_splits * num_tokens * num_heads
+    out = num_tokens * num_heads * (head_dim * ELEMENT_BYTES[dtype] + 4)  # and the lse
+    return Cost(partial * (head_dim + 1) * 4 + out, partial * (2 * head_dim + 4))
+
+
+def token_logprobs(batch_size: int, vocab_size: int, num_top: int = 0, dtype: str = "f32") -> Cost:
+    elements = batch_size * vocab_size
+    results = batch_size * (8 + 4 + 4 + 8 * num_top)  # token in; logprob, rank, table out
+    return Cost(elements * ELEMENT_BYTES[dtype] + results, elements * 3)  # maximum, exp, sum
 
 
 def sample(batch_size: int, vocab_size: int, dtype: str = "f32") -> Cost:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clocks of the benchmarks: repeated samples, fair side-by-side runs, cold buffers, machine limits.
+"""Clocks of the benchmarks: repeated samples, fair side-by-side runs, cold buffers.
 
 The machine may be shared, so no function reports a single time or a mean: a `Series` keeps every
 sample and shows the median and the quartiles. `interleave` compares contestants in turns, and
@@ -14,8 +14,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
-
-from lampo import profiling
 
 T = TypeVar("T")
 Function = Callable[[], Any]
@@ -135,13 +133,32 @@ def interleave(
         inner[name] = calls_per_sample(fn, min_sample_s, device)
     values: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(repeats):
-        order = list(contestants) if turn % 2 == 0 else list(reversed(contestants))
+        order = list(contestants) if turn % 2 == 0 else list(contestants)[::-1]
         for name in order:
             fn = contestants[name]
             time.sleep(settle_s)
             if not values[name] or values[name][-1] < LEAD_IN_BELOW_S:
                 fn()
             values[name].append(sample(fn, inner[name], device))
+    return {name: Series(tuple(times)) for name, times in values.items()}
+
+
+def take_turns(
+    contestants: Mapping[str, Callable[[int], float]], *, repeats: int, settle_s: float = 0.1
+) -> dict[str, Series]:
+    """As :func:`interleave`, for contestants that take the time themselves.
+
+    Each is called with the number of the turn and returns seconds. The first turn, 0, is a warm-up
+    and left out.
+    """
+    values: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(repeats + 1):
+        order = list(contestants) if turn % 2 == 0 else list(contestants)[::-1]
+        for name in order:
+            time.sleep(settle_s)
+            seconds = contestants[name](turn)
+            if turn:
+                values[name].append(seconds)
     return {name: Series(tuple(times)) for name, times in values.items()}
 
 
@@ -196,33 +213,3 @@ def cuda_graph(fn: Function, calls: int = 1) -> Function:
         for _ in range(calls):
             fn()
     return graph.replay
-
-
-def read_bandwidth(nbytes: int = 1 << 30, threads: int = 2, repeats: int = 7) -> Series:
-    """The machine's limit: bytes per second read from `nbytes` of memory by `threads` threads.
-
-    :func:`lampo.profiling.read_bandwidth`, as a series. The median is the limit.
-    """
-    return Series(tuple(profiling.read_bandwidth(nbytes, threads, repeats)))
-
-
-def matmul_rate(dtype: str = "bfloat16", threads: int = 2, size: int = 1024) -> Series:
-    """Operations per second of torch's matrix product [size, size] x [size, size] on the CPU.
-
-    dtype: "float32", "bfloat16" or "int8". A practical limit for compute-bound cases: the rate of
-    the vendor's library, not that of the instruction tables.
-    """
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        if dtype == "int8":
-            a, b = (torch.randint(-128, 128, (size, size), dtype=torch.int8) for _ in range(2))
-            seconds = measure(lambda: torch._int_mm(a, b), repeats=15)
-        else:
-            a, b = (torch.randn(size, size).to(getattr(torch, dtype)) for _ in range(2))
-            seconds = measure(lambda: torch.mm(a, b), repeats=15)
-    finally:
-        torch.set_num_threads(before)
-    return Series(tuple(2 * size**3 / s for s in seconds.values))
