@@ -360,14 +360,14 @@ PLANS = [
 
 
 @pytest.mark.parametrize(("seq_lens", "query"), PLANS, ids=range(len(PLANS)))
-@pytest.mark.parametrize(("rows", "keys"), [(16, 64), (128, 32)], ids=str)
+@pytest.mark.parametrize(("rows", "keys"), [(16, 64), (128, 32), (128, 128)], ids=str)
 @pytest.mark.parametrize("num_blocks", [1, 7, 264, 1000])
 @pytest.mark.parametrize("window", [0, 200])
 def test_plan(client, seq_lens, query, rows, keys, num_blocks, window):
     """Every key tile of every tile is assigned to one block; shares differ by little."""
     heads = Heads(8, 2, 64)
     tiles = all_tiles(seq_lens, query, heads, rows, keys, window)
-    overhead, min_part, min_share = (2, 2, 4) if rows == 16 else (4, 4, 8)
+    overhead, min_part, min_share = {64: (2, 2, 4), 32: (4, 4, 8), 128: (2, 1, 2)}[keys]
     cuts, _ = plan(client, seq_lens, query, num_blocks, heads, rows, keys, sliding_window=window)
     number = {tile: i for i, (tile, _, _) in enumerate(tiles)}
     number[(len(seq_lens) + 1, 0, 0)] = len(tiles)

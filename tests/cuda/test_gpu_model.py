@@ -129,6 +129,18 @@ def test_formulas():
     assert not any("wgmma" in name for name in a100)
 
 
+def test_complaints_of_compilers():
+    """Those of ptxas that it calls information, too, but not its report."""
+    text = """ptxas info    : Compiling entry function 'error_kernel' for 'sm_90a'
+    0 bytes stack frame, 4 bytes spill stores, 8 bytes spill loads
+ptxas info    : Used 168 registers, used 2 barriers
+ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized
+x.cu(58): error #177-D: function "f" was declared but never referenced"""
+    kernels, complaints = gpu_model.cuda_kernels.parse_report("x.cu", text)
+    assert [(k.name, k.spilled, k.registers) for k in kernels] == [("error_kernel", 12, 168)]
+    assert complaints == text.splitlines()[3:]
+
+
 def committed(name: str) -> dict[str, Any]:
     return json.loads((gpu_model.ROOT / "benchmarks" / "results" / name).read_text())
 

@@ -51,12 +51,17 @@ struct Plan {
 /// Not measured yet: a partial result costs its bytes and the latency of a merge.
 constexpr Plan make_plan(const TileLayout& layout, int num_blocks, bool deterministic) {
   const bool keys = layout.shape.rows == 16;
+  const bool large = layout.shape.keys == 128;  // 64 KB of K and V, for heads of 128
   return {.shape = layout.shape,
           .deterministic = deterministic,
           .num_blocks = num_blocks,
-          .overhead = keys ? 2 : 4,
-          .min_part = keys ? 2 : 4,
-          .min_share = keys ? 4 : 8,
+          .overhead = keys || large ? 2 : 4,
+          .min_part = large  ? 1
+                      : keys ? 2
+                             : 4,
+          .min_share = large  ? 2
+                       : keys ? 4
+                              : 8,
           .cuts = nullptr,
           .tile_cuts = nullptr,
           .arrived = nullptr,
