@@ -196,16 +196,13 @@ struct PackedProduct {
                            FragmentC<float> (&sum)[kStrips][kTokenTiles]) const {
     const int num_tokens = static_cast<int>(p.num_tokens);
     FragmentA left[kStrips];
-    float scale[kStrips][2], minimum[kStrips][2] = {};
+    float scale[kStrips][2];
 #pragma unroll
     for (int r = 0; r < kStrips; ++r) {
       left[r] = fragment(pieces[r]);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         scale[r][i] = widen_f16(pieces[r].scales[0] >> 16 * i);
-        if constexpr (Format::kHasMinimum) {
-          minimum[r][i] = widen_f16(pieces[r].minima[0] >> 16 * i);
-        }
       }
     }
 #pragma unroll
@@ -241,7 +238,8 @@ struct PackedProduct {
           float& total = sum[r][tile].value[i];
           total = fmaf(static_cast<float>(dot.value[i]), scale[r][i / 2] * of[i % 2].scale, total);
           if constexpr (Format::kHasMinimum) {
-            total = fmaf(minimum[r][i / 2], of[i % 2].offset, total);
+            const float minimum = widen_f16(pieces[r].minima[0] >> 16 * (i / 2));
+            total = fmaf(minimum, of[i % 2].offset, total);
           }
         }
       }
