@@ -15,9 +15,9 @@
 // Loads in flight: 8 (Q8_0) to 16 (Q4_0) groups per warp, 61 to 74 KB per multiprocessor (an H200
 // needs 25 to 40 KB).
 //
-// Bytes: 18, 20 or 34 per 32 weights. Instructions by benchmarks/gpu_model.py: 33 (Q8_0) to 73 %
+// Bytes: 18, 20 or 34 per 32 weights. Instructions by benchmarks/gpu_model.py: 33 (Q8_0) to 75 %
 // (Q4_1) of an H200's issue slots at 4.3 TB/s for up to 8 tokens, which memory bounds; for 16, 50
-// to 124 %: 4-bit weights are then bound by instructions.
+// to 127 %: 4-bit weights are then bound by instructions.
 // Llama-3.1-8B's gate and up [28672, 4096] at 4.3 TB/s:
 //   Q4_0 66 MB  15 us;  Q4_1 73 MB  17 us;  Q8_0 125 MB  29 us
 //
