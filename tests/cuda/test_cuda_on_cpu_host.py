@@ -189,7 +189,8 @@ def test_launches_of_a_decode_step(tmp_path: Path, simulated_gpu, cuda_kernels) 
                 cuda_kernels.take_host_calls()
                 llm.generate("a", SamplingParams(max_tokens=max_tokens, ignore_eos=True))
                 counts.append(len(cuda_kernels.take_host_calls()["launches"]))
-        around = ["embedding", "plan", "LM head", "draw"]
+        sample = ["maxima", "histogram", "gather", "draw"]
+        around = ["embedding", "plan", "LM head", *sample]
         assert counts[1] - counts[0] == 6 * layers + len(around)
 
 

@@ -15,9 +15,9 @@
 // Loads in flight: 8 (Q8_0) to 16 (Q4_0) groups per warp, 61 to 74 KB per multiprocessor (an H200
 // needs 25 to 40 KB).
 //
-// Bytes: 18, 20 or 34 per 32 weights. Instructions by benchmarks/gpu_model.py: 33 (Q8_0) to 73 %
+// Bytes: 18, 20 or 34 per 32 weights. Instructions by benchmarks/gpu_model.py: 33 (Q8_0) to 75 %
 // (Q4_1) of an H200's issue slots at 4.3 TB/s for up to 8 tokens, which memory bounds; for 16, 50
-// to 124 %: 4-bit weights are then bound by instructions.
+// to 127 %: 4-bit weights are then bound by instructions.
 // Llama-3.1-8B's gate and up [28672, 4096] at 4.3 TB/s:
 //   Q4_0 66 MB  15 us;  Q4_1 73 MB  17 us;  Q8_0 125 MB  29 us
 //
@@ -196,16 +196,13 @@ struct PackedProduct {
                            FragmentC<float> (&sum)[kStrips][kTokenTiles]) const {
     const int num_tokens = static_cast<int>(p.num_tokens);
     FragmentA left[kStrips];
-    float scale[kStrips][2], minimum[kStrips][2] = {};
+    float scale[kStrips][2];
 #pragma unroll
     for (int r = 0; r < kStrips; ++r) {
       left[r] = fragment(pieces[r]);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         scale[r][i] = widen_f16(pieces[r].scales[0] >> 16 * i);
-        if constexpr (Format::kHasMinimum) {
-          minimum[r][i] = widen_f16(pieces[r].minima[0] >> 16 * i);
-        }
       }
     }
 #pragma unroll
@@ -241,7 +238,8 @@ struct PackedProduct {
           float& total = sum[r][tile].value[i];
           total = fmaf(static_cast<float>(dot.value[i]), scale[r][i / 2] * of[i % 2].scale, total);
           if constexpr (Format::kHasMinimum) {
-            total = fmaf(minimum[r][i / 2], of[i % 2].offset, total);
+            const float minimum = widen_f16(pieces[r].minima[0] >> 16 * (i / 2));
+            total = fmaf(minimum, of[i % 2].offset, total);
           }
         }
       }

@@ -32,13 +32,6 @@ inline constexpr int64_t kMaxBlocks = LAMPO_MAX_BLOCKS;
 inline constexpr int64_t kMaxBlocks = 0x7fffffff;
 #endif
 
-/// kernel_arch() of the device of a launch.
-template <class... Params>
-int code_arch_of(void (*kernel)(Params...), const Launch& at) {
-  const DeviceGuard guard(at.op, at.device);
-  return kernel_arch(reinterpret_cast<const void*>(kernel), at.op, at.device);
-}
-
 template <class... Params, class... Args>
 void launch(const Launch& at, void (*kernel)(Params...), const Args&... args) {
   const DeviceGuard guard(at.op, at.device);

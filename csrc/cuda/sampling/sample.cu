@@ -3,8 +3,7 @@
 // of cpu/sampling/sample.cpp, which chooses the very same tokens.
 //
 // A row is shared by `parts` CUDA blocks (sample_plan.h), a warp takes 256 tokens at a time, 8 a
-// lane. A fixed sequence of passes, which share the workspace and need nothing of the host: for few
-// rows in one kernel, a cluster a row, else in a kernel each:
+// lane. A fixed sequence of kernels, which share the workspace and need nothing of the host:
 //   edit       rows with penalties, bias or a mask are copied and edited; others are never copied
 //   maxima     of every 256 tokens, and of the row
 //   histogram  mass (and number) of tokens in 2048 buckets of (max - l): in shared memory, by
@@ -23,17 +22,16 @@
 // L2 where the batch fits it. Floors at 4.3 TB/s (an H200's measured copy rate) for one pass over
 // float32 of 128256 tokens: 1 row 0.1 us, 64 rows 8 us, 512 rows 61 us. A mass is about 25
 // instructions and a bucket 2 shared atomics, so a pass over masses is expected to take as long as
-// one from memory. Expected: 1 row 10 us, in one launch; 64 rows about 35 us; 512 rows
+// one from memory. Expected: 1 row 12 us, four launches of latency; 64 rows about 35 us; 512 rows
 // about 200 us: as many rows do not fit L2, and nothing keeps them on the chip from pass to pass.
 //
 // Limits: top_p, min_p, top_k out of their range mean the nearest that is in it, a temperature that
 // is not positive means 0; ids and offsets of lists out of range are skipped. The ids of one list
 // of a row must differ. Not run on a GPU yet: compiled for sm_80 to sm_120 without spills, and run
 // on the CPU (tests/cuda_on_cpu/). Not tried: clusters that keep a row in shared memory over all
-// passes.
+// passes. All passes in one kernel, a cluster a row, spill up to 280 bytes on sm_90.
 #include "common/dispatch.h"
 #include "cuda/backend.h"
-#include "cuda/device/ptx/cluster.cuh"
 #include "cuda/elementwise/row_passes.cuh"
 #include "cuda/runtime/device_limits.h"
 #include "cuda/sampling/sample_row.cuh"
@@ -297,68 +295,8 @@ __global__ void __launch_bounds__(kSampleThreads)
   for_each_part(work, [&](const RowPart& part) { mark(p, work, rows, part); });
 }
 
-union ClusterStorage {
-  MaximaStorage maxima;
-  HistogramStorage histogram;
-  SelectStorage select;
-  MassStorage mass;
-};
-
 bool wants_marks(const SampleParams& p) {
   return p.kept != nullptr || p.num_kept != nullptr || p.processed_logprobs != nullptr;
-}
-
-/// All passes over a row by a cluster, a part each block. rows: the copies if rows are edited.
-template <class In, class E>
-__global__ void __launch_bounds__(kSampleThreads)
-    cluster_kernel(const __grid_constant__ SampleParams p, const __grid_constant__ SampleWork work,
-                   Rows<In> raw, Rows<E> rows, bool edited, bool marks) {
-  wait_for_stream();
-  const int rank = static_cast<int>(blockIdx.x) % work.parts;
-  for (int64_t b = static_cast<int>(blockIdx.x) / work.parts; b < work.num_rows;
-       b += static_cast<int>(gridDim.x) / work.parts) {
-    const RowPart part = part_of(work, b, rank);
-    if (edited) {
-      edit_part<In>(p, work, part);
-      sync_cluster();
-      if (p.logprobs != nullptr) {
-        find_maxima(work, raw, part, work.layout.raw_part_max, work.layout.raw_block_max, false);
-      }
-    }
-    find_maxima(work, rows, part, work.layout.part_max, work.layout.block_max, true);
-    sync_cluster();
-    if (p.logprobs != nullptr) {
-      sum_raw_masses(work, raw, part);
-      sync_block();
-    }
-    if (p.top_k != nullptr || p.top_p != nullptr) {
-      add_to_histogram(p, work, rows, part);
-      sync_cluster();
-    }
-    gather(p, work, rows, part);
-    sync_cluster();
-    if (rank == 0) draw_row(p, work, rows, b);
-    if (marks) {
-      sync_cluster();
-      mark(p, work, rows, part);
-    }
-    sync_block();  // shared memory is free again
-  }
-}
-
-/// Launches cluster_kernel if that is to compute the rows.
-template <class In, class E>
-bool runs_in_clusters(const SampleParams& p, SampleWork work, const Rows<In>& raw,
-                      const Rows<E>& rows, bool edited, int num_sms, int device, Stream stream) {
-  const auto kernel = cluster_kernel<In, E>;
-  if (!takes_clusters(work.num_rows, num_sms)) return false;
-  Launch at =
-      launch_of("sample", work.num_rows * kClusterParts, sizeof(ClusterStorage), device, stream);
-  if (code_arch_of(kernel, at) < 90) return false;
-  work.parts = kClusterParts;
-  at.cluster = kClusterParts;
-  launch(at, kernel, p, work, raw, rows, edited, wants_marks(p));
-  return true;
 }
 
 template <class E>
@@ -397,10 +335,6 @@ void run(const SampleParams& p, int num_sms, int device, Stream stream) {
   const bool edited =
       p.penalties.ids != nullptr || p.bias.ids != nullptr || p.allowed_mask != nullptr;
   if (!edited) work.layout.raw_part_max = work.layout.part_max;  // one and the same
-  if (edited ? runs_in_clusters(p, work, raw, copy, edited, num_sms, device, stream)
-             : runs_in_clusters(p, work, raw, raw, edited, num_sms, device, stream)) {
-    return;
-  }
   if (edited) {
     launch(by_part(0), edit_kernel<In>, p, work);
     choose_tokens(p, work, copy, device, stream);

@@ -50,20 +50,6 @@ constexpr int choose_parts(int64_t num_rows, int64_t vocab_size, int num_sms) {
   return static_cast<int>(wanted < most ? wanted : most);
 }
 
-/// Blocks of a cluster that computes a row by itself: all that is portable. Tests on the CPU have
-/// smaller grids.
-#ifdef LAMPO_MAX_BLOCKS
-inline constexpr int kClusterParts = LAMPO_MAX_BLOCKS < 8 ? LAMPO_MAX_BLOCKS : 8;
-#else
-inline constexpr int kClusterParts = 8;
-#endif
-
-/// Whether rows are few: clusters of all of them are resident at once, half as many threads as a
-/// multiprocessor has. On 132 multiprocessors up to 33 rows.
-constexpr bool takes_clusters(int64_t num_rows, int num_sms) {
-  return num_rows * kClusterParts <= 2 * int64_t{num_sms};
-}
-
 /// Offsets into a row's scratch memory, in bytes, multiples of 128.
 struct SampleLayout {
   int64_t state;          // SampleRowState
