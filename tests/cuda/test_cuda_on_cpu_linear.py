@@ -290,7 +290,7 @@ def test_packed_rows_do_not_depend_on_the_batch(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", CUDA_FORMATS)
 @pytest.mark.parametrize("silu_mul", [False, True])
 def test_many_rows_beside_a_packed_weight(client, generator, dtype, format, silu_mul):
     """Dequantized to x's type, x as it is; a row's bits do not depend on the others."""

@@ -13,6 +13,7 @@
 //                         beside a minimum
 //   kScaleType            of scales and minima: ScaleType
 //   kHasMinimum           otherwise the minimum is 0 and not stored
+//   kCodesAt              optional: where a block of the file has its codes as a strip has a row's
 //   read(from, block)     takes a block of the file apart
 //   write(block, to)      its inverse, of formats that quantize_weight() makes
 //
@@ -90,6 +91,9 @@ static inline const char* name_of(WeightFormat format) {
 }
 
 template <class Format>
+concept HasCodesOfStrips = requires { Format::kCodesAt; };
+
+template <class Format>
 concept CanWrite = requires(const formats::Block& block, uint8_t* to) { Format::write(block, to); };
 
 template <class Format>
@@ -162,6 +166,16 @@ struct StripGroup {
     }
   }
 };
+
+/// Code number `part` of a byte, of a format with one plane.
+template <class Format>
+LAMPO_HOST_DEVICE static inline int code_of(uint32_t byte, int part) {
+  if constexpr (StripGroup<Format>::kHasBytes) {
+    return static_cast<int8_t>(byte & 0xff);
+  } else {
+    return static_cast<int>(byte >> 4 * part & 15);
+  }
+}
 
 /// The value of a code, in units of its scale.
 template <class Format>

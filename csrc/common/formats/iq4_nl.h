@@ -19,6 +19,8 @@ struct IQ4_NL {
   static constexpr int8_t kTable[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                         1,    13,   25,  38,  53,  69,  89,  113};
 
+  static constexpr int kCodesAt = 2;
+
   static void read(const uint8_t* from, Block& block) {
     memcpy(block.scales[0], from, 2);
     read_nibbles(from + 2, block.codes);

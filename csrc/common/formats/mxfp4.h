@@ -19,6 +19,8 @@ struct MXFP4 {
   static constexpr bool kHasMinimum = false;
   static constexpr int8_t kTable[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
+  static constexpr int kCodesAt = 1;
+
   static void read(const uint8_t* from, Block& block) {
     // 2^(e - 128) as bfloat16, below 2^-126 a subnormal number.
     const int e = from[0];

@@ -17,6 +17,8 @@ struct Q4_1 {
   static constexpr ScaleType kScaleType = ScaleType::kF16;
   static constexpr bool kHasMinimum = true;
 
+  static constexpr int kCodesAt = 4;
+
   static void read(const uint8_t* from, Block& block) {
     memcpy(block.scales[0], from, 2);
     memcpy(block.minima[0], from + 2, 2);

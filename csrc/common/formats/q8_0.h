@@ -17,6 +17,8 @@ struct Q8_0 {
   static constexpr ScaleType kScaleType = ScaleType::kF16;
   static constexpr bool kHasMinimum = false;
 
+  static constexpr int kCodesAt = 2;
+
   static void read(const uint8_t* from, Block& block) {
     memcpy(block.scales[0], from, 2);
     memcpy(block.codes, from + 2, 32);

@@ -54,7 +54,13 @@ void pack_block(const uint8_t* from, uint8_t* to, int lane) {
   }
   for (int g = 0; g < Group::kGroups; ++g) {
     uint8_t* group = to + Group::kFactorBytes + g * Group::kBytes;
-    pack_codes<Format>(block.codes + g * kGroupSize, group, lane);
+    if constexpr (HasCodesOfStrips<Format>) {
+      for (int i = 0; i < Group::kWords; ++i) {
+        memcpy(group + (i * kStripRows + lane) * 4, from + Format::kCodesAt + 4 * i, 4);
+      }
+    } else {
+      pack_codes<Format>(block.codes + g * kGroupSize, group, lane);
+    }
     for (int set = 0; set < Group::kScales; ++set) {
       const int at = set * Group::kScaleSetBytes + lane * Group::kScaleBytes;
       const int number = g * Group::kScales + set;

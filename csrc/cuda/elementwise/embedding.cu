@@ -101,8 +101,7 @@ __global__ void __launch_bounds__(256)
       for (int i = 0; i < 4; ++i) {
 #pragma unroll
         for (int part = 0; part < Group::kCodesPerByte; ++part) {
-          const int code = Group::kHasBytes ? static_cast<int8_t>(bytes >> 8 * i & 0xff)
-                                            : static_cast<int>(bytes >> (8 * i + 4 * part) & 15);
+          const int code = code_of<Format>(bytes >> 8 * i, part);
           values[part].value[i] = decode(value_of<Format>(code), scale, minimum);
         }
       }

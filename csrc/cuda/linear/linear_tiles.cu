@@ -96,7 +96,8 @@ struct TilesProduct {
         const uint8_t* from = static_cast<const uint8_t*>(p.weight) +
                               (output / kStripRows * groups + group) * Group::kBytes;
         const int64_t in_strip = output % kStripRows;
-        const float scale = scale_of<W>(from, in_strip), minimum = minimum_of<W>(from, in_strip);
+        const float scale = scale_of<W>(nullptr, from, in_strip);
+        const float minimum = minimum_of<W>(nullptr, from, in_strip);
         const uint32_t codes =
             reinterpret_cast<const uint32_t*>(from)[word * kStripRows + in_strip];
 #pragma unroll
@@ -104,7 +105,7 @@ struct TilesProduct {
 #pragma unroll
           for (int k = 0; k < 4; ++k) {
             values[part].value[k] =
-                W::decode(code_of<W>(codes >> 8 * k & 0xff, part), scale, minimum);
+                decode(value_of<W>(code_of<W>(codes >> 8 * k, part)), scale, minimum);
           }
         }
       }
@@ -302,7 +303,7 @@ void linear_tiles(const LinearParams& p, int device, Stream stream) {
                      device_limits("linear", device).num_sms;
   dispatch_dtype<BF16, F16>(p.dtype, [&]<class T>() {
     if (p.packed) {
-      dispatch_format(p.format, [&]<class Format>() {
+      dispatch_format_on_cuda(p.format, [&]<class Format>() {
         run_tiles<T, Format, 64, false>(p, x_aligned, device, stream);
       });
     } else if (large) {
