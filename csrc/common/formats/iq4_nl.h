@@ -7,6 +7,9 @@
 
 namespace lampo::formats {
 
+static constexpr int8_t kIQ4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                          1,    13,   25,  38,  53,  69,  89,  113};
+
 struct IQ4_NL {
   static constexpr const char* kName = "iq4_nl";
   static constexpr int kBlockSize = 32;
@@ -16,8 +19,7 @@ struct IQ4_NL {
   static constexpr int kOffset = 0;
   static constexpr ScaleType kScaleType = ScaleType::kF16;
   static constexpr bool kHasMinimum = false;
-  static constexpr int8_t kTable[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                                        1,    13,   25,  38,  53,  69,  89,  113};
+  static constexpr const int8_t (&kTable)[16] = kIQ4Values;
 
   static constexpr int kCodesAt = 2;
 

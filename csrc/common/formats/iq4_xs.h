@@ -18,7 +18,7 @@ struct IQ4_XS {
   static constexpr int kOffset = 0;
   static constexpr ScaleType kScaleType = ScaleType::kI8;
   static constexpr bool kHasMinimum = false;
-  static constexpr const int8_t (&kTable)[16] = IQ4_NL::kTable;
+  static constexpr const int8_t (&kTable)[16] = kIQ4Values;
 
   static void read(const uint8_t* from, Block& block) {
     memcpy(block.d, from, 2);

@@ -8,6 +8,8 @@
 
 namespace lampo::formats {
 
+static constexpr int8_t kTwiceE2M1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
 struct MXFP4 {
   static constexpr const char* kName = "mxfp4";
   static constexpr int kBlockSize = 32;
@@ -17,7 +19,7 @@ struct MXFP4 {
   static constexpr int kOffset = 0;
   static constexpr ScaleType kScaleType = ScaleType::kBF16;
   static constexpr bool kHasMinimum = false;
-  static constexpr int8_t kTable[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+  static constexpr const int8_t (&kTable)[16] = kTwiceE2M1;
 
   static constexpr int kCodesAt = 1;
 

@@ -18,7 +18,7 @@ struct NVFP4 {
   static constexpr int kOffset = 0;
   static constexpr ScaleType kScaleType = ScaleType::kHalfE4M3;
   static constexpr bool kHasMinimum = false;
-  static constexpr const int8_t (&kTable)[16] = MXFP4::kTable;
+  static constexpr const int8_t (&kTable)[16] = kTwiceE2M1;
 
   static void read(const uint8_t* from, Block& block) {
     for (int g = 0; g < 4; ++g) {

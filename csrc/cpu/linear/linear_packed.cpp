@@ -4,16 +4,18 @@
 //
 // x is quantized once per call (linear_input.h). A group of 32 inputs contributes to an output
 //   dw dx (sum qw qx - offset sum qx) + m dx sum qx
-// with dw, m and offset of the weight's format, in two halves where 16 weights share a scale. Sums are of integers, hence exact; both use the
-// quantized x, so the error is that of x under the real weights. Groups are added in the order of
-// the inputs, in f32, by two fused steps: this definition holds for any number of tokens, threads
-// and tiles, so a token's result does not depend on its batch.
+// with dw, m and offset of the weight's format, in two halves where 16 weights share a scale. Sums
+// are of integers, hence exact; both use the quantized x, so the error is that of x under the real
+// weights. Groups are added in the order of the inputs, in f32, by two fused steps: this definition
+// holds for any number of tokens, threads and tiles, so a token's result does not depend on its
+// batch.
 //
 // Work: a thread owns a range of strips (16 output rows in the lanes of one or more registers). It
 // walks a strip once per block of up to kRowBlock tokens; eight registers of unpacked codes serve
 // all tokens of the block (vec/strip.h). kStripsPerTile strips stay in L1 while all tokens pass.
-// Bytes: weights once, x once per strip tile, out once. FLOPs: 2 per weight and token, 32 multiply-adds per instruction with VNNI. Bound by memory below 8 tokens, by
-// integer throughput above. Limits: in_features a multiple of the format's block.
+// Bytes: weights once, x once per strip tile, out once. FLOPs: 2 per weight and token, 32
+// multiply-adds per instruction with VNNI. Bound by memory below 8 tokens, by integer throughput
+// above. Limits: in_features a multiple of the format's block.
 //
 // Measured on two cores of a shared AMD EPYC (Zen 4, 3.7 GHz; 473 int8 GOP/s per core, 343 with
 // Q4_1's scales; reads 28-34 GB/s), Q4_1, layers of a 135M model.
