@@ -20,8 +20,8 @@
 // Bytes and FLOPs: as paged_attention.cu. Prefill of 16384, causal, 32/8 heads of 128, is 2.2
 // TFLOP: 2.8 ms at 780 TFLOP/s. By benchmarks/gpu_model.py a key tile takes a warp 1024 cycles of
 // the tensor core and 505 instructions, of which exp2 occupies its unit for 528 cycles.
-// Shared memory: 198 KB for heads of 128, 166 KB for 64. Workspace: that of split rows, which has no
-// fewer blocks.
+// Shared memory: 198 KB for heads of 128, 166 KB for 64. Workspace: that of split rows, which
+// has no fewer blocks.
 //
 // Limits: a cache of q's type, head_dim up to 128, pages of at least 8 tokens, rows and pages a
 // multiple of 16 bytes apart. run_hopper() declines everything else, and what the driver's encoder
