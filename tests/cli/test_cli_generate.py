@@ -279,7 +279,7 @@ def test_errors_are_one_line(
         (["--top-p", "0"], "top_p: expected a value in (0, 1], got 0.0"),
         (["--stop", ""], "stop[0]: expected 1 to 1024 characters, got 0"),
         (["-n", "-1"], "max_tokens: expected a value in [0, 2147483647], got -1"),
-        (["--logprobs", "1000"], "logprobs: expected a value in [0, 256], got 1000"),
+        (["--logprobs", "1000"], "logprobs: expected a value in [-1, 256], got 1000"),
         (["--logit-bias", "3"], "logit_bias: expected ID=VALUE, got '3'"),
         (["-t", "warm"], "--temperature"),
         (["--threads", "0"], "--threads"),
