@@ -17,6 +17,7 @@ int64_t paged_attention_workspace_size(int64_t, int64_t, int64_t) { refuse(); }
 void merge_states(const MergeStatesParams&) { refuse(); }
 void linear(const LinearParams&) { refuse(); }
 void pack_weight(const PackWeightParams&) { refuse(); }
+void quantize_weight(const QuantizeWeightParams&) { refuse(); }
 void embedding(const EmbeddingParams&) { refuse(); }
 void sample(const SampleParams&) { refuse(); }
 void token_logprobs(const TokenLogprobsParams&) { refuse(); }
