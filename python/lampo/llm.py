@@ -126,7 +126,9 @@ class LLM:
         self.eos_token_ids = files.eos_token_ids
         self.generation_config = files.generation_config
         with files.checkpoint:
-            decoder = load_model(files.checkpoint, dtype, self.max_model_len, where, quantize)
+            decoder = load_model(
+                files.checkpoint, dtype, self.max_model_len, where, quantize=quantize
+            )
         self.weight_bytes = decoder.nbytes
         self.max_num_seqs = max_num_seqs
         keeps = decoder.keeps

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,8 +38,10 @@ def path(request, tmp_path_factory) -> Path:
 def as_on_a_gpu(monkeypatch) -> None:
     """Activations in bfloat16, whatever the weights, and 16 bits of them where the CPU takes 9."""
 
-    def load(checkpoint: Checkpoint, dtype: str, max_model_len: int, _: torch.device) -> Decoder:
-        return load_model(checkpoint, dtype, max_model_len, torch.device("cuda"))
+    def load(
+        checkpoint: Checkpoint, dtype: str, max_model_len: int, _: torch.device, **options: Any
+    ) -> Decoder:
+        return load_model(checkpoint, dtype, max_model_len, torch.device("cuda"), **options)
 
     monkeypatch.setattr("lampo.llm.load_model", load)
     exact, gate_up = ActivationBits(packed=16), ActivationBits(packed=16, dense=8)

@@ -265,7 +265,7 @@ def test_what_a_path_may_be(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
     refused(tmp_path / "a.gguf", "only 4 bytes")
     (tmp_path / "b.gguf").write_bytes(b"GGUF")
-    refused(tmp_path, r"2 GGUF files; name one: a\.gguf, b\.gguf")
+    refused(tmp_path, r"2 GGUF models; name one: a\.gguf, b\.gguf")
     (tmp_path / "text").write_text("hello " * 10)
     refused(tmp_path / "text", "starts with b'hell'")
 
