@@ -42,8 +42,9 @@ PICTURES = [
 
 def main() -> None:
     path = find_browser() or sys.exit("no Chromium is installed")
-    with LLM() as llm, tempfile.TemporaryDirectory() as folder, Browser(path) as browser:
+    with LLM() as llm:  # before the browser takes its share of the machine
         found = llm.explain("Why is the sky blue?", PARAMS, command="lampo explain")
+    with tempfile.TemporaryDirectory() as folder, Browser(path) as browser:
         page = Page(browser, found.save(Path(folder) / "page.html"), width=WIDTH, height=900)
         page.evaluate("document.querySelector('nav').style.position = 'static'")
         for picture in PICTURES:
