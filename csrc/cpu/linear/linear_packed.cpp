@@ -177,8 +177,8 @@ template <class Q, int kRows>
 
 /// result = one strip times the rows [row, row + kRows) of a block.
 template <class Q, int kRows>
-[[gnu::noinline]] void strip_dot(const uint8_t* strip, const QuantizedRows& rows, int64_t row,
-                                 F32 (&result)[kRows][kParts]) {
+inline void strip_dot(const uint8_t* strip, const QuantizedRows& rows, int64_t row,
+                      F32 (&result)[kRows][kParts]) {
   F32 acc[kRows][kParts];
   const int64_t step = rows.block_rows(row / kRowBlock * kRowBlock);
   const QuantizedRows first = rows.from(rows.first_group(row));
