@@ -133,7 +133,7 @@ class Sample(_Logits):
         return 0.0
 
     def expected(self, arguments: Arguments) -> Tensors:
-        raise NotImplementedError  # draws have no single result
+        raise TypeError("draws have no single result: check() counts them")
 
     def results(self, arguments: Arguments, returned: Any) -> Tensors:
         return {"token_ids": arguments["token_ids"] if returned is None else returned}

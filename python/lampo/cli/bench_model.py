@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -33,62 +34,49 @@ Repeats = Annotated[
 _OPTIONS = options_of(ModelOptions, without=("model",))
 
 
-@with_options(*b.axis_options({"decode": MODELS["decode"]}), *_OPTIONS)
-def decode(
-    ctx: typer.Context,
-    model: Model = None,
-    *,
-    repeats: Repeats = 5,
-    peers: Peers = None,
-    json_file: b.JsonFile = None,
-    csv_file: b.CsvFile = None,
-    plot_file: b.PlotFile = None,
-    **values: Any,
-) -> Job:
+def _command(benchmark: str, doc: str) -> Callable[..., Job]:
+    """A command; its options are the axes of its cases, those of a model and these."""
+
+    @with_options(*b.axis_options({benchmark: MODELS[benchmark]}), *_OPTIONS)
+    def command(
+        ctx: typer.Context,
+        model: Model = None,
+        *,
+        repeats: Repeats = 5,
+        peers: Peers = None,
+        json_file: b.JsonFile = None,
+        csv_file: b.CsvFile = None,
+        plot_file: b.PlotFile = None,
+        **values: Any,
+    ) -> Job:
+        return functools.partial(_run, benchmark, dict(ctx.params))
+
+    command.__name__, command.__doc__ = benchmark, doc
+    return command
+
+
+decode = _command(
+    "decode",
     """Time a model's decode steps, one sequence, at depths of the cache.
 
     us is the mean time of a step; limit % the least time to read weights and cache by the measured
     bandwidth, over that. Decoded tokens are checked with a prefill of the same text.
-    """
-    return functools.partial(_run, "decode", dict(ctx.params))
-
-
-@with_options(*b.axis_options({"prefill": MODELS["prefill"]}), *_OPTIONS)
-def prefill(
-    ctx: typer.Context,
-    model: Model = None,
-    *,
-    repeats: Repeats = 5,
-    peers: Peers = None,
-    json_file: b.JsonFile = None,
-    csv_file: b.CsvFile = None,
-    plot_file: b.PlotFile = None,
-    **values: Any,
-) -> Job:
+    """,
+)
+prefill = _command(
+    "prefill",
     """Time a model's prompts, up to the first token; every prompt is new.
 
     limit % is the least time by the peak rate of the multiplying instructions over the time taken.
-    """
-    return functools.partial(_run, "prefill", dict(ctx.params))
-
-
-@with_options(*b.axis_options({"batch": MODELS["batch"]}), *_OPTIONS)
-def batch(
-    ctx: typer.Context,
-    model: Model = None,
-    *,
-    repeats: Repeats = 5,
-    peers: Peers = None,
-    json_file: b.JsonFile = None,
-    csv_file: b.CsvFile = None,
-    plot_file: b.PlotFile = None,
-    **values: Any,
-) -> Job:
+    """,
+)
+batch = _command(
+    "batch",
     """Time a model's decode steps of several sequences at once.
 
     us is the mean time of a step, tok/s the tokens of all sequences.
-    """
-    return functools.partial(_run, "batch", dict(ctx.params))
+    """,
+)
 
 
 def _run(benchmark: str, values: dict[str, Any]) -> int:
