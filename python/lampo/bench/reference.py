@@ -54,6 +54,16 @@ def rope(x: torch.Tensor, cos_sin: torch.Tensor, interleaved: bool) -> torch.Ten
     return x
 
 
+def hadamard(x: torch.Tensor) -> torch.Tensor:
+    """x times Sylvester's Hadamard matrix over the root of its size, which divides x.shape[-1]."""
+    size = x.shape[-1] & -x.shape[-1]
+    matrix = torch.ones(1, 1, dtype=torch.float64)
+    while len(matrix) < size:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    transformed = x.double().unflatten(-1, (-1, size)) @ matrix
+    return transformed.flatten(-2) / size**0.5
+
+
 def attention(
     q: torch.Tensor,
     k: torch.Tensor,
