@@ -60,8 +60,8 @@ def hadamard(x: torch.Tensor) -> torch.Tensor:
     matrix = torch.ones(1, 1, dtype=torch.float64)
     while len(matrix) < size:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    transformed = x.double().unflatten(-1, (-1, size)) @ matrix
-    return transformed.flatten(-2) / size**0.5
+    blocks: torch.Tensor = x.double().unflatten(-1, (-1, size))
+    return (blocks @ matrix / size**0.5).flatten(-2)
 
 
 def attention(
