@@ -4,6 +4,8 @@ benchmarks."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 
@@ -60,8 +62,7 @@ def hadamard(x: torch.Tensor) -> torch.Tensor:
     matrix = torch.ones(1, 1, dtype=torch.float64)
     while len(matrix) < size:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    blocks: torch.Tensor = x.double().unflatten(-1, (-1, size))
-    return (blocks @ matrix / size**0.5).flatten(-2)
+    return (x.double().unflatten(-1, (-1, size)) @ matrix / math.sqrt(size)).flatten(-2)
 
 
 def attention(
