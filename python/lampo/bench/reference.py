@@ -62,7 +62,7 @@ def hadamard(x: torch.Tensor) -> torch.Tensor:
     matrix = torch.ones(1, 1, dtype=torch.float64)
     while len(matrix) < size:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    blocks = x.double().unflatten(-1, (-1, size)) @ matrix / math.sqrt(size)
+    blocks = x.double().reshape(-1, size) @ matrix / math.sqrt(size)
     return blocks.reshape(x.shape)
 
 
