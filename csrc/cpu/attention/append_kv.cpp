@@ -65,30 +65,30 @@ void rotate_head(const float* cos, int64_t rotary_dim, bool interleaved, Head& h
   }
 }
 
-/// Multiplies blocks of a head by the orthonormal Hadamard matrix, factor by factor.
+/// The steps of a Hadamard transform within a vector.
 template <int kStride = 1>
-void hadamard(int64_t size, int64_t block, Head& head) {
+F32 butterflies(F32 x, int64_t block) {
   if constexpr (kStride < F32::kWidth) {
-    if (kStride < block) {
-      for (int64_t i = 0; i < size; i += F32::kWidth) {
-        store(head.x + i, butterfly<kStride>(load(head.x + i)));
-      }
-      hadamard<2 * kStride>(size, block, head);
-      return;
-    }
-  } else {
-    for (int64_t stride = kStride; stride < block; stride *= 2) {
-      for (int64_t first = 0; first < size; first += 2 * stride) {
-        for (int64_t i = first; i < first + stride; i += F32::kWidth) {
-          const F32 a = load(head.x + i), b = load(head.x + i + stride);
-          store(head.x + i, a + b);
-          store(head.x + i + stride, a - b);
-        }
+    if (kStride < block) return butterflies<2 * kStride>(butterfly<kStride>(x), block);
+  }
+  return x;
+}
+
+/// Multiplies blocks of a head by the orthonormal Hadamard matrix, factor by factor.
+void hadamard(int64_t size, int64_t block, Head& head) {
+  const F32 scale(1.0f / __builtin_sqrtf(static_cast<float>(block)));
+  for (int64_t i = 0; i < size; i += F32::kWidth) {
+    store(head.x + i, butterflies(load(head.x + i) * scale, block));
+  }
+  for (int64_t stride = F32::kWidth; stride < block; stride *= 2) {
+    for (int64_t first = 0; first < size; first += 2 * stride) {
+      for (int64_t i = first; i < first + stride; i += F32::kWidth) {
+        const F32 a = load(head.x + i), b = load(head.x + i + stride);
+        store(head.x + i, a + b);
+        store(head.x + i + stride, a - b);
       }
     }
   }
-  const F32 scale(1.0f / __builtin_sqrtf(static_cast<float>(block)));
-  for_each_vector(size, [&](int64_t i, int) { store(head.x + i, load(head.x + i) * scale); });
 }
 
 /// Writes a head in the type of the cache, with its scale unless `scale` is null.

@@ -135,11 +135,32 @@ template <class Dots, int kPhase, int kRows, class Finish>
   }
 }
 
+/// Groups of consecutive rows of x.
+template <class Q>
+struct RowGroups {
+  const int8_t* quants;
+  const float* scale;
+  const float* sum;
+  const int32_t* correction;
+
+  RowGroups(const QuantizedRows& rows, int64_t group)
+      : quants(rows.quants + group * Q::Dots::kRowBytes),
+        scale(rows.scale + group),
+        sum(rows.sum + group * Q::kScales),
+        correction(rows.correction + group * Q::kScales) {}
+  void move(int64_t groups) {
+    quants += groups * Q::Dots::kRowBytes;
+    scale += groups;
+    sum += groups * Q::kScales;
+    correction += groups * Q::kScales;
+  }
+};
+
 /// acc += a group of a strip times the first kRows of `rows`.
 template <class Q, int kRows>
 [[gnu::always_inline]] inline void add_group(const uint8_t* group,
                                              const Factors<typename Q::Group>& factors,
-                                             const QuantizedRows& rows, F32 (&acc)[kRows][kParts]) {
+                                             const RowGroups<Q>& rows, F32 (&acc)[kRows][kParts]) {
   using Group = typename Q::Group;
   using Format = typename Q::Format;
   Words words[8];
@@ -181,13 +202,13 @@ inline void strip_dot(const uint8_t* strip, const QuantizedRows& rows, int64_t r
                       F32 (&result)[kRows][kParts]) {
   F32 acc[kRows][kParts];
   const int64_t step = rows.block_rows(row / kRowBlock * kRowBlock);
-  const QuantizedRows first = rows.from(rows.first_group(row));
+  RowGroups<Q> x(rows, rows.first_group(row));
   for (int64_t g = 0; g < rows.groups; strip += Q::Group::kBlockBytes) {
     const Factors<typename Q::Group> factors(strip);
     const uint8_t* group = strip + Q::Group::kFactorBytes;
-    for (int i = 0; i < Q::Group::kGroups; ++i, ++g, group += Q::Group::kBytes) {
+    for (int i = 0; i < Q::Group::kGroups; ++i, ++g, group += Q::Group::kBytes, x.move(step)) {
       for (int at = 0; at < Q::Group::kBytes; at += 64) prefetch_l1(group + kPrefetchBytes + at);
-      add_group<Q>(group, factors, first.from(g * step), acc);
+      add_group<Q>(group, factors, x, acc);
     }
   }
 #pragma GCC unroll 16

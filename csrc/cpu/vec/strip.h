@@ -166,6 +166,14 @@ struct Sums {
 };
 
 static inline Words broadcast(const int8_t* x) { return _mm512_set1_epi32(OutlierWord::get(x, 0)); }
+/// sum + the products of words with four bytes of x. In assembly, as GCC 12 loads and broadcasts
+/// them by another instruction.
+static inline Words add_products(Words sum, Words words, const int8_t* x) {
+  asm("vpdpbusd %2%{1to16%}, %1, %0"
+      : "+v"(sum)
+      : "v"(words), "m"(*reinterpret_cast<const int32_t*>(x)));
+  return sum;
+}
 
 template <class Format, int kBits>
 struct Dots : ByteInputs<kBits> {
@@ -212,16 +220,16 @@ struct Dots : ByteInputs<kBits> {
 
  private:
   [[gnu::always_inline]] static Words outlier_dot(const uint8_t* group, const int8_t* x) {
-    const Words highs = broadcast(x + OutlierWord::kHigh), zero = _mm512_setzero_si512();
+    const Words zero = _mm512_setzero_si512();
+    const int8_t* highs = x + OutlierWord::kHigh;
     if constexpr (kHasPlainNibbles<Format>) {
       const Words both = load_words(group + OutlierWord::get(x, OutlierWord::kOffset));
       const Words word = _mm512_and_si512(both, broadcast(x + OutlierWord::kMask));
-      return _mm512_sllv_epi32(_mm512_dpbusd_epi32(zero, word, highs),
-                               broadcast(x + OutlierWord::kShift));
+      return _mm512_sllv_epi32(add_products(zero, word, highs), broadcast(x + OutlierWord::kShift));
     } else {
       const int32_t number = OutlierWord::get(x, OutlierWord::kNumber);
       const Words word = code_word<Format>(group, number, 0, kCodeBias);
-      return _mm512_slli_epi32(_mm512_dpbusd_epi32(zero, word, highs), 8);
+      return _mm512_slli_epi32(add_products(zero, word, highs), 8);
     }
   }
   /// Two chains: of alternating words, or of the two halves where they have scales of their own.
@@ -230,7 +238,7 @@ struct Dots : ByteInputs<kBits> {
 #pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) {
       Words& sum = sums[kScales == 1 ? i % 2 : i / 4];
-      sum = _mm512_dpbusd_epi32(sum, words[i], broadcast(x + 4 * i));
+      sum = add_products(sum, words[i], x + 4 * i);
     }
   }
 };

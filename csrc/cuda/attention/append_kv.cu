@@ -181,6 +181,9 @@ __device__ inline void rotate(const AppendKvParams& p, const HeadLayout& layout,
 /// The orthonormal Hadamard transform of the blocks of a head, in the order of additions of the
 /// CPU. Neighbouring lanes have neighbouring elements.
 __device__ inline Part hadamard(Part part, int begin, int block) {
+  const float scale = 1.0f / sqrtf(static_cast<float>(block));
+#pragma unroll
+  for (float& value : part.value) value *= scale;
 #pragma unroll
   for (int stride = 1; stride < kPerLane; stride *= 2) {
 #pragma unroll
@@ -199,9 +202,6 @@ __device__ inline Part hadamard(Part part, int begin, int block) {
       part.value[i] = second ? other - part.value[i] : part.value[i] + other;
     }
   }
-  const float scale = 1.0f / sqrtf(static_cast<float>(block));
-#pragma unroll
-  for (float& value : part.value) value *= scale;
   return part;
 }
 
