@@ -28,6 +28,8 @@ CASES: dict[str, dict[str, Any]] = {
     "qwen2 window": {"sliding_window": 40, "use_sliding_window": True, "max_window_layers": 1},
     "qwen3": {},
     "qwen3 bias": {"attention_bias": True, "head_dim": 64},
+    "gemma3_text": {"num_hidden_layers": 3, "sliding_window": 40, "sliding_window_pattern": 2},
+    "gemma3_text scale": {"sliding_window": 16, "query_pre_attn_scalar": 20},
     "gpt2": {"num_attention_heads": 2},
 }
 # transformers reads these from GGUF files too, but for windows and mixtures of layers.
@@ -232,7 +234,7 @@ def test_configurations_that_contradict_the_weights(
         if " " in name:
             pytest.skip("GGUF files do not say this")
         path = tmp_path / "model.gguf"
-        architecture = "llama" if name == "mistral" else name
+        architecture = {"mistral": "llama", "gemma3_text": "gemma3"}.get(name, name)
         metadata = {f"{architecture}.feed_forward_length": 128}
         make_gguf(path, quantization="F32", metadata=metadata, **case(name))
     else:

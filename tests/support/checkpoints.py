@@ -98,14 +98,18 @@ def make_model(
         options |= {"attention_bias": attention_bias, "mlp_bias": mlp_bias}
     elif architecture == "gpt2":
         options = _gpt2_options(options)
+    elif architecture == "gemma3_text":
+        options |= {"rope_parameters": None}
+        options.setdefault("query_pre_attn_scalar", options["head_dim"])
     config = transformers.AutoConfig.for_model(architecture, **options)
     model: Any = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(std=0.2)
-            elif parameter.dim() == 1:  # norms: not all the same
-                parameter.uniform_(0.5, 1.5)
+            elif parameter.dim() == 1:  # norms: not all the same; Gemma adds one to its own
+                one = 0 if architecture.startswith("gemma") else 1
+                parameter.uniform_(one - 0.5, one + 0.5)
     return model.to(dtype).eval()
 
 
@@ -237,6 +241,7 @@ def make_gguf(
     def tensors() -> Iterator[tuple[str, np.ndarray, Any]]:
         for index, (name, stored) in enumerate(architecture.tensors(config).items()):
             data = (state[name].t() if stored.transposed else state[name]).float().numpy()
+            data = data + 1 if stored.less_one else data
             attention = config.layers[0].attention
             heads = (("q", attention.num_qo_heads), ("k", attention.num_kv_heads))
             for part, num_heads in heads:
@@ -278,6 +283,12 @@ def write_gguf(
         f"{a}.vocab_size": c.vocab_size,
     }
     rope = getattr(c, "rope_parameters", None)
+    if a == "gemma3":
+        values[f"{a}.attention.sliding_window_pattern"] = [
+            kind == "sliding_attention" for kind in c.layer_types
+        ]
+        values[f"{a}.rope.freq_base_swa"] = float(rope["sliding_attention"]["rope_theta"])
+        rope = rope["full_attention"]
     if a == "gpt2":
         values[f"{a}.feed_forward_length"] = c.n_inner
         values[f"{a}.attention.layer_norm_epsilon"] = float(c.layer_norm_epsilon)

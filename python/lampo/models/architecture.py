@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from lampo.models.config import (
@@ -31,11 +31,13 @@ class StoredTensor:
         gguf: its name in a GGUF file.
         shape: as the ops take it, rows first.
         transposed: whether safetensors store its transpose.
+        less_one: whether safetensors store it less one.
     """
 
     gguf: str
     shape: tuple[int, ...]
     transposed: bool = False
+    less_one: bool = False
 
 
 Tensors = dict[str, StoredTensor]  # by the name in safetensors
@@ -49,9 +51,9 @@ def matrix(
     return tensors | (vector(f"{name}.bias", f"{gguf}.bias", rows) if bias else {})
 
 
-def vector(name: str, gguf: str, size: int) -> Tensors:
+def vector(name: str, gguf: str, size: int, *, less_one: bool = False) -> Tensors:
     """A tensor [size]; names include ".weight" or ".bias"."""
-    return {name: StoredTensor(gguf, (size,))}
+    return {name: StoredTensor(gguf, (size,), less_one=less_one)}
 
 
 def attention_tensors(hidden_size: int, a: AttentionConfig) -> Tensors:
@@ -143,10 +145,7 @@ class Architecture(ABC):
         name, gguf = self.layer
         for i, layer in enumerate(config.layers):
             for part, stored in self.layer_tensors(config, layer).items():
-                in_gguf = gguf.format(i) + stored.gguf
-                found[name.format(i) + part] = StoredTensor(
-                    in_gguf, stored.shape, stored.transposed
-                )
+                found[name.format(i) + part] = replace(stored, gguf=gguf.format(i) + stored.gguf)
         if not config.tie_word_embeddings:
             found |= matrix(*self.head, config.vocab_size, config.hidden_size)
         return found

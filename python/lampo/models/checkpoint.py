@@ -42,10 +42,11 @@ class TensorSource(Protocol):
 
 @dataclass(frozen=True)
 class _Place:
-    """A tensor's name in its file, and whether the file stores its transpose."""
+    """A tensor's name in its file, and how the file stores it: as in :class:`StoredTensor`."""
 
     name: str
     transposed: bool = False
+    less_one: bool = False
 
 
 class Checkpoint:
@@ -102,6 +103,9 @@ class Checkpoint:
         if place.transposed:
             assert not isinstance(tensor, QuantizedTensor)
             return tensor.t().contiguous()
+        if place.less_one:
+            assert not isinstance(tensor, QuantizedTensor)
+            return tensor.float() + 1
         return tensor
 
     def _find(self, name: str) -> tuple[TensorSource, _Place]:
@@ -200,7 +204,7 @@ def _load_safetensors(folder: Path) -> Checkpoint:
         if any(name.startswith(prefix) for name in names):
             prefix = ""
         places = {
-            name: _Place(name.removeprefix(prefix), stored.transposed)
+            name: _Place(name.removeprefix(prefix), stored.transposed, stored.less_one)
             for name, stored in architecture.tensors(config).items()
         }
         present = {name: source.shape(name) for name in names}

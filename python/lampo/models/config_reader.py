@@ -23,6 +23,7 @@ MAX_HIDDEN = 1 << 17
 MAX_INTERMEDIATE = 1 << 20
 MAX_LAYERS = 1024
 MAX_HEADS = 1024
+MAX_HEAD_SCALE = 1 << 16
 HEAD_DIMS = range(4, 257, 4)  # sizes that the attention kernels support; on CUDA every second
 
 # Names of fields in a GGUF file, after "<architecture>.".
@@ -98,6 +99,7 @@ _CHANGES_RESULTS: dict[str, tuple[Any, ...]] = {
     "scale_attn_weights": (None, True),
     "sliding_window": _OFF,
     "use_bias": _OFF,
+    "use_bidirectional_attention": _OFF,
     "use_parallel_residual": _OFF,
     "use_qk_norm": _OFF,
     "use_sliding_window": _OFF,
@@ -217,13 +219,14 @@ class ConfigReader:
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
             scale=head_dim**-0.5,
-            rope=self._rope(head_dim) if rotary else None,
+            rope=self.rope(head_dim) if rotary else None,
             window=window,
             qkv_bias=qkv_bias,
             out_bias=out_bias,
         )
 
-    def _rope(self, head_dim: int) -> RopeConfig:
+    def rope(self, head_dim: int) -> RopeConfig:
+        """The rotary embedding, the same in all layers."""
         if self.tensors is None:
             return rope_from_hf(self.fields, head_dim, self.context)
         return rope_from_gguf(

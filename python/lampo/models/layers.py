@@ -48,6 +48,23 @@ class Mixer(Protocol):
         """Adds the mixer's output to x."""
 
 
+def _output_widths(projection: Projection, norm: RMSNorm | None) -> dict[str, int]:
+    return {} if norm is None else {"output": projection.out_features}
+
+
+def _add_output(
+    projection: Projection, y: torch.Tensor, norm: RMSNorm | None, x: torch.Tensor, rows: Rows
+) -> None:
+    """``x += norm(y W^T)``, x the residual stream."""
+    if norm is None:
+        projection(y, x, rows.workspace, accumulate=True)
+        return
+    output = projection(y, rows.get("output", x.shape[1]), rows.workspace)
+    ops.rms_norm(output, norm.weight, norm.eps, out=output)
+    # The op adds its input to the residual stream; the norm of the sum is not used.
+    ops.rms_norm(output, norm.weight, norm.eps, residual=x, out=output)
+
+
 @dataclass(frozen=True)
 class Attention:
     """Causal attention over the paged cache.
@@ -58,6 +75,7 @@ class Attention:
         out: all heads -> hidden_size.
         rotary: cosines and sines of the positions; None: no rotation.
         q_norm, k_norm: norms per head, before the rotation.
+        post_norm: of the output, before it is added to the residual stream.
     """
 
     passed_buffer: ClassVar[str] = "qkv"
@@ -68,6 +86,7 @@ class Attention:
     rotary: RotaryTable | None = None
     q_norm: RMSNorm | None = None
     k_norm: RMSNorm | None = None
+    post_norm: RMSNorm | None = None
 
     @property
     def keeps(self) -> PagedKV:
@@ -77,7 +96,8 @@ class Attention:
     @property
     def widths(self) -> dict[str, int]:
         c = self.config
-        return {"qkv": c.q_size + 2 * c.kv_size, "attended": c.q_size}
+        own = {"qkv": c.q_size + 2 * c.kv_size, "attended": c.q_size}
+        return own | _output_widths(self.out, self.post_norm)
 
     def write(
         self, x: torch.Tensor, norm: Norm, step: Step, cache: PagedCache | StateCache, rows: Rows
@@ -130,7 +150,7 @@ class Attention:
             out=attended.view(-1, c.num_qo_heads, c.head_dim),
             workspace=workspace,
         )
-        self.out(attended, x, rows.workspace, accumulate=True)
+        _add_output(self.out, attended, self.post_norm, x, rows)
 
     def weights(self, step: Step, cache: PagedCache, rows: Rows) -> torch.Tensor:
         """The attention weights of a step of one sequence, for inspection.
@@ -158,34 +178,45 @@ class Attention:
 
 @dataclass(frozen=True)
 class GatedFeedForward:
-    """``x += (silu(g) * u) W^T`` with g and u two products of the normed x.
+    """``x += norm((silu(g) * u) W^T)`` with g and u two products of the normed x.
 
     Attributes:
-        gate_up: one weight, interleaved by ops.gate_and_up; or two, if their formats or sizes do
-            not allow that.
+        gate_up: one weight, interleaved by ops.gate_and_up if silu follows; or two, if their
+            formats or sizes do not allow that.
         down: back to hidden_size.
+        gelu_tanh: GELU, by its approximation with tanh, in place of silu.
+        post_norm: None: none.
     """
 
     gate_up: Projection
     down: Projection
+    gelu_tanh: bool = False
+    post_norm: RMSNorm | None = None
 
     @property
     def widths(self) -> dict[str, int]:
         size = self.gate_up.out_features
-        apart = {"gate_up": size} if len(self.gate_up.weights) > 1 else {}
-        return {"activated": size // 2} | apart
+        apart = {} if self._is_fused else {"gate_up": size}
+        return {"activated": size // 2} | apart | _output_widths(self.down, self.post_norm)
+
+    @property
+    def _is_fused(self) -> bool:
+        return len(self.gate_up.weights) == 1 and not self.gelu_tanh
 
     def __call__(self, x: torch.Tensor, norm: Norm, rows: Rows) -> None:
         size = self.gate_up.out_features
         activated = rows.get("activated", size // 2)
         normed, fused = norm(x, rows)
-        if len(self.gate_up.weights) == 1:
+        if self._is_fused:
             self.gate_up(normed, activated, rows.workspace, norm=fused, silu_mul=True)
         else:
             gate_up = rows.get("gate_up", size)
             self.gate_up(normed, gate_up, rows.workspace, norm=fused)
-            ops.silu_mul(gate_up, out=activated)
-        self.down(activated, x, rows.workspace, accumulate=True)
+            if self.gelu_tanh:
+                ops.gelu_mul(gate_up, tanh_approximation=True, out=activated)
+            else:
+                ops.silu_mul(gate_up, out=activated)
+        _add_output(self.down, activated, self.post_norm, x, rows)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 from lampo.models.architecture import Architecture
 from lampo.models.config import ModelConfig
 from lampo.models.config_reader import ConfigReader, gguf_fields, hf_fields
+from lampo.models.gemma3 import Gemma3
 from lampo.models.gpt2 import GPT2
 from lampo.models.llama import Llama
 from lampo.models.mistral import Mistral
@@ -16,7 +17,7 @@ from lampo.models.qwen2 import Qwen2
 from lampo.models.qwen3 import Qwen3
 from lampo.weights.fields import Fields
 
-ARCHITECTURES: tuple[Architecture, ...] = (Llama(), Mistral(), Qwen2(), Qwen3(), GPT2())
+ARCHITECTURES: tuple[Architecture, ...] = (Llama(), Mistral(), Qwen2(), Qwen3(), Gemma3(), GPT2())
 
 _BY_MODEL_TYPE = {a.model_type: a for a in ARCHITECTURES}
 _BY_GGUF_NAME = {a.gguf_name: a for a in ARCHITECTURES if a.gguf_name is not None}

@@ -105,6 +105,16 @@ class WeightLoader:
     def rms_norm(self, name: str) -> RMSNorm:
         return RMSNorm(self._vector(f"{name}.weight"), self.norm_eps)
 
+    def norm_of_scaled(self, name: str) -> RMSNorm:
+        """A norm of a residual stream that is divided by the root of its width."""
+        norm = self.rms_norm(name)
+        return dataclasses.replace(norm, eps=norm.eps / len(norm.weight))
+
+    def norm_to_scaled(self, name: str) -> RMSNorm:
+        """A norm whose result is added to a residual stream divided by the root of its width."""
+        norm = self.rms_norm(name)
+        return dataclasses.replace(norm, weight=norm.weight / len(norm.weight) ** 0.5)
+
     def layer_norm(self, name: str) -> LayerNorm:
         bias = self._vector(f"{name}.bias")
         return LayerNorm(self._vector(f"{name}.weight"), bias, self.norm_eps)
@@ -117,6 +127,7 @@ class WeightLoader:
         *,
         q_norm: str | None = None,
         k_norm: str | None = None,
+        post_norm: RMSNorm | None = None,
     ) -> Attention:
         """An attention layer.
 
@@ -125,6 +136,7 @@ class WeightLoader:
             qkv: names of the projections to q, k and v, or of one fused projection.
             out: name of the output projection.
             q_norm, k_norm: names of the norms per head.
+            post_norm: of its output.
         """
         return Attention(
             config=config,
@@ -133,6 +145,7 @@ class WeightLoader:
             rotary=None if config.rope is None else self._rotary_table(config.rope),
             q_norm=None if q_norm is None else self.rms_norm(q_norm),
             k_norm=None if k_norm is None else self.rms_norm(k_norm),
+            post_norm=post_norm,
         )
 
     def gated_feed_forward(
@@ -141,16 +154,20 @@ class WeightLoader:
         gate: str = "mlp.gate_proj",
         up: str = "mlp.up_proj",
         down: str = "mlp.down_proj",
+        *,
+        gelu_tanh: bool = False,
+        post_norm: RMSNorm | None = None,
     ) -> GatedFeedForward:
-        """A gated feed-forward of the three named projections."""
+        """A gated feed-forward of the three named projections, as :class:`GatedFeedForward`."""
         names, bias = [gate, up], config.bias
-        weights = self.weights(names, interleaved=True)
+        weights = self.weights(names, interleaved=not gelu_tanh)
         biases = None
         if bias:
             parts = [self._vector(f"{name}.bias") for name in names]
-            biases = ops.gate_and_up(*parts) if len(weights) == 1 else torch.cat(parts)
+            fused = len(weights) == 1 and not gelu_tanh
+            biases = ops.gate_and_up(*parts) if fused else torch.cat(parts)
         gate_up = Projection(weights, biases, self.activation_bits(GATE_UP))
-        return GatedFeedForward(gate_up, self.projection([down], bias=bias))
+        return GatedFeedForward(gate_up, self.projection([down], bias=bias), gelu_tanh, post_norm)
 
     def feed_forward(
         self, up: str, down: str, *, bias: bool = False, tanh_approximation: bool
