@@ -30,6 +30,8 @@ CASES: dict[str, dict[str, Any]] = {
     "qwen3 bias": {"attention_bias": True, "head_dim": 64},
     "gemma3_text": {"num_hidden_layers": 3, "sliding_window": 40, "sliding_window_pattern": 2},
     "gemma3_text scale": {"sliding_window": 16, "query_pre_attn_scalar": 20},
+    "smollm3": {"num_hidden_layers": 5, "initializer_range": 0.1},
+    "smollm3 layers": {"no_rope_layers": [0, 1], "attention_bias": True},
     "gpt2": {"num_attention_heads": 2},
 }
 # transformers reads these from GGUF files too, but for windows and mixtures of layers.

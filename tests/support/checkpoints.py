@@ -245,7 +245,7 @@ def make_gguf(
             attention = config.layers[0].attention
             heads = (("q", attention.num_qo_heads), ("k", attention.num_kv_heads))
             for part, num_heads in heads:
-                if gguf_name == "llama" and f".{part}_proj." in name:
+                if gguf_name in ("llama", "smollm3") and f".{part}_proj." in name:
                     data = interleave_rows(data, num_heads)
             data, raw_dtype = np.ascontiguousarray(data), None
             if data.ndim == 2:

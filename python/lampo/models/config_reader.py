@@ -174,6 +174,7 @@ class ConfigReader:
         default_kv_heads: int | None = None,
         default_head_dim: int | None = None,
         rotary: bool = True,
+        default_theta: float = 1e4,
         window: int | None = None,
         qkv_bias: bool = False,
         out_bias: bool = False,
@@ -184,6 +185,7 @@ class ConfigReader:
             default_kv_heads: for a config.json without the field; None: as many as query heads.
             default_head_dim: likewise; None: hidden_size over query heads.
             rotary: whether q and k are rotated.
+            default_theta: base of the rotary embedding for a config.json without the field.
             window: as in :class:`AttentionConfig`.
             qkv_bias, out_bias: whether these projections have biases.
         """
@@ -219,16 +221,16 @@ class ConfigReader:
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
             scale=head_dim**-0.5,
-            rope=self.rope(head_dim) if rotary else None,
+            rope=self.rope(head_dim, default_theta) if rotary else None,
             window=window,
             qkv_bias=qkv_bias,
             out_bias=out_bias,
         )
 
-    def rope(self, head_dim: int) -> RopeConfig:
+    def rope(self, head_dim: int, default_theta: float = 1e4) -> RopeConfig:
         """The rotary embedding, the same in all layers."""
         if self.tensors is None:
-            return rope_from_hf(self.fields, head_dim, self.context)
+            return rope_from_hf(self.fields, head_dim, self.context, default_theta)
         return rope_from_gguf(
             self.fields,
             self.architecture,

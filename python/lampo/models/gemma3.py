@@ -134,10 +134,7 @@ def _rope(reader: ConfigReader, kind: str, head_dim: int) -> RopeConfig:
         values = {name: f.get(name) for name in ("rope_theta", "rope_scaling")}
     else:
         values = {"rope_theta": f.get("rope_local_base_freq")}
-    fields = Fields(f.source, values)
-    if not fields.has("rope_theta") and not fields.mapping("rope_parameters").get("rope_theta"):
-        fields = Fields(f.source, values | {"rope_theta": _THETAS[kind]})
-    return rope_from_hf(fields, head_dim, reader.context)
+    return rope_from_hf(Fields(f.source, values), head_dim, reader.context, _THETAS[kind])
 
 
 def _layer_types(reader: ConfigReader) -> list[str]:

@@ -15,9 +15,18 @@ from lampo.models.llama import Llama
 from lampo.models.mistral import Mistral
 from lampo.models.qwen2 import Qwen2
 from lampo.models.qwen3 import Qwen3
+from lampo.models.smollm3 import SmolLM3
 from lampo.weights.fields import Fields
 
-ARCHITECTURES: tuple[Architecture, ...] = (Llama(), Mistral(), Qwen2(), Qwen3(), Gemma3(), GPT2())
+ARCHITECTURES: tuple[Architecture, ...] = (
+    Llama(),
+    Mistral(),
+    Qwen2(),
+    Qwen3(),
+    SmolLM3(),
+    Gemma3(),
+    GPT2(),
+)
 
 _BY_MODEL_TYPE = {a.model_type: a for a in ARCHITECTURES}
 _BY_GGUF_NAME = {a.gguf_name: a for a in ARCHITECTURES if a.gguf_name is not None}

@@ -211,7 +211,9 @@ def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
     return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def rope_from_hf(fields: Fields, head_dim: int, max_position_embeddings: int) -> RopeConfig:
+def rope_from_hf(
+    fields: Fields, head_dim: int, max_position_embeddings: int, default_theta: float = 1e4
+) -> RopeConfig:
     """Reads `rope_parameters`, or the older `rope_scaling` and `rope_theta`, of a config.json."""
     name = "rope_scaling" if fields.mapping("rope_scaling") else "rope_parameters"
     values: dict[str, Any] = dict(fields.mapping(name))
@@ -233,7 +235,7 @@ def rope_from_hf(fields: Fields, head_dim: int, max_position_embeddings: int) ->
     if rope.number("partial_rotary_factor", 0, 1, 1.0, open_low=True) != 1.0:
         raise rope.error("partial_rotary_factor", "1: these architectures rotate whole heads")
     arguments: dict[str, Any] = {
-        "theta": rope.number("rope_theta", 1, 1e12, 10000.0, open_low=True),
+        "theta": rope.number("rope_theta", 1, 1e12, default_theta, open_low=True),
         "rotary_dim": head_dim,
         "scaling": scaling,
     }
