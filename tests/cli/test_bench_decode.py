@@ -17,6 +17,7 @@ from lampo.models.checkpoint import load_checkpoint
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import bench_decode
+import bench_answers
 import bench_quality
 import make_models
 import peers
@@ -243,3 +244,11 @@ def test_readme_table_fills_blocks(tmp_path, monkeypatch):
     assert "`python x.py`: a CPU, 1 thread, 2026-11-22" in filled
     assert "old" not in filled
     assert readme_table.filled(filled) == filled
+
+
+def test_agreement_of_answers() -> None:
+    exact = [[1, 2, 3, 4], [5, 6], [], [7, 8]]
+    found = [[1, 2, 9, 4], [5, 6], [], [7]]
+    assert bench_answers.agreement(exact, found) == (2, (0.5 + 1 + 1 + 0.5) / 4)
+    assert bench_answers.until([1, 2, 3, 2], (2, 3)) == [1]
+    assert bench_answers.until([1, 2], ()) == [1, 2]
