@@ -375,6 +375,9 @@ def main(kind: str, start: str, first: str, count: str, way: str = "run") -> int
     logging.getLogger("lampo").propagate = False
     start_path = Path(start)
     if way == "load":
+        import torch
+
+        torch.set_num_threads(1)  # the tensors are small
         assert load(start_path) == ""
     else:
         with LLM(start_path):  # imports, and memory that every model takes

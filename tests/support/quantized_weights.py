@@ -104,7 +104,7 @@ def _safetensors_values(blocks: torch.Tensor, format: str) -> torch.Tensor:
     parts = blocks.view(len(blocks), -1, nbytes)
     wide = _factor_type(format)
     at = wide.itemsize
-    scales = parts[..., :at].contiguous().view(wide).double()
+    scales = parts[..., :at].reshape(-1).view(wide).view(len(blocks), -1, 1).double()
     codes = parts[..., nbytes - size * bits // 8 :]
     if bits == 4:
         pairs = codes.unflatten(2, (-1, 16))

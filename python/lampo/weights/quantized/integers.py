@@ -118,7 +118,7 @@ def unpacked(words: torch.Tensor, bits: int) -> torch.Tensor:
     """The codes in 32-bit words, from the lowest bits up: [..., n] int32 -> [..., n, 32 / bits]."""
     import torch
 
-    codes = words.contiguous().view(torch.uint8)
+    codes = words.reshape(-1).view(torch.uint8)
     if bits == 4:
         codes = torch.stack([codes & 15, codes >> 4], -1)
     return codes.view(*words.shape, 32 // bits)

@@ -65,7 +65,7 @@ class NVFP4Matrix(CodedMatrix):
         if "nvfp4_g128" not in formats or columns % 128:
             return None
         count = columns // 128
-        factors = self.factor.expand(rows, count, 1).contiguous().view(torch.uint8)
+        factors = self.factor.repeat(rows, count, 1).view(torch.uint8)
         scales = self.scales.view(torch.uint8).view(rows, count, 8)
         pairs = halves_from_neighbours(self.pairs.view(rows, count, 4, 16)).flatten(2)
         blocks = torch.cat([factors, scales, pairs], 2).flatten(1)
