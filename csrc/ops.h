@@ -38,7 +38,7 @@ void append_kv(OptionalTensor q,                // [num_tokens, num_qo_heads, he
                const TensorView& slot_mapping,  // [num_tokens] int64; -1: write nothing
                OptionalTensor positions,        // [num_tokens] int32 or int64
                OptionalTensor cos_sin,          // [max_positions, rotary_dim] float32
-               bool interleaved,
+               bool interleaved, bool hadamard,
                OptionalTensor q_norm_weight,  // [head_dim] float32 or as k
                OptionalTensor k_norm_weight,  // [head_dim]
                double eps,

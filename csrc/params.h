@@ -69,6 +69,7 @@ struct AppendKvParams {
   DType weight_dtype;    // of the norm weights: float32 or dtype
   DType position_dtype;  // int32 or int64
   bool interleaved;      // pairs (2i, 2i + 1), else (i, i + rotary_dim / 2)
+  bool hadamard;         // q and k are multiplied by a Hadamard matrix
   int64_t num_tokens;
   int64_t num_qo_heads;  // 0: no q
   int64_t num_kv_heads;

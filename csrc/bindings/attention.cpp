@@ -9,9 +9,9 @@ namespace lampo {
 void bind_attention(py::module_& m) {
   m.def("append_kv", [](py::handle q, py::handle k, py::handle v, py::handle k_cache,
                         py::handle v_cache, py::handle slot_mapping, py::handle positions,
-                        py::handle cos_sin, bool interleaved, py::handle q_norm_weight,
-                        py::handle k_norm_weight, double eps, py::handle k_scale,
-                        py::handle v_scale) {
+                        py::handle cos_sin, bool interleaved, bool hadamard,
+                        py::handle q_norm_weight, py::handle k_norm_weight, double eps,
+                        py::handle k_scale, py::handle v_scale) {
     const OptionalOutArg q_("q", q), k_scale_("k_scale", k_scale), v_scale_("v_scale", v_scale);
     const TensorArg k_("k", k), v_("v", v), slot_mapping_("slot_mapping", slot_mapping);
     const OutArg k_cache_("k_cache", k_cache), v_cache_("v_cache", v_cache);
@@ -21,7 +21,7 @@ void bind_attention(py::module_& m) {
     const Stream stream = k_.stream();
     without_gil([&] {
       append_kv(q_, k_, v_, k_cache_, v_cache_, slot_mapping_, positions_, cos_sin_, interleaved,
-                q_norm_weight_, k_norm_weight_, eps, k_scale_, v_scale_, stream);
+                hadamard, q_norm_weight_, k_norm_weight_, eps, k_scale_, v_scale_, stream);
     });
   });
 

@@ -76,7 +76,7 @@ void check_positions(const TensorView& positions, int64_t max_positions) {
 
 void append_kv(OptionalTensor q, const TensorView& k, const TensorView& v,
                const TensorView& k_cache, const TensorView& v_cache, const TensorView& slot_mapping,
-               OptionalTensor positions, OptionalTensor cos_sin, bool interleaved,
+               OptionalTensor positions, OptionalTensor cos_sin, bool interleaved, bool hadamard,
                OptionalTensor q_norm_weight, OptionalTensor k_norm_weight, double eps,
                OptionalTensor k_scale, OptionalTensor v_scale, Stream stream) {
   check_shape("k", k, {kAny, kAny, kAny});
@@ -160,6 +160,7 @@ void append_kv(OptionalTensor q, const TensorView& k, const TensorView& v,
       .weight_dtype = any_weight != nullptr ? any_weight->dtype : DType::kF32,
       .position_dtype = positions != nullptr ? positions->dtype : DType::kI64,
       .interleaved = interleaved,
+      .hadamard = hadamard,
       .num_tokens = num_tokens,
       .num_qo_heads = q != nullptr ? q->shape[1] : 0,
       .num_kv_heads = num_kv_heads,

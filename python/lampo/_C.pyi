@@ -92,6 +92,7 @@ def append_kv(
     positions: Tensor | None,
     cos_sin: Tensor | None,
     interleaved: bool,
+    hadamard: bool,
     q_norm_weight: Tensor | None,
     k_norm_weight: Tensor | None,
     eps: float,

@@ -58,6 +58,10 @@ class LLM:
         quantize: quantize dense weights while they are loaded: "q4_0", "q4_1", "q4_k", "q5_0",
             "q5_1", "q5_k", "q6_k" or "q8_0"; LM head and embedding get q6_k at least, and matrices
             without whole blocks of 256 columns blocks of 32. On the CPU.
+        activation_bits: precision of activations that are multiplied by packed weights, on the CPU:
+            8, 9 (8, and 16 for the four largest of 32 neighbours) or 16. If absent, 8 or 9, by the
+            layer's part in the error. 16 is nearly exact, and slower where products are the limit:
+            prompts, batches.
         device: "cpu", "cuda" or "cuda:<index>". A GPU computes in bfloat16, whatever the weights.
         kv_cache_dtype: "auto" (float32 with dtype "float32", else bfloat16), "float32", "float16",
             "bfloat16"; "int8" or "fp8" (also "fp8_e4m3"): half the memory, and a scale of four
@@ -91,6 +95,7 @@ class LLM:
         *,
         dtype: str = "auto",
         quantize: str | None = None,
+        activation_bits: int | None = None,
         device: str = "cpu",
         kv_cache_dtype: str = "auto",
         max_model_len: int | None = None,
@@ -105,6 +110,7 @@ class LLM:
         check_llm_arguments(
             dtype=dtype,
             quantize=quantize,
+            activation_bits=activation_bits,
             kv_cache_dtype=kv_cache_dtype,
             page_size=page_size,
             max_num_seqs=max_num_seqs,
@@ -127,7 +133,12 @@ class LLM:
         self.generation_config = files.generation_config
         with files.checkpoint:
             decoder = load_model(
-                files.checkpoint, dtype, self.max_model_len, where, quantize=quantize
+                files.checkpoint,
+                dtype,
+                self.max_model_len,
+                where,
+                quantize=quantize,
+                activation_bits=activation_bits,
             )
         self.weight_bytes = decoder.nbytes
         self.max_num_seqs = max_num_seqs

@@ -9,6 +9,7 @@ from lampo.error_text import shown
 MAX_NUM_SEQS = 4096
 DTYPES = ("auto", "float32", "bfloat16")
 QUANTIZATIONS = ("q4_0", "q4_1", "q4_k", "q5_0", "q5_1", "q5_k", "q6_k", "q8_0")
+ACTIVATION_BITS = (8, 9, 16)
 
 # Names of kv_cache_dtype, and torch's; "auto" depends on the model's dtype.
 KV_CACHE_DTYPES = {
@@ -26,6 +27,7 @@ def check_llm_arguments(
     *,
     dtype: str,
     quantize: str | None,
+    activation_bits: int | None,
     kv_cache_dtype: str,
     page_size: int,
     max_num_seqs: int,
@@ -39,6 +41,9 @@ def check_llm_arguments(
         raise ValueError(f"quantize: expected one of {names}, got {shown(quantize)}")
     if quantize is not None and dtype != "auto":
         raise ValueError(f"quantize: needs dtype 'auto', got {dtype!r}")
+    if activation_bits not in (None, *ACTIVATION_BITS):
+        bits = ", ".join(map(str, ACTIVATION_BITS))
+        raise ValueError(f"activation_bits: expected one of {bits}, got {shown(activation_bits)}")
     if kv_cache_dtype not in KV_CACHE_DTYPES:
         names = ", ".join(KV_CACHE_DTYPES)
         raise ValueError(f"kv_cache_dtype: expected one of {names}, got {shown(kv_cache_dtype)}")

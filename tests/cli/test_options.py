@@ -47,6 +47,7 @@ MODEL = {
     "model": ("-m name", "name"),
     "dtype": ("--dtype float32", "float32"),
     "quantize": ("--quantize q4_k", "q4_k"),
+    "activation_bits": ("--activation-bits 16", 16),
     "device": ("--device cuda:1", "cuda:1"),
     "kv_cache_dtype": ("--kv-cache-dtype int8", "int8"),
     "max_model_len": ("--max-model-len 99", 99),

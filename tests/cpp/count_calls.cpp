@@ -141,7 +141,7 @@ void append(DType cache, const char* name) {
   const TensorView* scales = cache == DType::kI8 ? scale.get() : nullptr;
   run(std::string("append_kv ") + name, [&] {
     lampo::append_kv(q.get(), k, v, k_cache, v_cache, slots, positions.get(), angles.get(), false,
-                     nullptr, nullptr, 1e-6, scales, scales);
+                     cache == DType::kI8, nullptr, nullptr, 1e-6, scales, scales);
   });
 }
 

@@ -109,7 +109,7 @@ struct Layer {
     lampo::linear(x, qkv_weight, nullptr, normed, qkv, &workspace);
     const lampo::TensorView q = qkv.heads(0, kHeads), k = qkv.heads(kHeads, kKvHeads);
     lampo::append_kv(&q, k, qkv.heads(kHeads + kKvHeads, kKvHeads), k_cache, v_cache, slots,
-                     nullptr, nullptr, false, nullptr, nullptr, 0.0, nullptr, nullptr);
+                     nullptr, nullptr, false, false, nullptr, nullptr, 0.0, nullptr, nullptr);
     lampo::AttentionOptions options;
     options.softmax_scale = 0.2;
     lampo::paged_attention(q, k_cache, v_cache, page_table, seq_lens, cu_seqlens, options, nullptr,

@@ -47,7 +47,7 @@ def arguments(head_dim, dtype, cache_dtype, rotary_dim, norm, pad=0, weight_dtyp
     return given
 
 
-def run_on_cpu(given, interleaved, eps):
+def run_on_cpu(given, **options):
     """The CPU op, to which no value is given that is out of range."""
     dtype = given["q"].dtype
     given = {k: v.clone() for k, v in given.items()}
@@ -58,7 +58,7 @@ def run_on_cpu(given, interleaved, eps):
     if dtype == torch.float16:  # which the CPU op does not take: it rounds float32 alike
         wide = ("q", "k", "v", "q_norm_weight", "k_norm_weight")
         given |= {k: given[k].float() for k in wide if k in given}
-    ops.append_kv(**given, interleaved=interleaved, eps=eps)
+    ops.append_kv(**given, **options)
     given["q"] = given["q"].to(dtype)
     return given
 
@@ -75,15 +75,16 @@ def steps(a: torch.Tensor, b: torch.Tensor) -> int:
     return int((rank(a) - rank(b)).abs().max())
 
 
-def check(client: Client, given, interleaved: bool, apart: int) -> None:
-    expected = run_on_cpu(given, interleaved, 1e-5)
+def check(client: Client, given, interleaved: bool, apart: int, hadamard: bool = False) -> None:
+    options = {"interleaved": interleaved, "hadamard": hadamard, "eps": 1e-5}
+    expected = run_on_cpu(given, **options)
     for order in ("forward", "backward"):
         actual = {k: v.clone() for k, v in given.items()}
         for name in ("q", "k", "v"):  # clone() would lose the rows' distance
             actual[name] = torch.empty_strided(
                 given[name].shape, given[name].stride(), dtype=given[name].dtype
             ).copy_(given[name])
-        client.call("append_kv", interleaved=interleaved, eps=1e-5, order=order, **actual)
+        client.call("append_kv", order=order, **options, **actual)
         for name in ("q", "k_cache", "v_cache"):
             assert steps(actual[name], expected[name]) <= apart, name
         for name in ("k", "v", "slot_mapping"):
@@ -116,6 +117,16 @@ def test_append_kv(client, dtype, cache_dtype, head_dim, rotary_dim, interleaved
     check(client, given, interleaved, 0 if fused else 1)
 
 
+@pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.int8], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("head_dim", "rotary_dim"), [(32, 0), (64, 64), (72, 72), (80, 40), (96, 2), (256, 256)]
+)
+def test_append_kv_with_hadamard(client, dtype, cache_dtype, head_dim, rotary_dim):
+    given = arguments(head_dim, dtype, cache_dtype, rotary_dim, False)
+    check(client, given, True, 0, hadamard=True)
+
+
 @pytest.mark.parametrize("cache_dtype", CACHE_DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("dtype", "weight_dtype"),
@@ -135,8 +146,9 @@ def test_append_kv_with_norm(
 ):
     """Sums of squares differ in their order: within a step of a rounded type, a few of float32."""
     given = arguments(head_dim, dtype, cache_dtype, rotary_dim, True, pad, weight_dtype)
-    expected = run_on_cpu(given, interleaved, 1e-5)
-    client.call("append_kv", interleaved=interleaved, eps=1e-5, **given)
+    options = {"interleaved": interleaved, "hadamard": False, "eps": 1e-5}
+    expected = run_on_cpu(given, **options)
+    client.call("append_kv", **options, **given)
     for name in ("q", "k_cache", "v_cache", "k_scale", "v_scale"):
         if name not in given:
             continue
@@ -152,9 +164,10 @@ def test_append_kv_with_norm(
 
 def test_without_q(client):
     given = arguments(64, torch.float32, torch.float32, 64, False)
-    expected = run_on_cpu(given, False, 1e-5)
+    options = {"interleaved": False, "hadamard": False, "eps": 1e-5}
+    expected = run_on_cpu(given, **options)
     del given["q"]
-    client.call("append_kv", interleaved=False, eps=1e-5, **given)
+    client.call("append_kv", **options, **given)
     for name in ("k_cache", "v_cache"):
         assert torch.equal(paging_bits(given[name]), paging_bits(expected[name]))
 

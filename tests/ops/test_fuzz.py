@@ -73,6 +73,7 @@ def append_call() -> Arguments:
         "positions": ints([0, 1, 2]),
         "cos_sin": floats(8, 32),
         "interleaved": False,
+        "hadamard": False,
         "q_norm_weight": floats(32),
         "k_norm_weight": floats(32),
         "eps": 1e-6,

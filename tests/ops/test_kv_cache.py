@@ -31,17 +31,22 @@ def qkv_views(
 @pytest.mark.parametrize("cache_dtype", CACHE_DTYPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("head_dim", "rotary", "interleaved", "norm"),
+    ("head_dim", "rotary", "interleaved", "norm", "hadamard"),
     [
-        (32, 0, False, False),
-        (64, 1, False, False),
-        (72, 1, True, True),
-        (80, 0.5, False, True),
-        (128, 0.25, True, False),
-        (256, 1, False, True),
+        (32, 0, False, False, False),
+        (32, 0, False, False, True),
+        (4, 0, False, False, True),
+        (64, 1, False, False, False),
+        (64, 1, False, False, True),
+        (72, 1, True, True, True),
+        (80, 0.5, False, True, False),
+        (96, 0.5, False, True, True),
+        (128, 0.25, True, False, False),
+        (256, 1, False, True, False),
+        (256, 1, False, True, True),
     ],
 )
-def test_append(isa, generator, dtype, cache_dtype, head_dim, rotary, interleaved, norm):
+def test_append(isa, generator, dtype, cache_dtype, head_dim, rotary, interleaved, norm, hadamard):
     page_size, num_pages, num_tokens = 4, 9, 13
     q, k, v = qkv_views(num_tokens, head_dim, dtype, generator)
     k_cache, v_cache = (
@@ -60,7 +65,8 @@ def test_append(isa, generator, dtype, cache_dtype, head_dim, rotary, interleave
 
     def expected(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         x = reference.rms_norm(x, weight, 1e-5) if norm else x.double()
-        return x if table is None else reference.rope(x, table[positions], interleaved)
+        x = x if table is None else reference.rope(x, table[positions], interleaved)
+        return reference.hadamard(x) if hadamard else x
 
     expected_q, expected_k, expected_v = (
         expected(q, weights[0]),
@@ -78,6 +84,7 @@ def test_append(isa, generator, dtype, cache_dtype, head_dim, rotary, interleave
         positions=(positions.int() if head_dim == 64 else positions) if rotary else None,
         cos_sin=table,
         interleaved=interleaved,
+        hadamard=hadamard,
         q_norm_weight=weights[0] if norm else None,
         k_norm_weight=weights[1] if norm else None,
         eps=1e-5,
@@ -208,5 +215,5 @@ def test_opcheck():
     arguments = {k: v.clone() for k, v in ARGUMENTS.items()}
     torch.library.opcheck(
         torch.ops.lampo.append_kv.default,
-        (*arguments.values(), False, None, None, 1e-6, None, None),
+        (*arguments.values(), False, False, None, None, 1e-6, None, None),
     )

@@ -4,6 +4,8 @@
 //   norm(x) = x * weight / sqrt(mean(x^2) + eps), per head; optional
 //   rope: (a, b) -> (a cos - b sin, b cos + a sin) on the pairs (i, i + rotary_dim / 2), or
 //   (2i, 2i + 1) if interleaved; elements from rotary_dim on are unchanged
+//   hadamard: q and k times an orthonormal Hadamard matrix, in blocks of the largest power of two
+//   that divides head_dim: the same scores, from keys without large channels
 //   int8: scale = max|x| / 127 of the head's vector; f8 with scales: max|x| / 448
 //
 // q [num_tokens, num_qo_heads, head_dim]; k, v [num_tokens, num_kv_heads, head_dim]; caches
@@ -63,6 +65,32 @@ void rotate_head(const float* cos, int64_t rotary_dim, bool interleaved, Head& h
   }
 }
 
+/// The steps of a Hadamard transform within a vector.
+template <int kStride = 1>
+F32 butterflies(F32 x, int64_t block) {
+  if constexpr (kStride < F32::kWidth) {
+    if (kStride < block) return butterflies<2 * kStride>(butterfly<kStride>(x), block);
+  }
+  return x;
+}
+
+/// Multiplies blocks of a head by the orthonormal Hadamard matrix, factor by factor.
+void hadamard(int64_t size, int64_t block, Head& head) {
+  const F32 scale(1.0f / __builtin_sqrtf(static_cast<float>(block)));
+  for (int64_t i = 0; i < size; i += F32::kWidth) {
+    store(head.x + i, butterflies(load(head.x + i) * scale, block));
+  }
+  for (int64_t stride = F32::kWidth; stride < block; stride *= 2) {
+    for (int64_t first = 0; first < size; first += 2 * stride) {
+      for (int64_t i = first; i < first + stride; i += F32::kWidth) {
+        const F32 a = load(head.x + i), b = load(head.x + i + stride);
+        store(head.x + i, a + b);
+        store(head.x + i + stride, a - b);
+      }
+    }
+  }
+}
+
 /// Writes a head in the type of the cache, with its scale unless `scale` is null.
 template <class C>
 void store_head(const Head& head, int64_t size, C* to, float* scale) {
@@ -92,15 +120,17 @@ void run(const AppendKvParams& p, const Team& team) {
     const int64_t token = at / heads;
     int64_t h = at % heads;
     const auto rotate = [&] {
-      if (p.rotary_dim == 0) return;
-      const int64_t position = p.position_dtype == DType::kI64
-                                   ? static_cast<const int64_t*>(p.positions)[token]
-                                   : static_cast<const int32_t*>(p.positions)[token];
-      rotate_head(p.cos_sin + position * p.stride_cos_sin_position, p.rotary_dim, p.interleaved,
-                  head);
+      if (p.rotary_dim > 0) {
+        const int64_t position = p.position_dtype == DType::kI64
+                                     ? static_cast<const int64_t*>(p.positions)[token]
+                                     : static_cast<const int32_t*>(p.positions)[token];
+        rotate_head(p.cos_sin + position * p.stride_cos_sin_position, p.rotary_dim, p.interleaved,
+                    head);
+      }
+      if (p.hadamard) hadamard(p.head_dim, p.head_dim & -p.head_dim, head);
     };
     if (h < p.num_qo_heads) {
-      if (p.rotary_dim == 0 && p.q_norm_weight == nullptr) continue;
+      if (p.rotary_dim == 0 && p.q_norm_weight == nullptr && !p.hadamard) continue;
       T* q = static_cast<T*>(p.q) + token * p.stride_q_token + h * p.stride_q_head;
       load_head(q, p.head_dim, head);
       if (p.q_norm_weight != nullptr) {

@@ -121,15 +121,16 @@ template <class Format, bool kMinimum>
 
 /// Adds the products of `words`, those of phase kPhase, with kRows rows of x, then those of the
 /// later phases. finish(row, sums) gets the totals.
-template <class Dots, int kPhase, int kRows, class Finish>
-[[gnu::always_inline]] inline void add_phases(const uint8_t* group, const Words (&words)[8],
-                                              const int8_t* x, Sums<Dots::kScales> (&sums)[kRows],
-                                              Finish&& finish) {
+template <class Dots, int kPhase, int kRows, class Codes, class Finish>
+[[gnu::always_inline]] inline void add_phases(const uint8_t* group, Codes& codes,
+                                              const Words (&words)[8], const int8_t* x,
+                                              Sums<Dots::kScales> (&sums)[kRows], Finish&& finish) {
+  codes.keep(kPhase, words);
 #pragma GCC unroll kUnrolledRows
   for (int r = 0; r < kRows; ++r) {
     Sums<Dots::kScales> sum{};
     if (kPhase > 0) sum = sums[r];
-    Dots::template add<kPhase>(group, words, x + r * Dots::kRowBytes, sum);
+    Dots::template add<kPhase>(codes, words, x + r * Dots::kRowBytes, sum);
     if constexpr (kPhase + 1 == Dots::kPhases) {
       finish(r, sum);
     } else {
@@ -139,15 +140,36 @@ template <class Dots, int kPhase, int kRows, class Finish>
   if constexpr (kPhase + 1 < Dots::kPhases) {
     Words next[8];
     Dots::template load<kPhase + 1>(group, next);
-    add_phases<Dots, kPhase + 1>(group, next, x, sums, finish);
+    add_phases<Dots, kPhase + 1>(group, codes, next, x, sums, finish);
   }
 }
+
+/// Groups of consecutive rows of x.
+template <class Q>
+struct RowGroups {
+  const int8_t* quants;
+  const float* scale;
+  const float* sum;
+  const int32_t* correction;
+
+  RowGroups(const QuantizedRows& rows, int64_t group)
+      : quants(rows.quants + group * Q::Dots::kRowBytes),
+        scale(rows.scale + group),
+        sum(rows.sum + group * Q::kScales),
+        correction(rows.correction + group * Q::kScales) {}
+  void move(int64_t groups) {
+    quants += groups * Q::Dots::kRowBytes;
+    scale += groups;
+    sum += groups * Q::kScales;
+    correction += groups * Q::kScales;
+  }
+};
 
 /// acc += a group of a strip times the first kRows of `rows`.
 template <class Q, int kRows>
 [[gnu::always_inline]] inline void add_group(const uint8_t* group,
                                              const Factors<typename Q::Group>& factors,
-                                             const QuantizedRows& rows, F32 (&acc)[kRows][kParts]) {
+                                             const RowGroups<Q>& rows, F32 (&acc)[kRows][kParts]) {
   using Group = typename Q::Group;
   using Format = typename Q::Format;
   Words words[8];
@@ -166,21 +188,23 @@ template <class Q, int kRows>
     }
   }
   Sums<Q::kScales> sums[kRows];
-  add_phases<typename Q::Dots, 0>(group, words, rows.quants, sums, [&](int r, const auto& sum) {
-    const F32 row_scale(rows.scale[r]);
+  std::conditional_t<Q::Dots::kHasOutlier && (kRows > 1), UnpackedWords, PackedWords> codes{group};
+  add_phases<typename Q::Dots, 0>(
+      group, codes, words, rows.quants, sums, [&](int r, const auto& sum) {
+        const F32 row_scale(rows.scale[r]);
 #pragma GCC unroll 2
-    for (int set = 0; set < Q::kScales; ++set) {
-      const int32_t correction = Q::kOffset == 0 ? 0 : rows.correction[r * Q::kScales + set];
-      const F32 row_sum(rows.sum[r * Q::kScales + set]);
+        for (int set = 0; set < Q::kScales; ++set) {
+          const int32_t correction = Q::kOffset == 0 ? 0 : rows.correction[r * Q::kScales + set];
+          const F32 row_sum(rows.sum[r * Q::kScales + set]);
 #pragma GCC unroll 4
-      for (int i = 0; i < kParts; ++i) {
-        F32 total = fma(Q::Dots::to_float(sum.part[set][i], correction), scale[set][i] * row_scale,
-                        acc[r][i]);
-        if constexpr (Format::kHasMinimum) total = fma(minimum[set][i], row_sum, total);
-        acc[r][i] = total;
-      }
-    }
-  });
+          for (int i = 0; i < kParts; ++i) {
+            F32 total = fma(Q::Dots::to_float(sum.part[set][i], correction),
+                            scale[set][i] * row_scale, acc[r][i]);
+            if constexpr (Format::kHasMinimum) total = fma(minimum[set][i], row_sum, total);
+            acc[r][i] = total;
+          }
+        }
+      });
 }
 
 /// result = one strip times the rows [row, row + kRows) of a block.
@@ -189,13 +213,13 @@ inline void strip_dot(const uint8_t* strip, const QuantizedRows& rows, int64_t r
                       F32 (&result)[kRows][kParts]) {
   F32 acc[kRows][kParts];
   const int64_t step = rows.block_rows(row / kRowBlock * kRowBlock);
-  const QuantizedRows first = rows.from(rows.first_group(row));
+  RowGroups<Q> x(rows, rows.first_group(row));
   for (int64_t g = 0; g < rows.groups; strip += Q::Group::kBlockBytes) {
     const Factors<typename Q::Group> factors(strip);
     const uint8_t* group = strip + Q::Group::kFactorBytes;
-    for (int i = 0; i < Q::Group::kGroups; ++i, ++g, group += Q::Group::kBytes) {
+    for (int i = 0; i < Q::Group::kGroups; ++i, ++g, group += Q::Group::kBytes, x.move(step)) {
       for (int at = 0; at < Q::Group::kBytes; at += 64) prefetch_l1(group + kPrefetchBytes + at);
-      add_group<Q>(group, factors, first.from(g * step), acc);
+      add_group<Q>(group, factors, x, acc);
     }
   }
 #pragma GCC unroll 16

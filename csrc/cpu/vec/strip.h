@@ -9,7 +9,9 @@
 //   kRowBytes                           bytes of a group of x
 //   store(to, q, outlier)               stores a group of x; outlier: its outlier word
 //   load<kPhase>(group, words)          unpacks the words of a phase
-//   add<kPhase>(group, words, x, sums)  adds their products with a group of x
+//   add<kPhase>(codes, words, x, sums)  adds their products with a group of x; codes: Packed or
+//                                       UnpackedWords, to find the outlier word
+//   kHasOutlier                         whether x has an outlier word
 //   to_float(sum, correction)           sum + correction
 //   kCodeBias                           amount added to codes' values before they are multiplied
 // Integer sums are exact, so the sums of all ISAs are the same.
@@ -61,6 +63,7 @@ struct OutlierWord {
 /// outlier word (kBits 9).
 template <int kBits>
 struct ByteInputs {
+  static constexpr bool kHasOutlier = kBits == 9;
   static constexpr int kRowBytes = kBits == 8 ? 32 : kBits == 9 ? OutlierWord::kRowBytes : 64;
 
   static void store(int8_t* to, const F32 (&q)[kGroupVectors], int outlier) {
@@ -150,6 +153,25 @@ template <class Format>
   }
 }
 
+/// The words of a group as they are stored.
+struct PackedWords {
+  const uint8_t* group;
+  void keep(int, const Words (&)[8]) {}
+};
+/// All words of a group unpacked: for many rows of x, cheaper than to unpack their outlier words.
+struct UnpackedWords {
+  alignas(64) uint8_t bytes[kGroupWords * kStripRows * 4];
+
+  explicit UnpackedWords(const uint8_t*) {}
+  /// Keeps the words of a phase.
+  void keep(int phase, const Words (&words)[8]) {
+    memcpy(bytes + phase * static_cast<int64_t>(sizeof(words)), words, sizeof(words));
+  }
+  Words word(int64_t number, int part) const {
+    return load_words(bytes + (number * kParts + part) * static_cast<int64_t>(sizeof(Words)));
+  }
+};
+
 /// Whether the words of a format are of signed bytes.
 template <class Format>
 inline constexpr bool kHasSignedWords = StripGroup<Format>::kHasBytes || HasTable<Format>;
@@ -166,6 +188,14 @@ struct Sums {
 };
 
 static inline Words broadcast(const int8_t* x) { return _mm512_set1_epi32(OutlierWord::get(x, 0)); }
+/// sum + the products of words with four bytes of x. In assembly, as GCC 12 loads and broadcasts
+/// them by another instruction.
+static inline Words add_products(Words sum, Words words, const int8_t* x) {
+  asm("vpdpbusd %2%{1to16%}, %1, %0"
+      : "+v"(sum)
+      : "v"(words), "m"(*reinterpret_cast<const int32_t*>(x)));
+  return sum;
+}
 
 template <class Format, int kBits>
 struct Dots : ByteInputs<kBits> {
@@ -179,8 +209,8 @@ struct Dots : ByteInputs<kBits> {
 #pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) words[i] = code_word<Format>(group, i, 0, kCodeBias);
   }
-  template <int kPhase>
-  [[gnu::always_inline]] static void add(const uint8_t* group, const Words (&words)[8],
+  template <int kPhase, class Codes>
+  [[gnu::always_inline]] static void add(const Codes& codes, const Words (&words)[8],
                                          const int8_t* x, Sums<kScales>& sums) {
     const Words zero = _mm512_setzero_si512();
     Words begin[2] = {zero, zero};  // of the two chains, which hide the latency of multipliers
@@ -189,7 +219,7 @@ struct Dots : ByteInputs<kBits> {
       for (Words& high : begin) high = _mm512_slli_epi32(high, 8);
     }
     if (kBits == 9) {
-      const Words high = outlier_dot(group, x);
+      const Words high = outlier_dot(codes, x);
       if constexpr (kScales == 1) {
         begin[0] = high;
       } else {
@@ -211,17 +241,20 @@ struct Dots : ByteInputs<kBits> {
   }
 
  private:
-  [[gnu::always_inline]] static Words outlier_dot(const uint8_t* group, const int8_t* x) {
-    const Words highs = broadcast(x + OutlierWord::kHigh), zero = _mm512_setzero_si512();
-    if constexpr (kHasPlainNibbles<Format>) {
-      const Words both = load_words(group + OutlierWord::get(x, OutlierWord::kOffset));
+  template <class Codes>
+  [[gnu::always_inline]] static Words outlier_dot(const Codes& codes, const int8_t* x) {
+    const Words zero = _mm512_setzero_si512();
+    const int8_t* highs = x + OutlierWord::kHigh;
+    const int32_t number = OutlierWord::get(x, OutlierWord::kNumber);
+    if constexpr (std::is_same_v<Codes, UnpackedWords>) {
+      return _mm512_slli_epi32(add_products(zero, codes.word(number, 0), highs), 8);
+    } else if constexpr (kHasPlainNibbles<Format>) {
+      const Words both = load_words(codes.group + OutlierWord::get(x, OutlierWord::kOffset));
       const Words word = _mm512_and_si512(both, broadcast(x + OutlierWord::kMask));
-      return _mm512_sllv_epi32(_mm512_dpbusd_epi32(zero, word, highs),
-                               broadcast(x + OutlierWord::kShift));
+      return _mm512_sllv_epi32(add_products(zero, word, highs), broadcast(x + OutlierWord::kShift));
     } else {
-      const int32_t number = OutlierWord::get(x, OutlierWord::kNumber);
-      const Words word = code_word<Format>(group, number, 0, kCodeBias);
-      return _mm512_slli_epi32(_mm512_dpbusd_epi32(zero, word, highs), 8);
+      const Words word = code_word<Format>(codes.group, number, 0, kCodeBias);
+      return _mm512_slli_epi32(add_products(zero, word, highs), 8);
     }
   }
   /// Two chains: of alternating words, or of the two halves where they have scales of their own.
@@ -230,7 +263,7 @@ struct Dots : ByteInputs<kBits> {
 #pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) {
       Words& sum = sums[kScales == 1 ? i % 2 : i / 4];
-      sum = _mm512_dpbusd_epi32(sum, words[i], broadcast(x + 4 * i));
+      sum = add_products(sum, words[i], x + 4 * i);
     }
   }
 };
@@ -290,8 +323,8 @@ struct ByteDots : ByteInputs<kBits> {
       words[i] = code_word<Format>(group, kSteps * kPhase + i / kParts, i % kParts);
     }
   }
-  template <int kPhase>
-  [[gnu::always_inline]] static void add(const uint8_t* group, const Words (&words)[8],
+  template <int kPhase, class Codes>
+  [[gnu::always_inline]] static void add(const Codes& codes, const Words (&words)[8],
                                          const int8_t* x, Sums<kScales>& sums) {
     constexpr bool kLast = kPhase + 1 == kPhases;
     Words(&sum)[kParts] = sums.part[kScales == 1 ? 0 : kPhase];
@@ -313,7 +346,7 @@ struct ByteDots : ByteInputs<kBits> {
     if constexpr (kLast) {
       for (int part = 0; part < kParts; ++part) {
         if (kWordsInPairs == 8) sum[part] = add_neighbours(sum[part]);
-        if (kBits == 9) add_outlier(group, part, x, sums);
+        if (kBits == 9) add_outlier(codes, part, x, sums);
       }
     }
   }
@@ -323,16 +356,19 @@ struct ByteDots : ByteInputs<kBits> {
   static Words add_neighbours(Words pairs) {
     return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
   }
-  [[gnu::always_inline]] static void add_outlier(const uint8_t* group, int part, const int8_t* x,
+  template <class Codes>
+  [[gnu::always_inline]] static void add_outlier(const Codes& codes, int part, const int8_t* x,
                                                  Sums<kScales>& sums) {
     const int32_t number = OutlierWord::get(x, OutlierWord::kNumber);
     Words word;
-    if constexpr (kHasPlainNibbles<Format>) {
-      const uint8_t* at = group + OutlierWord::get(x, OutlierWord::kOffset) + part * 32;
+    if constexpr (std::is_same_v<Codes, UnpackedWords>) {
+      word = codes.word(number, part);
+    } else if constexpr (kHasPlainNibbles<Format>) {
+      const uint8_t* at = codes.group + OutlierWord::get(x, OutlierWord::kOffset) + part * 32;
       const __m128i shift = _mm_cvtsi32_si128(8 - OutlierWord::get(x, OutlierWord::kShift));
       word = and_bytes(_mm256_srl_epi16(load_words(at), shift), 15);
     } else {
-      word = code_word<Format>(group, number, part);
+      word = code_word<Format>(codes.group, number, part);
     }
     const Words high = _mm256_slli_epi32(
         add_neighbours(_mm256_maddubs_epi16(word, broadcast(x + OutlierWord::kHigh))), 8);
@@ -388,6 +424,7 @@ template <class Format>
 struct Int16Dots {
   static constexpr int kScales = StripGroup<Format>::kScales;
   static constexpr int kPhases = 16 / kSteps;
+  static constexpr bool kHasOutlier = false;
   static constexpr int kRowBytes = 64;
   static constexpr int kCodeBias = 0;
 
@@ -403,8 +440,8 @@ struct Int16Dots {
       words[i + i / kParts * kParts + kParts] = odd_bytes(w);
     }
   }
-  template <int kPhase>
-  [[gnu::always_inline]] static void add(const uint8_t*, const Words (&words)[8], const int8_t* x,
+  template <int kPhase, class Codes>
+  [[gnu::always_inline]] static void add(const Codes&, const Words (&words)[8], const int8_t* x,
                                          Sums<kScales>& sums) {
     constexpr int kSet = kScales == 1 ? 0 : 2 * kPhase / kPhases;
 #pragma GCC unroll 4

@@ -13,6 +13,7 @@
 //   reduce_add(a, b, c, d)    their sums, in the first four lanes
 //   exp2_int(n)               2^n for integral n in [-127, 128]: 0 and inf at the ends
 //   select_less(a, b, x, y)   a < b ? x : y, lane by lane
+//   butterfly<n>(a)           sums and differences of the lanes i and i ^ n
 //   in_register(a)            a, loaded once: keeps the compiler from loading it at each use
 //   dot_bf16(a, b, c)         c + a1 b1 + a0 b0 on the two BF16 in each lane of a and b; this and
 //   load_pairs(p), load_pairs_n(p, n)   two BF16 a lane, n of them; only where kHasDotBF16
@@ -26,6 +27,8 @@
 #include "cpu/vec/vec_baseline.h"
 #endif
 
+#include <utility>
+
 namespace lampo::cpu::LAMPO_ISA {
 
 #if !defined(__AVX512F__)
@@ -34,6 +37,15 @@ static inline F32 reduce_add(F32 a, F32 b, F32 c, F32 d) {
   return load_n(sums, 4);
 }
 #endif
+
+/// Lane i of a Hadamard transform's step: a[i] + a[i + n], or a[i - n] - a[i] if i has the bit n.
+template <int n>
+static inline F32 butterfly(F32 a) {
+  return [&]<int... i>(std::integer_sequence<int, i...>) {
+    const decltype(a.v) signs = {(i & n ? -1.0f : 1.0f)...};
+    return F32(__builtin_shufflevector(a.v, a.v, (i ^ n)...) + signs * a.v);
+  }(std::make_integer_sequence<int, F32::kWidth>());
+}
 
 /// Prefetches the cache line of p, any address, into the second-level cache, which has more
 /// outstanding misses than the first.

@@ -55,6 +55,7 @@ struct HeadTask {
   float* scale = nullptr;
   const void* norm_weight = nullptr;
   const float* cos_sin = nullptr;
+  bool is_v = false;
 };
 
 template <class T, class C>
@@ -90,6 +91,7 @@ __device__ inline HeadTask<T, C> task_of(const AppendKvParams& p, int64_t token,
                    offset * p.stride_k_scale_slot;
     }
   } else {
+    task.is_v = true;
     task.from = static_cast<const T*>(p.v) + token * p.stride_v_token + h * p.stride_v_head;
     task.cache = static_cast<C*>(p.v_cache) + page * p.stride_v_cache_page +
                  h * p.stride_v_cache_head + offset * p.stride_v_cache_slot;
@@ -176,6 +178,33 @@ __device__ inline void rotate(const AppendKvParams& p, const HeadLayout& layout,
   }
 }
 
+/// The orthonormal Hadamard transform of the blocks of a head, in the order of additions of the
+/// CPU. Neighbouring lanes have neighbouring elements.
+__device__ inline Part hadamard(Part part, int begin, int block) {
+  const float scale = 1.0f / sqrtf(static_cast<float>(block));
+#pragma unroll
+  for (float& value : part.value) value *= scale;
+#pragma unroll
+  for (int stride = 1; stride < kPerLane; stride *= 2) {
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      if (i & stride) continue;
+      const float a = part.value[i], b = part.value[i + stride];
+      part.value[i] = a + b;
+      part.value[i + stride] = a - b;
+    }
+  }
+  for (int stride = kPerLane; stride < block; stride *= 2) {
+    const bool second = begin & stride;
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      const float other = shuffle_xor(part.value[i], stride / kPerLane);
+      part.value[i] = second ? other - part.value[i] : part.value[i] + other;
+    }
+  }
+  return part;
+}
+
 /// Lanes past the end of a head have zeros; heads past the last do nothing.
 template <class T, class C>
 __global__ void __launch_bounds__(kThreads)
@@ -222,6 +251,10 @@ __global__ void __launch_bounds__(kThreads)
         __syncwarp();
       }
       if (active && task.cos_sin != nullptr) rotate(p, layout, task.cos_sin, shared, begin, part);
+    }
+    if (p.hadamard) {
+      const Part transformed = hadamard(part, begin, static_cast<int>(p.head_dim & -p.head_dim));
+      if (!task.is_v) part = transformed;
     }
     if (p.k_scale != nullptr || p.v_scale != nullptr) {
       constexpr float kLargest = std::is_same_v<C, int8_t> ? 127.0f : 448.0f;
@@ -294,7 +327,8 @@ void run(const AppendKvParams& p, int device, Stream stream) {
 
 void append_kv(const AppendKvParams& params, int device, Stream stream) {
   AppendKvParams p = params;
-  if (p.rotary_dim == 0 && p.q_norm_weight == nullptr) p.num_qo_heads = 0;  // q is unchanged
+  if (p.rotary_dim == 0 && p.q_norm_weight == nullptr && !p.hadamard)
+    p.num_qo_heads = 0;  // q is unchanged
   if (p.num_tokens == 0) return;
   dispatch_dtype<float, BF16, F16>(p.dtype, [&]<class T>() {
     dispatch_dtype<float, F16, BF16, F8E4M3, int8_t>(

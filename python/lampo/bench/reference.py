@@ -4,6 +4,8 @@ benchmarks."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 
@@ -52,6 +54,16 @@ def rope(x: torch.Tensor, cos_sin: torch.Tensor, interleaved: bool) -> torch.Ten
         rotated = torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
     x[..., : 2 * half] = rotated
     return x
+
+
+def hadamard(x: torch.Tensor) -> torch.Tensor:
+    """x times Sylvester's Hadamard matrix over the root of its size, which divides x.shape[-1]."""
+    size = x.shape[-1] & -x.shape[-1]
+    matrix = torch.ones(1, 1, dtype=torch.float64)
+    while len(matrix) < size:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    blocks = x.double().reshape(-1, size) @ matrix / math.sqrt(size)
+    return blocks.reshape(x.shape)
 
 
 def attention(

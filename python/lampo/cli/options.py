@@ -105,6 +105,15 @@ class ModelOptions:
             "Quantize dense weights at load: q4_k, q5_k, q6_k, q8_0, q4_0, q4_1, q5_0 or q5_1.",
         ),
     )
+    activation_bits: int | None = field(
+        default=None,
+        metadata=parameter(
+            Integer(8, 16),
+            MODEL,
+            "Precision of activations beside packed weights: 8, 9 or 16, which is nearly exact and "
+            "reads prompts more slowly. Default: 8 or 9, by layer.",
+        ),
+    )
     device: str = field(
         default="cpu", metadata=parameter(Text(), MODEL, "cpu, cuda or cuda:<index>.")
     )
@@ -173,6 +182,7 @@ class ModelOptions:
         check_llm_arguments(
             dtype=self.dtype,
             quantize=self.quantize,
+            activation_bits=self.activation_bits,
             kv_cache_dtype=self.kv_cache_dtype,
             page_size=self.page_size,
             max_num_seqs=self.max_num_seqs,

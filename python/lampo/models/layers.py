@@ -98,6 +98,7 @@ class Attention:
             positions=None if self.rotary is None else step.positions,
             cos_sin=None if self.rotary is None else self.rotary.cos_sin,
             interleaved=c.rope is not None and c.rope.interleaved,
+            hadamard=cache.k.dtype == torch.int8,
             q_norm_weight=None if self.q_norm is None else self.q_norm.weight,
             k_norm_weight=None if self.k_norm is None else self.k_norm.weight,
             eps=0.0 if self.q_norm is None else self.q_norm.eps,

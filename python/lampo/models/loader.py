@@ -27,6 +27,7 @@ def load_model(
     max_model_len: int = 0,
     device: torch.device | None = None,
     quantize: str | None = None,
+    activation_bits: int | None = None,
 ) -> Decoder:
     """Builds the model of a checkpoint, block by block.
 
@@ -40,6 +41,7 @@ def load_model(
             on the CPU; :meth:`Decoder.to` moves them.
         quantize: quantize dense matrices to this format at load, the LM head and the embedding to
             q6_k if that has more bits, as llama.cpp's mixtures do; None: keep them.
+        activation_bits: of all inputs of packed weights; None: as each layer needs.
 
     Raises:
         ValueError: an unknown dtype, a head_dim that the device's kernels do not have, or a file
@@ -67,6 +69,7 @@ def load_model(
         max_model_len,
         on_gpu=on_gpu,
         quantize=quantize,
+        activation_bits=activation_bits,
     )
     outer = loader.quantizing("q6_k") if quantize in ("q4_0", "q4_1", "q4_k", "q5_k") else loader
 
@@ -74,7 +77,7 @@ def load_model(
     name = architecture.embedding[0]
     if config.tie_word_embeddings:
         (tokens,) = outer.weights([name])
-        lm_head = Projection([tokens], None, SENSITIVE)
+        lm_head = Projection([tokens], None, loader.activation_bits(SENSITIVE))
     else:
         tokens = outer.table(name)
     positions = None
@@ -85,6 +88,9 @@ def load_model(
         architecture.block(loader.under(architecture.layer[0].format(i)), layer)
         for i, layer in enumerate(config.layers)
     ]
+    # The input of the first and the last `down` has the largest channels.
+    for block in (blocks[0], blocks[-1]):
+        block.feed_forward.down.activation_bits = loader.activation_bits(SENSITIVE)
     if not config.tie_word_embeddings:
         lm_head = outer.projection([architecture.head[0]], activation_bits=SENSITIVE)
     return Decoder(

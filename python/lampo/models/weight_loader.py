@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 from collections.abc import Sequence
 from typing import Protocol
@@ -15,6 +16,7 @@ from lampo.models.config import AttentionConfig, FeedForwardConfig
 from lampo.models.layers import Attention, Block, FeedForward, GatedFeedForward, Mixer
 from lampo.models.projection import (
     GATE_UP,
+    INNER,
     SENSITIVE,
     ActivationBits,
     LayerNorm,
@@ -53,6 +55,7 @@ class WeightLoader:
             that no packed format holds is dequantized to bfloat16, with a warning per kind.
         quantize: quantize dense matrices, and those that no packed format holds, to this format;
             None: keep them.
+        activation_bits: of all inputs of packed weights; None: as each layer needs.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class WeightLoader:
         *,
         on_gpu: bool = False,
         quantize: str | None = None,
+        activation_bits: int | None = None,
     ) -> None:
         self.source = source
         self.dtype = dtype
@@ -72,6 +76,7 @@ class WeightLoader:
         self.prefix = ""
         self._formats = ops.weight_formats("cuda" if on_gpu else "cpu")
         self._quantize = quantize
+        self._activation_bits = activation_bits
         self._announced: set[str] = set()
         self._arena = Arena()
         self._rotary_tables: dict[RopeConfig, RotaryTable] = {}
@@ -145,7 +150,7 @@ class WeightLoader:
         if bias:
             parts = [self._vector(f"{name}.bias") for name in names]
             biases = ops.gate_and_up(*parts) if len(weights) == 1 else torch.cat(parts)
-        gate_up = Projection(weights, biases, GATE_UP)
+        gate_up = Projection(weights, biases, self.activation_bits(GATE_UP))
         return GatedFeedForward(gate_up, self.projection([down], bias=bias))
 
     def feed_forward(
@@ -163,11 +168,17 @@ class WeightLoader:
         names: list[str],
         *,
         bias: bool = False,
-        activation_bits: ActivationBits | None = None,
+        activation_bits: ActivationBits = INNER,
     ) -> Projection:
         """Weights and, with `bias`, biases (as float32) of the named layers."""
         biases = torch.cat([self._vector(f"{name}.bias") for name in names]) if bias else None
-        return Projection(self.weights(names), biases, activation_bits or ActivationBits())
+        return Projection(self.weights(names), biases, self.activation_bits(activation_bits))
+
+    def activation_bits(self, needed: ActivationBits) -> ActivationBits:
+        """The precision that a projection needs, or the one that is asked for."""
+        if self._activation_bits is None:
+            return needed
+        return dataclasses.replace(needed, packed=self._activation_bits)
 
     def table(self, name: str) -> ops.Weight:
         """A matrix for reading single rows: a dense one stays as it is loaded."""

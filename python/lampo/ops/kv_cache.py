@@ -11,7 +11,7 @@ from lampo.ops._registry import register
 _append_kv = register(
     "append_kv(Tensor(a!)? q, Tensor k, Tensor v, Tensor(b!) k_cache, Tensor(c!) v_cache, "
     "Tensor slot_mapping, Tensor? positions, Tensor? cos_sin, bool interleaved, "
-    "Tensor? q_norm_weight, Tensor? k_norm_weight, float eps, Tensor(d!)? k_scale, "
+    "bool hadamard, Tensor? q_norm_weight, Tensor? k_norm_weight, float eps, Tensor(d!)? k_scale, "
     "Tensor(e!)? v_scale) -> ()",
     _C.append_kv,
 )
@@ -28,6 +28,7 @@ def append_kv(
     positions: torch.Tensor | None = None,
     cos_sin: torch.Tensor | None = None,
     interleaved: bool = False,
+    hadamard: bool = False,
     q_norm_weight: torch.Tensor | None = None,
     k_norm_weight: torch.Tensor | None = None,
     eps: float = 1e-6,
@@ -46,6 +47,10 @@ def append_kv(
         positions: [num_tokens] int32 or int64, rows of ``cos_sin``.
         cos_sin: [max_positions, rotary_dim] float32: cosines, then sines. None: no rotation.
         interleaved: rotate the pairs (2i, 2i + 1), else (i, i + rotary_dim / 2).
+        hadamard: then multiply q and k by an orthonormal Hadamard matrix (Sylvester's), in blocks
+            of the largest power of two that divides head_dim. Scores stay the same, but no channel
+            of the keys is much larger than the others, so that an int8 cache loses less. ``q``
+            and the cache belong together then.
         q_norm_weight, k_norm_weight: [head_dim] float32 or as ``q``: root-mean-square norm first.
         k_scale, v_scale: [num_pages, num_kv_heads, page_size] float32, written: the largest
             magnitude of a head's vector over 127 (int8, required) or 448 (float8, optional).
@@ -67,6 +72,7 @@ def append_kv(
         positions,
         cos_sin,
         interleaved,
+        hadamard,
         q_norm_weight,
         k_norm_weight,
         eps,

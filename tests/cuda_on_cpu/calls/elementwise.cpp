@@ -28,8 +28,8 @@ const Calls kElementwiseCalls = {
      [](const Call& c) {
        lampo::append_kv(c.optional("q"), c["k"], c["v"], c["k_cache"], c["v_cache"],
                         c["slot_mapping"], c.optional("positions"), c.optional("cos_sin"),
-                        c.integer("interleaved") != 0, c.optional("q_norm_weight"),
-                        c.optional("k_norm_weight"), c.number("eps"), c.optional("k_scale"),
-                        c.optional("v_scale"));
+                        c.integer("interleaved") != 0, c.integer("hadamard") != 0,
+                        c.optional("q_norm_weight"), c.optional("k_norm_weight"), c.number("eps"),
+                        c.optional("k_scale"), c.optional("v_scale"));
      }},
 };
