@@ -70,7 +70,8 @@ def test_values_are_exact(name: str, rows: int, columns: int, tmp_path: Path) ->
     assert matrix.nbytes <= size
 
     blocks = matrix.packed(ops.weight_formats())
-    assert (blocks and blocks.format) == layout.format
+    one_group = "act order" in name and columns == 128  # in which nothing is scattered
+    assert (blocks and blocks.format) == ("int4_g128" if one_group else layout.format)
     if blocks is None:
         return
     weight = ops.pack_weight(blocks.blocks, blocks.format)
