@@ -20,6 +20,7 @@ from lampo import _C
 from lampo.bench import attention_cases, axes, cases, gpu_peers, op_bench, results
 from lampo.cli.main import main
 from lampo.runtime.machine_load import MachineLoad
+from lampo.weights.formats import GGML_TYPES
 
 TINY = {
     "paged_attention": "--batch 2 --seq-len 70 --heads 4/2x32 --page 16 --dtype bf16,f32,fp8,int8",
@@ -68,7 +69,8 @@ def test_every_op_of_the_library_is_listed() -> None:
     assert set(op_bench.CASES) == set(axes.OPS) == set(TINY)
     ops = {name for name in lampo.ops.__all__ if hasattr(torch.ops.lampo, name)}
     assert ops - {"pack_weight", "quantize_weight"} == set(axes.OPS) - {"call"}
-    assert set(axes.FORMATS) == set(lampo.ops.weight_formats())
+    of_gguf = {kind.name for kind in GGML_TYPES.values()}
+    assert set(axes.FORMATS) == set(lampo.ops.weight_formats()) & of_gguf
 
 
 def test_all_formats_of_weights(bench: Bench) -> None:

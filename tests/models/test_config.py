@@ -203,7 +203,6 @@ def test_head_dims_are_those_of_the_kernels() -> None:
         ("auto_map", {"AutoModel": "evil.Model"}),
         ("custom_pipelines", {"x": "y"}),
         ("trust_remote_code", True),
-        ("quantization_config", {"quant_method": "gptq"}),
         ("num_local_experts", 8),
     ],
 )

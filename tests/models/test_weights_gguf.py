@@ -16,6 +16,7 @@ import torch
 from checkpoints import DEQUANTIZED, QUANTIZATIONS, interleave_rows, make_gguf, quantized
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from quantized_weights import SAFETENSORS_FORMATS
 
 from lampo import _C, ops
 from lampo.models.checkpoint import load_checkpoint
@@ -396,13 +397,16 @@ def test_formats_of_a_device(on_gpu: bool, caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_kernels_take_what_files_have() -> None:
-    """Every block type of the kernels is a type of GGUF files, of the same sizes."""
+    """Every block type of the kernels is one of files, of the same sizes."""
     types = {t.name: t for t in GGML_TYPES.values()}
-    for name in ops.weight_formats():
+    for name, sizes in SAFETENSORS_FORMATS.items():
+        assert sizes[:2] == (_C.packed_block_size(name), _C.packed_block_bytes(name))
+    of_gguf = [name for name in ops.weight_formats() if name not in SAFETENSORS_FORMATS]
+    for name in of_gguf:
         assert types[name].block_size == _C.packed_block_size(name)
         assert types[name].block_bytes == _C.packed_block_bytes(name)
     assert ops.weight_formats("cuda") == ["q4_0", "q4_1", "q8_0"]
-    assert {q.lower() for q in QUANTIZATIONS} - {"f32", "f16", "bf16"} == set(ops.weight_formats())
+    assert {q.lower() for q in QUANTIZATIONS} - {"f32", "f16", "bf16"} == set(of_gguf)
 
 
 def test_missing_and_wrong_tensors(tmp_path: Path) -> None:

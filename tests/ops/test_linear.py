@@ -111,7 +111,8 @@ def test_codes_and_inputs_at_the_ends_of_their_ranges(isa, format, codes):
     layout = {"q2_k": (16, 80), "q3_k": (0, 96), "q4_k": (16, 144), "q5_k": (16, 176)}
     layout |= {"q6_k": (0, 192), "iq4_xs": (8, 136), "mxfp4": (1, 17), "nvfp4": (4, 36)}
     layout |= {"q4_0": (2, 18), "q4_1": (4, 20), "q8_0": (2, 34), "q5_0": (2, 22)}
-    layout |= {"q5_1": (4, 24), "iq4_nl": (2, 18)}
+    layout |= {"q5_1": (4, 24), "iq4_nl": (2, 18), "int4_g32": (3, 19), "int4_g64": (3, 35)}
+    layout |= {"int4_g128": (5, 69), "int8_g128": (5, 133), "nvfp4_g128": (12, 76)}
     first, last = layout[format]
     size = _C.packed_block_bytes(format)
     blocks.view(16, -1, size)[..., first:last] = ends.view(16, -1, size)[..., first:last]
@@ -319,7 +320,7 @@ def test_embedding_of_packed_rows_refuses_other_widths(generator, columns):
 def test_bad_arguments(generator):
     blocks, _ = quantized(16, 64, "q4_1", generator)
     weight = ops.pack_weight(blocks, "q4_1")
-    with pytest.raises(ValueError, match=r"format: expected q4_0, .* or nvfp4, got 'q9'"):
+    with pytest.raises(ValueError, match=r"format: expected q4_0, .* or nvfp4_g128, got 'q9'"):
         ops.pack_weight(blocks, "q9")
     with pytest.raises(ValueError, match=r"blocks: expected \[rows, n \* 18\] for q4_0"):
         ops.pack_weight(blocks, "q4_0")

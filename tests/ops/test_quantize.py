@@ -6,8 +6,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from gguf import quants
-from quantized_weights import FORMATS, dequantized
+from gguf import GGMLQuantizationType, quants
+from quantized_weights import dequantized
 
 from lampo import _C, ops
 from lampo.llm_arguments import QUANTIZATIONS
@@ -36,7 +36,8 @@ def test_not_worse_than_rounding(generator, format):
     """The `gguf` package rounds by the largest weight; columns of many sizes."""
     weight = torch.randn(64, 512, generator=generator) * torch.randn(512, generator=generator).exp()
     rounded = dequantized(
-        torch.from_numpy(quants.quantize(weight.numpy(), FORMATS[format])), format
+        torch.from_numpy(quants.quantize(weight.numpy(), GGMLQuantizationType[format.upper()])),
+        format,
     )
     error = float((rounded - weight).double().norm() / weight.double().norm())
     assert relative_error(weight, format) <= error * 1.001

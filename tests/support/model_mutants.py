@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mutants of tiny models, each loaded and run: `python model_mutants.py KIND START FIRST COUNT`.
 
+With `load` behind them mutants are loaded alone, tensor by tensor, which takes milliseconds.
+
 A mutant is a function of its kind and number. It must give a working model, or a ValueError of one
 bounded line, within bounded memory and time. Before a mutant is loaded its number is printed, so
 that the output of a process that was killed names the cause.
@@ -25,6 +27,7 @@ from typing import Any
 
 MAX_ERROR_CHARS = 1500
 MAX_MEMORY = 800 << 20  # bytes above those of the start
+MAX_LOADED = 64 << 20  # likewise, of mutants that are loaded alone; the files have below 1 MB
 MAX_ADDRESSES = 48 << 30  # address space: the cache of a long context is only reserved
 MAX_SECONDS = 20.0  # of the processor
 
@@ -224,7 +227,91 @@ class FolderMutants:
             return content
 
 
-KINDS: dict[str, Callable[[Path], Any]] = {"gguf": GGUFMutants, "folder": FolderMutants}
+# By the bytes of an element.
+_SAME_SIZE = [
+    ["I32", "F32", "U32"],
+    ["F16", "BF16", "I16"],
+    ["U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"],
+]
+
+
+class QuantizedMutants(FolderMutants):
+    """Mutants of a folder with a quantization_config: of it, of dtypes, shapes, scales, bytes."""
+
+    def write(self, rng: random.Random, folder: Path) -> Path:
+        kind = rng.random()
+        if kind < 0.2:
+            return super().write(rng, folder)
+        files = dict(self.files)
+        for _ in range(rng.choice((1, 1, 2))):
+            if kind < 0.5:
+                config = json.loads(files["config.json"])
+                key = "quantization_config"
+                config[key] = mutated(rng, config[key])
+                files["config.json"] = json.dumps(config).encode()
+            else:
+                name = rng.choice(self.weights)
+                files[name] = self.mutated_weights(rng, files[name])
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        return folder
+
+    def mutated_weights(self, rng: random.Random, content: bytes) -> bytes:
+        """Another dtype or shape of the same size, a tensor less, or other bytes of a tensor."""
+        length = int.from_bytes(content[:8], "little")
+        header, data = json.loads(content[8 : 8 + length]), bytearray(content[8 + length :])
+        names = [name for name in header if name != "__metadata__"]
+        name = rng.choice(names)
+        entry = header[name]
+        change = rng.random()
+        if change < 0.25:
+            sizes = next((same for same in _SAME_SIZE if entry["dtype"] in same), [entry["dtype"]])
+            entry["dtype"] = rng.choice(sizes)
+        elif change < 0.45:
+            shape = entry["shape"]
+            ways = [shape[::-1], [*shape, 1], [1, *shape], [math.prod(shape)]]
+            if shape and shape[0] % 2 == 0:
+                ways.append([shape[0] // 2, *shape[1:], 2])
+            entry["shape"] = rng.choice(ways)
+        elif change < 0.6:
+            other = rng.choice(names)
+            header[name], header[other] = header[other], entry
+        elif change < 0.7:
+            header[rng.choice([name + "x", name[:-1], "x"])] = header.pop(name)
+        else:
+            begin, end = entry["data_offsets"]
+            at = rng.randrange(begin, max(end, begin + 1))
+            data[at : at + 16] = bytes([rng.choice((0, 127, 128, 255))]) * len(data[at : at + 16])
+        head = json.dumps(header).encode()
+        return struct.pack("<Q", len(head)) + head + bytes(data)
+
+
+KINDS: dict[str, Callable[[Path], Any]] = {
+    "gguf": GGUFMutants,
+    "folder": FolderMutants,
+    "quantized": QuantizedMutants,
+}
+
+
+def load(path: Path) -> str:
+    """Loads all tensors of a model, into packed formats too; returns as :func:`use`."""
+    from lampo import ops
+    from lampo.models.checkpoint import load_checkpoint
+    from lampo.weights.formats import CodedMatrix
+
+    formats = ops.weight_formats()
+    try:
+        with load_checkpoint(path) as checkpoint:
+            for name in checkpoint.names():
+                tensor = checkpoint.load(name)
+                if isinstance(tensor, CodedMatrix):
+                    tensor.rows(0, 1)
+                    blocks = tensor.packed(formats)
+                    if blocks is not None:
+                        ops.pack_weight(blocks.blocks, blocks.format)
+    except ValueError as error:
+        return str(error) or "?"
+    return ""
 
 
 def use(path: Path) -> str:
@@ -260,7 +347,9 @@ def check_line(text: str) -> None:
     assert "\n" not in text, f"several lines: {text[:300]!r}"
 
 
-def check(mutants: Any, number: int, folder: Path) -> str:
+def check(
+    mutants: Any, number: int, folder: Path, run: Callable[[Path], str], max_memory: int
+) -> str:
     """Runs one mutant, and returns its error or "".
 
     Raises: AssertionError, or what else the package raised.
@@ -270,23 +359,30 @@ def check(mutants: Any, number: int, folder: Path) -> str:
     path = mutants.write(random.Random(number), folder)
     start = time.process_time()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    error = use(path)
+    error = run(path)
     check_line(error)
     took = time.process_time() - start
     assert took < MAX_SECONDS, f"{took:.1f} s"
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
-    assert grown < MAX_MEMORY, f"{grown >> 20} MB"
+    assert grown < max_memory, f"{grown >> 20} MB"
     return error
 
 
-def main(kind: str, start: str, first: str, count: str) -> int:
+def main(kind: str, start: str, first: str, count: str, way: str = "run") -> int:
     from lampo import LLM
 
     logging.getLogger("lampo").addHandler(BoundedLog())
     logging.getLogger("lampo").propagate = False
     start_path = Path(start)
-    with LLM(start_path):  # imports, and memory that every model takes
-        pass
+    if way == "load":
+        import torch
+
+        torch.set_num_threads(1)  # the tensors are small
+        assert load(start_path) == ""
+    else:
+        with LLM(start_path):  # imports, and memory that every model takes
+            pass
+    run, max_memory = (load, MAX_LOADED) if way == "load" else (use, MAX_MEMORY)
     mutants = KINDS[kind](start_path)
     resource.setrlimit(resource.RLIMIT_AS, (MAX_ADDRESSES, MAX_ADDRESSES))
     folder = start_path.parent / f"mutant-{kind}"
@@ -294,7 +390,7 @@ def main(kind: str, start: str, first: str, count: str) -> int:
     for number in range(int(first), int(first) + int(count)):
         print(f"mutant {number}", flush=True)
         try:
-            error = check(mutants, number, folder)
+            error = check(mutants, number, folder, run, max_memory)
         except BaseException:
             traceback.print_exc(file=sys.stdout)
             print(f"failed: {kind} mutant {number}, which lies in {folder}", flush=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random weights in GGUF's blocks, and their values."""
+"""Random weights in GGUF's blocks and in those of safetensors, and their values."""
 
 from __future__ import annotations
 
@@ -25,17 +25,34 @@ _FACTORS: dict[str, list[int]] = {
     "mxfp4": [],
     "nvfp4": [],
 }
-FORMATS = {name: GGMLQuantizationType[name.upper()] for name in _FACTORS}
+_GGUF_FORMATS = {name: GGMLQuantizationType[name.upper()] for name in _FACTORS}
+# Formats of quantized safetensors: weights and bytes of a block, bits of a code.
+SAFETENSORS_FORMATS = {
+    "int4_g32": (32, 19, 4),
+    "int4_g64": (64, 35, 4),
+    "int4_g128": (128, 69, 4),
+    "int8_g128": (128, 133, 8),
+    "nvfp4_g128": (128, 76, 4),
+}
+FORMATS = [*_GGUF_FORMATS, *SAFETENSORS_FORMATS]
 # Of types without kernels; iq1_m's factor is spread over its scales.
 _FACTORS |= {f"iq{name}": [0] for name in ("1_s", "2_xxs", "2_xs", "2_s", "3_xxs", "3_s")}
 _FACTORS |= {"iq1_m": []}
 # One of each kind: factors, scales of 16 and of 32, minima, tables, planes of bits.
 KINDS = ["q4_0", "q4_1", "q8_0", "q5_1", "q2_k", "q3_k", "q4_k", "q6_k", "iq4_xs", "nvfp4"]
+KINDS += ["int4_g64", "int8_g128", "nvfp4_g128"]
+
+
+def _block_sizes(format: str) -> tuple[int, int]:
+    """Weights and bytes of a block."""
+    if format in SAFETENSORS_FORMATS:
+        return SAFETENSORS_FORMATS[format][:2]
+    return GGML_QUANT_SIZES[GGMLQuantizationType[format.upper()]]
 
 
 def whole_blocks(columns: int, format: str) -> int:
     """The columns, rounded up to whole blocks of a format."""
-    size = GGML_QUANT_SIZES[GGMLQuantizationType[format.upper()]][0]
+    size = _block_sizes(format)[0]
     return -(-columns // size) * size
 
 
@@ -43,9 +60,21 @@ def random_blocks(
     rows: int, columns: int, format: str, generator: torch.Generator, scale: float = 0.01
 ) -> torch.Tensor:
     """[rows, row_bytes] uint8: blocks of random codes and scales, the f16 factors near `scale`."""
-    size, nbytes = GGML_QUANT_SIZES[GGMLQuantizationType[format.upper()]]
+    size, nbytes = _block_sizes(format)
     shape = rows, columns // size
     blocks = torch.randint(0, 256, (*shape, nbytes), dtype=torch.uint8, generator=generator)
+    if format in SAFETENSORS_FORMATS:
+        # Factors of few bits, as files have them: products with zero points are exact.
+        factors = (torch.randn(shape, generator=generator) * scale).bfloat16()
+        wide = _factor_type(format)
+        factor_bytes = factors[..., None].to(wide).view(torch.uint8)
+        blocks[..., : factor_bytes.shape[-1]] = factor_bytes
+        if format.startswith("int4"):
+            at = factor_bytes.shape[-1]
+            blocks[..., at] = torch.randint(0, 16, shape, generator=generator)
+        if format == "nvfp4_g128":
+            blocks[..., 4:12] = torch.randint(0, 32, (*shape, 8), generator=generator)
+        return blocks.flatten(1)
     for at in _FACTORS[format]:
         factors = (torch.randn(shape, generator=generator) * scale).half()
         blocks[..., at : at + 2] = factors[..., None].view(torch.uint8)
@@ -59,9 +88,36 @@ def random_blocks(
 
 
 def dequantized(blocks: torch.Tensor, format: str) -> torch.Tensor:
-    """Their values in float32, by the `gguf` package."""
+    """Their values in float32, by the `gguf` package where it knows the format."""
+    if format in SAFETENSORS_FORMATS:
+        return _safetensors_values(blocks, format)
     with np.errstate(all="ignore"):
-        return torch.from_numpy(quants.dequantize(blocks.numpy(), FORMATS[format]))
+        return torch.from_numpy(quants.dequantize(blocks.numpy(), _GGUF_FORMATS[format]))
+
+
+def _factor_type(format: str) -> torch.dtype:
+    return torch.float16 if format in ("int4_g32", "int4_g64") else torch.float32
+
+
+def _safetensors_values(blocks: torch.Tensor, format: str) -> torch.Tensor:
+    size, nbytes, bits = SAFETENSORS_FORMATS[format]
+    parts = blocks.view(len(blocks), -1, nbytes)
+    wide = _factor_type(format)
+    at = wide.itemsize
+    scales = parts[..., :at].reshape(-1).view(wide).view(len(blocks), -1, 1).double()
+    codes = parts[..., nbytes - size * bits // 8 :]
+    if bits == 4:
+        pairs = codes.unflatten(2, (-1, 16))
+        codes = torch.stack([pairs & 15, pairs >> 4], 3).flatten(2)
+    if format == "nvfp4_g128":
+        e2m1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6], dtype=torch.float64)
+        exact = torch.cat([e2m1, -e2m1])[codes.int()]
+        each = parts[..., 4:12].contiguous().view(torch.float8_e4m3fn).double()
+        exact = exact * (scales * each).repeat_interleave(16, 2)
+    else:
+        zeros = parts[..., at : at + 1].contiguous().view(torch.int8).double()
+        exact = ((codes.view(torch.int8) if bits == 8 else codes).double() - zeros) * scales
+    return exact.float().flatten(1)
 
 
 def quantized(
@@ -71,7 +127,7 @@ def quantized(
     if format in CUDA_FORMATS:
         weight = torch.randn(rows, columns, generator=generator)
         weight[0] *= 100
-        blocks = torch.from_numpy(quants.quantize(weight.numpy(), FORMATS[format]).copy())
+        blocks = torch.from_numpy(quants.quantize(weight.numpy(), _GGUF_FORMATS[format]).copy())
     else:
         spread = float(dequantized(random_blocks(16, 512, format, generator), format).std())
         blocks = random_blocks(rows, columns, format, generator, scale=0.01 / spread)

@@ -11,7 +11,20 @@ namespace lampo::formats {
 ///   kHalfE4M3    half of it
 ///   kI8, kU8     an integer, times a factor of the block: d for scales, -m for minima
 ///   kU4          likewise, with the scale in the lower and the minimum in the upper half of a byte
-enum class ScaleType { kF16, kBF16, kHalfE4M3, kI8, kU8, kU4 };
+///   kFactoredE4M3  half of it, times a factor d of the block, an f32
+///   kF16OfBlock, kF32OfBlock  none: the scale is the block's d, of that type, and the minimum
+///                  -d z with its zero point z, an int8
+enum class ScaleType {
+  kF16,
+  kBF16,
+  kHalfE4M3,
+  kI8,
+  kU8,
+  kU4,
+  kFactoredE4M3,
+  kF16OfBlock,
+  kF32OfBlock
+};
 
 /// The largest block: 256 weights, and a scale for each 16 of them.
 constexpr int kMaxBlock = 256;
@@ -21,7 +34,7 @@ struct Block {
   uint8_t codes[kMaxBlock];           // an int8 where a format has kCodeBits 8
   uint8_t scales[kMaxBlock / 16][2];  // one byte, or two of 16-bit types
   uint8_t minima[kMaxBlock / 16][2];
-  uint8_t d[2], m[2];  // f16, beside integer scales and minima
+  uint8_t d[4], m[2];  // d: f16 or f32; m: f16, or an int8 zero point
 };
 
 /// 4-bit codes in pairs: byte i holds code i in its lower four bits, code 16 + i above them.

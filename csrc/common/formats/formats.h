@@ -17,8 +17,9 @@
 //   read(from, block)     takes a block of the file apart
 //   write(block, to)      its inverse, of formats that quantize_weight() makes
 //
-// A strip is kStripRows = 16 rows. For each block of inputs in turn it holds, with integer scales
-// only, [16 rows] f16 of d (and of m), and then for each group of 32 inputs
+// A strip is kStripRows = 16 rows. For each block of inputs in turn it holds, with scales that have
+// factors, [16 rows] f16 or f32 of d (and f16 of m, or int8 of z), and then for each group of 32
+// inputs
 //   codes   planes of [words][16 rows][4 bytes]: the 4-byte words of 16 rows, side by side
 //             4 words of the lower four bits (4, 5, 6 bits): byte i of a row holds code i in its
 //               lower, code 16 + i in its upper half
@@ -28,7 +29,7 @@
 //             1 word of the highest bit (3, 5 bits): byte j of a row holds those of the codes
 //               4 k + j, k = 0 .. 7, from its lowest bit up
 //             8 words of 8 bits: byte i of a row is code i
-//   scales  [32 / kScaleSize][16 rows]
+//   scales  [32 / kScaleSize][16 rows], unless they are the block's
 //   minima  [32 / kScaleSize][16 rows], with kHasMinimum only, and not with kU4
 // so one 64-byte load gives each of 16 rows its next 4 bytes, and one load 16 scales, and a thread
 // reads its share of a matrix from one end to the other. With the scales at the end of each strip,
@@ -36,10 +37,12 @@
 // zero.
 #pragma once
 
+#include "common/formats/int_block.h"
 #include "common/formats/iq4_nl.h"
 #include "common/formats/iq4_xs.h"
 #include "common/formats/mxfp4.h"
 #include "common/formats/nvfp4.h"
+#include "common/formats/nvfp4_g128.h"
 #include "common/formats/q2_k.h"
 #include "common/formats/q3_k.h"
 #include "common/formats/q4_0.h"
@@ -62,7 +65,8 @@ struct FormatList {};
 using WeightFormats =
     FormatList<formats::Q4_0, formats::Q4_1, formats::Q8_0, formats::Q5_0, formats::Q5_1,
                formats::Q2_K, formats::Q3_K, formats::Q4_K, formats::Q5_K, formats::Q6_K,
-               formats::IQ4_NL, formats::IQ4_XS, formats::MXFP4, formats::NVFP4>;
+               formats::IQ4_NL, formats::IQ4_XS, formats::MXFP4, formats::NVFP4, formats::Int4G32,
+               formats::Int4G64, formats::Int4G128, formats::Int8G128, formats::NVFP4_G128>;
 
 inline constexpr int kStripRows = 16;
 inline constexpr int kGroupSize = 32;
@@ -118,12 +122,24 @@ struct StripGroup {
   static constexpr int kPairShift = kHasNibbles ? 4 : 0;  // in a code
   static constexpr int kSingleShift = Format::kCodeBits - 1;
 
-  // Scales.
+  // Factors.
   static constexpr bool kHasFactors = Format::kScaleType >= ScaleType::kI8;
-  static constexpr bool kHasMinima =
-      Format::kHasMinimum && Format::kScaleType != ScaleType::kU4;  // sets of their own
+  static constexpr bool kHasZeroPoints = Format::kScaleType >= ScaleType::kF16OfBlock;
+  static constexpr bool kHasFloatFactors = Format::kScaleType == ScaleType::kFactoredE4M3 ||
+                                           Format::kScaleType == ScaleType::kF32OfBlock;
+  static constexpr int kDBytes = !kHasFactors ? 0 : kHasFloatFactors ? 4 : 2;  // of d of a row
+  static constexpr int kMBytes =                                               // of m or z
+      !kHasFactors || !Format::kHasMinimum ? 0
+      : kHasZeroPoints                     ? 1
+                                           : 2;
+  static constexpr int kMOffset = kDBytes * kStripRows;
+
+  // Scales.
+  static constexpr bool kHasMinima =  // sets of their own
+      Format::kHasMinimum && Format::kScaleType != ScaleType::kU4 && !kHasZeroPoints;
   static constexpr int kScales = kGroupSize / Format::kScaleSize;
-  static constexpr int kScaleBytes = Format::kScaleType <= ScaleType::kBF16 ? 2 : 1;
+  static constexpr int kScaleBytes =
+      kHasZeroPoints ? 0 : (Format::kScaleType <= ScaleType::kBF16 ? 2 : 1);
   static constexpr int kScaleOffset =
       kHasBytes ? 8 * kWordBytes : kSingleOffset + (kHasSingles ? kWordBytes : 0);
   static constexpr int kScaleSetBytes = kScaleBytes * kStripRows;  // one of all rows
@@ -133,7 +149,7 @@ struct StripGroup {
 
   // Blocks, with their factors in front.
   static constexpr int kGroups = Format::kBlockSize / kGroupSize;
-  static constexpr int kFactorBytes = kHasFactors ? (Format::kHasMinimum ? 4 : 2) * kStripRows : 0;
+  static constexpr int kFactorBytes = (kDBytes + kMBytes) * kStripRows;
   static constexpr int kBlockBytes = kFactorBytes + kGroups * kBytes;
 
   // Of a format with one plane, of nibbles or bytes: those of CUDA's kernels.
@@ -203,6 +219,7 @@ LAMPO_HOST_DEVICE static inline float stored_scale(const uint8_t* from, int64_t 
     case ScaleType::kBF16:
       return to_float(reinterpret_cast<const BF16*>(from)[lane]);
     case ScaleType::kHalfE4M3:
+    case ScaleType::kFactoredE4M3:
       return 0.5f * to_float(reinterpret_cast<const F8E4M3*>(from)[lane]);
     case ScaleType::kI8:
       return static_cast<float>(reinterpret_cast<const int8_t*>(from)[lane]);
@@ -210,19 +227,27 @@ LAMPO_HOST_DEVICE static inline float stored_scale(const uint8_t* from, int64_t 
       return static_cast<float>(from[lane]);
     case ScaleType::kU4:
       return static_cast<float>(kMinimum ? from[lane] >> 4 : from[lane] & 15);
+    case ScaleType::kF16OfBlock:
+    case ScaleType::kF32OfBlock:
+      return 1.0f;
   }
   return 0.0f;
 }
 
-/// The factor of row `lane` of the block at `block`: d, or with kMinimum -m; 1 without factors.
+/// The factor of row `lane` of the block at `block`: d, or with kMinimum -m or -d z; 1 without
+/// factors.
 template <class Format, bool kMinimum>
 LAMPO_HOST_DEVICE static inline float factor_of(const uint8_t* block, int64_t lane) {
-  if constexpr (!StripGroup<Format>::kHasFactors) {
+  using Group = StripGroup<Format>;
+  if constexpr (!Group::kHasFactors) {
     return 1.0f;
+  } else if constexpr (kMinimum && !Group::kHasZeroPoints) {
+    return -to_float(reinterpret_cast<const F16*>(block + Group::kMOffset)[lane]);
   } else {
-    const float d =
-        to_float(reinterpret_cast<const F16*>(block)[kMinimum ? kStripRows + lane : lane]);
-    return kMinimum ? -d : d;
+    using D = std::conditional_t<Group::kHasFloatFactors, float, F16>;
+    const float d = to_float(reinterpret_cast<const D*>(block)[lane]);
+    if constexpr (!kMinimum) return d;
+    return -d * static_cast<float>(reinterpret_cast<const int8_t*>(block + Group::kMOffset)[lane]);
   }
 }
 

@@ -76,17 +76,21 @@ struct Operands {
   static constexpr int kOffset = Format::kOffset + Dots::kCodeBias;
 };
 
-/// Factors of the integer scales and minima of a strip's block.
+/// Factors of the scales and minima of a strip's block.
 template <class Group>
 struct Factors {
   F32 scale[kParts], minimum[kParts];
 
   explicit Factors(const uint8_t* block) {
     if constexpr (Group::kHasFactors) {
+      using D = std::conditional_t<Group::kHasFloatFactors, float, F16>;
+      using M = std::conditional_t<Group::kHasZeroPoints, int8_t, F16>;
       for (int i = 0; i < kParts; ++i) {
-        const F16* from = reinterpret_cast<const F16*>(block) + i * F32::kWidth;
-        scale[i] = load(from);
-        if constexpr (Group::kFactorBytes > 2 * kStripRows) minimum[i] = -load(from + kStripRows);
+        scale[i] = load(reinterpret_cast<const D*>(block) + i * F32::kWidth);
+        if constexpr (Group::kMBytes > 0) {
+          minimum[i] = -load(reinterpret_cast<const M*>(block + Group::kMOffset) + i * F32::kWidth);
+          if constexpr (Group::kHasZeroPoints) minimum[i] = scale[i] * minimum[i];
+        }
       }
     }
   }
@@ -103,6 +107,10 @@ template <class Format, bool kMinimum>
     return load(reinterpret_cast<const BF16*>(set) + first);
   } else if constexpr (Format::kScaleType == ScaleType::kHalfE4M3) {
     return load(reinterpret_cast<const F8E4M3*>(set) + first) * F32(0.5f);
+  } else if constexpr (Format::kScaleType == ScaleType::kFactoredE4M3) {
+    return load(reinterpret_cast<const F8E4M3*>(set) + first) * F32(0.5f) * factor;
+  } else if constexpr (StripGroup<Format>::kHasZeroPoints) {
+    return factor;
   } else if constexpr (Format::kScaleType == ScaleType::kI8) {
     return load(reinterpret_cast<const int8_t*>(set) + first) * factor;
   } else if constexpr (Format::kScaleType == ScaleType::kU8) {

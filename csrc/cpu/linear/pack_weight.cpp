@@ -49,14 +49,15 @@ void pack_block(const uint8_t* from, uint8_t* to, int lane) {
   formats::Block block;
   Format::read(from, block);
   if constexpr (Group::kHasFactors) {
-    memcpy(to + 2 * lane, block.d, 2);
-    if constexpr (Format::kHasMinimum) memcpy(to + 2 * (kStripRows + lane), block.m, 2);
+    memcpy(to + Group::kDBytes * lane, block.d, Group::kDBytes);
+    memcpy(to + Group::kMOffset + Group::kMBytes * lane, block.m, Group::kMBytes);
   }
   for (int g = 0; g < Group::kGroups; ++g) {
     uint8_t* group = to + Group::kFactorBytes + g * Group::kBytes;
     if constexpr (HasCodesOfStrips<Format>) {
       for (int i = 0; i < Group::kWords; ++i) {
-        memcpy(group + (i * kStripRows + lane) * 4, from + Format::kCodesAt + 4 * i, 4);
+        const uint8_t* codes = from + Format::kCodesAt + g * Group::kRowBytes + 4 * i;
+        memcpy(group + (i * kStripRows + lane) * 4, codes, 4);
       }
     } else {
       pack_codes<Format>(block.codes + g * kGroupSize, group, lane);

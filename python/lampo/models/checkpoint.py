@@ -16,9 +16,10 @@ from lampo.models.architecture import Architecture
 from lampo.models.config import ModelConfig, generation_config_from_hf
 from lampo.models.registry import config_from_gguf, config_from_hf
 from lampo.weights.default_model import recommended_sampling
-from lampo.weights.fields import read_json_object
-from lampo.weights.formats import QuantizedTensor
+from lampo.weights.fields import Fields, read_json_object
+from lampo.weights.formats import CodedMatrix
 from lampo.weights.gguf_shards import open_gguf
+from lampo.weights.quantized.folder import QuantizedFolder
 from lampo.weights.safetensors import SafetensorsFolder
 from lampo.weights.shard_names import first_files
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("lampo")
 
 _MAX_CONFIG_BYTES = 4 << 20
+_QUANTIZATION = ("quantization_config", "compression_config")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -36,7 +38,7 @@ class TensorSource(Protocol):
 
     nbytes: int
 
-    def load(self, name: str) -> torch.Tensor | QuantizedTensor: ...
+    def load(self, name: str) -> torch.Tensor | CodedMatrix: ...
     def close(self) -> None: ...
 
 
@@ -90,18 +92,19 @@ class Checkpoint:
         """Hugging Face names of all tensors; tied weights have one, the embedding's."""
         return list(self._tensors)
 
-    def load(self, name: str) -> torch.Tensor | QuantizedTensor:
+    def load(self, name: str) -> torch.Tensor | CodedMatrix:
         """The tensor, in memory of its own.
 
-        Matrices in blocks stay in blocks.
+        Quantized matrices stay in their codes.
 
         Raises:
-            ValueError: no such tensor, or the file has been cut short since it was opened.
+            ValueError: no such tensor, scales that are not finite, or a file that has been cut
+                short since it was opened.
         """
         source, place = self._find(name)
         tensor = source.load(place.name)
         if place.transposed:
-            assert not isinstance(tensor, QuantizedTensor)
+            assert not isinstance(tensor, CodedMatrix)
             return tensor.t().contiguous()
         if place.less_one:
             assert not isinstance(tensor, QuantizedTensor)
@@ -184,9 +187,8 @@ def _load_folder(folder: Path) -> Checkpoint:
 
 def _load_safetensors(folder: Path) -> Checkpoint:
     config_path = folder / "config.json"
-    architecture, config = config_from_hf(
-        read_json_object(config_path, _MAX_CONFIG_BYTES), str(config_path)
-    )
+    values = read_json_object(config_path, _MAX_CONFIG_BYTES)
+    architecture, config = config_from_hf(values, str(config_path))
     generation_path = folder / "generation_config.json"
     generation_config: dict[str, Any] = {}
     if generation_path.exists():
@@ -195,9 +197,15 @@ def _load_safetensors(folder: Path) -> Checkpoint:
             config.vocab_size,
             str(generation_path),
         )
-    source = SafetensorsFolder(folder)
+    files = SafetensorsFolder(folder)
+    source: SafetensorsFolder | QuantizedFolder = files
     with ExitStack() as on_error:
-        on_error.callback(source.close)
+        on_error.callback(files.close)
+        fields = Fields(str(config_path), values)
+        method = next((key for key in _QUANTIZATION if fields.has(key)), None)
+        if method is not None:
+            quantization = Fields(f"{config_path}: {method}", fields.mapping(method))
+            source = QuantizedFolder(files, quantization)
         names = {name for name in source.names() if not architecture.unused.fullmatch(name)}
         config = _untied_if_stored(config, architecture, source, names)
         prefix = architecture.optional_prefix
@@ -208,13 +216,23 @@ def _load_safetensors(folder: Path) -> Checkpoint:
             for name, stored in architecture.tensors(config).items()
         }
         present = {name: source.shape(name) for name in names}
+        if isinstance(source, QuantizedFolder):
+            for place in places.values():
+                if place.transposed and source.is_quantized(place.name):
+                    raise ValueError(
+                        f"{config_path}: {method}: quantized {config.architecture} models are not "
+                        "supported"
+                    )
         _check_shapes(folder, architecture, config, places, present)
         on_error.pop_all()
     return Checkpoint(config, architecture, folder, source, places, generation_config, None)
 
 
 def _untied_if_stored(
-    config: ModelConfig, architecture: Architecture, source: SafetensorsFolder, names: set[str]
+    config: ModelConfig,
+    architecture: Architecture,
+    source: SafetensorsFolder | QuantizedFolder,
+    names: set[str],
 ) -> ModelConfig:
     """Untied, if the file holds an LM head that differs from the embedding. As in transformers."""
     head, embedding = (f"{part[0]}.weight" for part in (architecture.head, architecture.embedding))
@@ -223,7 +241,9 @@ def _untied_if_stored(
     if source.shape(head) == source.shape(embedding):
         import torch
 
-        if torch.equal(source.load(head), source.load(embedding)):
+        tensors = [source.load(name) for name in (head, embedding)]
+        plain = [tensor for tensor in tensors if isinstance(tensor, torch.Tensor)]
+        if len(plain) == 2 and torch.equal(*plain):
             return config
     logger.warning(
         "tie_word_embeddings is true, but %s differs from %s: they are not tied", head, embedding

@@ -54,8 +54,6 @@ _REFUSED = {
     "auto_map": "it names code to run, and a model directory may not",
     "custom_pipelines": "it names code to run, and a model directory may not",
     "trust_remote_code": "it asks to run code, and a model directory may not",
-    "quantization_config": "supported are F32, F16 and BF16 safetensors, or a GGUF file",
-    "compression_config": "supported are F32, F16 and BF16 safetensors, or a GGUF file",
     "is_encoder_decoder": "encoder-decoder models are not supported",
     "add_cross_attention": "cross attention is not supported",
 }

@@ -26,7 +26,7 @@ from lampo.models.projection import (
 )
 from lampo.models.rope import RopeConfig, RotaryTable
 from lampo.runtime.huge_pages import Arena
-from lampo.weights.formats import QuantizedTensor
+from lampo.weights.formats import Blocks, CodedMatrix
 
 logger = logging.getLogger("lampo")
 
@@ -39,7 +39,7 @@ QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 class Tensors(Protocol):
     """The interface of a checkpoint that a loader uses."""
 
-    def load(self, name: str) -> torch.Tensor | QuantizedTensor: ...
+    def load(self, name: str) -> torch.Tensor | CodedMatrix: ...
 
 
 class WeightLoader:
@@ -52,8 +52,9 @@ class WeightLoader:
         norm_eps: epsilon of all norms.
         max_positions: rows of the rotary tables.
         on_gpu: whether the model is for a GPU, whose kernels take fewer packed formats. A matrix
-            in another format is dequantized to bfloat16, with a warning per format.
-        quantize: quantize dense matrices to this format; None: keep them.
+            that no packed format holds is dequantized to bfloat16, with a warning per kind.
+        quantize: quantize dense matrices, and those that no packed format holds, to this format;
+            None: keep them.
         activation_bits: of all inputs of packed weights; None: as each layer needs.
     """
 
@@ -214,7 +215,7 @@ class WeightLoader:
         """
         names = [f"{self.prefix}{name}.weight" for name in names]
         tensors = [self._converted(self.source.load(name)) for name in names]
-        packed = [t for t in tensors if isinstance(t, QuantizedTensor)]
+        packed = [t for t in tensors if isinstance(t, Blocks)]
         dense = [t for t in tensors if isinstance(t, torch.Tensor)]
         stackable = not interleaved or all(t.shape[0] % _STRIP_ROWS == 0 for t in tensors)
         weights: list[ops.Weight]
@@ -225,28 +226,35 @@ class WeightLoader:
         else:
             weights = []
             for t in tensors:
-                weights += self._pack([t]) if isinstance(t, QuantizedTensor) else [self._stack([t])]
+                weights += self._pack([t]) if isinstance(t, Blocks) else [self._stack([t])]
         return weights
 
-    def _converted(self, tensor: torch.Tensor | QuantizedTensor) -> torch.Tensor | QuantizedTensor:
+    def _converted(self, tensor: torch.Tensor | CodedMatrix) -> torch.Tensor | Blocks:
         """A matrix in a format that the kernels take."""
-        if isinstance(tensor, torch.Tensor):
-            if self._quantize is not None:
-                return quantized(tensor, self._quantize)
-            return tensor if self.dtype is None else tensor.to(self.dtype)
-        if self.dtype is not None:
-            return tensor.dequantize(self.dtype)
-        if tensor.format in self._formats:
-            return tensor
-        if tensor.format not in self._announced:
-            self._announced.add(tensor.format)
+        if isinstance(tensor, CodedMatrix):
+            if self.dtype is not None:
+                return tensor.dequantize(self.dtype)
+            packed = tensor.packed(self._formats)
+            if packed is not None:
+                return packed
+            if self._quantize is None:
+                self._announce(tensor)
+                return tensor.dequantize(torch.bfloat16)
+            tensor = tensor.dequantize()
+        if self._quantize is not None:
+            return quantized(tensor, self._quantize)
+        return tensor if self.dtype is None else tensor.to(self.dtype)
+
+    def _announce(self, matrix: CodedMatrix) -> None:
+        """A warning of the memory that a dequantized matrix takes, once per kind."""
+        if matrix.format not in self._announced:
+            self._announced.add(matrix.format)
             logger.warning(
                 "%s: no kernels for it: tensors are dequantized to bfloat16 at load, in %.1f times "
                 "the memory",
-                tensor.format.upper(),
-                2 * tensor.shape[0] * tensor.shape[1] / tensor.nbytes,
+                matrix.format.upper(),
+                2 * matrix.shape[0] * matrix.shape[1] / matrix.nbytes,
             )
-        return tensor.dequantize(torch.bfloat16)
 
     def _vector(self, name: str) -> torch.Tensor:
         """A one-dimensional tensor as float32."""
@@ -269,7 +277,7 @@ class WeightLoader:
         torch.stack(strips, 1, out=out.view(-1, len(tensors), _STRIP_ROWS, columns))
         return out
 
-    def _pack(self, tensors: list[QuantizedTensor], interleaved: bool = False) -> list[ops.Weight]:
+    def _pack(self, tensors: list[Blocks], interleaved: bool = False) -> list[ops.Weight]:
         """One packed matrix if the parts fill whole strips, else one per part."""
         if any(t.shape[0] % _STRIP_ROWS for t in tensors[:-1]):
             return [weight for t in tensors for weight in self._pack([t])]
@@ -287,7 +295,7 @@ class WeightLoader:
         return [ops.PackedWeight(data, format, (rows, columns))]
 
 
-def quantized(tensor: torch.Tensor, format: str) -> torch.Tensor | QuantizedTensor:
+def quantized(tensor: torch.Tensor, format: str) -> torch.Tensor | Blocks:
     """A matrix in blocks of a format, or of the nearest one that its width allows.
 
     A width that is no multiple of 256 takes blocks of 32 with a bit more, as llama.cpp's converters
@@ -298,4 +306,4 @@ def quantized(tensor: torch.Tensor, format: str) -> torch.Tensor | QuantizedTens
         format = _NARROW.get(format, format)
     if columns % 32:
         return tensor
-    return QuantizedTensor(ops.quantize_weight(tensor, format), format, (rows, columns))
+    return Blocks(ops.quantize_weight(tensor, format), format, (rows, columns))

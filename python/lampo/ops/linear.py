@@ -46,12 +46,14 @@ _embedding_packed = register(
 class PackedWeight:
     """A weight in blocks of codes, its rows interleaved by 16 (csrc/common/formats/formats.h).
 
-    The same numbers as GGUF's blocks, in the order in which the kernels read them.
+    The same numbers as a file's blocks, in the order in which the kernels read them.
 
     Attributes:
         data: [ceil(out_features / 16), strip_bytes] uint8.
         format: "q2_k", "q3_k", "q4_0", "q4_1", "q4_k", "q5_0", "q5_1", "q5_k", "q6_k", "q8_0",
-            "iq4_nl", "iq4_xs", "mxfp4" or "nvfp4"; on CUDA "q4_0", "q4_1" or "q8_0".
+            "iq4_nl", "iq4_xs", "mxfp4" or "nvfp4" of GGUF; "int4_g32", "int4_g64", "int4_g128",
+            "int8_g128" (integers with a zero point for each 32 to 128) or "nvfp4_g128" (with a
+            factor of the tensor) of quantized safetensors; on CUDA "q4_0", "q4_1" or "q8_0".
         shape: (out_features, in_features).
     """
 
@@ -126,10 +128,11 @@ def quantize_weight(
 def pack_weight(
     blocks: torch.Tensor, format: str, *, out: torch.Tensor | None = None
 ) -> PackedWeight:
-    """Interleave a weight's GGUF blocks for :func:`linear` and :func:`embedding`.
+    """Interleave a weight's blocks for :func:`linear` and :func:`embedding`.
 
     Args:
-        blocks: [out_features, row_bytes] uint8, rows of GGUF blocks as in the file.
+        blocks: [out_features, row_bytes] uint8, rows of GGUF blocks as in the file, or of the
+            blocks that csrc/common/formats/ describes.
         format: as of :class:`PackedWeight`.
         out: [ceil(out_features / 16), strip_bytes] uint8, its rows contiguous, written; allocated
             if absent.

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GGUF's tensor types: block sizes, tensors in blocks, dequantization."""
+"""Quantized matrices; GGUF's tensor types: block sizes, tensors in blocks, dequantization."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -60,7 +62,55 @@ _BY_NAME = {t.name: (number, t) for number, t in GGML_TYPES.items()}
 
 
 @dataclass(frozen=True)
-class QuantizedTensor:
+class Blocks:
+    """A matrix in a packed format, in the order of files: the arguments of ops.pack_weight."""
+
+    blocks: torch.Tensor  # [rows, row_bytes] uint8
+    format: str
+    shape: tuple[int, int]
+
+
+class CodedMatrix(ABC):
+    """A matrix in the codes of a file.
+
+    Attributes:
+        format: its kind, for messages.
+        shape: (rows, columns).
+        nbytes: in the file.
+    """
+
+    # Fields of subclasses could not override real properties.
+    if TYPE_CHECKING:
+
+        @property
+        def format(self) -> str: ...
+        @property
+        def shape(self) -> tuple[int, int]: ...
+        @property
+        def nbytes(self) -> int: ...
+
+    @abstractmethod
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """The values of some rows: [stop - start, columns] float32."""
+
+    def packed(self, formats: Collection[str]) -> Blocks | None:
+        """The matrix in one of these packed formats; None if none holds exactly its values."""
+        return None
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The matrix: [rows, columns] in `dtype`, float32 if absent."""
+        import torch
+
+        rows, columns = self.shape
+        out = torch.empty(rows, columns, dtype=dtype or torch.float32)
+        step = max(1, _CHUNK_ELEMENTS // columns)
+        for start in range(0, rows, step):
+            out[start : start + step] = self.rows(start, min(start + step, rows))
+        return out
+
+
+@dataclass(frozen=True)
+class QuantizedTensor(CodedMatrix):
     """A matrix kept in GGUF's blocks along each row.
 
     Attributes:
@@ -93,18 +143,15 @@ class QuantizedTensor:
     def nbytes(self) -> int:
         return self.blocks.numel()
 
-    def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """The matrix, by the `gguf` package: [rows, columns] in `dtype`, float32 if absent."""
+    def packed(self, formats: Collection[str]) -> Blocks | None:
+        return Blocks(self.blocks, self.format, self.shape) if self.format in formats else None
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """The values of some rows, by the `gguf` package."""
         import torch
         from gguf import quants  # lazy: takes 0.3 s, and most files do not need it
         from gguf.constants import GGMLQuantizationType
 
         kind = GGMLQuantizationType(_BY_NAME[self.format][0])
-        rows, columns = self.shape
-        out = torch.empty(rows, columns, dtype=dtype or torch.float32)
-        step = max(1, _CHUNK_ELEMENTS // columns)
         with np.errstate(all="ignore"):  # scales may be inf or NaN in a broken file
-            for start in range(0, rows, step):
-                part = self.blocks[start : start + step].numpy()
-                out[start : start + step] = torch.from_numpy(quants.dequantize(part, kind))
-        return out
+            return torch.from_numpy(quants.dequantize(self.blocks[start:stop].numpy(), kind))

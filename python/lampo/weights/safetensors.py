@@ -24,6 +24,15 @@ if TYPE_CHECKING:
     import torch
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # and torch's names
+# Of the parts of quantized tensors.
+_PART_DTYPES = {
+    "I64": "int64",
+    "I32": "int32",
+    "I8": "int8",
+    "U8": "uint8",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E8M0": "uint8",  # as its bits
+}
 _MAX_INDEX_BYTES = 64 << 20
 _MAX_SHARDS = 4096
 _INDEX = "model.safetensors.index.json"
@@ -45,11 +54,16 @@ class _Stored:
 class SafetensorsFolder:
     """The tensors of a folder of safetensors files, by name.
 
+    Attributes:
+        folder: as it was given.
+        nbytes: bytes of the files.
+
     Raises:
         ValueError: one line naming the file, the tensor and the fault.
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._files: list[OpenFile] = []
         self._where: dict[str, _Stored] = {}
         index = folder / _INDEX
@@ -126,9 +140,19 @@ class SafetensorsFolder:
             )
         return stored.shape
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._where
+
+    def stored(self, name: str) -> tuple[Path, str, tuple[int, ...]]:
+        """A tensor's file, and its dtype and shape there, unchecked."""
+        stored = self._where[name]
+        return stored.file.path, stored.dtype, stored.shape
+
+    def nbytes_of(self, name: str) -> int:
+        return self._where[name].nbytes
+
     def load(self, name: str) -> torch.Tensor:
         """The tensor, in memory of its own.
-
 
         Raises:
             ValueError: the file has been cut short.
@@ -137,7 +161,13 @@ class SafetensorsFolder:
 
         stored = self._where[name]
         raw = stored.file.read(stored.offset, stored.nbytes)
-        return raw.view(getattr(torch, _DTYPES[stored.dtype])).view(stored.shape)
+        dtype = getattr(torch, (_DTYPES | _PART_DTYPES)[stored.dtype])
+        return raw.view(dtype).view(stored.shape)
+
+    def read_bytes(self, name: str) -> bytes:
+        """The bytes of a small tensor, without torch."""
+        stored = self._where[name]
+        return stored.file.read_bytes(stored.offset, stored.nbytes)
 
 
 def _stored_tensors(file: OpenFile) -> dict[str, _Stored]:
