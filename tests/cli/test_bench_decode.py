@@ -16,8 +16,8 @@ from lampo.models.checkpoint import load_checkpoint
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-import bench_decode
 import bench_answers
+import bench_decode
 import bench_quality
 import make_models
 import peers

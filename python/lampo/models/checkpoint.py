@@ -107,7 +107,7 @@ class Checkpoint:
             assert not isinstance(tensor, CodedMatrix)
             return tensor.t().contiguous()
         if place.less_one:
-            assert not isinstance(tensor, QuantizedTensor)
+            assert not isinstance(tensor, CodedMatrix)
             return tensor.float() + 1
         return tensor
 
