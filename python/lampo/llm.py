@@ -55,9 +55,10 @@ class LLM:
             :class:`ModelFiles`, opened before, with its max_model_len.
         dtype: "auto" keeps weights as stored, blocks packed; "float32" computes
             exactly, on dequantized weights; "bfloat16" has weights and activations in bfloat16.
-        quantize: quantize dense weights while they are loaded: "q4_0", "q4_1", "q4_k", "q5_0",
-            "q5_1", "q5_k", "q6_k" or "q8_0"; LM head and embedding get q6_k at least, and matrices
-            without whole blocks of 256 columns blocks of 32. On the CPU.
+        quantize: quantize dense weights while they are loaded: "q2_k", "q3_k", "q4_0", "q4_1",
+            "q4_k", "q5_0", "q5_1", "q5_k", "q6_k", "q8_0", "iq4_nl" or "iq4_xs"; LM head and
+            embedding get q6_k at least, and matrices without whole blocks of 256 columns blocks of
+            32. On the CPU.
         device: "cpu", "cuda" or "cuda:<index>". A GPU computes in bfloat16, whatever the weights.
         kv_cache_dtype: "auto" (float32 with dtype "float32", else bfloat16), "float32", "float16",
             "bfloat16"; "int8" or "fp8" (also "fp8_e4m3"): half the memory, and a scale of four
