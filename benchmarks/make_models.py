@@ -8,6 +8,9 @@ DIRECTORY/models gets
 
     Q4_0.gguf, Q8_0.gguf    matrices quantized by the gguf package, the tied embedding Q8_0 as in
     BF16.gguf               the default file (BF16: all matrices); norms stay F32
+    wide.gguf               the same function in float32, with widths that are multiples of 256, as
+                            K-quants need: see widened()
+    IQ4_XS.gguf, Q4_K_M.gguf, Q5_K_M.gguf, Q6_K.gguf    wide.gguf, quantized by lampo
     hf/                     safetensors in float32 with config and tokenizer, by transformers
     int4/, int8/            OpenVINO's weight compression of hf/ by optimum-cli, where LAMPO_PEERS
                             has OpenVINO: int4 in groups of 64, as 128 does not divide 576; else its
@@ -23,7 +26,9 @@ import sys
 from pathlib import Path
 
 import gguf
+import numpy as np
 
+import lampo
 import peers
 from lampo.models.checkpoint import load_checkpoint
 from lampo.weights import resolve_model
@@ -66,6 +71,75 @@ def requantize(source: Path, target: Path, name: str) -> None:
     writer.close()
 
 
+WIDE_HEADS, WIDE_KV_HEADS = 12, 4
+WIDE_SIZE = 768  # of 576: 64 channels per head
+
+
+def widened(source: Path, target: Path) -> None:
+    """The default model with more channels and heads, which are zero, as an F32 file.
+
+    The norms' weights and epsilon are changed such that its function stays. Channels change places:
+    weights that shared a Q4_1 block of the source, and have at most 16 values, do not share a block
+    of a file made from this one.
+    """
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, "llama")
+    fields = {key: field for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+    size = fields["llama.embedding_length"].contents()
+    eps = fields["llama.attention.layer_norm_rms_epsilon"].contents()
+    changed = {
+        "llama.embedding_length": WIDE_SIZE,
+        "llama.attention.head_count": WIDE_HEADS,
+        "llama.attention.head_count_kv": WIDE_KV_HEADS,
+        "llama.attention.layer_norm_rms_epsilon": eps * size / WIDE_SIZE,
+        "general.file_type": gguf.LlamaFileType.ALL_F32,
+    }
+    for key, field in fields.items():
+        if key == "general.architecture":
+            continue
+        element = field.types[1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+        value = changed.get(key, field.contents())
+        writer.add_key_value(key, value, field.types[0], element)
+
+    kv_heads = fields["llama.attention.head_count_kv"].contents()
+    group = fields["llama.attention.head_count"].contents() // kv_heads
+    head_dim = size // group // kv_heads
+    generator = np.random.default_rng(0)
+    hidden = generator.permutation(size)
+    for tensor in reader.tensors:
+        part = tensor.name.removesuffix(".weight").rpartition(".")[2]
+        layer = int(tensor.name.split(".")[1]) if tensor.name.startswith("blk.") else 0
+        of_layer = np.random.default_rng(layer + 1)
+        inner = of_layer.permutation(fields["llama.feed_forward_length"].contents())
+        heads = [of_layer.permutation(head_dim) for _ in range(kv_heads)]
+        values = np.concatenate([head + head_dim * i for i, head in enumerate(heads)])
+        readers = [heads[i // group] + head_dim * i for i in range(group * kv_heads)]
+        outputs = np.concatenate(readers)
+        data = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        if data.ndim == 1:
+            data = data[hidden] * np.float32((size / WIDE_SIZE) ** 0.5)
+            data = np.pad(data, (0, WIDE_SIZE - size))
+        elif part == "attn_output":
+            data = _padded(data[hidden][:, outputs], WIDE_SIZE, WIDE_HEADS * head_dim)
+        elif part == "ffn_down":
+            data = _padded(data[hidden][:, inner], WIDE_SIZE, len(inner))
+        else:
+            rows = {"ffn_gate": inner, "ffn_up": inner, "attn_v": values}.get(part)
+            count = {"attn_q": WIDE_HEADS * head_dim, "attn_k": WIDE_KV_HEADS * head_dim}
+            count["attn_v"] = count["attn_k"]
+            data = data[:, hidden] if rows is None else data[rows][:, hidden]
+            data = _padded(data, count.get(part, len(data)), WIDE_SIZE)
+        writer.add_tensor(tensor.name, np.ascontiguousarray(data, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _padded(matrix: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    return np.pad(matrix, ((0, rows - matrix.shape[0]), (0, columns - matrix.shape[1])))
+
+
 def export_hf(source: Path, target: Path) -> None:
     sys.path.append(str(Path(__file__).resolve().parents[1] / "tests/support"))
     import transformers
@@ -89,6 +163,15 @@ def main() -> None:
         if not target.exists():
             print(f"writing {target.name}", flush=True)
             requantize(source, target, name)
+    wide = directory / "wide.gguf"
+    if not wide.exists():
+        print("writing wide.gguf", flush=True)
+        widened(source, wide)
+    for name in peers.WIDE:
+        target = directory / f"{name}.gguf"
+        if not target.exists():
+            print(f"writing {target.name}", flush=True)
+            lampo.quantize(wide, target, name.lower())
     folder = directory / "hf"
     if not folder.exists():
         print("writing hf/", flush=True)

@@ -26,7 +26,10 @@ LLAMA_CPP_WORKER = str(FOLDER / "bin" / "llama_cpp_worker") if FOLDER else ""
 
 # Bits per weight of GGUF files and of OpenVINO's folders.
 FORMATS = {"Q4_0": 4, "Q4_1": 4, "Q8_0": 8, "BF16": 16, "int4": 4, "int8": 8}
-GGUF = ("Q4_0", "Q4_1", "Q8_0", "BF16")
+# Of the widened model.
+WIDE = {"IQ4_XS": 4, "Q4_K_M": 4, "Q5_K_M": 5, "Q6_K": 6}
+FORMATS |= WIDE
+GGUF = ("Q4_0", "Q4_1", "Q8_0", "BF16", *WIDE)
 
 SETTLE_S = 0.1
 
@@ -95,7 +98,7 @@ def model_path(weight_format: str) -> Path | None:
         from lampo.weights import resolve_model
 
         return resolve_model(None)
-    name = f"{weight_format}.gguf" if weight_format in GGUF else weight_format
+    name = f"{weight_format}.gguf" if weight_format in (*GGUF, "wide") else weight_format
     path = FOLDER / "models" / name if FOLDER else None
     return path if path and path.exists() else None
 

@@ -47,6 +47,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "async_llm": {"llm", "engine", "checks", "outputs", "prompts", "sampling_params"},
     "evaluation": {"llm", "checks"},
+    "quantization": {"models", "ops", "text", "weights"},
     "profiling": {"llm", "runtime", "checks", "_C"},
     "bench": {
         *("llm", "async_llm", "checks", "error_text", "ops", "profiling", "runtime"),
@@ -54,7 +55,8 @@ ARROWS: dict[str, set[str]] = {
     },
     "server": {"async_llm", "outputs", "sampling_params", "parameters", "text", "lampo"},
     "cli": {
-        *("llm", "async_llm", "profiling", "evaluation", "bench", "server", "runtime", "weights"),
+        *("llm", "async_llm", "profiling", "evaluation", "quantization", "bench", "server"),
+        *("runtime", "weights"),
         *("ops", "_C", "outputs", "parameters", "sampling_params", "lampo"),
         *("model_files", "llm_arguments", "text", "checks", "explain"),
     },
@@ -67,6 +69,7 @@ ARROWS: dict[str, set[str]] = {
         "outputs",
         "profiling",
         "evaluation",
+        "quantization",
         "sampling_params",
         "text",
         "_C",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lampo.llm import LLM
     from lampo.outputs import CompletionOutput, Logprob, RequestOutput, StreamOutput
     from lampo.profiling import profile
+    from lampo.quantization import quantize
     from lampo.sampling_params import SamplingParams
     from lampo.text.structured_outputs import StructuredOutputs
 
@@ -30,6 +31,7 @@ __all__ = [
     "evaluate",
     "ops",
     "profile",
+    "quantize",
 ]
 
 # Resolved at first use, so that `import lampo` costs milliseconds and torch loads when needed.
@@ -45,6 +47,7 @@ _LAZY = {
     "StructuredOutputs": "lampo.text.structured_outputs",
     "evaluate": "lampo.evaluation",
     "profile": "lampo.profiling",
+    "quantize": "lampo.quantization",
 }
 
 

@@ -56,9 +56,9 @@ class LLM:
         dtype: "auto" keeps weights as stored, blocks packed; "float32" computes
             exactly, on dequantized weights; "bfloat16" has weights and activations in bfloat16.
         quantize: quantize weights while they are loaded, dense ones and those that would become
-            bfloat16: "q4_0", "q4_1", "q4_k", "q5_0", "q5_1", "q5_k", "q6_k" or "q8_0"; LM head and
-            embedding get q6_k at least, and matrices without whole blocks of 256 columns blocks of
-            32. On the CPU.
+            bfloat16: "q2_k", "q3_k", "q4_0", "q4_1", "q4_k", "q5_0", "q5_1", "q5_k", "q6_k",
+            "q8_0", "iq4_nl" or "iq4_xs"; LM head and embedding get q6_k at least, and matrices
+            without whole blocks of 256 columns blocks of 32. On the CPU.
         activation_bits: precision of activations that are multiplied by packed weights, on the CPU:
             8, 9 (8, and 16 for the four largest of 32 neighbours) or 16. If absent, 8 or 9, by the
             layer's part in the error. 16 is nearly exact, and slower where products are the limit:

@@ -8,7 +8,10 @@ from lampo.error_text import shown
 
 MAX_NUM_SEQS = 4096
 DTYPES = ("auto", "float32", "bfloat16")
-QUANTIZATIONS = ("q4_0", "q4_1", "q4_k", "q5_0", "q5_1", "q5_k", "q6_k", "q8_0")
+QUANTIZATIONS = (
+    *("q2_k", "q3_k", "q4_0", "q4_1", "q4_k", "q5_0", "q5_1", "q5_k", "q6_k", "q8_0"),
+    *("iq4_nl", "iq4_xs"),
+)
 ACTIVATION_BITS = (8, 9, 16)
 
 # Names of kv_cache_dtype, and torch's; "auto" depends on the model's dtype.

@@ -54,7 +54,7 @@ def test_gpt2_positions_stay_dense(tmp_path: Path) -> None:
 
 def test_bad_arguments(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     make_checkpoint(tmp_path)
-    with pytest.raises(ValueError, match=r"quantize: expected one of q4_0, .*, got 'q9'"):
+    with pytest.raises(ValueError, match=r"quantize: expected one of q2_k, .*, got 'q9'"):
         LLM(tmp_path, quantize="q9")
     with pytest.raises(ValueError, match="quantize: needs dtype 'auto', got 'float32'"):
         LLM(tmp_path, quantize="q8_0", dtype="float32")

@@ -27,6 +27,10 @@ struct IQ4_NL {
     memcpy(block.scales[0], from, 2);
     read_nibbles(from + 2, block.codes);
   }
+  static void write(const Block& block, uint8_t* to) {
+    memcpy(to, block.scales[0], 2);
+    write_nibbles(block.codes, to + 2);
+  }
 };
 
 }  // namespace lampo::formats

@@ -13,6 +13,7 @@ struct IQ4_XS {
   static constexpr const char* kName = "iq4_xs";
   static constexpr int kBlockSize = 256;
   static constexpr int kBlockBytes = 136;
+  static constexpr int kLargestScale = 31;
   static constexpr int kScaleSize = 32;
   static constexpr int kCodeBits = 4;
   static constexpr int kOffset = 0;
@@ -27,6 +28,16 @@ struct IQ4_XS {
       const int high = from[2 + i / 4] >> i % 4 * 2 & 3;
       block.scales[i][0] = static_cast<uint8_t>((low | high << 4) - 32);
       read_nibbles(from + 8 + 16 * i, block.codes + 32 * i);
+    }
+  }
+  static void write(const Block& block, uint8_t* to) {
+    memcpy(to, block.d, 2);
+    memset(to + 2, 0, 6);
+    for (int i = 0; i < 8; ++i) {
+      const int s = static_cast<int8_t>(block.scales[i][0]) + 32;
+      to[4 + i / 2] = static_cast<uint8_t>(to[4 + i / 2] | (s & 15) << i % 2 * 4);
+      to[2 + i / 4] = static_cast<uint8_t>(to[2 + i / 4] | s >> 4 << i % 4 * 2);
+      write_nibbles(block.codes + 32 * i, to + 8 + 16 * i);
     }
   }
 };

@@ -12,6 +12,7 @@ struct Q2_K {
   static constexpr const char* kName = "q2_k";
   static constexpr int kBlockSize = 256;
   static constexpr int kBlockBytes = 84;
+  static constexpr int kLargestScale = 15;
   static constexpr int kScaleSize = 16;
   static constexpr int kCodeBits = 2;
   static constexpr int kOffset = 0;
@@ -25,6 +26,16 @@ struct Q2_K {
     }
     memcpy(block.d, from + 80, 2);
     memcpy(block.m, from + 82, 2);
+  }
+  static void write(const Block& block, uint8_t* to) {
+    memset(to, 0, 80);
+    for (int i = 0; i < 16; ++i) to[i] = block.scales[i][0];
+    for (int i = 0; i < 256; ++i) {
+      uint8_t& byte = to[16 + i / 128 * 32 + i % 32];
+      byte = static_cast<uint8_t>(byte | block.codes[i] << i / 32 % 4 * 2);
+    }
+    memcpy(to + 80, block.d, 2);
+    memcpy(to + 82, block.m, 2);
   }
 };
 

@@ -14,6 +14,7 @@ struct Q3_K {
   static constexpr const char* kName = "q3_k";
   static constexpr int kBlockSize = 256;
   static constexpr int kBlockBytes = 110;
+  static constexpr int kLargestScale = 31;
   static constexpr int kScaleSize = 16;
   static constexpr int kCodeBits = 3;
   static constexpr int kOffset = 4;
@@ -32,6 +33,22 @@ struct Q3_K {
       block.codes[i] = static_cast<uint8_t>(low | (from[i % 32] >> i / 32 & 1) << 2);
     }
     memcpy(block.d, from + 108, 2);
+  }
+  static void write(const Block& block, uint8_t* to) {
+    memset(to, 0, 108);
+    uint8_t* scales = to + 96;
+    for (int i = 0; i < 16; ++i) {
+      const int s = static_cast<int8_t>(block.scales[i][0]) + 32;
+      scales[i % 8] = static_cast<uint8_t>(scales[i % 8] | (s & 15) << i / 8 * 4);
+      scales[8 + i % 4] = static_cast<uint8_t>(scales[8 + i % 4] | s >> 4 << i / 4 * 2);
+    }
+    for (int i = 0; i < 256; ++i) {
+      const int q = block.codes[i];
+      uint8_t& low = to[32 + i / 128 * 32 + i % 32];
+      low = static_cast<uint8_t>(low | (q & 3) << i / 32 % 4 * 2);
+      to[i % 32] = static_cast<uint8_t>(to[i % 32] | q >> 2 << i / 32);
+    }
+    memcpy(to + 108, block.d, 2);
   }
 };
 

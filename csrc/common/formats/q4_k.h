@@ -12,6 +12,7 @@ struct Q4_K {
   static constexpr const char* kName = "q4_k";
   static constexpr int kBlockSize = 256;
   static constexpr int kBlockBytes = 144;
+  static constexpr int kLargestScale = 63;
   static constexpr int kScaleSize = 32;
   static constexpr int kCodeBits = 4;
   static constexpr int kOffset = 0;

@@ -12,6 +12,7 @@ struct Q5_K {
   static constexpr const char* kName = "q5_k";
   static constexpr int kBlockSize = 256;
   static constexpr int kBlockBytes = 176;
+  static constexpr int kLargestScale = 63;
   static constexpr int kScaleSize = 32;
   static constexpr int kCodeBits = 5;
   static constexpr int kOffset = 0;

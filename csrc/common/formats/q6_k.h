@@ -14,6 +14,7 @@ struct Q6_K {
   static constexpr const char* kName = "q6_k";
   static constexpr int kBlockSize = 256;
   static constexpr int kBlockBytes = 210;
+  static constexpr int kLargestScale = 127;
   static constexpr int kScaleSize = 16;
   static constexpr int kCodeBits = 6;
   static constexpr int kOffset = 32;

@@ -22,6 +22,7 @@ from lampo.cli.job import Job
 from lampo.cli.models import list_models, remove
 from lampo.cli.profile import profile
 from lampo.cli.pull import pull
+from lampo.cli.quantize import quantize
 from lampo.cli.serve import serve
 
 # Panels cut names of options where a terminal is narrow; plain text wraps.
@@ -138,6 +139,11 @@ _add(
     "lampo eval --exact -n 4096 book.txt",
     "lampo eval -m org/name:Q4_K_M --reference org/name book.txt --json",
     name="eval",
+)
+_add(
+    quantize,
+    "lampo quantize ~/models/Llama-3.2-1B llama.gguf",
+    "lampo quantize org/name name-q6.gguf --type q6_k",
 )
 _add(doctor, "lampo doctor", "lampo doctor --json | jq .isa")
 _add(profile, "lampo profile", "lampo profile --depth 4096", "lampo profile -b 8 --threads 1")

@@ -102,7 +102,8 @@ class ModelOptions:
         metadata=parameter(
             Text(),
             MODEL,
-            "Quantize dense weights at load: q4_k, q5_k, q6_k, q8_0, q4_0, q4_1, q5_0 or q5_1.",
+            "Quantize dense weights at load: q4_k, q5_k, q6_k, q8_0, q4_0, q4_1, q5_0, q5_1, "
+            "iq4_xs, iq4_nl, q3_k or q2_k.",
         ),
     )
     activation_bits: int | None = field(

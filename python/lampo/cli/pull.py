@@ -15,6 +15,7 @@ from lampo.cli.terminal import console, note, status
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+    from typing_extensions import Self
 
 
 def pull(
@@ -52,27 +53,22 @@ def fetch(model: str | None, bar: FetchBar) -> Path:
         return weights.pull(model, bar.update)
 
 
-class FetchBar:
-    """A progress bar on stderr that appears once there is something to fetch.
+class ByteBar:
+    """A progress bar on stderr that counts bytes, from the first update on.
 
-    fetched: whether anything was fetched.
+    Args:
+        what: the work, as "fetching".
+        quiet: whether to show nothing.
     """
 
-    def __init__(self, quiet: bool) -> None:
-        self.fetched = False
+    def __init__(self, what: str, quiet: bool) -> None:
+        self._what = what
         self._quiet = quiet
-        self._first: int | None = None
         self._progress: Progress | None = None
 
     def update(self, done: int, total: int | None) -> None:
-        """The callback of `weights.pull`."""
-        if self._first is None:
-            self._first = done
-        self.fetched = self.fetched or done > self._first or (total is not None and done < total)
-        if self.fetched and not self._quiet:
-            self._show(done, total)
-
-    def _show(self, done: int, total: int | None) -> None:
+        if self._quiet:
+            return
         if self._progress is None:
             status.clear()
             from rich.progress import (
@@ -84,7 +80,7 @@ class FetchBar:
             )
 
             self._progress = Progress(
-                TextColumn("lampo: fetching"),
+                TextColumn(f"lampo: {self._what}"),
                 BarColumn(),
                 DownloadColumn(),
                 TransferSpeedColumn(),
@@ -94,7 +90,7 @@ class FetchBar:
             self._progress.start()
         self._progress.update(self._progress.task_ids[0], completed=done, total=total)
 
-    def __enter__(self) -> FetchBar:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -106,3 +102,23 @@ class FetchBar:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+class FetchBar(ByteBar):
+    """One that appears once there is something to fetch.
+
+    fetched: whether anything was fetched.
+    """
+
+    def __init__(self, quiet: bool) -> None:
+        super().__init__("fetching", quiet)
+        self.fetched = False
+        self._first: int | None = None
+
+    def update(self, done: int, total: int | None) -> None:
+        """The callback of `weights.pull`."""
+        if self._first is None:
+            self._first = done
+        self.fetched = self.fetched or done > self._first or (total is not None and done < total)
+        if self.fetched:
+            super().update(done, total)

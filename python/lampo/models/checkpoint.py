@@ -60,6 +60,7 @@ class Checkpoint:
         path: the file or folder.
         generation_config: checked sampling defaults, {} if the model has none.
         gguf_metadata: the key-value section of a GGUF file, None for safetensors.
+        gguf_kinds: the types of its values, as :attr:`GGUFFile.kinds`.
         nbytes: bytes of the weight files.
     """
 
@@ -72,12 +73,14 @@ class Checkpoint:
         tensors: Mapping[str, _Place],
         generation_config: dict[str, Any],
         gguf_metadata: Mapping[str, Any] | None,
+        gguf_kinds: Mapping[str, tuple[int, int | None]] | None = None,
     ) -> None:
         self.config = config
         self.architecture = architecture
         self.path = path
         self.generation_config = generation_config
         self.gguf_metadata = gguf_metadata
+        self.gguf_kinds = gguf_kinds or {}
         self.nbytes = source.nbytes
         self._source: TensorSource | None = source
         self._tensors = tensors
@@ -263,7 +266,9 @@ def _load_gguf(path: Path) -> Checkpoint:
         _check_shapes(path, architecture, config, places, present)
         on_error.pop_all()
     sampling = recommended_sampling(path)
-    return Checkpoint(config, architecture, source.path, source, places, sampling, metadata)
+    return Checkpoint(
+        config, architecture, source.path, source, places, sampling, metadata, source.kinds
+    )
 
 
 def _check_shapes(

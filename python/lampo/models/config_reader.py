@@ -27,7 +27,7 @@ MAX_HEAD_SCALE = 1 << 16
 HEAD_DIMS = range(4, 257, 4)  # sizes that the attention kernels support; on CUDA every second
 
 # Names of fields in a GGUF file, after "<architecture>.".
-_GGUF_FIELDS = {
+GGUF_FIELDS = {
     "hidden_size": "embedding_length",
     "num_hidden_layers": "block_count",
     "max_position_embeddings": "context_length",
@@ -382,7 +382,7 @@ def hf_fields(values: Mapping[str, Any], source: str) -> Fields:
 
 def gguf_fields(metadata: Mapping[str, Any], architecture: str, source: str) -> Fields:
     """The metadata of a GGUF file, with Hugging Face's names."""
-    names = {hf: f"{architecture}.{name}" for hf, name in _GGUF_FIELDS.items()}
+    names = {hf: f"{architecture}.{name}" for hf, name in GGUF_FIELDS.items()}
     return Fields(source, metadata, names | _GGUF_TOKENS)
 
 

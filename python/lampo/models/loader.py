@@ -71,7 +71,7 @@ def load_model(
         quantize=quantize,
         activation_bits=activation_bits,
     )
-    outer = loader.quantizing("q6_k") if quantize in ("q4_0", "q4_1", "q4_k", "q5_k") else loader
+    outer = loader if quantize in (None, "q6_k", "q8_0") else loader.quantizing("q6_k")
 
     # The largest tensor first: no other copy takes memory yet.
     name = architecture.embedding[0]

@@ -30,6 +30,12 @@ ARCHITECTURES: tuple[Architecture, ...] = (
 
 _BY_MODEL_TYPE = {a.model_type: a for a in ARCHITECTURES}
 _BY_GGUF_NAME = {a.gguf_name: a for a in ARCHITECTURES if a.gguf_name is not None}
+_READ_BY = {"mistral": "llama"}  # architectures without GGUF files of their own
+
+
+def gguf_reader(architecture: Architecture) -> Architecture:
+    """The architecture that reads the GGUF files of another, which may be the same."""
+    return _BY_GGUF_NAME[architecture.gguf_name or _READ_BY[architecture.model_type]]
 
 
 def config_from_hf(

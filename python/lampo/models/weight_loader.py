@@ -26,13 +26,12 @@ from lampo.models.projection import (
 )
 from lampo.models.rope import RopeConfig, RotaryTable
 from lampo.runtime.huge_pages import Arena
+from lampo.weights.file_types import fitting
 from lampo.weights.formats import Blocks, CodedMatrix
 
 logger = logging.getLogger("lampo")
 
 _STRIP_ROWS = 16
-# Formats with blocks of 256 -> those for widths that are no multiple.
-_NARROW = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
@@ -302,8 +301,7 @@ def quantized(tensor: torch.Tensor, format: str) -> torch.Tensor | Blocks:
     do; one that is no multiple of 32 stays dense.
     """
     rows, columns = tensor.shape
-    if columns % 256:
-        format = _NARROW.get(format, format)
-    if columns % 32:
+    fit = fitting(format, columns)
+    if fit is None:
         return tensor
-    return Blocks(ops.quantize_weight(tensor, format), format, (rows, columns))
+    return Blocks(ops.quantize_weight(tensor, fit), fit, (rows, columns))

@@ -101,12 +101,14 @@ def quantize_weight(
 ) -> torch.Tensor:
     """Quantize a weight to GGUF's blocks, by a search for the scales of least error.
 
-    Errors of a group are weighted by |w| + rms(w). Infinities and NaN become 0.
+    Errors of a group are weighted by |w| + 2 rms(w), and not at all in formats with a minimum.
+    Infinities and NaN become 0.
 
     Args:
         weight: [out_features, in_features] float32, bfloat16 or float16, on the CPU, rows
             contiguous.
-        format: "q4_0", "q4_1", "q4_k", "q5_0", "q5_1", "q5_k", "q6_k" or "q8_0".
+        format: "q2_k", "q3_k", "q4_0", "q4_1", "q4_k", "q5_0", "q5_1", "q5_k", "q6_k", "q8_0",
+            "iq4_nl" or "iq4_xs".
         blocks: [out_features, row_bytes] uint8, written; allocated if absent.
 
     Returns:

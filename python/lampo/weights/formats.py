@@ -61,6 +61,11 @@ GGML_TYPES = {
 _BY_NAME = {t.name: (number, t) for number, t in GGML_TYPES.items()}
 
 
+def ggml_type(name: str) -> tuple[int, GGMLType]:
+    """A type by its name, and its number in a file."""
+    return _BY_NAME[name]
+
+
 @dataclass(frozen=True)
 class Blocks:
     """A matrix in a packed format, in the order of files: the arguments of ops.pack_weight."""

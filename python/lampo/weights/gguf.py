@@ -39,6 +39,11 @@ class GGUFFile:
     def metadata(self) -> Mapping[str, Any]:
         return self.header.metadata
 
+    @property
+    def kinds(self) -> Mapping[str, tuple[int, int | None]]:
+        """The types of the metadata: :attr:`GGUFHeader.kinds`."""
+        return self.header.kinds
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: info.shape for name, info in self.header.tensors.items()}
 

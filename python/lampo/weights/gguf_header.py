@@ -60,9 +60,12 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GGUFHeader:
+    """`kinds`: the types of the metadata, and of their elements for arrays, as numbers of GGUF."""
+
     version: int
     metadata: dict[str, Any]
     tensors: dict[str, TensorInfo]
+    kinds: dict[str, tuple[int, int | None]]
 
 
 class _Parser:
@@ -116,15 +119,16 @@ class _Parser:
         except UnicodeDecodeError:
             self.fail(f"{what}: not UTF-8 at byte {start}")
 
-    def value(self, kind: int, key: str) -> Any:
+    def value(self, kind: int, key: str) -> tuple[Any, int | None]:
+        """A value, and the type of an array's elements."""
         if kind == _STRING:
-            return self.string(key, self.size)
+            return self.string(key, self.size), None
         if kind == _ARRAY:
-            return self.array(key)
-        return self.scalars(kind, 1, key)[0]
+            element = self.u32(key)
+            return self.array(element, key), element
+        return self.scalars(kind, 1, key)[0], None
 
-    def array(self, key: str) -> list[Any]:
-        kind = self.u32(key)
+    def array(self, kind: int, key: str) -> list[Any]:
         if kind == _ARRAY:
             self.fail(f"{key}: arrays of arrays are not supported")
         count = self.count(f"{key}: length", 8 if kind == _STRING else 1)
@@ -194,11 +198,14 @@ def parse_header(file: OpenFile) -> GGUFHeader:
     num_keys = p.count("the number of keys", _MIN_KEY_VALUE_BYTES)
 
     metadata: dict[str, Any] = {}
+    kinds: dict[str, tuple[int, int | None]] = {}
     for index in range(num_keys):
         key = p.string(f"key {index}", _MAX_KEY_BYTES)
         if key in metadata:
             p.fail(f"the key {shown(key)} stands twice")
-        metadata[key] = p.value(p.u32(shown(key)), shown(key))
+        kind = p.u32(shown(key))
+        metadata[key], element = p.value(kind, shown(key))
+        kinds[key] = kind, element
     infos = [_tensor_info(p, index) for index in range(num_tensors)]
 
     alignment = metadata.get("general.alignment", 32)
@@ -207,7 +214,7 @@ def parse_header(file: OpenFile) -> GGUFHeader:
     if alignment & (alignment - 1):
         p.fail(f"general.alignment = {alignment}: expected a power of two")
     data_start = -(-p.position // alignment) * alignment
-    return GGUFHeader(version, metadata, _placed(p, infos, data_start, alignment))
+    return GGUFHeader(version, metadata, _placed(p, infos, data_start, alignment), kinds)
 
 
 def _tensor_info(p: _Parser, index: int) -> TensorInfo:

@@ -72,6 +72,11 @@ class GGUFShards:
     def metadata(self) -> Mapping[str, Any]:
         return self._files[0].metadata
 
+    @property
+    def kinds(self) -> Mapping[str, tuple[int, int | None]]:
+        """As :attr:`GGUFFile.kinds`."""
+        return self._files[0].kinds
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of all tensors by name."""
         return {name: shape for file in self._files for name, shape in file.shapes().items()}
