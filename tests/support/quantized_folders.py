@@ -341,7 +341,7 @@ LAYOUTS: dict[str, Layout] = {
         compressed("float-quantized", 8, "channel", "float"), "weight_scale", "row", _BF16
     ),
     "float-quantized blocks": fp8(
-        compressed("float-quantized", 8, "block", "float", block_structure=[128, 128]),
+        compressed("float-quantized", 8, "block", "float", block_structure="128x128"),
         "weight_scale",
         "block",
         _F32,

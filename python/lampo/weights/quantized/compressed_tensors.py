@@ -66,6 +66,8 @@ class CompressedTensors(Method):
             raise fields.error("quantization_status", "compressed")
         if fields.mapping("sparsity_config").get("format") not in (None, "dense"):
             raise fields.error("sparsity_config", "none, or the format dense")
+        if fields.mapping("transform_config").get("config_groups"):
+            raise fields.error("transform_config", "no transforms of activations")
         groups = fields.mapping("config_groups")
         if not 1 <= len(groups) <= _MAX_GROUPS:
             raise fields.error("config_groups", f"1 to {_MAX_GROUPS} groups")
@@ -75,7 +77,8 @@ class CompressedTensors(Method):
             if not isinstance(group, dict):
                 raise ValueError(f"{where}: {shown(name)}: expected an object, got {shown(group)}")
             weights = Fields(where, group).mapping("weights")
-            self._schemes.append(_scheme(Fields(f"{where}: weights", weights)))
+            if weights:
+                self._schemes.append(_scheme(Fields(f"{where}: weights", weights)))
         self.ignored = read_ignored(fields, "ignore")
 
     def marks(self, part: str, dtype: str) -> bool:
@@ -117,7 +120,8 @@ class CompressedTensors(Method):
             parts.check(part, ["I8", "F8_E4M3"], (None, None))
             kind = ("int", 8) if parts.dtype(part) == "I8" else ("float", 8)
         if kind not in {(scheme.type, scheme.bits) for scheme in self._schemes}:
-            known = " or ".join(sorted({f"{s.type}{s.bits}" for s in self._schemes}))
+            kinds = sorted({f"{s.type}{s.bits}" for s in self._schemes})
+            known = " or ".join(kinds) or "no weights"
             raise parts.error(part, f"{known} by config_groups", f"{kind[0]}{kind[1]}")
         return kind
 

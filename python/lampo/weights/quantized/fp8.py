@@ -13,6 +13,7 @@ rounds inputs by itself.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -89,10 +90,12 @@ def fp8_matrix(parts: Parts, block: tuple[int, int] | None) -> FP8Matrix:
 
 
 def block_shape(fields: Fields, key: str) -> tuple[int, int] | None:
-    """Rows and columns of a block with one scale; None: there are no blocks."""
+    """Rows and columns of a block with one scale, also as "128x128"; None: there are no blocks."""
     value = fields.get(key)
     if value is None:
         return None
+    if isinstance(value, str) and re.fullmatch("[0-9]{1,7}x[0-9]{1,7}", value):
+        value = [int(size) for size in value.split("x")]
     if (
         not isinstance(value, list)
         or len(value) != 2

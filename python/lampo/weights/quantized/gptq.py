@@ -35,7 +35,8 @@ class GPTQ(Method):
         if self._bits not in (4, 8):
             raise fields.error("bits", "4 or 8")
         self._group_size = group_size_of(fields)
-        version = fields.choice("checkpoint_format", ("gptq", "gptq_v2"), "gptq")
+        key = "checkpoint_format" if fields.has("checkpoint_format") else "format"
+        version = fields.choice(key, ("gptq", "gptq_v2"), "gptq")
         self._stored_less = 1 if version == "gptq" else 0
         self.ignored = read_ignored(fields, "modules_to_not_convert")
 

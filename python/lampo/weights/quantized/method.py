@@ -148,8 +148,8 @@ def read_ignored(fields: Fields, *keys: str) -> tuple[str, ...]:
 
 
 def group_size_of(fields: Fields, key: str = "group_size") -> int | None:
-    """Weights of a row with one scale; None: the whole row."""
-    value = fields.integer(key, -1, 1 << 20, -1)
+    """Weights of a row with one scale, 128 if the field is absent; None: the whole row."""
+    value = fields.integer(key, -1, 1 << 20, 128)
     if value == -1:
         return None
     if value == 0 or value % 32:
