@@ -25,8 +25,8 @@
 // float32 of 128256 tokens: 1 row 0.1 us, 64 rows 8 us, 512 rows 61 us. By the instructions in the
 // loops (benchmarks/gpu_model.py), in which a mass has 25, maxima need 29 % of that time, histogram
 // 130 %, and gather from 13 % where it skips all blocks of 256 to 176 % where all tokens are kept.
-// Expected: 1 row 12 us; 64 rows about 35 us; 512 rows about 170 us: as many rows do not fit L2,
-// and nothing keeps them on the chip from pass to pass.
+// Expected: 1 row 12 us; 64 rows about 35 us; 512 rows 150 us, or up to 250 where most tokens are
+// kept: nothing keeps rows on the chip from pass to pass.
 //
 // Limits: top_p, min_p, top_k out of their range mean the nearest that is in it, a temperature that
 // is not positive means 0; ids and offsets of lists out of range are skipped. The ids of one list
