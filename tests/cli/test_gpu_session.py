@@ -154,14 +154,18 @@ def test_gpu_tests_need_the_named_packages_alone(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         """
 import sys
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in (
-            "fastapi", "uvicorn", "pydantic", "prometheus_client", "openai", "schemathesis",
-            "httpx", "llguidance", "prompt_toolkit", "psutil", "flashinfer",
-        ):
-            raise ModuleNotFoundError(f"no {name} here", name=name)
-sys.meta_path.insert(0, Absent())
+from importlib.machinery import PathFinder
+
+ABSENT = "fastapi uvicorn pydantic prometheus_client openai schemathesis httpx llguidance psutil"
+ABSENT = {*ABSENT.split(), "prompt_toolkit", "flashinfer"}
+
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        found = name.partition(".")[0] not in ABSENT
+        return super().find_spec(name, path, target) if found else None
+
+sys.meta_path = [Finder if finder is PathFinder else finder for finder in sys.meta_path]
 """
     )
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
