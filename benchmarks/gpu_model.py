@@ -71,9 +71,9 @@ CACHES = {"bf16": "BF16", "int8": "signed char", "fp8": "F8E4M3"}
 # Cycles of a scheduler for an instruction of a warp, by the first pattern that matches.
 PIPES: tuple[tuple[str, str, int], ...] = (
     ("special", r"MUFU|I2F(?!P)|F2I|F2F(?!P)|I2I|POPC|FLO|BREV", 8),
-    ("memory", r"(LDGSTS|LDG|STG|LDS|STS|LDSM).*(128|\.4$)", 16),
-    ("memory", r"(LDGSTS|LDG|STG|LDS|STS|LDSM).*(64|\.2$)", 8),
-    ("memory", r"LDGSTS|LDG|STG|LDS|STS|LDSM|LDC|ATOM|RED|SHFL|BAR", 4),
+    ("memory", r"(LDGSTS|LDG|STG|LDS|STS|LDSM|LD\.|ST\.).*(128|\.4$)", 16),
+    ("memory", r"(LDGSTS|LDG|STG|LDS|STS|LDSM|LD\.|ST\.).*(64|\.2$)", 8),
+    ("memory", r"LDGSTS|LDG|STG|LDS|STS|LDSM|LD\.|ST\.|LDC|ATOM|RED|SHFL|BAR", 4),
     ("float", r"F(FMA|ADD|MUL)|H(FMA2|ADD2|MUL2)", 1),
     ("multiply", r"IMAD", 2),
     ("int", r"I|LOP|LEA|SHF|PRMT|SEL|FSEL|FSETP|FMNMX|VI|VOTE|MOV|CS2R|F2FP|PLOP|P2R|R2P", 2),
@@ -125,7 +125,7 @@ class Case:
     work: dict[str, tuple[str, int]]  # of sass.hot_path
     threads: int
     shared_bytes: int
-    memory_bytes: int = 0  # read from global memory; 0: the tensor cores bound the loop
+    memory_bytes: int = 0  # read from memory, and written; 0: the tensor cores bound the loop
     most_blocks: int = 32
     products: int = 0  # m16n8k16, where an instruction of work["mma"] is more
     hopper: bool = False  # for sm_90a alone
@@ -208,6 +208,35 @@ def _linear(
         )
 
 
+def _sampling(name: str, kernel: str, shared_bytes: int, **work: tuple[str, int]) -> Case:
+    """A pass of sample over 256 tokens, 8 a lane (csrc/cuda/sampling/sample.cu)."""
+    return Case(
+        name=f"sample, {name}",
+        file="csrc/cuda/sampling/sample.cu",
+        kernel=f"{kernel}_kernel<float>",
+        work={"loads": (LOAD + ".*128", 2), **work},
+        threads=512,
+        shared_bytes=shared_bytes,
+        memory_bytes=256 * 4,
+    )
+
+
+def _rows(name: str, file: str, kernel: str, threads: int, vectors: int, **work: Any) -> Case:
+    """A loop over rows, or heads, of bfloat16: each lane reads and writes `vectors` of 16 bytes.
+
+    Weights and angles stay in the caches: they are work, and no bytes.
+    """
+    return Case(
+        name=name,
+        file=f"csrc/cuda/{file}.cu",
+        kernel=kernel,
+        work=work,
+        threads=threads,
+        shared_bytes=4 * 8 * 128,
+        memory_bytes=2 * vectors * 512,
+    )
+
+
 def cases(machine: Machine) -> Iterator[Case]:
     """All that run on a machine."""
     yield from (case for case in _all_cases() if machine.architecture == "90a" or not case.hopper)
@@ -231,6 +260,20 @@ def _all_cases() -> Iterator[Case]:
             )
     for head_dim in (64, 128):
         yield _hopper_attention(head_dim)
+    masses = {"masses": (r"F2I\.U64", 8)}
+    yield _sampling("maxima", "maxima", 128, lanes=(r"SHFL", 5))
+    yield _sampling("histogram", "histogram", 3 << 13, sums=(r"ATOMS\.ADD", 8), **masses)
+    yield _sampling("gather, all kept", "gather", 17 << 10, lanes=(r"SHFL", 10), **masses)
+    yield _sampling("gather, none kept", "gather", 17 << 10)
+    yield _rows(
+        "rms_norm, rows of 4096", "elementwise/rms_norm", "rms_norm_kernel<BF16, BF16, true, 2>",
+        256, 2, loads=(LOAD + ".*128", 4), stores=(r"STG.*128", 1),
+    )  # fmt: skip
+    yield _rows(
+        "append_kv, rotated heads", "attention/append_kv", "append_kv_kernel<BF16, BF16>",
+        128, 1, angles=(r"LDG?\.E.*128", 4), halves=(r"LDS.*128", 2), stores=(r"STG?\.E.*128", 1),
+        elements=(r"(LD|ST)G?\.E\.U16", 0),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -267,9 +310,10 @@ class Measured:
     def row(self) -> dict[str, Any]:
         """A row of the table."""
         cycles = self.cycles()
-        tensor = cycles["tensor"]
+        tensor = cycles.get("tensor", 0)
         n = self.path.instructions
         decode = self.case.memory_bytes > 0
+        products = self.case.products or self.case.work.get("mma", ("", 0))[1]
         if decode:
             available = self.machine.slots(self.case.memory_bytes)
         else:
@@ -282,7 +326,7 @@ class Measured:
             "kernel": self.case.name,
             "instructions": n,
             "per 512 B": n / (self.case.memory_bytes / 512) if decode else None,
-            "per mma": n / (self.case.products or self.case.work["mma"][1]),
+            "per mma": n / products if products else None,
             "registers": self.registers,
             "blocks x warps": f"{self.blocks} x {self.case.threads // 32}",
             "issue %": 100 * issue,

@@ -17,17 +17,21 @@ of the call is cut short or left out, and the session says so. OUT gets a log of
 files of the benchmarks, the tests' reports, and session.json with all results, rewritten after each
 step. The exit status says whether all went well.
 
-Needs nvcc, CMake, Ninja, pybind11, scikit-build-core, pytest, transformers and torch with CUDA;
-peers as in README.md. LAMPO_MODELS is where random models go, LAMPO_COMMIT what the results call a
-tree without its git history. --rehearse tries all of it out on the simulated GPU of
-tests/cuda_on_cpu/, without the build and compute-sanitizer.
+Needs nvcc, CMake, Ninja, a torch with CUDA and the packages of PACKAGES; nothing is downloaded.
+What is missing is said first, and costs only the tests and benchmarks that use it. Peers as in
+README.md. LAMPO_MODELS is where random models go, LAMPO_COMMIT what the results call a tree without
+its git history. --rehearse tries all of it out on the simulated GPU of tests/cuda_on_cpu/, without
+the build and compute-sanitizer.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -53,6 +57,16 @@ REPRESENTATIVE = (
 # Of mbarrier, TMA and wgmma against their models: what the simulation of a Hopper GPU rests on.
 INSTRUCTIONS = "tests/cuda/test_hopper_instructions.py"
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
+# Modules that the build, the GPU tests and the benchmarks import; lampo's other dependencies and
+# optional ones are not needed.
+PACKAGES = (
+    *("torch", "numpy", "tokenizers", "safetensors", "gguf", "jinja2", "huggingface_hub"),
+    *("filelock", "typer", "rich", "transformers", "pytest", "pytest_timeout", "hypothesis"),
+    *("scipy", "scikit_build_core", "pybind11"),
+)
+PROGRAMS = ("nvcc", "cmake", "ninja", "compute-sanitizer")
+TEST_SECONDS = 20  # of one GPU test; the longest take seconds
+COMPILED_SECONDS = 50  # of the first test of instructions, in which nvcc compiles their kernels
 
 
 @dataclass
@@ -114,21 +128,40 @@ class Session:
             result.seconds = round(self._clock() - begin, 1)
             lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
             result.last_line = lines[-1][:160] if lines else ""
+        return self._add(result)
+
+    def note(self, name: str, status: str, text: str) -> None:
+        """A result without a command."""
+        self._add(Result(name, status, last_line=text))
+
+    def _add(self, result: Result) -> Result:
         self.results.append(result)
-        print(
-            f"{name:<22} {result.seconds:5.0f} s  {result.status}  {result.last_line}", flush=True
-        )
+        seconds = f"{result.seconds:5.0f} s"
+        print(f"{result.name:<22} {seconds}  {result.status}  {result.last_line}", flush=True)
         self.save()
         return result
 
     def tests(self, name: str, limit: float, arguments: list[str], **environment: str) -> None:
-        """Runs pytest and reads its report."""
+        """Runs pytest and reads its report.
+
+        A test that hangs ends pytest, without a report: then the log is read, and the tests after
+        that one are run by another pytest, in what is left of the limit.
+        """
         report = self.out / f"{name}.xml"
-        command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *arguments]
+        pytest = [sys.executable, "-m", "pytest", "-v", "--continue-on-collection-errors"]
+        command = [*pytest, f"--junitxml={report}", *arguments]
         result = self.step(name, limit, command, **environment)
         if report.exists():
             result.passed, result.failed = read_report(report)
-            self.save()
+        elif result.status != "left out":
+            verdicts = read_log((self.out / f"{name}.log").read_text(errors="replace"))
+            kinds = list(verdicts.values())
+            result.passed = kinds.count("PASSED")
+            result.failed = [t for t, kind in verdicts.items() if kind in ("FAILED", "ERROR", "")]
+            if "" in kinds and result.status != "cut short":
+                rest = [*arguments, *(f"--deselect={test}" for test in verdicts)]
+                self.tests(f"{name}_rest", limit - result.seconds, rest, **environment)
+        self.save()
 
     def save(self) -> None:
         document = {
@@ -154,6 +187,23 @@ def read_report(report: Path) -> tuple[int, list[str]]:
         elif "skipped" not in kinds:
             passed += 1
     return passed, failed
+
+
+def read_log(log: str) -> dict[str, str]:
+    """The tests and their verdicts by the output of `pytest -v`; empty for one that never ended."""
+    return dict(
+        re.findall(
+            r"^(tests/\S+?\.py::.*?) *(?:(PASSED|SKIPPED|FAILED|ERROR)\b.*|\++ Timeout.*)?$",
+            log,
+            re.MULTILINE,
+        )
+    )
+
+
+def missing() -> list[str]:
+    """What the calls need and this machine lacks."""
+    packages = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    return packages + [name for name in PROGRAMS if shutil.which(name) is None]
 
 
 def gpu_test_files() -> list[str]:
@@ -190,9 +240,10 @@ class Plan:
         self._slower = 10 if rehearse else 1  # the simulated GPU is
 
     def first(self) -> None:
+        self._require()
         self._build()
-        peers = self._compile_peers() if not self._rehearse else []
-        self._pytest("instructions", 40, [INSTRUCTIONS])
+        peers = self._compile_peers()
+        self._pytest("instructions", 60, [INSTRUCTIONS], seconds=COMPILED_SECONDS)
         self._pytest("tests", 75, ["-k", REPRESENTATIVE, *gpu_test_files()])
         self._benchmark("attention", 50, "--few")
         self._prompts_by_wgmma(20, "--few")
@@ -206,14 +257,15 @@ class Plan:
     def second(self, failed: list[str]) -> None:
         if failed:
             again = ["-v", "--tb=long", *failed]
-            self._pytest("failed_again", 80, again, CUDA_LAUNCH_BLOCKING="1")
+            self._pytest("failed_again", 80, again, COMPILED_SECONDS, CUDA_LAUNCH_BLOCKING="1")
         self._sanitize(count=12, seconds=50)
 
     def full(self) -> None:
+        self._require()
         self._build()
-        peers = self._compile_peers() if not self._rehearse else []
+        peers = self._compile_peers()
         for file in gpu_test_files():
-            self._pytest(Path(file).stem, 200, [file])
+            self._pytest(Path(file).stem, 200, [file], seconds=COMPILED_SECONDS)
         for name in ("attention", "sample", "linear"):
             self._benchmark(name, 350)
         self._prompts_by_wgmma(100)
@@ -222,6 +274,11 @@ class Plan:
         self._sanitize(count=60, seconds=200)
         for peer in peers:
             peer.kill()
+
+    def _require(self) -> None:
+        """Says what is missing, and goes on."""
+        if absent := missing() if not self._rehearse else []:
+            self._session.note("packages", "failed", f"missing: {', '.join(absent)}")
 
     def _build(self) -> None:
         if self._rehearse:
@@ -239,7 +296,9 @@ class Plan:
         self._session.step("doctor", 30, [*python, "lampo", "doctor"])
 
     def _compile_peers(self) -> list[subprocess.Popen[bytes]]:
-        """Lets FlashInfer compile its kernels beside the tests."""
+        """Lets FlashInfer compile its kernels beside the tests, where it is installed."""
+        if self._rehearse or importlib.util.find_spec("flashinfer") is None:
+            return []
         attention, sample = "bench_gpu_attention.py", "bench_gpu_sample.py"
         scripts = [(attention, "--peers", f"FlashInfer {kind}") for kind in ("cuda", "fa2", "fa3")]
         started = []
@@ -251,10 +310,17 @@ class Plan:
                 started.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
         return started
 
-    def _pytest(self, name: str, limit: float, arguments: list[str], **environment: str) -> None:
+    def _pytest(
+        self,
+        name: str,
+        limit: float,
+        arguments: list[str],
+        seconds: int = TEST_SECONDS,
+        **environment: str,
+    ) -> None:
         options = ["-m", "gpu", *self._tests]
         if not self._rehearse:
-            options += ["--timeout=60", "--timeout-method=thread"]
+            options += [f"--timeout={seconds}", "--timeout-method=thread"]
         arguments = [*options, *arguments]
         self._session.tests(name, limit * self._slower, arguments, **environment)
 

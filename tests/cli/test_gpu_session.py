@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,7 @@ def test_a_step_has_its_limit(tmp_path: Path) -> None:
 def test_both_calls_fit_into_five_minutes(tmp_path: Path, monkeypatch, call: str) -> None:
     """Whatever their steps take: every command gets an end."""
     monkeypatch.setattr(Plan, "_compile_peers", lambda _: [])
+    monkeypatch.setattr(gpu_session, "missing", lambda: [])
     monkeypatch.setattr(gpu_session, "some_tests", lambda count: FAILED * (count // 2))
     for takes in (1.0, 35.0, 1e9):
         machine = Machine(takes)
@@ -102,6 +104,80 @@ def test_failed_tests_are_run_again(tmp_path: Path) -> None:
     again = Session(tmp_path / "again", 300, clock=machine.clock, run=machine.run)
     Plan(again, tmp_path, rehearse=True).second(FAILED)
     assert machine.commands[-1][-2:] == FAILED
+
+
+LOG = """tests/cuda/test_a.py::test_good[1-{'a': 2}] PASSED            [ 10%]
+tests/cuda/test_a.py::test_absent SKIPPED (no GPU)                    [ 20%]
+tests/cuda/test_a.py::test_bad[2] FAILED                              [ 30%]
+tests/cuda/test_b.py::test_hangs[x y] """
+
+
+@pytest.mark.parametrize("end", ["", "\n~~~ Stack ~~~\n", "++++++++ Timeout ++++++++\n"])
+def test_a_test_that_hangs_is_named_and_left_out(tmp_path: Path, end: str) -> None:
+    """It ends pytest, without a report; another pytest runs the tests after it."""
+    logs = [LOG + end, LOG.splitlines()[0]]
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **options: Any) -> SimpleNamespace:
+        commands.append(command)
+        options["stdout"].write(logs.pop(0))
+        return SimpleNamespace(returncode=1)
+
+    session = Session(tmp_path, 300, run=run)
+    session.tests("tests", 75, ["-m", "gpu"])
+    hung = "tests/cuda/test_b.py::test_hangs[x y]"
+    assert session.results[0].passed == 1
+    assert session.results[0].failed == ["tests/cuda/test_a.py::test_bad[2]", hung]
+    assert [result.name for result in session.results] == ["tests", "tests_rest"]
+    assert commands[1][-4:] == [
+        "--deselect=tests/cuda/test_a.py::test_good[1-{'a': 2}]",
+        "--deselect=tests/cuda/test_a.py::test_absent",
+        "--deselect=tests/cuda/test_a.py::test_bad[2]",
+        f"--deselect={hung}",
+    ]
+
+
+def test_what_is_missing_is_said_first(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(gpu_session, "PACKAGES", ("json", "no_such_package"))
+    monkeypatch.setattr(gpu_session, "PROGRAMS", ("sh", "no_such_program"))
+    session = session_on(Machine(1), tmp_path)
+    Plan(session, tmp_path).first()
+    first = session.results[0]
+    assert (first.name, first.status) == ("packages", "failed")
+    assert first.last_line == "missing: no_such_package, no_such_program"
+    assert len(session.results) > 10 and session.failed
+
+
+@pytest.mark.long
+def test_gpu_tests_need_the_named_packages_alone(tmp_path: Path) -> None:
+    """On a machine where nothing else is installed, though lampo's extras and chat use more."""
+    (tmp_path / "sitecustomize.py").write_text(
+        """
+import sys
+from importlib.machinery import PathFinder
+
+ABSENT = "fastapi uvicorn pydantic prometheus_client openai schemathesis httpx llguidance psutil"
+ABSENT = {*ABSENT.split(), "prompt_toolkit", "flashinfer"}
+
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        found = name.partition(".")[0] not in ABSENT
+        return super().find_spec(name, path, target) if found else None
+
+sys.meta_path = [Finder if finder is PathFinder else finder for finder in sys.meta_path]
+"""
+    )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "--collect-only", "-q"]
+    ran = subprocess.run(
+        [*command, *gpu_session.gpu_test_files()],
+        env=os.environ | {"PYTHONPATH": path},
+        cwd=gpu_session.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stdout[-3000:]
 
 
 def test_every_file_with_gpu_tests() -> None:

@@ -167,13 +167,16 @@ def test_row_layout(hooks, element_size):
     assert hooks.row_layout(65536, 2) == (1024, 1, 0)
 
 
+SAMPLE_SCRATCH = 2048 * 12 + 4096 * 8  # bytes of a row: at least its histogram and its list
+
+
 @pytest.mark.parametrize("num_sms", [4, 108, 132])
 def test_sample_plan(hooks, num_sms):
     for vocab_size in (1, 256, 257, 5003, 32000, 128256, 1 << 23):
         blocks = -(-vocab_size // 256)
         previous = 0
         for batch_size in (0, 1, 2, 16, 64, 512, 4096):
-            rows, parts, workspace = hooks.sample_plan(batch_size, vocab_size, num_sms)
+            rows, parts, workspace, *raw = hooks.sample_plan(batch_size, vocab_size, num_sms)
             assert 1 <= parts <= 32
             assert parts <= blocks, "a part without tokens"
             assert rows <= batch_size
@@ -181,9 +184,14 @@ def test_sample_plan(hooks, num_sms):
             assert rows >= min(1, batch_size), "no progress"
             assert workspace >= max(previous, rows * vocab_size * 4)
             previous = workspace
+            for element_bytes, raw_rows in zip((2, 4), raw, strict=True):
+                assert min(rows, batch_size) <= raw_rows <= batch_size
+                assert raw_rows * vocab_size * element_bytes <= 48 << 20 or raw_rows == rows
+                assert raw_rows == rows or raw_rows * SAMPLE_SCRATCH <= workspace
     assert [hooks.sample_plan(n, 128256, 132)[:2] for n in (1, 64, 512)] == [
         (1, 32), (64, 9), (98, 6)
     ]  # fmt: skip
+    assert hooks.sample_plan(512, 128256, 132)[3:] == (196, 98), "nothing is counted for copies"
 
 
 @pytest.mark.parametrize("element_size", [2, 4])

@@ -178,7 +178,7 @@ def test_a_step_that_is_not_captured_is_called(
 
 def test_launches_of_a_decode_step(tmp_path: Path, simulated_gpu, cuda_kernels) -> None:
     """A layer: q, k and v with their norm; rotation and cache; attention; its output; gate and up
-    with norm and activation; down. All layers share the plan of attention."""
+    with norm and activation; down. All layers share the plan of attention; one launch draws."""
     for layers in (1, 3):
         folder = tmp_path / str(layers)
         folder.mkdir()
@@ -189,9 +189,33 @@ def test_launches_of_a_decode_step(tmp_path: Path, simulated_gpu, cuda_kernels) 
                 cuda_kernels.take_host_calls()
                 llm.generate("a", SamplingParams(max_tokens=max_tokens, ignore_eos=True))
                 counts.append(len(cuda_kernels.take_host_calls()["launches"]))
-        sample = ["maxima", "histogram", "gather", "draw"]
-        around = ["embedding", "plan", "LM head", *sample]
+        around = ["embedding", "plan", "LM head", "draw"]
         assert counts[1] - counts[0] == 6 * layers + len(around)
+
+
+def test_launches_of_sample(simulated_gpu, cuda_kernels) -> None:
+    """One for few rows that are not edited; a launch for each pass over many."""
+
+    def launches(rows: int, **options: torch.Tensor) -> int:
+        cuda_kernels.take_host_calls()
+        per_row = {"temperature": torch.ones(rows), "top_p": torch.full((rows,), 0.9)}
+        per_row |= {"seeds": torch.arange(rows)}
+        there = {name: value.to(simulated_gpu) for name, value in (per_row | options).items()}
+        ops.sample(torch.randn(rows, 300).to(simulated_gpu), **there)
+        return len(cuda_kernels.take_host_calls()["launches"])
+
+    assert launches(1) == 1
+    assert launches(1, allowed_mask=torch.full((1, 10), -1, dtype=torch.int32)) == 2
+    assert launches(2) == 4, "two clusters are more than the simulated GPU holds at once"
+
+
+def test_prompts_do_not_read_the_weight_for_every_16_rows(simulated_gpu, cuda_kernels) -> None:
+    """Where lampo's own kernel multiplies: float16 is not given to cuBLAS."""
+    x = torch.randn(150, 64).half().to(simulated_gpu)
+    weight = torch.randn(32, 64).half().to(simulated_gpu)
+    cuda_kernels.take_host_calls()
+    ops.linear(x, weight, out=torch.empty(150, 32, device=simulated_gpu))
+    assert len(cuda_kernels.take_host_calls()["launches"]) == 1
 
 
 # Memory

@@ -119,6 +119,10 @@ def test_formulas():
     assert row["tensor %"] == pytest.approx(100 * 128 / 648)
     assert row["per mma"] == 202 / 128, "by the loop's work, not by the instructions found"
 
+    histogram = measured(cases["sample, histogram"], {"FADD": 100, "ATOMS.ADD": 8}).row()
+    assert histogram["issue %"] == pytest.approx(100 * 108 / (slots * 1024 / 8192))
+    assert histogram["per mma"] is None and histogram["tensor %"] is None
+
     wgmma = cases["attention, prompts, wgmma, bf16, d64"]
     opcodes = {"HGMMA.64x128x16.F32": 4, "HGMMA.64x64x16.F32": 8, "FADD": 1000}
     one = measured(wgmma, opcodes)

@@ -38,11 +38,14 @@ py::tuple element_layout(int64_t size, int element_size) {
   return py::make_tuple(layout.threads, layout.blocks_per_row);
 }
 
-/// Rows at once, parts of each, bytes of workspace.
+/// Rows at once, parts of each, bytes of workspace, rows at once in it if they are not copied, of
+/// logits of 2 and of 4 bytes.
 py::tuple sample_plan(int64_t batch_size, int64_t vocab_size, int num_sms) {
   const int64_t rows = cuda::rows_at_once(batch_size, vocab_size);
   return py::make_tuple(rows, cuda::choose_parts(rows, vocab_size, num_sms),
-                        cuda::sample_workspace_bytes(batch_size, vocab_size));
+                        cuda::sample_workspace_bytes(batch_size, vocab_size),
+                        cuda::raw_rows_at_once(batch_size, vocab_size, 2),
+                        cuda::raw_rows_at_once(batch_size, vocab_size, 4));
 }
 
 py::dict linear_tile(int64_t num_tokens, int64_t in_features, int64_t out_columns, bool gated,

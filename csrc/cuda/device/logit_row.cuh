@@ -28,14 +28,17 @@ __device__ inline float value_of_key(uint32_t key) {
 struct MassScale {
   float max, scale;
 
-  __device__ float operator()(float l) const {
-    return exp2_times_2_40(mul_rn(sub_rn(l, max), scale));
+  /// Base-2 exponent of the probability relative to the top's.
+  __device__ float exponent(float l) const { return mul_rn(sub_rn(l, max), scale); }
+  __device__ float operator()(float l) const { return exp2_times_2_40(exponent(l)); }
+  /// Where an exponent is among the buckets: the whole part is the bucket's number. It rises where
+  /// the exponent falls: 64 buckets for every halving of the probability, the last for all less
+  /// likely than 2^-32 of the top, and for NaN.
+  __device__ static float place(float exponent, int num_buckets) {
+    return fminf(mul_rn(exponent, -64.0f), static_cast<float>(num_buckets - 1));
   }
-  /// Rises where l falls: 64 buckets for every halving of the probability, the last for all less
-  /// likely than 2^-32 of the top.
   __device__ int bucket(float l, int num_buckets) const {
-    const float at = mul_rn(mul_rn(sub_rn(l, max), scale), -64.0f);
-    return at < static_cast<float>(num_buckets - 1) ? static_cast<int>(at) : num_buckets - 1;
+    return static_cast<int>(place(exponent(l), num_buckets));
   }
 };
 
@@ -49,19 +52,22 @@ struct LaneTokens {
 };
 
 /// NaN and what lies beyond the row count as -inf; in an `infinite` row, one with a logit of +inf,
-/// those are 0 and all others -inf.
+/// those are 0 and all others -inf. `kKeepNan`: NaN stays in other rows, for callers to which it is
+/// the same.
 template <class E>
 struct LogitRow {
   const E* data;  // [size]
   int64_t size;
   bool infinite = false;
 
+  template <bool kKeepNan = false>
   __device__ float processed(float l) const {
     if (infinite) return l == __builtin_huge_valf() ? 0.0f : minus_infinity();
-    return l == l ? l : minus_infinity();
+    return kKeepNan || l == l ? l : minus_infinity();
   }
   __device__ float at(int64_t token) const { return processed(to_float(data[token])); }
 
+  template <bool kKeepNan = false>
   __device__ LaneTokens load_block(int64_t block) const {
     const int64_t begin = block * kSampleBlock;
     const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
@@ -71,7 +77,9 @@ struct LogitRow {
       tokens.step = 1;
       const auto values = to_floats(load_vector<E, kTokensPerLane>(data + tokens.first));
 #pragma unroll
-      for (int j = 0; j < kTokensPerLane; ++j) tokens.l[j] = processed(values.value[j]);
+      for (int j = 0; j < kTokensPerLane; ++j) {
+        tokens.l[j] = processed<kKeepNan>(values.value[j]);
+      }
     } else {
       tokens.first = begin + lane;
       tokens.step = kWarpSize;

@@ -26,6 +26,25 @@ struct WeightHistogram {
     const unsigned rest = static_cast<unsigned>(weight >> 32) + carry;
     if (rest != 0) atomicAdd(&high[bin], rest);
   }
+  /// As add() of each, without a branch for each. Weights whose low half is 0 add it to any bin, a
+  /// lane's own, as many tokens without mass share a bin.
+  template <int N>
+  __device__ void add_all(const int (&bin)[N], const Weight (&weight)[N]) {
+    const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+    unsigned rest[N], any = 0;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const auto part = static_cast<unsigned>(weight[i]);
+      const unsigned before = atomicAdd(&low[part != 0 ? bin[i] : lane], part);
+      rest[i] = static_cast<unsigned>(weight[i] >> 32) + (before + part < before ? 1 : 0);
+      any |= rest[i];
+    }
+    if (any == 0) return;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      if (rest[i] != 0) atomicAdd(&high[bin[i]], rest[i]);
+    }
+  }
   __device__ Weight operator()(int bin) const {
     return static_cast<Weight>(high[bin]) << 32 | low[bin];
   }

@@ -187,7 +187,7 @@ __device__ inline void sum_raw_masses(const SampleWork& work, const Rows<E>& row
   const MassScale mass = {infinite ? 0.0f : row_max, exponent_scale(1.0f)};
   Weight sum = 0;
   part.for_blocks([&](int64_t block) {
-    const LaneTokens tokens = row.load_block(block);
+    const LaneTokens tokens = row.template load_block<true>(block);
 #pragma unroll
     for (int j = 0; j < kTokensPerLane; ++j) sum += round_to_u64(mass(tokens.l[j]));
   });
@@ -208,10 +208,12 @@ __device__ inline RawLogprob raw_logprob(const SampleWork& work, const RowScratc
   return {work.max_of(scratch.raw_part_max), sum};
 }
 
-inline SampleWork plan_work(void* workspace, int64_t num_rows, int64_t vocab_size, int num_sms) {
+/// copies: rows of the workspace have room for one.
+inline SampleWork plan_work(void* workspace, int64_t num_rows, int64_t vocab_size, bool copies,
+                            int parts) {
   const auto address = reinterpret_cast<uintptr_t>(workspace);
-  return {static_cast<char*>(workspace) + (-address & 127), sample_layout(vocab_size), num_rows,
-          vocab_size, choose_parts(num_rows, vocab_size, num_sms)};
+  return {static_cast<char*>(workspace) + (-address & 127), sample_layout(vocab_size, copies),
+          num_rows, vocab_size, parts};
 }
 
 /// Of kernels with one CUDA block a part of a row, or a row.

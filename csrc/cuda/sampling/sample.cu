@@ -3,8 +3,10 @@
 // of cpu/sampling/sample.cpp, which chooses the very same tokens.
 //
 // A row is shared by `parts` CUDA blocks (sample_plan.h), a warp takes 256 tokens at a time, 8 a
-// lane. A fixed sequence of kernels, which share the workspace and need nothing of the host:
-//   edit       rows with penalties, bias or a mask are copied and edited; others are never copied
+// lane. A fixed sequence of passes, which share the workspace and need nothing of the host. For few
+// rows they are one launch, with a cluster of blocks for each row, else a launch each:
+//   edit       rows with penalties, bias or a mask are copied and edited, in a launch of its own;
+//              others are never copied
 //   maxima     of every 256 tokens, and of the row
 //   histogram  mass (and number) of tokens in 2048 buckets of (max - l): in shared memory, by
 //              integer atomics, then to the row's; only where top-k or top-p asks for it
@@ -20,18 +22,20 @@
 //
 // Bytes: a row three times, twice where nothing is filtered; the first time from memory, then from
 // L2 where the batch fits it. Floors at 4.3 TB/s (an H200's measured copy rate) for one pass over
-// float32 of 128256 tokens: 1 row 0.1 us, 64 rows 8 us, 512 rows 61 us. A mass is about 25
-// instructions and a bucket 2 shared atomics, so a pass over masses is expected to take as long as
-// one from memory. Expected: 1 row 12 us, four launches of latency; 64 rows about 35 us; 512 rows
-// about 200 us: as many rows do not fit L2, and nothing keeps them on the chip from pass to pass.
+// float32 of 128256 tokens: 1 row 0.1 us, 64 rows 8 us, 512 rows 61 us. By the instructions in the
+// loops (benchmarks/gpu_model.py), in which a mass has 25, maxima need 29 % of that time, histogram
+// 130 %, and gather from 13 % where it skips all blocks of 256 to 176 % where all tokens are kept.
+// Expected: 1 row 12 us; 64 rows about 35 us; 512 rows 150 us, or up to 250 where most tokens are
+// kept: nothing keeps rows on the chip from pass to pass.
 //
 // Limits: top_p, min_p, top_k out of their range mean the nearest that is in it, a temperature that
 // is not positive means 0; ids and offsets of lists out of range are skipped. The ids of one list
 // of a row must differ. Not run on a GPU yet: compiled for sm_80 to sm_120 without spills, and run
-// on the CPU (tests/cuda_on_cpu/). Not tried: clusters that keep a row in shared memory over all
-// passes. All passes in one kernel, a cluster a row, spill up to 280 bytes on sm_90.
+// on the CPU (tests/cuda_on_cpu/). Not tried: clusters of 16, which some GPUs allow; rows that stay
+// in shared memory over all passes.
 #include "common/dispatch.h"
 #include "cuda/backend.h"
+#include "cuda/device/ptx/cluster.cuh"
 #include "cuda/elementwise/row_passes.cuh"
 #include "cuda/runtime/device_limits.h"
 #include "cuda/sampling/sample_row.cuh"
@@ -107,15 +111,20 @@ __device__ inline void add_to_histogram(const SampleParams& p, const SampleWork&
   for (int bin = thread; bin < kBuckets; bin += kSampleThreads) shared.count[bin] = 0;
   sync_block();
   part.for_blocks([&](int64_t block) {
-    const LaneTokens tokens = row.logits.load_block(block);
+    const LaneTokens tokens = row.logits.template load_block<true>(block);
+    int bin[kTokensPerLane];
+    Weight mass[kTokensPerLane];
 #pragma unroll
     for (int j = 0; j < kTokensPerLane; ++j) {
-      const float l = tokens.l[j];
-      if (l == minus_infinity()) continue;
-      const int bin = row.mass.bucket(l, kBuckets);
-      const Weight mass = round_to_u64(row.mass(l));
-      if (mass != 0) shared.mass.add(bin, mass);
-      if (counts) atomicAdd(&shared.count[bin], 1u);
+      const float exponent = row.mass.exponent(tokens.l[j]);
+      bin[j] = static_cast<int>(row.mass.place(exponent, kBuckets));
+      mass[j] = round_to_u64(exp2_times_2_40(exponent));
+    }
+    shared.mass.add_all(bin, mass);
+    if (!counts) return;
+#pragma unroll
+    for (int j = 0; j < kTokensPerLane; ++j) {
+      if (tokens.l[j] > minus_infinity()) atomicAdd(&shared.count[bin[j]], 1u);
     }
   });
   sync_block();
@@ -174,27 +183,34 @@ __device__ inline void gather(const SampleParams& p, const SampleWork& work, con
     state.mass_above_k = cuts.mass_above_k;
     state.mass_above_p = cuts.mass_above_p;
   }
-  const int first = cuts.first(), last = cuts.last();
+  const CutPlaces places(cuts);
   part.for_blocks([&](int64_t block) {
     const float largest = flattened(scratch.block_max[block], row.logits.infinite);
     Weight sum = 0;
-    if (largest > minus_infinity() && row.mass.bucket(largest, kBuckets) <= last) {
-      const LaneTokens tokens = row.logits.load_block(block);
+    if (largest > minus_infinity() && row.mass.bucket(largest, kBuckets) <= cuts.last()) {
+      const LaneTokens tokens = row.logits.template load_block<true>(block);
+      float exponent[kTokensPerLane];
       unsigned listed = 0;
+      float foremost = places.first;
 #pragma unroll
       for (int j = 0; j < kTokensPerLane; ++j) {
-        const float l = tokens.l[j];
-        if (l == minus_infinity()) continue;
-        const int bucket = row.mass.bucket(l, kBuckets);
-        if (bucket < first) {
-          const float mass = row.mass(l);
-          if (mass >= f.min_mass) sum += round_to_u64(mass);
-        } else if (cuts.listed(bucket)) {
-          listed |= 1u << j;
-        }
+        exponent[j] = row.mass.exponent(tokens.l[j]);
+        const float place = row.mass.place(exponent[j], kBuckets);
+        foremost = fminf(foremost, place);
+        const bool here = places.listed(place) & (tokens.l[j] > minus_infinity());
+        listed |= here ? 1u << j : 0;
       }
       append_to_list(scratch, tokens, listed);
-      for (int mask = kWarpSize / 2; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
+      if (warp_any(foremost < places.first)) {
+#pragma unroll
+        for (int j = 0; j < kTokensPerLane; ++j) {
+          const float mass = exp2_times_2_40(exponent[j]);
+          const bool here =
+              (row.mass.place(exponent[j], kBuckets) < places.first) & (mass >= f.min_mass);
+          sum += round_to_u64(here ? mass : 0.0f);
+        }
+        for (int mask = kWarpSize / 2; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
+      }
     }
     if (lane_leads()) scratch.block_mass[block] = sum;
   });
@@ -295,64 +311,139 @@ __global__ void __launch_bounds__(kSampleThreads)
   for_each_part(work, [&](const RowPart& part) { mark(p, work, rows, part); });
 }
 
+/// Shared memory of the passes, one after the other, and the row of the cluster.
+struct ClusterStorage {
+  union {
+    MaximaStorage maxima;
+    HistogramStorage histogram;
+    SelectStorage select;
+    MassStorage mass;
+  };
+  int64_t row;
+};
+
+/// All passes over a row by a cluster, a block for each part. `raw_mass`: of these rows, which are
+/// as they came. The row's number is read again by each pass, so that no register needs to hold
+/// what an earlier pass has computed from it. One block on a multiprocessor: without that bound
+/// ptxas gives it 64 registers, and spills.
+template <class E>
+__global__ void __launch_bounds__(kSampleThreads, 1)
+    cluster_kernel(const __grid_constant__ SampleParams p, const __grid_constant__ SampleWork work,
+                   Rows<E> rows, bool raw_mass, bool marks) {
+  int64_t& row = shared_storage<ClusterStorage>().row;
+  const auto part = [&] {
+    return part_of(work, row, static_cast<int>(blockIdx.x) % kClusterParts);
+  };
+  wait_for_stream();
+  if (threadIdx.x == 0) row = blockIdx.x / kClusterParts;
+  sync_block();
+  while (row < work.num_rows) {
+    find_maxima(work, rows, part(), work.layout.part_max, work.layout.block_max, true);
+    sync_cluster();
+    if (raw_mass) {
+      sum_raw_masses(work, rows, part());
+      sync_block();
+    }
+    if (p.top_k != nullptr || p.top_p != nullptr) {
+      add_to_histogram(p, work, rows, part());
+      sync_cluster();
+    }
+    gather(p, work, rows, part());
+    sync_cluster();
+    if (blockIdx.x % kClusterParts == 0) draw_row(p, work, rows, row);
+    if (marks) {
+      sync_cluster();
+      mark(p, work, rows, part());
+    }
+    sync_block();  // shared memory is free again
+    if (threadIdx.x == 0) row += gridDim.x / kClusterParts;
+    sync_block();
+  }
+}
+
 bool wants_marks(const SampleParams& p) {
   return p.kept != nullptr || p.num_kept != nullptr || p.processed_logprobs != nullptr;
 }
 
-template <class E>
-void choose_tokens(const SampleParams& p, const SampleWork& work, const Rows<E>& rows, int device,
-                   Stream stream) {
-  const auto by_part = [&](size_t shared_bytes) {
+/// Arguments that all launches of a batch share.
+struct Batch {
+  const SampleParams& p;
+  const SampleWork& work;
+  bool in_clusters;
+  int device;
+  Stream stream;
+
+  Launch by_row(size_t shared_bytes) const {
+    return launch_of("sample", work.num_rows, shared_bytes, device, stream);
+  }
+  Launch by_part(size_t shared_bytes) const {
     return launch_of("sample", work.num_rows * work.parts, shared_bytes, device, stream);
-  };
-  launch(by_part(sizeof(MaximaStorage)), maxima_kernel<E>, work, rows, work.layout.part_max,
+  }
+};
+
+/// Raw logits: their maxima, if the passes have not found them, and masses.
+template <class E>
+void sum_raw(const Batch& batch, const Rows<E>& raw, bool maxima) {
+  const SampleLayout& layout = batch.work.layout;
+  if (maxima) {
+    launch(batch.by_part(sizeof(MaximaStorage)), maxima_kernel<E>, batch.work, raw,
+           layout.raw_part_max, layout.raw_block_max, false);
+  }
+  launch(batch.by_part(sizeof(MassStorage)), raw_mass_kernel<E>, batch.work, raw);
+}
+
+/// Steps (2) to (6), of few rows. raw_mass: of these rows.
+template <class E>
+void draw_in_clusters(const Batch& batch, const Rows<E>& rows, bool raw_mass) {
+  Launch at = batch.by_part(sizeof(ClusterStorage));
+  at.cluster = kClusterParts;
+  launch(at, cluster_kernel<E>, batch.p, batch.work, rows, raw_mass, wants_marks(batch.p));
+}
+
+/// The same of any number of rows, a launch for each pass.
+template <class E>
+void draw_by_passes(const Batch& batch, const Rows<E>& rows, bool raw_mass) {
+  const SampleParams& p = batch.p;
+  const SampleWork& work = batch.work;
+  launch(batch.by_part(sizeof(MaximaStorage)), maxima_kernel<E>, work, rows, work.layout.part_max,
          work.layout.block_max, true);
   if (p.top_k != nullptr || p.top_p != nullptr) {
-    launch(by_part(sizeof(HistogramStorage)), histogram_kernel<E>, p, work, rows);
+    launch(batch.by_part(sizeof(HistogramStorage)), histogram_kernel<E>, p, work, rows);
   }
-  launch(by_part(sizeof(SelectStorage)), gather_kernel<E>, p, work, rows);
+  launch(batch.by_part(sizeof(SelectStorage)), gather_kernel<E>, p, work, rows);
+  if (raw_mass) sum_raw(batch, rows, false);
+  launch(batch.by_row(sizeof(SelectStorage)), draw_kernel<E>, p, work, rows);
+  if (wants_marks(p)) launch(batch.by_part(sizeof(MassStorage)), mark_kernel<E>, p, work, rows);
 }
 
 template <class E>
-void draw_tokens(const SampleParams& p, const SampleWork& work, const Rows<E>& rows, int device,
-                 Stream stream) {
-  launch(launch_of("sample", work.num_rows, sizeof(SelectStorage), device, stream), draw_kernel<E>,
-         p, work, rows);
-  if (!wants_marks(p)) return;
-  launch(launch_of("sample", work.num_rows * work.parts, sizeof(MassStorage), device, stream),
-         mark_kernel<E>, p, work, rows);
+void draw_tokens(const Batch& batch, const Rows<E>& rows, bool raw_mass) {
+  if (batch.in_clusters) {
+    draw_in_clusters(batch, rows, raw_mass);
+  } else {
+    draw_by_passes(batch, rows, raw_mass);
+  }
 }
 
 template <class In>
-void run(const SampleParams& p, int num_sms, int device, Stream stream) {
-  SampleWork work = plan_work(p.workspace, p.batch_size, p.vocab_size, num_sms);
-  const auto by_part = [&](size_t shared_bytes) {
-    return launch_of("sample", work.num_rows * work.parts, shared_bytes, device, stream);
+void run(const SampleParams& p, bool edited, int num_sms, int device, Stream stream) {
+  const auto has_clusters = [&] {
+    const DeviceGuard guard("sample", device);
+    return kernel_arch(reinterpret_cast<const void*>(cluster_kernel<In>), "sample", device) >= 90;
   };
+  const bool in_clusters = takes_clusters(p.batch_size, num_sms) && has_clusters();
+  const int parts = in_clusters ? kClusterParts : choose_parts(p.batch_size, p.vocab_size, num_sms);
+  SampleWork work = plan_work(p.workspace, p.batch_size, p.vocab_size, edited, parts);
+  if (!edited) work.layout.raw_part_max = work.layout.part_max;  // one and the same
+  const Batch batch = {p, work, in_clusters, device, stream};
   const Rows<In> raw = {static_cast<const In*>(p.logits), p.stride_logits_row};
+  const bool raw_mass = p.logprobs != nullptr;
+  if (!edited) return draw_tokens(batch, raw, raw_mass);
+  launch(batch.by_part(0), edit_kernel<In>, p, work);
+  if (raw_mass) sum_raw(batch, raw, true);
   const Rows<float> copy = {reinterpret_cast<const float*>(work.base + work.layout.copy),
                             work.layout.bytes / static_cast<int64_t>(sizeof(float))};
-  const bool edited =
-      p.penalties.ids != nullptr || p.bias.ids != nullptr || p.allowed_mask != nullptr;
-  if (!edited) work.layout.raw_part_max = work.layout.part_max;  // one and the same
-  if (edited) {
-    launch(by_part(0), edit_kernel<In>, p, work);
-    choose_tokens(p, work, copy, device, stream);
-    if (p.logprobs != nullptr) {
-      launch(by_part(sizeof(MaximaStorage)), maxima_kernel<In>, work, raw, work.layout.raw_part_max,
-             work.layout.raw_block_max, false);
-    }
-  } else {
-    choose_tokens(p, work, raw, device, stream);
-  }
-  if (p.logprobs != nullptr) {
-    launch(by_part(sizeof(MassStorage)), raw_mass_kernel<In>, work, raw);
-  }
-  if (edited) {
-    draw_tokens(p, work, copy, device, stream);
-  } else {
-    draw_tokens(p, work, raw, device, stream);
-  }
+  draw_tokens(batch, copy, false);
 }
 
 /// The rows from `first` on as a batch of their own.
@@ -393,11 +484,15 @@ int64_t sampling_workspace_size(int64_t vocab_size, int64_t batch_size) {
 
 void sample(const SampleParams& p, int device, Stream stream) {
   const int num_sms = device_limits("sample", device).num_sms;
-  const int64_t most = rows_at_once(p.batch_size, p.vocab_size);
+  const bool edited =
+      p.penalties.ids != nullptr || p.bias.ids != nullptr || p.allowed_mask != nullptr;
+  const int64_t most = edited ? rows_at_once(p.batch_size, p.vocab_size)
+                              : raw_rows_at_once(p.batch_size, p.vocab_size, size_of(p.dtype));
   for (int64_t first = 0; first < p.batch_size; first += most) {
     const int64_t count = p.batch_size - first < most ? p.batch_size - first : most;
+    const SampleParams rows = rows_of(p, first, count);
     dispatch_dtype<float, BF16>(
-        p.dtype, [&]<class In>() { run<In>(rows_of(p, first, count), num_sms, device, stream); });
+        p.dtype, [&]<class In>() { run<In>(rows, edited, num_sms, device, stream); });
   }
 }
 

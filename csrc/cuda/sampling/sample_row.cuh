@@ -57,14 +57,28 @@ struct Cuts {
   int k_bucket = kBuckets, p_first = kBuckets, p_last = -1;  // as in SampleRowState: no cut
   Weight k_missing = 0, mass_above_k = 0, mass_above_p = 0;
 
-  __device__ bool listed(int bucket) const {
-    return bucket == k_bucket || (bucket >= p_first && bucket <= p_last);
-  }
   /// Tokens of the buckets before this one are kept.
   __device__ int first() const { return p_first < k_bucket ? p_first : k_bucket; }
   /// Tokens of the buckets after this one are not, nor need they be looked at.
   __device__ int last() const {
     return k_bucket < kBuckets ? k_bucket : p_first < kBuckets ? p_last : kBuckets - 1;
+  }
+};
+
+/// The same among places (MassScale): tokens before `first` are kept.
+struct CutPlaces {
+  float first, k_begin, k_end, p_begin, p_end;
+
+  __device__ explicit CutPlaces(const Cuts& cuts)
+      : first(static_cast<float>(cuts.first())),
+        k_begin(static_cast<float>(cuts.k_bucket)),
+        k_end(k_begin + 1.0f),
+        p_begin(static_cast<float>(cuts.p_first)),
+        p_end(static_cast<float>(cuts.p_last + 1)) {}
+
+  /// Whether a token must be looked at. Without a branch.
+  __device__ bool listed(float place) const {
+    return ((place >= k_begin) & (place < k_end)) | ((place >= p_begin) & (place < p_end));
   }
 };
 

@@ -161,7 +161,8 @@ __global__ void __launch_bounds__(kSampleThreads, 1)
 
 template <class E>
 void run(const TokenLogprobsParams& p, int num_sms, int device, Stream stream) {
-  SampleWork work = plan_work(p.workspace, p.batch_size, p.vocab_size, num_sms);
+  SampleWork work = plan_work(p.workspace, p.batch_size, p.vocab_size, true,
+                              choose_parts(p.batch_size, p.vocab_size, num_sms));
   work.layout.raw_part_max = work.layout.part_max;
   const Rows<E> rows = {static_cast<const E*>(p.logits), p.stride_logits_row};
   const auto launch_at = [&](int64_t blocks, size_t shared_bytes) {
