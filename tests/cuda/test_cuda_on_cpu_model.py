@@ -24,7 +24,7 @@ TOLERANCE = {"bfloat16": 0.05, "int8": 0.15}
 TEXTS = ["a", "Hello, world", "x" * 40]
 
 
-@pytest.fixture(scope="module", params=["bfloat16", "Q4_0"])
+@pytest.fixture(scope="module", params=["bfloat16", "Q4_0", "Q4_K"])
 def path(request, tmp_path_factory) -> Path:
     folder: Path = tmp_path_factory.mktemp("model")
     if request.param == "bfloat16":

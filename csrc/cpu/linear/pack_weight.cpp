@@ -55,7 +55,7 @@ void pack_block(const uint8_t* from, uint8_t* to, int lane) {
   for (int g = 0; g < Group::kGroups; ++g) {
     uint8_t* group = to + Group::kFactorBytes + g * Group::kBytes;
     if constexpr (HasCodesOfStrips<Format>) {
-      for (int i = 0; i < Group::kWords; ++i) {
+      for (int i = 0; i < Group::kWideWords; ++i) {
         memcpy(group + (i * kStripRows + lane) * 4, from + Format::kCodesAt + 4 * i, 4);
       }
     } else {
