@@ -71,20 +71,20 @@ CACHES = {"bf16": "BF16", "int8": "signed char", "fp8": "F8E4M3"}
 # Packed formats: bytes of a group of a strip with its share of the factors, groups in flight, and a
 # lane's loads and products for a group (csrc/cuda/linear/linear_packed.cu).
 PACKED = {
-    "Q4_0": (288, 16, 2, 2),
+    "Q4_0": (288, 12, 2, 2),
     "Q4_1": (320, 12, 2, 2),
-    "Q8_0": (544, 8, 3, 2),
-    "Q5_0": (352, 12, 3, 2),
-    "Q5_1": (384, 12, 3, 2),
-    "Q2_K": (168, 12, 4, 4),
-    "Q3_K": (228, 12, 4, 4),
-    "Q4_K": (296, 12, 3, 2),
-    "Q5_K": (360, 8, 4, 2),
-    "Q6_K": (420, 8, 4, 4),
-    "IQ4_NL": (288, 16, 2, 2),
-    "IQ4_XS": (276, 12, 3, 2),
-    "MXFP4": (288, 16, 2, 2),
-    "NVFP4": (288, 16, 2, 4),
+    "Q8_0": (544, 6, 3, 2),
+    "Q5_0": (352, 8, 3, 2),
+    "Q5_1": (384, 8, 3, 2),
+    "Q2_K": (168, 6, 4, 4),
+    "Q3_K": (228, 6, 4, 4),
+    "Q4_K": (296, 8, 3, 2),
+    "Q5_K": (360, 6, 4, 2),
+    "Q6_K": (420, 4, 4, 4),
+    "IQ4_NL": (288, 12, 2, 2),
+    "IQ4_XS": (276, 8, 3, 2),
+    "MXFP4": (288, 12, 2, 2),
+    "NVFP4": (288, 8, 2, 4),
 }
 
 # Cycles of a scheduler for an instruction of a warp, by the first pattern that matches.

@@ -14,7 +14,7 @@
 // its second. Words of one or two bits and scales serve all four lanes of a quad: each loads a
 // fourth of them, widens its scale, and shuffles hand them out. Values of a table come from four
 // registers by permutations of bytes.
-// Loads in flight: 8 (Q6_K, Q8_0) to 16 (Q4_0) groups per warp (packed_in_flight).
+// Loads in flight: 4 (Q6_K) to 12 (Q4_0) groups per warp (packed_in_flight).
 //
 // Bytes: those of the strips, 5 (Q2_K) to 34 (Q8_0) per 32 weights.
 // Llama-3.1-8B's gate and up [28672, 4096] at 4.3 TB/s:
@@ -61,11 +61,16 @@ constexpr int piece_registers() {
          (Group::kHasFactors && Format::kHasMinimum && Group::kScales == 2);
 }
 
-/// Scales and minima of rows 2 g and 2 g + 1, by sets.
-template <class Format>
-struct GroupScales {
-  float scale[StripGroup<Format>::kScales][2];
-  float minimum[StripGroup<Format>::kScales][2];
+/// What a lane has widened of a piece's scales.
+struct OwnScales {
+  float scale;  // or a minimum
+  float minimum;
+};
+
+/// Scales and minima of a set of rows 2 g and 2 g + 1.
+struct SetScales {
+  float scale[2];
+  float minimum[2];
 };
 
 /// Scale and offsets of a token's group. Offsets are of a set: scale * sum, or -kOffset * sum.
@@ -131,7 +136,8 @@ template <class Format, int kStrips>
 struct PackedProduct {
   using Piece = PackedPiece<Format>;
   using Group = StripGroup<Format>;
-  static constexpr int kInFlight = packed_in_flight(Group::kBytes, piece_registers<Format>());
+  static constexpr int kInFlight =
+      packed_in_flight(Group::kBytes, piece_registers<Format>(), Group::kScales);
   static constexpr int kNormedTogether = 2;
   static constexpr int kChunkBytes = packed_chunk_bytes(Group::kScales);
   static constexpr int kScales = Group::kScales;
@@ -297,28 +303,30 @@ struct PackedProduct {
   }
 
   /// Each lane widens what it has loaded.
-  __device__ GroupScales<Format> scales_of(const Piece& piece) const {
-    GroupScales<Format> result;
+  __device__ OwnScales widen(const Piece& piece) const {
     const bool upper = at.t / 2 != 0;
-    float own = widen_scale<Format>(piece.scale, kMinimumInUpper && upper);
-    float own_minimum = 0.0f;
+    OwnScales own = {widen_scale<Format>(piece.scale, kMinimumInUpper && upper), 0.0f};
     if constexpr (Format::kHasMinimum && kScales == 2) {
-      own_minimum = -widen_f16(piece.factor[1]) * widen_scale<Format>(piece.scale, true);
+      own.minimum = -widen_f16(piece.factor[1]) * widen_scale<Format>(piece.scale, true);
     }
     if constexpr (kHasFactors) {
       const float factor = widen_f16(piece.factor[0]);
-      own *= kMinimumInUpper && upper ? -factor : factor;
+      own.scale *= kMinimumInUpper && upper ? -factor : factor;
     }
+    return own;
+  }
+
+  /// Lanes of a quad hand out what they have widened.
+  __device__ static SetScales share(const OwnScales& own, int set) {
+    SetScales result = {};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-#pragma unroll
-      for (int set = 0; set < kScales; ++set) {
-        result.scale[set][i] = of_quad(own, 2 * set + i);
-        if constexpr (kScales == 2 && Format::kHasMinimum) {
-          result.minimum[set][i] = of_quad(own_minimum, 2 * set + i);
-        }
+      result.scale[i] = of_quad(own.scale, 2 * set + i);
+      if constexpr (kMinimumInUpper) {
+        result.minimum[i] = of_quad(own.scale, 2 + i);
+      } else if constexpr (Format::kHasMinimum) {
+        result.minimum[i] = of_quad(own.minimum, 2 * set + i);
       }
-      if constexpr (kMinimumInUpper) result.minimum[0][i] = of_quad(own, 2 + i);
     }
     return result;
   }
@@ -337,11 +345,13 @@ struct PackedProduct {
                            FragmentC<float> (&sum)[kStrips][kTokenTiles]) const {
     const int num_tokens = static_cast<int>(p.num_tokens);
     FragmentA left[kStrips];
-    GroupScales<Format> scales[kStrips];
+    OwnScales own[kStrips];
+    SetScales scales[kStrips];
 #pragma unroll
     for (int r = 0; r < kStrips; ++r) {
       left[r] = fragment(pieces[r]);
-      scales[r] = scales_of(pieces[r]);
+      own[r] = widen(pieces[r]);
+      if constexpr (kScales == 1) scales[r] = share(own[r], 0);
     }
 #pragma unroll
     for (int tile = 0; tile < kTokenTiles; ++tile) {
@@ -365,16 +375,18 @@ struct PackedProduct {
         }
 #pragma unroll
         for (int r = 0; r < kStrips; ++r) {
+          // Two sets of two strips would take too many registers.
+          if constexpr (kScales == 2) scales[r] = share(own[r], set);
           const FragmentC<int32_t> upper = product(left[r], right[0], {}, set);
           const FragmentC<int32_t> lower = product(left[r], right[1], offset, set);
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             float& total = sum[r][tile].value[i];
-            const float scale = scales[r].scale[set][i / 2] * of[i % 2].scale;
+            const float scale = scales[r].scale[i / 2] * of[i % 2].scale;
             const int32_t dot = lower.value[i] + upper.value[i] * 256;
             total = fmaf(static_cast<float>(dot), scale, total);
             if constexpr (Format::kHasMinimum) {
-              total = fmaf(scales[r].minimum[set][i / 2], of[i % 2].offset[set], total);
+              total = fmaf(scales[r].minimum[i / 2], of[i % 2].offset[set], total);
             }
           }
         }

@@ -48,10 +48,12 @@ constexpr int64_t linear_sums_bytes(int64_t tokens, int strips) {
 /// multiprocessor.
 constexpr int dense_in_flight(int weight_bytes) { return 8 / weight_bytes; }
 
-/// Chunks in flight of packed weights: a multiple of four within 4.5 KB and 48 registers of a lane
-/// per warp. 16 of Q4_0, 12 of Q4_K, 8 of Q6_K and Q8_0: 43 to 74 KB per multiprocessor.
-constexpr int packed_in_flight(int group_bytes, int registers) {
-  const int by_bytes = 4608 / group_bytes / 4 * 4, by_registers = 48 / registers / 4 * 4;
+/// Chunks in flight of packed weights: an even number within 4.5 KB per warp and the registers of a
+/// lane that other values leave, fewer with two sets of scales. 12 of Q4_0, 8 of Q4_K, 4 of Q6_K:
+/// 26 to 61 KB per multiprocessor, 16 and 21 KB of Q2_K and Q3_K.
+constexpr int packed_in_flight(int group_bytes, int registers, int sets) {
+  const int by_bytes = 4608 / group_bytes / 2 * 2;
+  const int by_registers = (sets == 1 ? 36 : 32) / registers / 2 * 2;
   return by_bytes < by_registers ? by_bytes : by_registers;
 }
 
