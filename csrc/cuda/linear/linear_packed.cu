@@ -148,9 +148,9 @@ struct PackedProduct {
   const LinearParams& p;
   const LinearInput& x;
   const LinearMemory& memory;
-  /// Parts of a lane; those that a format lacks are unused.
+  /// A round's first chunk: the same for all threads, so it takes none of their registers.
   struct Source {
-    const uint8_t *wide, *pairs, *singles, *scale, *factor;
+    const uint8_t* block;
   };
 
   const LinearLane at = {};
@@ -168,20 +168,24 @@ struct PackedProduct {
 
   __device__ Source source(int64_t first_row, int chunk) const {
     const int64_t last = (p.out_features + kStripRows - 1) / kStripRows - 1;
-    const GroupPlace from =
-        group_at<Format>(static_cast<const uint8_t*>(p.weight) +
-                             min(first_row / kStripRows, last) * Group::strip_bytes(p.in_features),
-                         chunk);
-    const int row = 2 * at.g + at.t % 2, upper = at.t / 2;
-    const int set = kScales == 2               ? upper * Group::kScaleSetBytes
-                    : kMinimumInUpper && upper ? Group::kMinimumOffset - Group::kScaleOffset
-                                               : 0;
-    return {.wide = from.group + (at.t * kStripRows + 2 * at.g) * 4,
-            .pairs = from.group + Group::kPairOffset + (upper * kStripRows + row) * 4,
-            .singles = from.group + Group::kSingleOffset + row * 4,
-            .scale = from.group + Group::kScaleOffset + set + row * Group::kScaleBytes,
-            .factor = from.block + (kMinimumInUpper ? upper * kStripRows + row : row) * 2};
+    const int64_t strip = min(first_row / kStripRows, last);
+    return {static_cast<const uint8_t*>(p.weight) + strip * Group::strip_bytes(p.in_features) +
+            int64_t{(chunk - at.warp) / Group::kGroups} * Group::kBlockBytes};
   }
+
+  // A lane's parts of its warp's chunk, in bytes from the round's first one.
+  const int row = 2 * at.g + at.t % 2, upper = at.t / 2;
+  const unsigned block = at.warp / Group::kGroups * Group::kBlockBytes;
+  const unsigned group = block + Group::kFactorBytes + at.warp % Group::kGroups * Group::kBytes;
+  const unsigned wide_at = group + (at.t * kStripRows + 2 * at.g) * 4;
+  const unsigned pairs_at = group + Group::kPairOffset + (upper * kStripRows + row) * 4;
+  const unsigned singles_at = group + Group::kSingleOffset + row * 4;
+  const unsigned scale_at =
+      group + row * Group::kScaleBytes +
+      (kMinimumInUpper && upper
+           ? Group::kMinimumOffset
+           : Group::kScaleOffset + (kScales == 2 ? upper * Group::kScaleSetBytes : 0));
+  const unsigned factor_at = block + (kMinimumInUpper ? upper * kStripRows + row : row) * 2;
 
   /// Bytes from a source's chunk to the one i rounds later. A round has whole blocks.
   __device__ static constexpr int begin_of(int i) {
@@ -193,11 +197,11 @@ struct PackedProduct {
     const int begin = begin_of(i);
 #pragma unroll
     for (int j = 0; j < Group::kWideWords / 4; ++j) {
-      prefetch_to_l2(source.wide + begin + j * 4 * Group::kWordBytes);
+      prefetch_to_l2(source.block + wide_at + begin + j * 4 * Group::kWordBytes);
     }
-    if constexpr (Group::kHasPairs) prefetch_to_l2(source.pairs + begin);
-    if constexpr (Group::kHasSingles) prefetch_to_l2(source.singles + begin);
-    prefetch_to_l2(source.scale + begin);
+    if constexpr (Group::kHasPairs) prefetch_to_l2(source.block + pairs_at + begin);
+    if constexpr (Group::kHasSingles) prefetch_to_l2(source.block + singles_at + begin);
+    prefetch_to_l2(source.block + scale_at + begin);
   }
 
   __device__ Piece load(const Source& source, int i) const {
@@ -205,15 +209,15 @@ struct PackedProduct {
     Piece piece = {};
 #pragma unroll
     for (int j = 0; j < Group::kWideWords / 4; ++j) {
-      load_once(piece.wide[j], source.wide + begin + j * 4 * Group::kWordBytes);
+      load_once(piece.wide[j], source.block + wide_at + begin + j * 4 * Group::kWordBytes);
     }
-    if constexpr (Group::kHasPairs) load_one<4>(piece.pairs, source.pairs + begin);
-    if constexpr (Group::kHasSingles) load_one<4>(piece.singles, source.singles + begin);
-    load_one<Group::kScaleBytes>(piece.scale, source.scale + begin);
+    if constexpr (Group::kHasPairs) load_one<4>(piece.pairs, source.block + pairs_at + begin);
+    if constexpr (Group::kHasSingles) load_one<4>(piece.singles, source.block + singles_at + begin);
+    load_one<Group::kScaleBytes>(piece.scale, source.block + scale_at + begin);
     if constexpr (kHasFactors) {
-      load_one<2>(piece.factor[0], source.factor + begin);
+      load_one<2>(piece.factor[0], source.block + factor_at + begin);
       if constexpr (Format::kHasMinimum && kScales == 2) {
-        load_one<2>(piece.factor[1], source.factor + begin + 2 * kStripRows);
+        load_one<2>(piece.factor[1], source.block + factor_at + begin + 2 * kStripRows);
       }
     }
     return piece;
@@ -401,7 +405,7 @@ __global__ void __launch_bounds__(kLinearThreads)
                          const __grid_constant__ LinearTile tile, bool x_aligned) {
   const LinearMemory memory(tile, p.num_tokens);
   const LinearInput x{p, memory.scale, x_aligned};
-  const PackedProduct<Format, kStrips> product{p, x, memory};
+  const PackedProduct<Format, kStrips> product{.p = p, .x = x, .memory = memory};
   multiply_groups<kStrips>(p, tile, memory, product);
 }
 
