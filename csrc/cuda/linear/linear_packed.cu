@@ -16,7 +16,7 @@
 // registers by permutations of bytes.
 // Loads in flight: 4 (Q6_K) to 12 (Q4_0) groups per warp (packed_in_flight).
 //
-// Bytes: those of the strips, 5 (Q2_K) to 34 (Q8_0) per 32 weights.
+// Bytes: those of the strips, 10.5 (Q2_K) to 34 (Q8_0) per 32 weights.
 // Llama-3.1-8B's gate and up [28672, 4096] at 4.3 TB/s:
 //   Q4_0 66 MB  15 us;  Q4_K 68 MB  16 us;  Q6_K 96 MB  22 us;  Q8_0 125 MB  29 us
 // Share of the issue slots that this takes: docs/performance.md, by benchmarks/gpu_model.py.
@@ -372,23 +372,23 @@ struct PackedProduct {
       }
 #pragma unroll
       for (int set = 0; set < kScales; ++set) {
-        FragmentC<int32_t> offset = {};
-        if constexpr (Format::kOffset != 0) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) offset.value[i] = of[i % 2].offset[set];
-        }
 #pragma unroll
         for (int r = 0; r < kStrips; ++r) {
           // Two sets of two strips would take too many registers.
           if constexpr (kScales == 2) scales[r] = share(own[r], set);
-          const FragmentC<int32_t> upper = product(left[r], right[0], {}, set);
-          const FragmentC<int32_t> lower = product(left[r], right[1], offset, set);
+          // The sum begins with what the first plane gives, and the offset.
+          FragmentC<int32_t> dot = product(left[r], right[0], {}, set);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            dot.value[i] *= 256;
+            if constexpr (Format::kOffset != 0) dot.value[i] += of[i % 2].offset[set];
+          }
+          dot = product(left[r], right[1], dot, set);
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             float& total = sum[r][tile].value[i];
             const float scale = scales[r].scale[i / 2] * of[i % 2].scale;
-            const int32_t dot = lower.value[i] + upper.value[i] * 256;
-            total = fmaf(static_cast<float>(dot), scale, total);
+            total = fmaf(static_cast<float>(dot.value[i]), scale, total);
             if constexpr (Format::kHasMinimum) {
               total = fmaf(scales[r].minimum[i / 2], of[i % 2].offset[set], total);
             }

@@ -53,7 +53,7 @@ constexpr int dense_in_flight(int weight_bytes) { return 8 / weight_bytes; }
 /// 26 to 61 KB per multiprocessor, 16 and 21 KB of Q2_K and Q3_K.
 constexpr int packed_in_flight(int group_bytes, int registers, int sets) {
   const int by_bytes = 4608 / group_bytes / 2 * 2;
-  const int by_registers = (sets == 1 ? 36 : 32) / registers / 2 * 2;
+  const int by_registers = (sets == 1 ? 36 : 26) / registers / 2 * 2;
   return by_bytes < by_registers ? by_bytes : by_registers;
 }
 
