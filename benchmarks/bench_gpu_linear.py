@@ -129,7 +129,7 @@ def main() -> None:
     report = results.Report("GPU linear", COLUMNS, args)
     device = gpu.Device(args, report)
     copy = device.copy_rate()
-    report.note("activations in bfloat16; beside packed weights rounded to 8 bits in groups of 32")
+    report.note("activations in bfloat16; beside packed weights rounded to 16 bits in groups of 32")
     errors = [0.0]
     shapes = QUICK_SHAPES if args.quick else SHAPES
     rows = QUICK_ROWS if args.quick else ROWS

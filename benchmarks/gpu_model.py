@@ -68,6 +68,25 @@ WGMMA = r"HGMMA\.64x(\d+)x16"
 
 CACHES = {"bf16": "BF16", "int8": "signed char", "fp8": "F8E4M3"}
 
+# Packed formats: bytes of a group of a strip with its share of the factors, groups in flight, and a
+# lane's loads and products for a group (csrc/cuda/linear/linear_packed.cu).
+PACKED = {
+    "Q4_0": (288, 12, 2, 2),
+    "Q4_1": (320, 12, 2, 2),
+    "Q8_0": (544, 6, 3, 2),
+    "Q5_0": (352, 8, 3, 2),
+    "Q5_1": (384, 8, 3, 2),
+    "Q2_K": (168, 6, 4, 4),
+    "Q3_K": (228, 6, 4, 4),
+    "Q4_K": (296, 8, 3, 2),
+    "Q5_K": (360, 6, 4, 2),
+    "Q6_K": (420, 4, 4, 4),
+    "IQ4_NL": (288, 12, 2, 2),
+    "IQ4_XS": (276, 8, 3, 2),
+    "MXFP4": (288, 12, 2, 2),
+    "NVFP4": (288, 8, 2, 4),
+}
+
 # Cycles of a scheduler for an instruction of a warp, by the first pattern that matches.
 PIPES: tuple[tuple[str, str, int], ...] = (
     ("special", r"MUFU|I2F(?!P)|F2I|F2F(?!P)|I2I|POPC|FLO|BREV", 8),
@@ -249,15 +268,10 @@ def _all_cases() -> Iterator[Case]:
                 yield _attention(kind, head_dim, cache)
     dense = {"mma": (MMA, 2), "loads": (LOAD + ".*128", 2)}
     yield from _linear("bf16", "linear_kernel<BF16, BF16, 1, 2, true>", dense, 1024, 4)
-    for name, nbytes, in_flight in (("Q4_0", 288, 16), ("Q4_1", 320, 12), ("Q8_0", 544, 8)):
-        for planes in (1, 2):
-            yield from _linear(
-                f"{name}, x of {8 * planes} bits",
-                f"linear_packed_kernel<formats::{name}, {planes}, 2>",
-                {"mma": (MMA, planes), "loads": (LOAD + ".*64", nbytes // 256)},
-                nbytes,
-                in_flight,
-            )
+    for name, (nbytes, in_flight, loads, products) in PACKED.items():
+        chunk = {"mma": (MMA, products), "loads": (LOAD, loads)}
+        kernel = f"linear_packed_kernel<formats::{name}, 2>"
+        yield from _linear(name, kernel, chunk, nbytes, in_flight)
     for head_dim in (64, 128):
         yield _hopper_attention(head_dim)
     masses = {"masses": (r"F2I\.U64", 8)}

@@ -103,7 +103,7 @@ struct LinearOptions {
   double norm_eps = 1e-6;
   bool silu_mul = false;     // y is gate and up, 16 columns in turn: out = silu(gate) * up
   bool accumulate = false;   // out += y
-  int activation_bits = 16;  // rounding of x: packed weights 8, 9 or 16, bfloat16 ones 8 or 16
+  int activation_bits = 16;  // rounding of x: packed 8, 9 or 16 (CUDA: 16), bfloat16 8 or 16
 };
 
 void linear(const TensorView& x,       // [num_tokens, in_features] float32, bfloat16; CUDA: float16

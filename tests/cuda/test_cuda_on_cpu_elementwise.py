@@ -7,6 +7,7 @@ import pytest
 import torch
 from cases import MERGES, ROWS
 from compare import assert_close
+from quantized_weights import FORMATS, random_blocks, whole_blocks
 
 from cuda_on_cpu.fixtures import assert_gaps_untouched, blank, padded
 from lampo import ops
@@ -97,30 +98,19 @@ def test_activation(client, dtype, op, tanh, shape, pad):
     assert_close(out, act * up, floor=floor + 1e-37)
 
 
-def packed_table(vocab_size: int, hidden_size: int, format: str) -> ops.PackedWeight:
-    generator = torch.Generator().manual_seed(hidden_size)
-    block_bytes = {"q4_0": 18, "q4_1": 20, "q8_0": 34}[format]
-    shape = (vocab_size, hidden_size // 32, block_bytes)
-    blocks = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    for i in range(2 if format == "q4_1" else 1):  # scale and minimum: no NaN, no infinity
-        half = torch.randn(*shape[:2], 1, generator=generator).half().view(torch.uint8)
-        blocks[..., 2 * i : 2 * i + 2] = half
-    return ops.pack_weight(blocks.flatten(1), format)
-
-
 IDS = [0, 22, 7, 7, -1, 23, 16, 15, -(2**31), 2**31 - 1]  # of a vocabulary of 23
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    "table", [torch.float32, torch.bfloat16, torch.float16, "q4_0", "q4_1", "q8_0"], ids=str
-)
+@pytest.mark.parametrize("table", [torch.float32, torch.bfloat16, torch.float16, *FORMATS], ids=str)
 @pytest.mark.parametrize(("hidden_size", "pad"), [(32, 0), (64, 3), (2112, 8), (7, 0), (1003, 1)])
 @pytest.mark.parametrize("accumulate", [False, True])
 def test_embedding(client, dtype, table, hidden_size, pad, accumulate):
     """The bits of the CPU op; zeros for ids out of range, or nothing added."""
-    if isinstance(table, str) and hidden_size % 32:
-        return
+    if isinstance(table, str):
+        if hidden_size % 32:
+            return
+        hidden_size = whole_blocks(hidden_size, table)
     token_ids = torch.tensor(IDS, dtype=torch.int64 if pad else torch.int32)
     inside = (token_ids >= 0) & (token_ids < 23)
     out = blank((len(IDS), hidden_size), pad, dtype)
@@ -129,9 +119,10 @@ def test_embedding(client, dtype, table, hidden_size, pad, accumulate):
         out.copy_(before)
     given = {"accumulate": True, "out": before[inside]} if accumulate else {"dtype": dtype}
     if isinstance(table, str):
-        packed = packed_table(23, hidden_size, table)
+        generator = torch.Generator().manual_seed(hidden_size)
+        packed = ops.pack_weight(random_blocks(23, hidden_size, table, generator), table)
         expected = ops.embedding(token_ids[inside], packed, **given)
-        number = ["q4_0", "q4_1", "q8_0"].index(table)
+        number = ops.weight_formats().index(table)
         client.call(
             "embedding_packed", token_ids=token_ids, table=packed.data, out=out, format=number,
             vocab_size=23, accumulate=accumulate,

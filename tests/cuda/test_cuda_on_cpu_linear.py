@@ -8,7 +8,15 @@ from itertools import product
 import pytest
 import torch
 from compare import assert_close
-from quantized_weights import CUDA_FORMATS, quantized
+from quantized_weights import (
+    FORMATS,
+    blocks_of_byte,
+    dequantized,
+    quantized,
+    random_blocks,
+    whole_blocks,
+    with_scales,
+)
 
 from cuda_on_cpu.client import Client, Refused
 from cuda_on_cpu.fixtures import assert_gaps_untouched, blank, padded
@@ -40,7 +48,7 @@ def linear(
         client.call("linear", order=order, x=x, weight=weight, out=out, **given, **options)
         return out
     given |= {"weight": weight.data, "workspace": torch.empty(0, dtype=torch.uint8)}
-    options["format"] = CUDA_FORMATS.index(weight.format)
+    options["format"] = ops.weight_formats().index(weight.format)
     client.call("linear_packed", order=order, x=x, out=out, **given, **options)
     return out
 
@@ -190,18 +198,30 @@ def test_many_rows_do_not_depend_on_the_batch(client, norm, silu_mul):
         assert torch.equal(call(x[first:end]), batch[first:end])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("format", CUDA_FORMATS)
-@pytest.mark.parametrize("bits", [8, 16])
+def packed_reference(
+    x: torch.Tensor, dense: torch.Tensor, bias: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The product with x of 16 bits in float64, and in float32."""
+    rounded = reference.quantize_activations(x, 16)
+    plain = torch.nn.functional.linear(
+        rounded.float(), dense, None if bias is None else bias.float()
+    )
+    return reference.linear(rounded, dense, bias), plain
+
+
+# in_features, rounded up to whole blocks: one group, parts of a round of 16, and more than one.
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize(
     "shape",
     [(0, 16, 32), (1, 1, 32), (2, 40, 96), (3, 16, 544), (8, 170, 64), (16, 17, 1088),
      (17, 100, 160), (33, 5, 32)],
     ids=str,
 )  # fmt: skip
-def test_packed(client, generator, dtype, format, bits, shape):
+def test_packed(client, generator, format, shape):
     """Exactly the product with quantized activations, but for the rounding of float32 sums."""
     tokens, rows, columns = shape
+    columns = whole_blocks(columns, format)
+    dtype = DTYPES[(tokens + list(FORMATS).index(format)) % 3]
     blocks, dense = quantized(rows, columns, format, generator)
     x = padded((tokens, columns), 7 if tokens == 3 else 8, dtype)
     if tokens > 1:
@@ -211,67 +231,94 @@ def test_packed(client, generator, dtype, format, bits, shape):
     for order in ("forward", "backward"):
         out = blank((tokens, rows), 3, torch.float32 if dtype == torch.float16 else dtype)
         weight = ops.pack_weight(blocks, format)
-        linear(client, x, weight, bias, out=out, bits=bits, order=order)
+        linear(client, x, weight, bias, out=out, order=order)
         assert_gaps_untouched(out)
         results.append(out)
     assert torch.equal(*results), "depends on which thread is first"
     if tokens:
-        rounded = reference.quantize_activations(x, bits)
-        plain = torch.nn.functional.linear(
-            rounded.float(), dense, None if bias is None else bias.float()
-        )
-        assert_close(out, reference.linear(rounded, dense, bias), plain, factor=4)
+        expected, plain = packed_reference(x, dense, bias)
+        assert_close(out, expected, plain, factor=4)
 
 
-@pytest.mark.parametrize("format", CUDA_FORMATS)
-@pytest.mark.parametrize("bits", [8, 16])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_packed_as_on_the_cpu(client, generator, format, bits, dtype):
+@pytest.mark.parametrize("format", FORMATS)
+def test_packed_as_on_the_cpu(client, generator, format):
     """With a norm, a gate and a sum; the same integers, groups added in another order."""
-    tokens, rows, columns = 5, 96, 1600
+    tokens, rows, columns = 5, 96, whole_blocks(1600, format)
+    dtype = DTYPES[list(FORMATS).index(format) % 2]
     blocks, _ = quantized(rows, columns, format, generator)
     weight = ops.pack_weight(blocks, format)
     x, before = padded((tokens, columns), 0, dtype), padded((tokens, rows // 2), 0, torch.float32)
     norm_weight, bias = padded((columns,), 0, dtype), padded((rows,), 0, torch.float32)
     fused = {"norm_weight": norm_weight, "silu_mul": True, "accumulate": True}
-    out, expected = before.clone(), before.clone()
-    linear(client, x, weight, bias, out=out, bits=bits, **fused)
-    ops.linear(x, weight, bias, norm_eps=1e-5, activation_bits=bits, out=expected, **fused)
-    # The norm's sum runs in another order, so a quant may be rounded to its other side.
-    unit = 1 / 127 if bits == 8 else 1 / (127 * 256)
-    floor = unit * 2e-2 * float(expected.abs().max())
-    assert_close(out, expected.double(), floor=floor + 2e-6 * float(expected.abs().max()))
+    expected = before.clone()
+    ops.linear(x, weight, bias, norm_eps=1e-5, activation_bits=16, out=expected, **fused)
+    for bits in (8, 16):  # here both mean 16
+        out = before.clone()
+        linear(client, x, weight, bias, out=out, bits=bits, **fused)
+        # The norm's sum runs in another order, so a quant may be rounded to its other side.
+        floor = (2e-2 / (127 * 256) + 2e-6) * float(expected.abs().max())
+        assert_close(out, expected.double(), floor=floor)
 
 
-@pytest.mark.parametrize("format", CUDA_FORMATS)
-def test_integer_sums_do_not_overflow(client, format):
-    """Every quant and every activation at the end of its range, both signs."""
-    size = {"q4_0": 18, "q4_1": 20, "q8_0": 34}[format]
-    quant_bytes = 32 if format == "q8_0" else 16
-    blocks = torch.zeros(16, 4, size, dtype=torch.uint8)
-    blocks[:, :, 1] = 0x3C  # d = 1.0
-    blocks[:8, :, size - quant_bytes :] = 0xFF
-    blocks[8:, :, size - quant_bytes :] = 0x80 if format == "q8_0" else 0
-    weight = ops.pack_weight(blocks.flatten(1), format)
-    x = torch.cat([torch.full((1, 128), 127.0), torch.full((1, 128), -127.0)])
-    value = {"q4_0": (7, -8), "q4_1": (15, 0), "q8_0": (-1, -128)}[format]
-    dense = torch.tensor(value, dtype=torch.float32).repeat_interleave(8)[:, None].expand(16, 128)
-    for bits in (8, 16):
-        out = linear(client, x, weight, out=blank((2, 16), 0, torch.float32), bits=bits)
-        assert torch.equal(out, x @ dense.T)
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("byte", [0x00, 0xFF, 0x7F, 0x80])
+def test_integer_sums_do_not_overflow(client, format, byte):
+    """Every code and every activation at the end of its range, both signs."""
+    columns = whole_blocks(512, format)
+    blocks = blocks_of_byte(16, columns, format, byte)
+    dense = dequantized(blocks, format)
+    x = torch.full((4, columns), 127.0)
+    x[1], x[2, ::2], x[3] = -127.0, -127.0, 126.99
+    weight = ops.pack_weight(blocks, format)
+    out = linear(client, x, weight, out=blank((4, 16), 0, torch.float32))
+    expected, _ = packed_reference(x, dense)
+    floor = 2e-6 * float((x.abs().double() @ dense.abs().double().T).max())
+    assert_close(out, expected, floor=floor)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_scales_at_their_ends(client, generator, format):
+    """A row's alone: the others stay finite, and are what they are without it."""
+    columns = whole_blocks(64, format)
+    blocks = random_blocks(19, columns, format, generator, scale=0.01)
+    for row, kind in ((2, "zero"), (5, "largest"), (17, "nan")):
+        with_scales(blocks, format, row, kind)
+    dense = dequantized(blocks, format)
+    x = padded((3, columns), 0, torch.float32)
+    weight = ops.pack_weight(blocks, format)
+    out = linear(client, x, weight, out=blank((3, 19), 0, torch.float32))
+    finite = dense.isfinite().all(1)
+    assert finite.sum() >= 18
+    expected, plain = packed_reference(x, dense[finite])
+    for i, row in enumerate(finite.nonzero().flatten().tolist()):
+        assert_close(out[:, row], expected[:, i], plain[:, i], factor=8)
+    assert not out[:, ~finite].isfinite().any()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_packed_rows_of_any_batch(client, generator, format):
+    """To the bit, for each number of tokens of a launch, and one more."""
+    columns = whole_blocks(96, format)
+    blocks, _ = quantized(35, columns, format, generator)
+    weight = ops.pack_weight(blocks, format)
+    x = padded((17, columns), 0, torch.float32)
+    batch = linear(client, x, weight, out=blank((17, 35), 0, torch.float32))
+    for tokens in range(1, 17):
+        part = linear(client, x[-tokens:], weight, out=blank((tokens, 35), 0, torch.float32))
+        assert torch.equal(part, batch[-tokens:])
 
 
 @pytest.mark.parametrize(
-    ("format", "bits", "columns", "rows", "silu_mul"),
+    ("format", "columns", "rows", "silu_mul"),
     [
-        ("q4_0", 8, 4096, 144, False),
-        ("q4_1", 16, 6400, 48, False),
-        ("q8_0", 16, 6400, 32, True),
+        ("q4_0", 4096, 144, False),
+        ("q4_1", 6400, 48, False),
+        ("q8_0", 6400, 32, True),
+        ("q4_k", 6400, 32, True),
+        ("q6_k", 5632, 48, False),
     ],
 )
-def test_packed_rows_do_not_depend_on_the_batch(
-    client, generator, format, bits, columns, rows, silu_mul
-):
+def test_packed_rows_do_not_depend_on_the_batch(client, generator, format, columns, rows, silu_mul):
     """To the bit, with x in shared memory whole (a few tokens) or slab by slab (16)."""
     blocks, _ = quantized(rows, columns, format, generator)
     weight = ops.pack_weight(blocks, format)
@@ -279,9 +326,7 @@ def test_packed_rows_do_not_depend_on_the_batch(
 
     def call(part: torch.Tensor) -> torch.Tensor:
         out = blank((len(part), rows // 2 if silu_mul else rows), 0, torch.float32)
-        return linear(
-            client, part, weight, None, norm_weight, out=out, silu_mul=silu_mul, bits=bits
-        )
+        return linear(client, part, weight, None, norm_weight, out=out, silu_mul=silu_mul)
 
     batch = call(x)
     assert torch.isfinite(batch).all()
@@ -289,12 +334,14 @@ def test_packed_rows_do_not_depend_on_the_batch(
         assert torch.equal(call(x[first:end]), batch[first:end])
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("format", CUDA_FORMATS)
-@pytest.mark.parametrize("silu_mul", [False, True])
-def test_many_rows_beside_a_packed_weight(client, generator, dtype, format, silu_mul):
+@pytest.mark.parametrize(
+    ("format", "silu_mul"),
+    [*((format, False) for format in FORMATS), ("q4_0", True), ("q5_k", True)],
+)
+def test_many_rows_beside_a_packed_weight(client, generator, format, silu_mul):
     """Dequantized to x's type, x as it is; a row's bits do not depend on the others."""
-    rows, columns = 96 if silu_mul else 75, 160
+    rows, columns = 96 if silu_mul else 75, whole_blocks(160, format)
+    dtype = (torch.bfloat16, torch.float16)[list(FORMATS).index(format) % 2]
     width = rows // 2 if silu_mul else rows
     blocks, dense = quantized(rows, columns, format, generator)
     weight, x = ops.pack_weight(blocks, format), padded((150, columns), 3, dtype)
@@ -302,7 +349,7 @@ def test_many_rows_beside_a_packed_weight(client, generator, dtype, format, silu
 
     def call(part: torch.Tensor) -> torch.Tensor:
         out = blank((len(part), width), 3, torch.float32)
-        linear(client, part, weight, None, norm_weight, out=out, silu_mul=silu_mul, bits=8)
+        linear(client, part, weight, None, norm_weight, out=out, silu_mul=silu_mul)
         assert_gaps_untouched(out)
         return out
 
@@ -321,7 +368,7 @@ def test_packed_rows_with_what_is_not_finite(client, generator, bad):
     x = padded((3, 64), 0, torch.float32)
     x[1, 5] = bad
     weight = ops.pack_weight(blocks, "q4_1")
-    out = linear(client, x, weight, out=blank((3, 16), 0, torch.float32), bits=8)
+    out = linear(client, x, weight, out=blank((3, 16), 0, torch.float32))
     assert not torch.isfinite(out[1]).any()
     assert torch.isfinite(out[[0, 2]]).all()
 

@@ -24,7 +24,7 @@ TOLERANCE = {"bfloat16": 0.05, "int8": 0.15}
 TEXTS = ["a", "Hello, world", "x" * 40]
 
 
-@pytest.fixture(scope="module", params=["bfloat16", "Q4_0"])
+@pytest.fixture(scope="module", params=["bfloat16", "Q4_0", "Q4_K"])
 def path(request, tmp_path_factory) -> Path:
     folder: Path = tmp_path_factory.mktemp("model")
     if request.param == "bfloat16":
@@ -36,7 +36,7 @@ def path(request, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch) -> None:
-    """Activations in bfloat16, whatever the weights, and 16 bits of them where the CPU takes 9."""
+    """Activations in bfloat16, whatever the weights, and 16 bits of them beside packed weights."""
 
     def load(
         checkpoint: Checkpoint, dtype: str, max_model_len: int, _: torch.device, **options: Any
@@ -47,6 +47,7 @@ def as_on_a_gpu(monkeypatch) -> None:
     exact, gate_up = ActivationBits(packed=16), ActivationBits(packed=16, dense=8)
     monkeypatch.setattr("lampo.models.loader.SENSITIVE", exact)
     monkeypatch.setattr("lampo.models.weight_loader.SENSITIVE", exact)
+    monkeypatch.setattr("lampo.models.weight_loader.ActivationBits", lambda: exact)
     monkeypatch.setattr("lampo.models.weight_loader.GATE_UP", gate_up)
 
 

@@ -199,6 +199,10 @@ for t in ("b32", "b64"):
 for t in ("u32", "s32", "u64", "s64"):
     case(f"bfe.{t}", f"{t} u8 u8", t, extract(t))
 case("prmt.b32", "b32 b32 b32", "b32", permute)
+case("shf.l.wrap.b32", "b32 b32 u8", "b32",
+     lambda a, b, n: (b << 32 | a) << (n & 31) >> 32 & 0xFFFFFFFF)  # fmt: skip
+case("shf.r.wrap.b32", "b32 b32 u8", "b32",
+     lambda a, b, n: (b << 32 | a) >> (n & 31) & 0xFFFFFFFF)  # fmt: skip
 case("lop3.b32", "b32 b32 b32 u8", "b32", look_up)
 
 with np.errstate(all="ignore"):

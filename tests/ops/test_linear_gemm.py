@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 import torch
 from compare import assert_close
-from quantized_weights import CUDA_FORMATS, quantized
+from quantized_weights import FORMATS, quantized, whole_blocks
 
 from lampo import ops
 from lampo.bench import reference
@@ -62,9 +62,9 @@ def test_linear_by_gemm_refuses_what_does_not_fit():
         linear_by_gemm(x, weight, *nothing, out[:1])
 
 
-@pytest.mark.parametrize("format", CUDA_FORMATS)
+@pytest.mark.parametrize("format", FORMATS)
 def test_packed_weights_move(generator, format):
-    blocks, dense = quantized(40, 64, format, generator)
+    blocks, dense = quantized(40, whole_blocks(64, format), format, generator)
     weight = ops.pack_weight(blocks, format)
     moved = weight.to("meta")
     assert (moved.shape, moved.format) == (weight.shape, format)

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 
-CUDA_FORMATS = ["q4_0", "q4_1", "q8_0"]
 # Formats, and where their blocks have f16 factors.
 _FACTORS: dict[str, list[int]] = {
     "q4_0": [0],
@@ -54,6 +53,36 @@ def whole_blocks(columns: int, format: str) -> int:
     """The columns, rounded up to whole blocks of a format."""
     size = _block_sizes(format)[0]
     return -(-columns // size) * size
+
+
+def blocks_of_byte(rows: int, columns: int, format: str, byte: int) -> torch.Tensor:
+    """[rows, row_bytes] uint8: every code and integer scale at an end of its range, f16 factors 1.0
+    (minima of Q4_1 and Q5_1, too), MXFP4's and NVFP4's scales 1.0 or near it."""
+    size, nbytes = GGML_QUANT_SIZES[GGMLQuantizationType[format.upper()]]
+    blocks = torch.full((rows, columns // size, nbytes), byte, dtype=torch.uint8)
+    for at in _FACTORS[format]:
+        blocks[..., at : at + 2] = torch.tensor([0x00, 0x3C], dtype=torch.uint8)
+    if format == "mxfp4":
+        blocks[..., 0] = 127
+    if format == "nvfp4":
+        blocks[..., :4] = 0x38
+    return blocks.flatten(1)
+
+
+def with_scales(blocks: torch.Tensor, format: str, row: int, kind: str) -> None:
+    """Gives a row's blocks the factor or scale "zero", "largest" or "nan", where there is one.
+
+    MXFP4 has no zero and no NaN, and GGUF's NVFP4 no NaN: they get the smallest one and zero.
+    """
+    size = GGML_QUANT_SIZES[GGMLQuantizationType[format.upper()]][1]
+    of_row = blocks[row].view(-1, size)
+    half = {"zero": 0x0000, "largest": 0x7BFF, "nan": 0x7E01}[kind]
+    for at in _FACTORS[format]:
+        of_row[:, at], of_row[:, at + 1] = half & 255, half >> 8
+    if format == "mxfp4":
+        of_row[:, 0] = {"zero": 0, "largest": 200, "nan": 0}[kind]
+    if format == "nvfp4":
+        of_row[:, :4] = {"zero": 0, "largest": 0x7E, "nan": 0x7F}[kind]
 
 
 def random_blocks(
@@ -124,7 +153,7 @@ def quantized(
     rows: int, columns: int, format: str, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Random GGUF blocks, and their values; the first row's are larger."""
-    if format in CUDA_FORMATS:
+    if format in ("q4_0", "q4_1", "q8_0"):
         weight = torch.randn(rows, columns, generator=generator)
         weight[0] *= 100
         blocks = torch.from_numpy(quants.quantize(weight.numpy(), _GGUF_FORMATS[format]).copy())

@@ -152,13 +152,10 @@ struct StripGroup {
   static constexpr int kFactorBytes = (kDBytes + kMBytes) * kStripRows;
   static constexpr int kBlockBytes = kFactorBytes + kGroups * kBytes;
 
-  // Of a format with one plane, of nibbles or bytes: those of CUDA's kernels.
-  static constexpr int kCodesPerByte = kHasBytes ? 1 : 2;
-  static constexpr int kRowBytes = kGroupSize / kCodesPerByte;
-  static constexpr int kWords = kRowBytes / 4;
+  static constexpr int kWideWords = kHasBytes ? 8 : kHasNibbles ? 4 : 0;  // of a row
 
   /// Bytes of a strip.
-  static constexpr int64_t strip_bytes(int64_t in_features) {
+  LAMPO_HOST_DEVICE static constexpr int64_t strip_bytes(int64_t in_features) {
     return in_features / Format::kBlockSize * kBlockBytes;
   }
 
@@ -183,21 +180,26 @@ struct StripGroup {
   }
 };
 
-/// Code number `part` of a byte, of a format with one plane.
-template <class Format>
-LAMPO_HOST_DEVICE static inline int code_of(uint32_t byte, int part) {
-  if constexpr (StripGroup<Format>::kHasBytes) {
-    return static_cast<int8_t>(byte & 0xff);
-  } else {
-    return static_cast<int>(byte >> 4 * part & 15);
+static constexpr uint32_t pack_table(const int8_t (&table)[16], int first) {
+  uint32_t word = 0;
+  for (int i = 0; i < 4; ++i) {
+    word |= static_cast<uint32_t>(static_cast<uint8_t>(table[first + i])) << 8 * i;
   }
+  return word;
 }
+
+/// Values 4 i ... 4 i + 3 of a format's table, the first in the lowest byte. Device code can use
+/// constants, but not a host's array.
+template <class Format, int i>
+static constexpr uint32_t kTableWord = pack_table(Format::kTable, 4 * i);
 
 /// The value of a code, in units of its scale.
 template <class Format>
 LAMPO_HOST_DEVICE static inline int value_of(int code) {
   if constexpr (HasTable<Format>) {
-    return Format::kTable[code];
+    constexpr uint64_t kLow = kTableWord<Format, 0> | uint64_t{kTableWord<Format, 1>} << 32;
+    constexpr uint64_t kHigh = kTableWord<Format, 2> | uint64_t{kTableWord<Format, 3>} << 32;
+    return static_cast<int8_t>((code < 8 ? kLow : kHigh) >> code % 8 * 8 & 0xff);
   } else {
     return code - Format::kOffset;
   }
@@ -273,11 +275,13 @@ LAMPO_HOST_DEVICE static inline float minimum_of(const uint8_t* block, const uin
   }
 }
 
-/// Whether CUDA's kernels take a format: 4 or 8 bits with f16 scales of 32 weights.
+/// Whether CUDA's kernels take a format: all that have at most four scales and minima per row of a
+/// group, in sets or as halves of one, and f16 factors.
 template <class Format>
 inline constexpr bool kOnCuda =
-    Format::kScaleType == formats::ScaleType::kF16 && Format::kScaleSize == 32 &&
-    !HasTable<Format> && (Format::kCodeBits == 4 || Format::kCodeBits == 8);
+    !StripGroup<Format>::kHasZeroPoints && !StripGroup<Format>::kHasFloatFactors &&
+    (StripGroup<Format>::kScales == 1 ||
+     (StripGroup<Format>::kScales == 2 && !StripGroup<Format>::kHasMinima));
 
 /// As dispatch_format(), for the formats of CUDA's kernels.
 template <class Fn>

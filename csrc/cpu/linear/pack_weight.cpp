@@ -55,8 +55,8 @@ void pack_block(const uint8_t* from, uint8_t* to, int lane) {
   for (int g = 0; g < Group::kGroups; ++g) {
     uint8_t* group = to + Group::kFactorBytes + g * Group::kBytes;
     if constexpr (HasCodesOfStrips<Format>) {
-      for (int i = 0; i < Group::kWords; ++i) {
-        const uint8_t* codes = from + Format::kCodesAt + g * Group::kRowBytes + 4 * i;
+      for (int i = 0; i < Group::kWideWords; ++i) {
+        const uint8_t* codes = from + Format::kCodesAt + 4 * (g * Group::kWideWords + i);
         memcpy(group + (i * kStripRows + lane) * 4, codes, 4);
       }
     } else {

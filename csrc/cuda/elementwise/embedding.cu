@@ -3,9 +3,9 @@
 // packed one (common/formats/formats.h). The twin of cpu/elementwise/embedding.cpp, bit for bit. A
 // token id outside [0, vocab_size) gives a row of zeros.
 //
-// Dense: a thread takes 16 bytes of a row of out. Packed: a thread takes one 4-byte word of a row,
-// 64 bytes from the next: 4 outputs with 8-bit codes, 2 times 4 with 4-bit ones. A block takes up
-// to 256 neighbouring vectors, or words, of one row (row_layout.h). Rows of out (or of a dense
+// Dense: a thread takes 16 bytes of a row of out. Packed: a thread takes two times 4 outputs, 16
+// from each other, from the words of each plane that hold their codes (strip.cuh). A block takes up
+// to 256 neighbouring vectors, or parts, of one row (row_layout.h). Rows of out (or of a dense
 // table) not aligned to 16 bytes are accessed element by element.
 //
 // Bytes: a row of the table and of out per token: a small part of a step; one token is bound by
@@ -18,6 +18,7 @@
 #include "cuda/backend.h"
 #include "cuda/device/ptx/stream.cuh"
 #include "cuda/device/row_part.cuh"
+#include "cuda/device/strip.cuh"
 #include "cuda/runtime/launch.h"
 #include "cuda/runtime/row_layout.h"
 
@@ -75,41 +76,34 @@ __device__ inline void store_four(Out* to, Vector<float, 4> values, bool aligned
   }
 }
 
-/// As embedding_kernel, by words of a packed table.
-template <class Format, class Out>
+/// Threads of a group of a packed row.
+constexpr int kGroupThreads = kGroupSize / 8;
+
+/// As embedding_kernel, by parts of a packed table's groups.
+template <class Out>
 __global__ void __launch_bounds__(256)
-    embedding_packed_kernel(const __grid_constant__ EmbeddingParams p, int64_t groups,
+    embedding_packed_kernel(const __grid_constant__ EmbeddingParams p, int64_t strip_bytes,
                             int64_t blocks_per_row, bool aligned) {
   wait_for_stream();
-  using Group = StripGroup<Format>;
+  const int64_t groups = p.hidden_size / kGroupSize;
   for (int64_t block = blockIdx.x; block < p.num_tokens * blocks_per_row; block += gridDim.x) {
     const int64_t token = block / blocks_per_row;
-    const int64_t word = (block - token * blocks_per_row) * blockDim.x + threadIdx.x;
-    const int64_t group = word / Group::kWords;
-    const int within = static_cast<int>(word - group * Group::kWords);
+    const int64_t part = (block - token * blocks_per_row) * blockDim.x + threadIdx.x;
+    const int64_t group = part / kGroupThreads;
+    const int t = static_cast<int>(part % kGroupThreads);
     if (group >= groups) continue;
     const int64_t row = row_of(p, token);
-    Vector<float, 4> values[Group::kCodesPerByte] = {};
+    Vector<float, 4> values[2] = {};
     if (row >= 0) {
-      const uint8_t* packed = static_cast<const uint8_t*>(p.table) +
-                              (row / kStripRows * groups + group) * Group::kBytes;
-      const int64_t lane = row % kStripRows;
-      const float scale = scale_of<Format>(nullptr, packed, lane);
-      const float minimum = minimum_of<Format>(nullptr, packed, lane);
-      const uint32_t bytes = reinterpret_cast<const uint32_t*>(packed)[within * kStripRows + lane];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-#pragma unroll
-        for (int part = 0; part < Group::kCodesPerByte; ++part) {
-          const int code = code_of<Format>(bytes >> 8 * i, part);
-          values[part].value[i] = decode(value_of<Format>(code), scale, minimum);
-        }
-      }
+      const uint8_t* strip = static_cast<const uint8_t*>(p.table) + row / kStripRows * strip_bytes;
+      switch_format(WeightFormats{}, p.format, [&]<class Format>() {
+        read_weights<Format>(values, group_at<Format>(strip, group), row % kStripRows, t);
+      });
     }
     Out* out = static_cast<Out*>(p.out) + token * p.stride_out_token + group * kGroupSize;
 #pragma unroll
-    for (int part = 0; part < Group::kCodesPerByte; ++part) {
-      store_four(out + part * Group::kRowBytes + 4 * within, values[part], aligned, p.accumulate);
+    for (int h = 0; h < 2; ++h) {
+      store_four(out + 16 * h + 4 * t, values[h], aligned, p.accumulate);
     }
   }
 }
@@ -126,12 +120,13 @@ Launch launch_of(const EmbeddingParams& p, const ElementLayout& layout, int devi
   };
 }
 
-template <class Format, class Out>
+template <class Out>
 void run_packed(const EmbeddingParams& p, int device, Stream stream) {
-  const int64_t groups = p.hidden_size / kGroupSize;
-  const ElementLayout layout = choose_element_layout(groups * StripGroup<Format>::kRowBytes, 4);
-  launch(launch_of(p, layout, device, stream), embedding_packed_kernel<Format, Out>, p, groups,
-         layout.blocks_per_row, rows_aligned(p.out, p.stride_out_token, sizeof(Out)));
+  const int64_t parts = p.hidden_size / kGroupSize * kGroupThreads;
+  const ElementLayout layout = choose_element_layout(parts, kVectorBytes);
+  launch(launch_of(p, layout, device, stream), embedding_packed_kernel<Out>, p,
+         strip_layout(p.format, p.hidden_size).strip_bytes, layout.blocks_per_row,
+         rows_aligned(p.out, p.stride_out_token, sizeof(Out)));
 }
 
 template <class Out, class T>
@@ -153,10 +148,7 @@ void run(const EmbeddingParams& p, int device, Stream stream) {
 void embedding(const EmbeddingParams& p, int device, Stream stream) {
   if (p.num_tokens == 0 || p.hidden_size == 0) return;
   dispatch_dtype<float, BF16>(p.dtype, [&]<class Out>() {
-    if (p.packed) {
-      return dispatch_format_on_cuda(
-          p.format, [&]<class Format>() { run_packed<Format, Out>(p, device, stream); });
-    }
+    if (p.packed) return run_packed<Out>(p, device, stream);
     dispatch_dtype<float, BF16, F16>(p.table_dtype,
                                      [&]<class T>() { run<Out, T>(p, device, stream); });
   });

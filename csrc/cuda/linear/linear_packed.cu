@@ -1,55 +1,83 @@
 // SPDX-License-Identifier: Apache-2.0
 // out = norm(x) w^T + bias on packed weights (common/formats/formats.h), with gate or residual. The
-// twin of cpu/linear/linear_packed.cpp: x is quantized in groups of 32 to int8, or with
-// activation_bits 9 or 16 to two planes of int8, and a group of a weight row contributes
+// twin of cpu/linear/linear_packed.cpp: x is quantized in groups of 32 to integers of 16 bits, and
+// the weights with one scale in a group of a row contribute
 //   dw dx (sum qw qx - offset sum qx) + m dx sum qx
-// with exact integer sums, added in f32 in two fused steps. Only the order of groups differs.
+// with exact integer sums, added in f32 in two fused steps. Only the order of groups differs. x has
+// 16 bits whatever activation_bits says: memory is the limit, and half the kernels are enough.
 //
 // Work is divided as in linear.cu: a block quantizes x into its shared memory and streams strips
-// past it. mma.sync multiplies a group of a strip by 8 tokens at a time. Rows of the fragment are
-// rows of the strip in the order 0, 2, ... 14, 1, 3, ... 15: a lane's 4-byte words of codes are
-// then neighbours, and so are its two scales. A warp reads the 256 bytes of a group's 4-bit codes
-// by one load of 8 bytes per lane: lower halves are the fragment's first half, upper ones its
-// second.
-// 8-bit codes take two such loads, scales and minima 4 bytes per lane each.
-// Loads in flight: 8 (Q8_0) to 16 (Q4_0) groups per warp, 61 to 74 KB per multiprocessor (an H200
-// needs 25 to 40 KB).
+// past it. mma.sync multiplies a group of a strip by 8 tokens at a time: 32 inputs at once, or 16
+// where these have a scale of their own. Rows of the fragment are rows of the strip in the order 0,
+// 2, ... 14, 1, 3, ... 15: a lane's 4-byte words of codes are then neighbours, so one load of 8
+// bytes per lane reads 256 bytes of nibbles: lower halves are the fragment's first half, upper ones
+// its second. Words of one or two bits and scales serve all four lanes of a quad: each loads a
+// fourth of them, widens its scale, and shuffles hand them out. Values of a table come from four
+// registers by permutations of bytes.
+// Loads in flight: 4 (Q6_K) to 12 (Q4_0) groups per warp (packed_in_flight).
 //
-// Bytes: 18, 20 or 34 per 32 weights. Instructions by benchmarks/gpu_model.py: 33 (Q8_0) to 75 %
-// (Q4_1) of an H200's issue slots at 4.3 TB/s for up to 8 tokens, which memory bounds; for 16, 50
-// to 127 %: 4-bit weights are then bound by instructions.
+// Bytes: those of the strips, 10.5 (Q2_K) to 34 (Q8_0) per 32 weights.
 // Llama-3.1-8B's gate and up [28672, 4096] at 4.3 TB/s:
-//   Q4_0 66 MB  15 us;  Q4_1 73 MB  17 us;  Q8_0 125 MB  29 us
+//   Q4_0 66 MB  15 us;  Q4_K 68 MB  16 us;  Q6_K 96 MB  22 us;  Q8_0 125 MB  29 us
+// Share of the issue slots that this takes: docs/performance.md, by benchmarks/gpu_model.py.
 //
-// Limits: in_features a multiple of 32; more tokens are launches of 16 each, which read the weight
-// again, up to 128 of 16 bits; more are multiplied in tiles (linear_tiles.cu). Not run on a GPU
-// yet: compiled for sm_80 to sm_120 without spills, and run on the CPU (tests/cuda_on_cpu/).
+// Limits: in_features a multiple of the format's block; more tokens are launches of 16 each, which
+// read the weight again, up to 128 of 16 bits; more are multiplied in tiles (linear_tiles.cu). Not
+// run on a GPU yet: compiled for sm_80 to sm_120 without spills, and run on the CPU
+// (tests/cuda_on_cpu/).
 // Not tried: conversion of integers to floats by a magic number in the accumulator, which would
 // relieve the conversion unit; dp4a for a single token.
 #include "common/dispatch.h"
 #include "cuda/backend.h"
 #include "cuda/device/ptx/global_memory.cuh"
 #include "cuda/device/ptx/matrix.cuh"
+#include "cuda/device/strip.cuh"
 #include "cuda/linear/linear_block.cuh"
 #include "cuda/linear/linear_launch.h"
 
 namespace lampo::cuda {
 namespace {
 
-/// A lane's part of a group of a strip: words t (with 8 bits also 4 + t), scales and minima of rows
-/// 2 g and 2 g + 1.
+/// Integers of x of 16 bits are sums of two planes of int8: 256 times the first, and the second.
+constexpr int kPlanes = 2;
+
+/// A lane's part of a group of a strip, of rows 2 g and 2 g + 1.
 template <class Format>
 struct PackedPiece {
-  uint32_t words[StripGroup<Format>::kWords / 4][2];
-  uint32_t scales[1];
-  uint32_t minima[1];
+  // Words t (of bytes also 4 + t) of both rows.
+  uint32_t wide[StripGroup<Format>::kWideWords / 4 + (StripGroup<Format>::kWideWords == 0)][2];
+  // What the four lanes of a quad need from each other is loaded once: lane t has row 2 g + t % 2.
+  uint32_t pairs;  // word t / 2
+  uint32_t singles;
+  uint32_t scale;  // of set t / 2, or the minimum if t / 2 = 1
+  uint32_t factor[2];
 };
 
-/// Scale and offset of a token's group.
+/// Registers of a lane's part.
 template <class Format>
-struct alignas(8) GroupScale {
+constexpr int piece_registers() {
+  using Group = StripGroup<Format>;
+  return Group::kWideWords / 2 + Group::kHasPairs + Group::kHasSingles + 1 + Group::kHasFactors +
+         (Group::kHasFactors && Format::kHasMinimum && Group::kScales == 2);
+}
+
+/// What a lane has widened of a piece's scales.
+struct OwnScales {
+  float scale;  // or a minimum
+  float minimum;
+};
+
+/// Scales and minima of a set of rows 2 g and 2 g + 1.
+struct SetScales {
+  float scale[2];
+  float minimum[2];
+};
+
+/// Scale and offsets of a token's group. Offsets are of a set: scale * sum, or -kOffset * sum.
+template <class Format>
+struct alignas(8) TokenScale {
   float scale;
-  std::conditional_t<Format::kHasMinimum, float, int> offset;  // scale * sum, or -kOffset * sum
+  std::conditional_t<Format::kHasMinimum, float, int> offset[StripGroup<Format>::kScales];
 };
 
 __device__ inline uint32_t pack_int8(const float* from) {
@@ -61,26 +89,72 @@ __device__ inline uint32_t pack_int8(const float* from) {
   return word;
 }
 
-/// Folds the values of 4 neighbouring lanes.
-template <class Fold>
-__device__ inline auto fold_quad(auto value, Fold fold) {
-  value = fold(value, shuffle_xor(value, 1));
-  return fold(value, shuffle_xor(value, 2));
+/// The value of lane t of this lane's quad of 4 neighbours.
+template <class T>
+__device__ inline T of_quad(T value, int t) {
+  return __shfl_sync(kAllLanes, value, t, 4);
 }
 
-template <class Format, int kPlanes, int kStrips>
+/// A stored scale or minimum, in units of its factor.
+template <class Format>
+__device__ inline float widen_scale(uint32_t bits, bool minimum) {
+  using formats::ScaleType;
+  switch (Format::kScaleType) {
+    case ScaleType::kF16:
+      return widen_f16(bits);
+    case ScaleType::kBF16:
+      return to_float(BF16{static_cast<uint16_t>(bits)});
+    case ScaleType::kHalfE4M3:
+      return 0.5f * to_float(F8E4M3{static_cast<uint8_t>(bits)});
+    case ScaleType::kI8:
+      return static_cast<float>(static_cast<int8_t>(bits));
+    case ScaleType::kU8:
+      return static_cast<float>(bits);
+    case ScaleType::kU4:
+      return static_cast<float>(minimum ? bits >> 4 : bits & 15);
+    case ScaleType::kFactoredE4M3:
+    case ScaleType::kF16OfBlock:
+    case ScaleType::kF32OfBlock:
+      break;  // not kOnCuda
+  }
+  return 0.0f;
+}
+
+/// Values of the table for the codes of a word of nibbles: of its lower halves, and its upper ones.
+template <class Format>
+__device__ inline void look_up(uint32_t codes, uint32_t& lower, uint32_t& upper) {
+  const uint32_t low = codes & 0x77777777u;                            // places in half a table
+  const uint32_t half = and_or(codes >> 1, 0x44444444u, 0x32103210u);  // byte i of the right half
+  uint32_t values[2];  // of the lower two bytes, and the upper two
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    values[i] = select_bytes(
+        select_bytes(kTableWord<Format, 0>, kTableWord<Format, 1>, low >> 16 * i),
+        select_bytes(kTableWord<Format, 2>, kTableWord<Format, 3>, low >> 16 * i), half >> 16 * i);
+  }
+  lower = select_bytes(values[0], values[1], 0x6420u);
+  upper = select_bytes(values[0], values[1], 0x7531u);
+}
+
+template <class Format, int kStrips>
 struct PackedProduct {
   using Piece = PackedPiece<Format>;
   using Group = StripGroup<Format>;
-  static constexpr int kInFlight = packed_in_flight(Group::kBytes);
+  static constexpr int kInFlight =
+      packed_in_flight(Group::kBytes, piece_registers<Format>(), Group::kScales);
   static constexpr int kNormedTogether = 2;
-  static constexpr int kChunkBytes = packed_chunk_bytes(kPlanes);
+  static constexpr int kChunkBytes = packed_chunk_bytes(Group::kScales);
+  static constexpr int kScales = Group::kScales;
+  static constexpr bool kHasFactors = Group::kHasFactors;
+  // Which lanes of a quad load minima: all with their sets' scales, or the upper two.
+  static constexpr bool kMinimumInUpper = Format::kHasMinimum && kScales == 1;
 
   const LinearParams& p;
   const LinearInput& x;
   const LinearMemory& memory;
+  /// A round's first chunk: the same for all threads, so it takes none of their registers.
   struct Source {
-    const uint8_t *words, *scales;
+    const uint8_t* block;
   };
 
   const LinearLane at = {};
@@ -92,37 +166,63 @@ struct PackedProduct {
     const int num_tokens = static_cast<int>(p.num_tokens);
     return reinterpret_cast<FragmentB*>(chunk) + (plane * num_tokens + token) * 4 + t;
   }
-  __device__ GroupScale<Format>* x_scale(unsigned char* chunk, int token) const {
-    return reinterpret_cast<GroupScale<Format>*>(x_part(chunk, kPlanes, 0, 0)) + token;
+  __device__ TokenScale<Format>* x_scale(unsigned char* chunk, int token) const {
+    return reinterpret_cast<TokenScale<Format>*>(x_part(chunk, kPlanes, 0, 0)) + token;
   }
 
   __device__ Source source(int64_t first_row, int chunk) const {
-    const int64_t groups = p.in_features / kGroupSize;
     const int64_t last = (p.out_features + kStripRows - 1) / kStripRows - 1;
-    const int64_t group = min(first_row / kStripRows, last) * groups + chunk;
-    const uint8_t* from = static_cast<const uint8_t*>(p.weight) + group * Group::kBytes;
-    return {from + at.t * kStripRows * 4 + at.g * 8, from + Group::kScaleOffset + at.g * 4};
+    const int64_t strip = min(first_row / kStripRows, last);
+    return {static_cast<const uint8_t*>(p.weight) + strip * Group::strip_bytes(p.in_features) +
+            int64_t{(chunk - at.warp) / Group::kGroups} * Group::kBlockBytes};
+  }
+
+  // A lane's parts of its warp's chunk, in bytes from the round's first one.
+  const int row = 2 * at.g + at.t % 2, upper = at.t / 2;
+  const unsigned block = at.warp / Group::kGroups * Group::kBlockBytes;
+  const unsigned group = block + Group::kFactorBytes + at.warp % Group::kGroups * Group::kBytes;
+  const unsigned wide_at = group + (at.t * kStripRows + 2 * at.g) * 4;
+  const unsigned pairs_at = group + Group::kPairOffset + (upper * kStripRows + row) * 4;
+  const unsigned singles_at = group + Group::kSingleOffset + row * 4;
+  const unsigned scale_at =
+      group + row * Group::kScaleBytes +
+      (kMinimumInUpper && upper
+           ? Group::kMinimumOffset
+           : Group::kScaleOffset + (kScales == 2 ? upper * Group::kScaleSetBytes : 0));
+  const unsigned factor_at = block + (kMinimumInUpper ? upper * kStripRows + row : row) * 2;
+
+  /// Bytes from a source's chunk to the one i rounds later. A round has whole blocks.
+  __device__ static constexpr int begin_of(int i) {
+    static_assert(kLinearWarps % Group::kGroups == 0);
+    return i * (kLinearWarps / Group::kGroups) * Group::kBlockBytes;
   }
 
   __device__ void prefetch(const Source& source, int i) const {
-    const int begin = i * kLinearWarps * Group::kBytes;
+    const int begin = begin_of(i);
 #pragma unroll
-    for (int j = 0; j < Group::kWords / 4; ++j) {
-      prefetch_to_l2(source.words + begin + j * 4 * kStripRows * 4);
+    for (int j = 0; j < Group::kWideWords / 4; ++j) {
+      prefetch_to_l2(source.block + wide_at + begin + j * 4 * Group::kWordBytes);
     }
-    prefetch_to_l2(source.scales + begin);
+    if constexpr (Group::kHasPairs) prefetch_to_l2(source.block + pairs_at + begin);
+    if constexpr (Group::kHasSingles) prefetch_to_l2(source.block + singles_at + begin);
+    prefetch_to_l2(source.block + scale_at + begin);
   }
 
   __device__ Piece load(const Source& source, int i) const {
-    const int begin = i * kLinearWarps * Group::kBytes;
+    const int begin = begin_of(i);
     Piece piece = {};
 #pragma unroll
-    for (int j = 0; j < Group::kWords / 4; ++j) {
-      load_once(piece.words[j], source.words + begin + j * 4 * kStripRows * 4);
+    for (int j = 0; j < Group::kWideWords / 4; ++j) {
+      load_once(piece.wide[j], source.block + wide_at + begin + j * 4 * Group::kWordBytes);
     }
-    load_once(piece.scales, source.scales + begin);
-    if constexpr (Format::kHasMinimum) {
-      load_once(piece.minima, source.scales + begin + Group::kMinimumOffset - Group::kScaleOffset);
+    if constexpr (Group::kHasPairs) load_one<4>(piece.pairs, source.block + pairs_at + begin);
+    if constexpr (Group::kHasSingles) load_one<4>(piece.singles, source.block + singles_at + begin);
+    load_one<Group::kScaleBytes>(piece.scale, source.block + scale_at + begin);
+    if constexpr (kHasFactors) {
+      load_one<2>(piece.factor[0], source.block + factor_at + begin);
+      if constexpr (Format::kHasMinimum && kScales == 2) {
+        load_one<2>(piece.factor[1], source.block + factor_at + begin + 2 * kStripRows);
+      }
     }
     return piece;
   }
@@ -146,11 +246,12 @@ struct PackedProduct {
     for (int i = 0; i < kPerRead; ++i) {
       largest = max(largest, bits_from_float(values.value[i]) & 0x7fffffffu);
     }
-    largest = fold_quad(largest, [](uint32_t a, uint32_t b) { return max(a, b); });
+    largest = max(largest, shuffle_xor(largest, 1));
+    largest = max(largest, shuffle_xor(largest, 2));
     const float absmax = float_from_bits(largest);
-    const float unit = kPlanes == 1 ? absmax : absmax / 256.0f;  // value of q = 127
+    const float unit = absmax / 256.0f;  // value of q = 127
     const float inverse = unit > 0.0f ? 127.0f / unit : 0.0f;
-    constexpr float kLargest = kPlanes == 1 ? 127.0f : 127.0f * 256.0f;
+    constexpr float kLargest = 127.0f * 256.0f;
     float quants[kPlanes][kPerRead];
     int sum = 0;
 #pragma unroll
@@ -159,10 +260,11 @@ struct PackedProduct {
       const float scaled = fminf(fmaxf(values.value[i] * inverse, -kLargest), kLargest);
       const float quant = rintf(scaled);
       sum += static_cast<int>(quant);
-      quants[0][i] = kPlanes == 1 ? quant : rintf((quant + 0.25f) * (1.0f / 256.0f));
-      if constexpr (kPlanes == 2) quants[1][i] = quant - 256.0f * quants[0][i];
+      quants[0][i] = rintf((quant + 0.25f) * (1.0f / 256.0f));
+      quants[1][i] = quant - 256.0f * quants[0][i];
     }
-    sum = fold_quad(sum, [](int a, int b) { return a + b; });
+    sum += shuffle_xor(sum, 1);  // of half of the group
+    const int other = shuffle_xor(sum, 2);
     if (!valid) return;
     unsigned char* to = memory.x + chunk * chunk_bytes();
 #pragma unroll
@@ -174,21 +276,76 @@ struct PackedProduct {
       }
     }
     if (quarter > 0) return;
+    TokenScale<Format>& of_token = *x_scale(to, token);
     const float scale = unit / 127.0f;
-    if constexpr (Format::kHasMinimum) {
-      *x_scale(to, token) = {scale, scale * static_cast<float>(sum)};
-    } else {
-      *x_scale(to, token) = {scale, -Format::kOffset * sum};
+    of_token.scale = scale;
+#pragma unroll
+    for (int set = 0; set < kScales; ++set) {
+      const int of_set = kScales == 1 ? sum + other : set == 0 ? sum : other;
+      if constexpr (Format::kHasMinimum) {
+        of_token.offset[set] = scale * static_cast<float>(of_set);
+      } else {
+        of_token.offset[set] = -Format::kOffset * of_set;
+      }
     }
   }
 
-  __device__ static FragmentA fragment(const Piece& piece) {
-    if constexpr (Format::kCodeBits == 4) {
-      constexpr uint32_t kLow = 0x0f0f0f0fu;
-      const uint32_t (&w)[2] = piece.words[0];
-      return {{w[0] & kLow, w[1] & kLow, w[0] >> 4 & kLow, w[1] >> 4 & kLow}};
+  __device__ FragmentA fragment(const Piece& piece) const {
+    FragmentA result;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if constexpr (HasTable<Format>) {
+        look_up<Format>(piece.wide[0][i], result.reg[i], result.reg[2 + i]);
+      } else {
+        CodeWords words = {};
+        if constexpr (Group::kHasSingles) words.singles = of_quad(piece.singles, i);
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          if constexpr (Group::kWideWords > 0) words.wide = piece.wide[Group::kHasBytes ? h : 0][i];
+          if constexpr (Group::kHasPairs) words.pairs = of_quad(piece.pairs, 2 * h + i);
+          result.reg[2 * h + i] = four_codes<Format>(words, h, at.t);
+        }
+      }
+    }
+    return result;
+  }
+
+  /// Each lane widens what it has loaded.
+  __device__ OwnScales widen(const Piece& piece) const {
+    const bool upper = at.t / 2 != 0;
+    OwnScales own = {widen_scale<Format>(piece.scale, kMinimumInUpper && upper), 0.0f};
+    if constexpr (Format::kHasMinimum && kScales == 2) {
+      own.minimum = -widen_f16(piece.factor[1]) * widen_scale<Format>(piece.scale, true);
+    }
+    if constexpr (kHasFactors) {
+      const float factor = widen_f16(piece.factor[0]);
+      own.scale *= kMinimumInUpper && upper ? -factor : factor;
+    }
+    return own;
+  }
+
+  /// Lanes of a quad hand out what they have widened.
+  __device__ static SetScales share(const OwnScales& own, int set) {
+    SetScales result = {};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      result.scale[i] = of_quad(own.scale, 2 * set + i);
+      if constexpr (kMinimumInUpper) {
+        result.minimum[i] = of_quad(own.scale, 2 + i);
+      } else if constexpr (Format::kHasMinimum) {
+        result.minimum[i] = of_quad(own.minimum, 2 * set + i);
+      }
+    }
+    return result;
+  }
+
+  /// a b + c: of the whole group, or with two sets of one of its halves.
+  __device__ static FragmentC<int32_t> product(const FragmentA& a, const FragmentB& b,
+                                               const FragmentC<int32_t>& c, int set) {
+    if constexpr (kScales == 1) {
+      return multiply_int8(a, b, c);
     } else {
-      return {{piece.words[0][0], piece.words[0][1], piece.words[1][0], piece.words[1][1]}};
+      return multiply_int8(a.reg[2 * set], a.reg[2 * set + 1], b.reg[set], c);
     }
   }
 
@@ -196,14 +353,13 @@ struct PackedProduct {
                            FragmentC<float> (&sum)[kStrips][kTokenTiles]) const {
     const int num_tokens = static_cast<int>(p.num_tokens);
     FragmentA left[kStrips];
-    float scale[kStrips][2];
+    OwnScales own[kStrips];
+    SetScales scales[kStrips];
 #pragma unroll
     for (int r = 0; r < kStrips; ++r) {
       left[r] = fragment(pieces[r]);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        scale[r][i] = widen_f16(pieces[r].scales[0] >> 16 * i);
-      }
+      own[r] = widen(pieces[r]);
+      if constexpr (kScales == 1) scales[r] = share(own[r], 0);
     }
 #pragma unroll
     for (int tile = 0; tile < kTokenTiles; ++tile) {
@@ -213,33 +369,33 @@ struct PackedProduct {
       FragmentB right[kPlanes];
 #pragma unroll
       for (int i = 0; i < kPlanes; ++i) right[i] = *x_part(x_chunk, i, column, at.t);
-      GroupScale<Format> of[2];
+      TokenScale<Format> of[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         of[i] = *x_scale(x_chunk, min(tile * 8 + 2 * at.t + i, num_tokens - 1));
       }
-      FragmentC<int32_t> offset = {};
-      if constexpr (Format::kOffset != 0) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) offset.value[i] = of[i % 2].offset;
-      }
+      for (int set = 0; set < kScales; ++set) {
 #pragma unroll
-      for (int r = 0; r < kStrips; ++r) {
-        FragmentC<int32_t> dot = offset;
-        if constexpr (kPlanes == 2) {
-          FragmentC<int32_t> upper = {};
-          multiply_add<int8_t>(upper, left[r], right[0]);
+        for (int r = 0; r < kStrips; ++r) {
+          // Two sets of two strips would take too many registers.
+          if constexpr (kScales == 2) scales[r] = share(own[r], set);
+          // The sum begins with what the first plane gives, and the offset.
+          FragmentC<int32_t> dot = product(left[r], right[0], {}, set);
 #pragma unroll
-          for (int i = 0; i < 4; ++i) dot.value[i] += upper.value[i] * 256;
-        }
-        multiply_add<int8_t>(dot, left[r], right[kPlanes - 1]);
+          for (int i = 0; i < 4; ++i) {
+            dot.value[i] *= 256;
+            if constexpr (Format::kOffset != 0) dot.value[i] += of[i % 2].offset[set];
+          }
+          dot = product(left[r], right[1], dot, set);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          float& total = sum[r][tile].value[i];
-          total = fmaf(static_cast<float>(dot.value[i]), scale[r][i / 2] * of[i % 2].scale, total);
-          if constexpr (Format::kHasMinimum) {
-            const float minimum = widen_f16(pieces[r].minima[0] >> 16 * (i / 2));
-            total = fmaf(minimum, of[i % 2].offset, total);
+          for (int i = 0; i < 4; ++i) {
+            float& total = sum[r][tile].value[i];
+            const float scale = scales[r].scale[i / 2] * of[i % 2].scale;
+            total = fmaf(static_cast<float>(dot.value[i]), scale, total);
+            if constexpr (Format::kHasMinimum) {
+              total = fmaf(scales[r].minimum[i / 2], of[i % 2].offset[set], total);
+            }
           }
         }
       }
@@ -247,30 +403,24 @@ struct PackedProduct {
   }
 };
 
-template <class Format, int kPlanes, int kStrips>
+template <class Format, int kStrips>
 __global__ void __launch_bounds__(kLinearThreads)
     linear_packed_kernel(const __grid_constant__ LinearParams p,
                          const __grid_constant__ LinearTile tile, bool x_aligned) {
   const LinearMemory memory(tile, p.num_tokens);
   const LinearInput x{p, memory.scale, x_aligned};
-  const PackedProduct<Format, kPlanes, kStrips> product{p, x, memory};
+  const PackedProduct<Format, kStrips> product{.p = p, .x = x, .memory = memory};
   multiply_groups<kStrips>(p, tile, memory, product);
-}
-
-template <class Format>
-void run(const LinearParams& p, int device, Stream stream) {
-  dispatch_int<8, 16>(p.activation_bits == 8 ? 8 : 16, [&]<int kBits>() {
-    constexpr int kPlanes = kBits / 8;
-    launch_linear(p, packed_chunk_bytes(kPlanes), packed_in_flight(StripGroup<Format>::kBytes),
-                  linear_packed_kernel<Format, kPlanes, 1>,
-                  linear_packed_kernel<Format, kPlanes, 2>, device, stream);
-  });
 }
 
 }  // namespace
 
 void linear_packed(const LinearParams& p, int device, Stream stream) {
-  dispatch_format_on_cuda(p.format, [&]<class Format>() { run<Format>(p, device, stream); });
+  dispatch_format_on_cuda(p.format, [&]<class Format>() {
+    using Product = PackedProduct<Format, 1>;
+    launch_linear(p, Product::kChunkBytes, Product::kInFlight, linear_packed_kernel<Format, 1>,
+                  linear_packed_kernel<Format, 2>, device, stream);
+  });
 }
 
 }  // namespace lampo::cuda

@@ -48,12 +48,17 @@ constexpr int64_t linear_sums_bytes(int64_t tokens, int strips) {
 /// multiprocessor.
 constexpr int dense_in_flight(int weight_bytes) { return 8 / weight_bytes; }
 
-/// Chunks in flight of packed weights: a multiple of four within 4.5 KB per warp. 16 of Q4_0, 12 of
-/// Q4_1, 8 of Q8_0: 61 to 74 KB per multiprocessor.
-constexpr int packed_in_flight(int group_bytes) { return 4608 / group_bytes / 4 * 4; }
+/// Chunks in flight of packed weights: an even number within 4.5 KB per warp and the registers of a
+/// lane that other values leave, fewer with two sets of scales. 12 of Q4_0, 8 of Q4_K, 4 of Q6_K:
+/// 26 to 61 KB per multiprocessor, 16 and 21 KB of Q2_K and Q3_K.
+constexpr int packed_in_flight(int group_bytes, int registers, int sets) {
+  const int by_bytes = 4608 / group_bytes / 2 * 2;
+  const int by_registers = (sets == 1 ? 36 : 26) / registers / 2 * 2;
+  return by_bytes < by_registers ? by_bytes : by_registers;
+}
 
-/// Bytes of a token's chunk of x: planes of int8, and 8 bytes of scales.
-constexpr int packed_chunk_bytes(int planes) { return planes * kLinearChunk + 8; }
+/// Bytes of a token's chunk of x: two planes of int8, and a scale with one sum or two.
+constexpr int packed_chunk_bytes(int sums) { return 2 * kLinearChunk + 8 * sums; }
 
 /// Strips: two at a time, which halves the reads of x from shared memory, unless the last block
 /// then ends later than with one. x: normed or quantized, it stays in shared memory while weights

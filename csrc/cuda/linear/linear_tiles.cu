@@ -23,6 +23,7 @@
 #include "common/dispatch.h"
 #include "cuda/device/ptx/async_copy.cuh"
 #include "cuda/device/ptx/matrix.cuh"
+#include "cuda/device/strip.cuh"
 #include "cuda/linear/linear_block.cuh"
 #include "cuda/linear/linear_launch.h"
 
@@ -45,7 +46,7 @@ struct TilesStorage {
 __device__ inline int chunk_at(int row, int chunk) { return row * kChunks + (chunk ^ row % 8); }
 
 /// One block's tile: rows of x from first_token on, rows of the weight from first_output on.
-/// W: T, or the format of a packed weight.
+/// W: T, or WeightFormat for a packed weight.
 template <class T, class W, int kTokens, int kOutputs, bool kCopied>
 struct TilesProduct {
   static constexpr int kWarps = 2 * kOutputs / kWarpOutputs;
@@ -83,36 +84,23 @@ struct TilesProduct {
 
   /// Dequantizes 64 inputs of the tile's rows of the weight, zeros behind the last row and input.
   /// Neighbouring threads have neighbouring rows.
+  template <class Format>
   __device__ void dequantize_rows(uint4* to, int64_t input) const {
-    using Group = StripGroup<W>;
     constexpr int kGroups = kInputs / kGroupSize;
-    const int64_t groups = p.in_features / kGroupSize;
-    for (int i = thread; i < kOutputs * kGroups * Group::kWords; i += kThreads) {
-      const int row = i % kOutputs, word = i / kOutputs % Group::kWords;
-      const int in_stage = i / kOutputs / Group::kWords;
+    const int64_t strip_bytes = StripGroup<Format>::strip_bytes(p.in_features);
+    for (int i = thread; i < kOutputs * kGroups * 4; i += kThreads) {
+      const int row = i % kOutputs, t = i / kOutputs % 4, in_stage = i / kOutputs / 4;
       const int64_t group = input / kGroupSize + in_stage, output = first_output + row;
-      Vector<float, 4> values[Group::kCodesPerByte] = {};
-      if (group < groups && output < p.out_features) {
-        const uint8_t* from = static_cast<const uint8_t*>(p.weight) +
-                              (output / kStripRows * groups + group) * Group::kBytes;
-        const int64_t in_strip = output % kStripRows;
-        const float scale = scale_of<W>(nullptr, from, in_strip);
-        const float minimum = minimum_of<W>(nullptr, from, in_strip);
-        const uint32_t codes =
-            reinterpret_cast<const uint32_t*>(from)[word * kStripRows + in_strip];
-#pragma unroll
-        for (int part = 0; part < Group::kCodesPerByte; ++part) {
-#pragma unroll
-          for (int k = 0; k < 4; ++k) {
-            values[part].value[k] =
-                decode(value_of<W>(code_of<W>(codes >> 8 * k, part)), scale, minimum);
-          }
-        }
+      Vector<float, 4> weights[2] = {};
+      if (group < p.in_features / kGroupSize && output < p.out_features) {
+        const uint8_t* strip =
+            static_cast<const uint8_t*>(p.weight) + output / kStripRows * strip_bytes;
+        read_weights<Format>(weights, group_at<Format>(strip, group), output % kStripRows, t);
       }
 #pragma unroll
-      for (int part = 0; part < Group::kCodesPerByte; ++part) {
-        const auto& v = values[part].value;
-        const int at = in_stage * kGroupSize + part * Group::kRowBytes + 4 * word;
+      for (int h = 0; h < 2; ++h) {
+        const auto& v = weights[h].value;
+        const int at = in_stage * kGroupSize + 16 * h + 4 * t;
         reinterpret_cast<uint2*>(to + chunk_at(row, at / 8))[at / 4 % 2] = {pack<T>(v[0], v[1]),
                                                                             pack<T>(v[2], v[3])};
       }
@@ -149,7 +137,8 @@ struct TilesProduct {
                           static_cast<const T*>(p.weight) + first_output * p.stride_weight_row,
                           p.stride_weight_row, p.out_features - first_output, input);
     } else {
-      dequantize_rows(storage.weight[stage], input);
+      switch_format(WeightFormats{}, p.format,
+                    [&]<class Format>() { dequantize_rows<Format>(storage.weight[stage], input); });
     }
   }
 
@@ -230,19 +219,16 @@ struct TilesProduct {
   __device__ void run() const {
     const auto num_stages = static_cast<int>((p.in_features + kInputs - 1) / kInputs);
     norm_tokens();
-#pragma unroll
-    for (int i = 0; i < kStages - 1; ++i) {
-      if (i < num_stages) fill(i, int64_t{i} * kInputs);
-      commit_copies();
-    }
     Sums sums = {};
-    for (int i = 0; i < num_stages; ++i) {
-      wait_copies<kStages - 2>();
-      sync_block();  // stage i has arrived; the one before has been read
-      const int next = i + kStages - 1;
+    for (int next = 0; next < num_stages + kStages - 1; ++next) {
+      const int i = next - (kStages - 1);
+      if (i >= 0) {
+        wait_copies<kStages - 2>();
+        sync_block();  // stage i has arrived; the one before has been read
+      }
       if (next < num_stages) fill(next % kStages, int64_t{next} * kInputs);
       commit_copies();
-      multiply(i % kStages, sums);
+      if (i >= 0) multiply(i % kStages, sums);
     }
     wait_copies<0>();
     finish(sums);
@@ -303,9 +289,7 @@ void linear_tiles(const LinearParams& p, int device, Stream stream) {
                      device_limits("linear", device).num_sms;
   dispatch_dtype<BF16, F16>(p.dtype, [&]<class T>() {
     if (p.packed) {
-      dispatch_format_on_cuda(p.format, [&]<class Format>() {
-        run_tiles<T, Format, 64, false>(p, x_aligned, device, stream);
-      });
+      run_tiles<T, WeightFormat, 64, false>(p, x_aligned, device, stream);
     } else if (large) {
       copied ? run_tiles<T, T, 128, true>(p, x_aligned, device, stream)
              : run_tiles<T, T, 128, false>(p, x_aligned, device, stream);

@@ -53,7 +53,7 @@ class PackedWeight:
         format: "q2_k", "q3_k", "q4_0", "q4_1", "q4_k", "q5_0", "q5_1", "q5_k", "q6_k", "q8_0",
             "iq4_nl", "iq4_xs", "mxfp4" or "nvfp4" of GGUF; "int4_g32", "int4_g64", "int4_g128",
             "int8_g128" (integers with a zero point for each 32 to 128) or "nvfp4_g128" (with a
-            factor of the tensor) of quantized safetensors; on CUDA "q4_0", "q4_1" or "q8_0".
+            factor of the tensor) of quantized safetensors, on the CPU only.
         shape: (out_features, in_features).
     """
 
@@ -270,8 +270,9 @@ def linear(
             up, and so on: the order of :func:`gate_and_up`, which a CPU core reads as one stream.
         accumulate: the result is added to ``out`` in place of replacing it.
         activation_bits: precision of x, in groups of 32 inputs. For a packed weight x is rounded to
-            integers of 8 or 16 bits. 9 (the mean) means 16 bits for the word of four inputs with
-            the largest magnitude, and 8 bits, on the others' scale, for the others (on CUDA: 16).
+            integers of 8 or 16 bits, on CUDA always of 16. 9 (the mean) means 16 bits for the word
+            of four inputs with the largest magnitude, and 8 bits, on the others' scale, for the
+            others.
             For a bfloat16 weight, on CPUs that multiply bfloat16, x is rounded to one bfloat16 (8
             significant bits) or to the sum of two (16). 16 has 1/256 of the error for twice the
             multiplications, which costs little if memory is the limit. Default: 8 for packed

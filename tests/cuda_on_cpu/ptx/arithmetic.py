@@ -194,6 +194,13 @@ def _permute(at: Site) -> str:
     return at.write(f"permute_bytes({operands})", "b32")
 
 
+@instruction(r"shf\.(?P<side>l|r)\.wrap\.b32", 4)
+def _funnel_shift(at: Site) -> str:
+    operands = ", ".join(at.read(i, "b32") for i in (1, 2, 3))
+    side = {"l": "left", "r": "right"}[at["side"]]
+    return at.write(f"funnel_shift_{side}({operands})", "b32")
+
+
 @instruction(r"lop3\.b32", 5)
 def _table(at: Site) -> str:
     operands = ", ".join(at.read(i, "b32") for i in (1, 2, 3, 4))

@@ -130,7 +130,7 @@ def _load_matrices(at: Site) -> str:
 
 @instruction(
     r"mma\.sync\.aligned\.(?:m16n8k16\.row\.col\.f32\.(?P<half>bf16|f16)\.(?P=half)\.f32"
-    r"|m16n8k32\.row\.col\.s32\.s8\.s8\.s32)",
+    r"|m16n8k(?P<k>16|32)\.row\.col\.s32\.s8\.s8\.s32)",
     4,
 )
 def _multiply(at: Site) -> str:
@@ -138,11 +138,14 @@ def _multiply(at: Site) -> str:
     which the twin of matrix.cuh follows."""
     type, sum_type = at["half"] or "s8", "f32" if at["half"] else "s32"
     d, a, b, c = (elements(at.operand(i)) for i in range(4))
-    if [len(d), len(a), len(b), len(c)] != [4, 4, 2, 4]:
+    few = at["k"] == "16"  # bytes: as 32 with zeros above
+    if [len(d), len(a), len(b), len(c)] != [4, 2 if few else 4, 1 if few else 2, 4]:
         raise Unsupported("numbers of registers")
 
     def array(name: str, registers: list[str], t: str) -> str:
         values = ", ".join(at.operands.read(register, t) for register in registers)
+        if few and name != "c":
+            values += ", 0" * len(registers)
         return f"const {VALUE[t]} {name}[] = {{{values}}};"
 
     arrays = f"{array('a', a, 'b32')} {array('b', b, 'b32')} {array('c', c, sum_type)}"

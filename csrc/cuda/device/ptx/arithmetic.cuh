@@ -45,6 +45,14 @@ __device__ inline uint32_t select_bytes(uint32_t value, uint32_t selector) {
   return result;
 }
 
+/// Likewise of two words: digits 0 to 3 are bytes of `low`, 4 to 7 of `high`. Other bits of the
+/// selector than its lowest 16 are ignored.
+__device__ inline uint32_t select_bytes(uint32_t low, uint32_t high, uint32_t selector) {
+  uint32_t result;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(result) : "r"(low), "r"(high), "r"(selector));
+  return result;
+}
+
 /// (a & b) | c, by one instruction whichever of them are constants.
 __device__ inline uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t result;

@@ -25,6 +25,23 @@ __device__ inline void load_once(uint32_t (&to)[kWords], const void* from) {
   }
 }
 
+/// Loads 1, 2 or 4 bytes as load_once(), with zeros above them, through L1: for what neighbouring
+/// warps read too.
+template <int kBytes>
+__device__ inline void load_one(uint32_t& to, const void* from) {
+  static_assert(kBytes == 1 || kBytes == 2 || kBytes == 4);
+  const auto at = __cvta_generic_to_global(from);
+  if constexpr (kBytes == 4) {
+    asm volatile("ld.global.nc.L2::128B.u32 %0, [%1];" : "=r"(to) : "l"(at));
+  } else if constexpr (kBytes == 2) {
+    uint16_t bits;
+    asm volatile("ld.global.nc.L2::128B.u16 %0, [%1];" : "=h"(bits) : "l"(at));
+    to = bits;
+  } else {
+    asm volatile("ld.global.nc.L2::128B.u8 %0, [%1];" : "=r"(to) : "l"(at));
+  }
+}
+
 /// Brings the line of an address to L2. No value is read, so the memory may be written meanwhile.
 __device__ inline void prefetch_to_l2(const void* from) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(from)));

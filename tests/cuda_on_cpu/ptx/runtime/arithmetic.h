@@ -123,6 +123,14 @@ inline T shift_right(T x, u32 by) {
   return static_cast<T>(x >> by);
 }
 
+/// The upper half of `high`, `low` shifted to the left, or the lower half of them to the right.
+inline u32 funnel_shift_left(u32 low, u32 high, u32 by) {
+  return static_cast<u32>(((static_cast<u64>(high) << 32 | low) << (by & 31)) >> 32);
+}
+inline u32 funnel_shift_right(u32 low, u32 high, u32 by) {
+  return static_cast<u32>((static_cast<u64>(high) << 32 | low) >> (by & 31));
+}
+
 template <class T>
 inline u32 count_ones(T x) {
   return static_cast<u32>(std::popcount(x));

@@ -31,6 +31,15 @@ inline uint32_t select_bytes(uint32_t value, uint32_t selector) {
   return result;
 }
 
+inline uint32_t select_bytes(uint32_t low, uint32_t high, uint32_t selector) {
+  uint32_t result = 0;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t digit = selector >> 4 * i & 7;
+    result |= ((digit < 4 ? low : high) >> 8 * (digit % 4) & 0xff) << 8 * i;
+  }
+  return result;
+}
+
 inline uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) { return (a & b) | c; }
 
 template <class T>

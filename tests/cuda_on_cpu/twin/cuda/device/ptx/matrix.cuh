@@ -59,4 +59,17 @@ inline void multiply_add(FragmentC<C>& c, const FragmentA& a, const FragmentB& b
   }
 }
 
+inline FragmentC<int32_t> multiply_int8(const FragmentA& a, const FragmentB& b,
+                                        const FragmentC<int32_t>& c) {
+  FragmentC<int32_t> sum = c;
+  multiply_add<int8_t>(sum, a, b);
+  return sum;
+}
+
+/// As K = 32 with zeros above.
+inline FragmentC<int32_t> multiply_int8(uint32_t a0, uint32_t a1, uint32_t b,
+                                        const FragmentC<int32_t>& c) {
+  return multiply_int8(FragmentA{{a0, a1, 0, 0}}, FragmentB{{b, 0}}, c);
+}
+
 }  // namespace lampo::cuda
