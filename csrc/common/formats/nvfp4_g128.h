@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// NVFP4 with a factor of the tensor, as safetensors have it: blocks of 128 weights
-// w = d s table[q] / 2, q in 0 .. 15: twice an E2M1 number, times half of an E4M3 scale for each 16.
-// Blocks repeat the factor.
+// NVFP4 with a factor d of the tensor, as safetensors have it: blocks of 128 weights
+// w = d (s / 2) table[q], q in 0 .. 15: twice an E2M1 number, times half of an E4M3 scale s for
+// each 16. Blocks repeat the factor.
 // A block: d (f32), 8 bytes of s, then for each 32 weights 16 bytes of q in pairs.
 #pragma once
 
