@@ -291,7 +291,8 @@ def test_scales_at_their_ends(client, generator, format):
     assert finite.sum() >= 18
     expected, plain = packed_reference(x, dense[finite])
     for i, row in enumerate(finite.nonzero().flatten().tolist()):
-        assert_close(out[:, row], expected[:, i], plain[:, i], factor=8)
+        # MXFP4's smallest scale times that of x is a subnormal number, which is rounded.
+        assert_close(out[:, row], expected[:, i], plain[:, i], factor=8, floor=1e-38)
     assert not out[:, ~finite].isfinite().any()
 
 
