@@ -256,7 +256,7 @@ def test_packed_as_on_the_cpu(client, generator, format):
         out = before.clone()
         linear(client, x, weight, bias, out=out, bits=bits, **fused)
         # The norm's sum runs in another order, so a quant may be rounded to its other side.
-        floor = (2e-2 / (127 * 256) + 2e-6) * float(expected.abs().max())
+        floor = (2e-2 / (127 * 256) + 8e-6) * float(expected.abs().max())
         assert_close(out, expected.double(), floor=floor)
 
 
@@ -291,7 +291,8 @@ def test_scales_at_their_ends(client, generator, format):
     assert finite.sum() >= 18
     expected, plain = packed_reference(x, dense[finite])
     for i, row in enumerate(finite.nonzero().flatten().tolist()):
-        assert_close(out[:, row], expected[:, i], plain[:, i], factor=8)
+        # MXFP4's smallest scale times that of x is a subnormal number, which is rounded.
+        assert_close(out[:, row], expected[:, i], plain[:, i], factor=8, floor=1e-38)
     assert not out[:, ~finite].isfinite().any()
 
 
