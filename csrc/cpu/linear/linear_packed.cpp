@@ -211,8 +211,8 @@ template <class Q, int kRows>
       });
 }
 
-/// result = one strip times the rows [row, row + kRows) of a block. Not in line: one copy serves all
-/// kinds of outputs, which halves the time to compile this file.
+/// result = one strip times the rows [row, row + kRows) of a block. Not in line: one copy serves
+/// all kinds of outputs, so that less is compiled.
 template <class Q, int kRows>
 [[gnu::noinline]] void strip_dot(const uint8_t* strip, const QuantizedRows& rows, int64_t row,
                                  F32 (&result)[kRows][kParts]) {

@@ -395,7 +395,8 @@ void fit(const Tile<kSize>& tile, Fits& fits) {
   }
 }
 
-/// The tile's blocks, of `count` weights at most. Not in line: one copy serves all types of weights.
+/// The tile's blocks, of `count` weights at most. Not in line: one copy serves all types of
+/// weights.
 template <class Format, int kSize>
 [[gnu::noinline]] void quantize_tile(const Tile<kSize>& tile, int64_t count, uint8_t* to) {
   Fits fits;

@@ -109,7 +109,11 @@ __global__ void multiply_kernel(const uint32_t* a, const uint32_t* b, C* out, bo
     left.reg[2] = swapped;
   }
   FragmentC<C> sum = {};
-  multiply_add<T>(sum, left, right);
+  if constexpr (std::is_same_v<T, int8_t>) {
+    sum = multiply_int8(left, right, sum);
+  } else {
+    multiply_add<T>(sum, left, right);
+  }
   for (int i = 0; i < 4; ++i) out[(g + 8 * (i / 2)) * 8 + 2 * t + i % 2] = sum.value[i];
 }
 
