@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from compare import assert_close
-from quantized_weights import FORMATS, quantized, whole_blocks
+from quantized_weights import CUDA_FORMATS, quantized, whole_blocks
 
 from lampo import ops
 from lampo.bench import reference
@@ -84,7 +84,7 @@ def test_captured(gpu):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", CUDA_FORMATS)
 @pytest.mark.parametrize("tokens", [1, 5, 9, 16, 40])
 @pytest.mark.parametrize(("rows", "columns"), [(1, 32), (40, 544), (4096, 4096), (2112, 14336)])
 def test_packed(gpu, generator, dtype, format, tokens, rows, columns):

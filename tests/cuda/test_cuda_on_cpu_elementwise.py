@@ -7,7 +7,7 @@ import pytest
 import torch
 from cases import MERGES, ROWS
 from compare import assert_close
-from quantized_weights import FORMATS, random_blocks, whole_blocks
+from quantized_weights import CUDA_FORMATS, random_blocks, whole_blocks
 
 from cuda_on_cpu.fixtures import assert_gaps_untouched, blank, padded
 from lampo import ops
@@ -102,7 +102,9 @@ IDS = [0, 22, 7, 7, -1, 23, 16, 15, -(2**31), 2**31 - 1]  # of a vocabulary of 2
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("table", [torch.float32, torch.bfloat16, torch.float16, *FORMATS], ids=str)
+@pytest.mark.parametrize(
+    "table", [torch.float32, torch.bfloat16, torch.float16, *CUDA_FORMATS], ids=str
+)
 @pytest.mark.parametrize(("hidden_size", "pad"), [(32, 0), (64, 3), (2112, 8), (7, 0), (1003, 1)])
 @pytest.mark.parametrize("accumulate", [False, True])
 def test_embedding(client, dtype, table, hidden_size, pad, accumulate):

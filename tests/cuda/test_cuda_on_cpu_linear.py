@@ -9,7 +9,7 @@ import pytest
 import torch
 from compare import assert_close
 from quantized_weights import (
-    FORMATS,
+    CUDA_FORMATS,
     blocks_of_byte,
     dequantized,
     quantized,
@@ -210,7 +210,7 @@ def packed_reference(
 
 
 # in_features, rounded up to whole blocks: one group, parts of a round of 16, and more than one.
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", CUDA_FORMATS)
 @pytest.mark.parametrize(
     "shape",
     [(0, 16, 32), (1, 1, 32), (2, 40, 96), (3, 16, 544), (8, 170, 64), (16, 17, 1088),
@@ -221,7 +221,7 @@ def test_packed(client, generator, format, shape):
     """Exactly the product with quantized activations, but for the rounding of float32 sums."""
     tokens, rows, columns = shape
     columns = whole_blocks(columns, format)
-    dtype = DTYPES[(tokens + list(FORMATS).index(format)) % 3]
+    dtype = DTYPES[(tokens + list(CUDA_FORMATS).index(format)) % 3]
     blocks, dense = quantized(rows, columns, format, generator)
     x = padded((tokens, columns), 7 if tokens == 3 else 8, dtype)
     if tokens > 1:
@@ -240,11 +240,11 @@ def test_packed(client, generator, format, shape):
         assert_close(out, expected, plain, factor=4)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", CUDA_FORMATS)
 def test_packed_as_on_the_cpu(client, generator, format):
     """With a norm, a gate and a sum; the same integers, groups added in another order."""
     tokens, rows, columns = 5, 96, whole_blocks(1600, format)
-    dtype = DTYPES[list(FORMATS).index(format) % 2]
+    dtype = DTYPES[list(CUDA_FORMATS).index(format) % 2]
     blocks, _ = quantized(rows, columns, format, generator)
     weight = ops.pack_weight(blocks, format)
     x, before = padded((tokens, columns), 0, dtype), padded((tokens, rows // 2), 0, torch.float32)
@@ -260,7 +260,7 @@ def test_packed_as_on_the_cpu(client, generator, format):
         assert_close(out, expected.double(), floor=floor)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", CUDA_FORMATS)
 @pytest.mark.parametrize("byte", [0x00, 0xFF, 0x7F, 0x80])
 def test_integer_sums_do_not_overflow(client, format, byte):
     """Every code and every activation at the end of its range, both signs."""
@@ -276,7 +276,7 @@ def test_integer_sums_do_not_overflow(client, format, byte):
     assert_close(out, expected, floor=floor)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", CUDA_FORMATS)
 def test_scales_at_their_ends(client, generator, format):
     """A row's alone: the others stay finite, and are what they are without it."""
     columns = whole_blocks(64, format)
@@ -296,7 +296,7 @@ def test_scales_at_their_ends(client, generator, format):
     assert not out[:, ~finite].isfinite().any()
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", CUDA_FORMATS)
 def test_packed_rows_of_any_batch(client, generator, format):
     """To the bit, for each number of tokens of a launch, and one more."""
     columns = whole_blocks(96, format)
@@ -337,12 +337,12 @@ def test_packed_rows_do_not_depend_on_the_batch(client, generator, format, colum
 
 @pytest.mark.parametrize(
     ("format", "silu_mul"),
-    [*((format, False) for format in FORMATS), ("q4_0", True), ("q5_k", True)],
+    [*((format, False) for format in CUDA_FORMATS), ("q4_0", True), ("q5_k", True)],
 )
 def test_many_rows_beside_a_packed_weight(client, generator, format, silu_mul):
     """Dequantized to x's type, x as it is; a row's bits do not depend on the others."""
     rows, columns = 96 if silu_mul else 75, whole_blocks(160, format)
-    dtype = (torch.bfloat16, torch.float16)[list(FORMATS).index(format) % 2]
+    dtype = (torch.bfloat16, torch.float16)[list(CUDA_FORMATS).index(format) % 2]
     width = rows // 2 if silu_mul else rows
     blocks, dense = quantized(rows, columns, format, generator)
     weight, x = ops.pack_weight(blocks, format), padded((150, columns), 3, dtype)

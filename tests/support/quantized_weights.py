@@ -33,7 +33,8 @@ SAFETENSORS_FORMATS = {
     "int8_g128": (128, 133, 8),
     "nvfp4_g128": (128, 76, 4),
 }
-FORMATS = [*_GGUF_FORMATS, *SAFETENSORS_FORMATS]
+CUDA_FORMATS = list(_GGUF_FORMATS)  # of CUDA's kernels
+FORMATS = [*CUDA_FORMATS, *SAFETENSORS_FORMATS]
 # Of types without kernels; iq1_m's factor is spread over its scales.
 _FACTORS |= {f"iq{name}": [0] for name in ("1_s", "2_xxs", "2_xs", "2_s", "3_xxs", "3_s")}
 _FACTORS |= {"iq1_m": []}
