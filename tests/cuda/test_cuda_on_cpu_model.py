@@ -14,7 +14,6 @@ from lampo import LLM, SamplingParams
 from lampo.models.checkpoint import Checkpoint
 from lampo.models.decoder import Decoder
 from lampo.models.loader import load_model
-from lampo.models.projection import ActivationBits
 
 pytestmark = pytest.mark.long
 
@@ -30,7 +29,9 @@ def path(request, tmp_path_factory) -> Path:
     if request.param == "bfloat16":
         make_checkpoint(folder)
         return folder
-    make_gguf(folder / "m.gguf", quantization=request.param)
+    # With larger weights the wider model of K-quants loses 0.5 to an int8 cache alone.
+    calm = {"initializer_range": 0.03} if request.param == "Q4_K" else {}
+    make_gguf(folder / "m.gguf", quantization=request.param, **calm)
     return folder / "m.gguf"
 
 
@@ -41,14 +42,10 @@ def as_on_a_gpu(monkeypatch) -> None:
     def load(
         checkpoint: Checkpoint, dtype: str, max_model_len: int, _: torch.device, **options: Any
     ) -> Decoder:
+        options |= {"activation_bits": 16}
         return load_model(checkpoint, dtype, max_model_len, torch.device("cuda"), **options)
 
     monkeypatch.setattr("lampo.llm.load_model", load)
-    exact, gate_up = ActivationBits(packed=16), ActivationBits(packed=16, dense=8)
-    monkeypatch.setattr("lampo.models.loader.SENSITIVE", exact)
-    monkeypatch.setattr("lampo.models.weight_loader.SENSITIVE", exact)
-    monkeypatch.setattr("lampo.models.weight_loader.ActivationBits", lambda: exact)
-    monkeypatch.setattr("lampo.models.weight_loader.GATE_UP", gate_up)
 
 
 def generate(path: Path, params: SamplingParams, device: str, run_ahead: bool = True, **options):
