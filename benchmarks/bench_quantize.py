@@ -5,8 +5,7 @@ The model is wide.gguf of make_models.py: the default model's function, in float
 are multiples of 256. Its own weights were Q4_1; no block of a new file has the weights of one of
 the old blocks. Both quantizers, llama.cpp's without an importance matrix, write files of the same
 formats, tensor by tensor. lampo computes on their dequantized weights in float32, so that the
-divergence is the cost of the type alone. "M weights/s" is that of the whole command: reading,
-quantizing and writing.
+divergence is the cost of the type alone.
 
     export LAMPO_PEERS=DIRECTORY
     python benchmarks/bench_quantize.py --json benchmarks/results/quantize.json
@@ -18,7 +17,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,7 +31,7 @@ from lampo import LLM
 from lampo.weights.file_types import FILE_TYPES
 
 COLUMNS = ["type", "quantizer", "bits per weight", "1000 x KL to the model", "same best %"]
-COLUMNS += ["perplexity", "M weights/s"]
+COLUMNS += ["perplexity"]
 TYPES = "q8_0,q6_k,q5_k_m,q5_k_s,q5_1,q5_0,q4_k_m,q4_k_s,q4_1,q4_0,iq4_nl,iq4_xs"
 TYPES += ",q3_k_l,q3_k_m,q3_k_s,q2_k"
 QUANTIZER = peers.FOLDER / "bin" / "llama_cpp_quantize" if peers.FOLDER else None
@@ -86,9 +84,7 @@ def main() -> None:
         for name, quantize in quantizers.items():
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "m.gguf"
-                begin = time.perf_counter()
                 quantize(source, path, type, args.threads)
-                seconds = time.perf_counter() - begin
                 found = logits(path, token_ids)
                 tensors = formats(path)
             seen.append({tensor: kind for tensor, (kind, _, _) in tensors.items()})
@@ -103,7 +99,6 @@ def main() -> None:
                     "1000 x KL to the model": 1e3 * divergence(expected, found),
                     "same best %": 100 * float(same),
                     "perplexity": perplexity(found, token_ids),
-                    "M weights/s": count / seconds / 1e6,
                 }
             )
     report.finish()
