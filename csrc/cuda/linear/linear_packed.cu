@@ -142,8 +142,17 @@ template <class Format, int kStrips>
 struct PackedProduct {
   using Piece = PackedPiece<Format>;
   using Group = StripGroup<Format>;
-  static constexpr int kInFlight =
+  // Two strips with two sets of scales have fewer where ptxas would spill; turns of half as many
+  // rounds divide those that the host plans.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  static constexpr int kFewer = kStrips == 2 && Group::kScales == 2 ? 2 : 1;
+#else
+  static constexpr int kFewer = 1;
+#endif
+  static constexpr int kPlanned =
       packed_in_flight(Group::kBytes, piece_registers<Format>(), Group::kScales);
+  static constexpr int kInFlight = kPlanned / kFewer / 2 * 2;
+  static_assert(kPlanned % kInFlight == 0 || kInFlight == 2);
   static constexpr int kNormedTogether = 2;
   static constexpr int kChunkBytes = packed_chunk_bytes(Group::kScales);
   static constexpr int kScales = Group::kScales;
