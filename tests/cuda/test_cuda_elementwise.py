@@ -11,7 +11,7 @@ import pytest
 import torch
 from cases import ROWS
 from compare import SENTINEL, assert_close
-from test_cuda_on_cpu_elementwise import packed_table
+from quantized_weights import random_blocks, whole_blocks
 from test_kv_cache import CACHE_DTYPES, HEADS, KV_HEADS, cos_sin_table
 
 from lampo import ops
@@ -131,7 +131,9 @@ def test_embedding(gpu, table, dtype):
     """The CPU's bits; zeros for ids out of range."""
     token_ids = torch.arange(-1, 24)
     if isinstance(table, str):
-        weight = packed_table(23, 2112, table)
+        generator = torch.Generator().manual_seed(0)
+        blocks = random_blocks(23, whole_blocks(2112, table), table, generator)
+        weight = ops.pack_weight(blocks, table)
         on_gpu = dataclasses.replace(weight, data=weight.data.to(gpu))
     else:
         weight = padded((23, 2112), 0, table, torch.device("cpu"))
