@@ -207,6 +207,8 @@ def test_interrupted_command(tmp_path: Path) -> None:
     make_gguf(tmp_path / "a.gguf", quantization="F16")
     script = (
         "import os, signal, sys, lampo.quantization as q\n"
+        # A parent in the background hands on that SIGINT is ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from lampo import ops\n"
         "old = ops.quantize_weight\n"
         "def new(*a, **k):\n"
