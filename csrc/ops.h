@@ -101,9 +101,10 @@ void merge_states(
 struct LinearOptions {
   OptionalTensor norm_weight = nullptr;  // [in_features] float32 or as x: RMS norm of x
   double norm_eps = 1e-6;
-  bool silu_mul = false;     // y is gate and up, 16 columns in turn: out = silu(gate) * up
-  bool accumulate = false;   // out += y
-  int activation_bits = 16;  // rounding of x: packed 8, 9 or 16 (CUDA: 16), bfloat16 8 or 16
+  bool silu_mul = false;      // y is gate and up, 16 columns in turn: out = silu(gate) * up
+  bool accumulate = false;    // out += y
+  int activation_bits = 16;   // rounding of x: packed 8, 9 or 16 (CUDA: 16), bfloat16 8 or 16
+  double swiglu_limit = 0.0;  // beside silu_mul, if > 0: the clamped one (LinearParams)
 };
 
 void linear(const TensorView& x,       // [num_tokens, in_features] float32, bfloat16; CUDA: float16
@@ -135,6 +136,34 @@ void linear_packed(const TensorView& x, const TensorView& weight, WeightFormat f
                    OptionalTensor bias, const LinearOptions& options, const TensorView& out,
                    const TensorView& workspace,  // [>= linear_workspace_size()] uint8
                    Stream stream = {});
+
+/// Mixtures of experts, on the CPU. What the outputs mean is written in params.h (RouteParams).
+struct Routing {
+  const TensorView& experts;  // [num_tokens, top_k] int32
+  const TensorView& weights;  // [num_tokens, top_k] float32
+  const TensorView& rows;     // [num_tokens, top_k] int32
+  const TensorView& x_rows;   // [num_tokens * top_k] int32
+  const TensorView& offsets;  // [num_experts + 1] int32
+};
+void route_tokens(const TensorView& logits,  // [num_tokens, num_experts] float32
+                  bool normalized, const Routing& to);
+/// A linear with a weight per expert, for rows in the order of their experts; `options` as of
+/// linear() and linear_packed(), without accumulate.
+void expert_linear(const TensorView& x,         // [num_x_rows, in_features]
+                   const TensorView& weight,    // [num_experts * out_features, in_features], or its
+                                                // strips, out_features a multiple of 16
+                   const WeightFormat* format,  // null: dense
+                   OptionalTensor bias,         // [num_experts * out_features] float32 or as x
+                   const TensorView& offsets,   // [num_experts + 1] int32: rows of every expert
+                   OptionalTensor x_rows,       // [num_rows] int32: rows of x; null: row i
+                   const LinearOptions& options,
+                   const TensorView& out,         // [num_rows, out_features] float32 or as x
+                   const TensorView& workspace);  // [>= linear_workspace_size(num_rows, ...)] uint8
+void combine_experts(const TensorView& y,         // [num_rows, size] float32 or as out
+                     const TensorView& rows,      // [num_tokens, top_k] int32
+                     const TensorView& weights,   // [num_tokens, top_k] float32
+                     bool accumulate,
+                     const TensorView& out);  // [num_tokens, size] float32 or bfloat16
 
 void embedding(const TensorView& token_ids,  // [num_tokens] int32 or int64
                const TensorView& table,      // [vocab_size, hidden_size] float32, bfloat16, float16

@@ -167,6 +167,9 @@ struct MergeStatesParams {
 };
 
 /// y = norm(x) weight^T + bias, and out = y, silu(gate) * up, or out + y.
+///
+/// With experts, rows [expert_offsets[e], expert_offsets[e + 1]) of out are products with weight
+/// and bias e. Both are values of the step: kernels read them and clamp those out of range.
 struct LinearParams {
   DType dtype;          // of x: float32 or bfloat16; on CUDA also float16
   DType out_dtype;      // float32 or dtype
@@ -178,18 +181,59 @@ struct LinearParams {
   bool packed;          // weight is strips of `format`
   bool silu_mul;        // rows of weight are gate and up, 16 in turn; out has half as many columns
   bool accumulate;      // out += instead of out =
+  float swiglu_limit;   // with silu_mul, if > 0: out = (up + 1) gate sigmoid(1.702 gate), with gate
+                        // clamped to <= limit and up to +- limit
   float norm_eps;
-  int64_t num_tokens;
+  int64_t num_tokens;  // rows of out
+  int64_t num_x_rows;  // num_tokens, if x_rows is null
   int64_t in_features;
-  int64_t out_features;     // rows of weight
-  const void* x;            // [num_tokens, in_features]
-  const void* norm_weight;  // [in_features], RMS norm of x before the product; null: none
-  const void* weight;       // [out_features, in_features], or [ceil(out_features / 16)] strips
-  const void* bias;         // [out_features]; null: none
-  void* out;                // [num_tokens, out_features]
-  void* workspace;          // linear_workspace_size() bytes; null: dense without norm, or CUDA
+  int64_t out_features;           // rows of weight, of one expert
+  int64_t num_experts;            // 0: one weight for all rows
+  const void* x;                  // [num_x_rows, in_features]
+  const int32_t* x_rows;          // [num_tokens] rows of x; null: row i of out takes row i of x
+  const int32_t* expert_offsets;  // [num_experts + 1]; null: no experts
+  const void* norm_weight;        // [in_features], RMS norm of x before the product; null: none
+  const void* weight;  // [out_features, in_features], or [ceil(out_features / 16)] strips;
+                       // with experts, num_experts of these
+  const void* bias;    // [out_features], or [num_experts, out_features]; null: none
+  void* out;           // [num_tokens, out_features]
+  void* workspace;     // linear_workspace_size() bytes; null: dense without norm, or CUDA
   int64_t stride_x_token;
-  int64_t stride_weight_row;  // of a dense weight
+  int64_t stride_weight_row;     // of a dense weight
+  int64_t stride_weight_expert;  // in bytes
+  int64_t stride_out_token;
+};
+
+/// The top_k experts of every token, and all (token, expert) pairs sorted by expert, then token:
+/// their order is that of the rows of expert_linear's out.
+struct RouteParams {
+  int64_t num_tokens;
+  int64_t num_experts;
+  int64_t top_k;
+  bool normalized;      // weights are the softmax over the chosen experts, else over all
+  const float* logits;  // [num_tokens, num_experts]
+  int32_t* experts;     // [num_tokens, top_k], by descending logit, then ascending number
+  float* weights;       // [num_tokens, top_k]
+  int32_t* rows;        // [num_tokens, top_k], places of the pairs among all
+  int32_t* x_rows;      // [num_tokens * top_k], tokens of the sorted pairs
+  int32_t* offsets;     // [num_experts + 1], the first pair of every expert
+  int64_t stride_logits_token;
+};
+
+/// out[t] += sum over i of weights[t, i] y[rows[t, i]], or = if not accumulate; i ascending, in f32.
+struct CombineParams {
+  DType dtype;    // of out
+  DType y_dtype;  // float32 or dtype
+  bool accumulate;
+  int64_t num_tokens;
+  int64_t top_k;
+  int64_t size;
+  int64_t num_rows;      // of y; others than these are read clamped
+  const void* y;         // [num_rows, size]
+  const int32_t* rows;   // [num_tokens, top_k]
+  const float* weights;  // [num_tokens, top_k]
+  void* out;             // [num_tokens, size]
+  int64_t stride_y_row;
   int64_t stride_out_token;
 };
 

@@ -14,6 +14,7 @@ namespace lampo {
 
 void bind_attention(pybind11::module_& m);
 void bind_elementwise(pybind11::module_& m);
+void bind_experts(pybind11::module_& m);
 void bind_linear(pybind11::module_& m);
 void bind_program(pybind11::module_& m);
 void bind_runtime(pybind11::module_& m);

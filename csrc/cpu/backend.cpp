@@ -90,9 +90,19 @@ int64_t bytes_of(const LinearParams& p) {
   const int64_t weight =
       p.packed ? p.out_features * strip_layout(p.format, p.in_features).strip_bytes / kStripRows
                : p.out_features * p.in_features * size_of(p.weight_dtype);
+  int64_t weights = p.num_experts == 0 ? 1 : 0;  // that are read: of experts with rows
+  for (int64_t expert = 0; expert < p.num_experts; ++expert) {
+    weights += p.expert_offsets[expert + 1] > p.expert_offsets[expert];
+  }
   const int64_t columns = p.silu_mul ? p.out_features / 2 : p.out_features;
-  return weight + p.num_tokens * (p.in_features * size_of(p.dtype) +
-                                  columns * size_of(p.out_dtype) * (p.accumulate ? 2 : 1));
+  return weights * weight +
+         p.num_tokens * (p.in_features * size_of(p.dtype) +
+                         columns * size_of(p.out_dtype) * (p.accumulate ? 2 : 1));
+}
+int64_t bytes_of(const RouteParams& p) { return p.num_tokens * (p.num_experts + 4 * p.top_k) * 4; }
+int64_t bytes_of(const CombineParams& p) {
+  const int64_t row = p.top_k * size_of(p.y_dtype) + (p.accumulate ? 2 : 1) * size_of(p.dtype);
+  return p.num_tokens * p.size * row;
 }
 int64_t bytes_of(const PackWeightParams& p) {
   const StripLayout layout = strip_layout(p.format, p.in_features);
@@ -133,7 +143,9 @@ void launch(std::string_view name, Kernel<Params> kernel, const Params& params) 
 }
 
 std::string describe(const LinearParams& p) {
-  return "linear [" + std::to_string(p.out_features) + ", " + std::to_string(p.in_features) + "] " +
+  const bool experts = p.num_experts > 0;
+  return (experts ? "expert_linear [" + std::to_string(p.num_experts) + ", " : "linear [") +
+         std::to_string(p.out_features) + ", " + std::to_string(p.in_features) + "] " +
          (p.packed ? name_of(p.format) : name_of(p.weight_dtype));
 }
 
@@ -178,6 +190,11 @@ void linear(const LinearParams& p) {
   const Kernel<LinearParams> kernel = p.packed ? table.linear_packed : table.linear;
   if (recording_program() == nullptr) return launch("linear", kernel, p);
   launch(describe(p), kernel, p);
+}
+
+void route_tokens(const RouteParams& p) { launch("route_tokens", kernels().route_tokens, p); }
+void combine_experts(const CombineParams& p) {
+  launch("combine_experts", kernels().combine_experts, p);
 }
 
 void pack_weight(const PackWeightParams& p) { launch("pack_weight", kernels().pack_weight, p); }

@@ -14,6 +14,8 @@ void paged_attention(const PagedAttentionParams& p);
 int64_t paged_attention_workspace_size(int64_t group_size, int64_t head_dim, int64_t max_seq_len);
 void merge_states(const MergeStatesParams& p);
 void linear(const LinearParams& p);
+void route_tokens(const RouteParams& p);
+void combine_experts(const CombineParams& p);
 void pack_weight(const PackWeightParams& p);
 void quantize_weight(const QuantizeWeightParams& p);
 void embedding(const EmbeddingParams& p);

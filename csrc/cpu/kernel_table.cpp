@@ -14,6 +14,8 @@ void paged_attention(const PagedAttentionParams& p, const Team& team);
 void merge_states(const MergeStatesParams& p, const Team& team);
 void linear(const LinearParams& p, const Team& team);
 void linear_packed(const LinearParams& p, const Team& team);
+void route_tokens(const RouteParams& p, const Team& team);
+void combine_experts(const CombineParams& p, const Team& team);
 void pack_weight(const PackWeightParams& p, const Team& team);
 void quantize_weight(const QuantizeWeightParams& p, const Team& team);
 void embedding(const EmbeddingParams& p, const Team& team);
@@ -31,6 +33,8 @@ const KernelTable kTable = {
     .merge_states = merge_states,
     .linear = linear,
     .linear_packed = linear_packed,
+    .route_tokens = route_tokens,
+    .combine_experts = combine_experts,
     .pack_weight = pack_weight,
     .quantize_weight = quantize_weight,
     .embedding = embedding,

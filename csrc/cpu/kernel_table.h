@@ -24,6 +24,8 @@ struct KernelTable {
   Kernel<MergeStatesParams> merge_states;
   Kernel<LinearParams> linear;
   Kernel<LinearParams> linear_packed;
+  Kernel<RouteParams> route_tokens;
+  Kernel<CombineParams> combine_experts;
   Kernel<PackWeightParams> pack_weight;
   Kernel<QuantizeWeightParams> quantize_weight;
   Kernel<EmbeddingParams> embedding;

@@ -10,10 +10,11 @@ constexpr uintptr_t kPackedAlignment = 16;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/// Checks the common arguments of dense and packed linears; returns Params with them.
-LinearParams check_linear(const TensorView& x, int64_t out_features, OptionalTensor bias,
-                          const LinearOptions& options, const TensorView& out,
-                          OptionalTensor workspace) {
+/// Checks the common arguments of dense and packed linears; returns Params with them. Without
+/// experts (num_experts 0) num_rows, the rows of out, are those of x.
+LinearParams check_linear(const TensorView& x, int64_t num_rows, int64_t num_experts,
+                          int64_t out_features, OptionalTensor bias, const LinearOptions& options,
+                          const TensorView& out, OptionalTensor workspace) {
   check_shape("x", x, {kAny, kAny});
   const bool on_cpu = x.device.type == DeviceType::kCPU;
   if (on_cpu) {
@@ -23,7 +24,7 @@ LinearParams check_linear(const TensorView& x, int64_t out_features, OptionalTen
   }
   check_inner_contiguous("x", x);
   if (bias != nullptr) {
-    check_shape("bias", *bias, {out_features});
+    check_shape("bias", *bias, {(num_experts > 0 ? num_experts : 1) * out_features});
     check_dtype("bias", *bias, {DType::kF32, x.dtype});
     check_contiguous("bias", *bias);
     check_device("bias", *bias, x.device);
@@ -42,13 +43,13 @@ LinearParams check_linear(const TensorView& x, int64_t out_features, OptionalTen
                "silu_mul wants an even number of strips of 16 rows, got " +
                    std::to_string(out_features) + " rows");
   }
-  check_shape("out", out, {x.shape[0], options.silu_mul ? out_features / 2 : out_features});
+  check_shape("out", out, {num_rows, options.silu_mul ? out_features / 2 : out_features});
   check_dtype("out", out, {DType::kF32, x.dtype});
   check_inner_contiguous("out", out);
   check_writable("out", out);
   check_device("out", out, x.device);
   if (workspace != nullptr) {
-    const int64_t needed = on_cpu ? linear_workspace_size(x.shape[0], x.shape[1]) : 0;
+    const int64_t needed = on_cpu ? linear_workspace_size(num_rows, x.shape[1]) : 0;
     check_shape("workspace", *workspace, {kAny});
     check_dtype("workspace", *workspace, {DType::kU8});
     check_contiguous("workspace", *workspace);
@@ -69,11 +70,16 @@ LinearParams check_linear(const TensorView& x, int64_t out_features, OptionalTen
       .packed = false,
       .silu_mul = options.silu_mul,
       .accumulate = options.accumulate,
+      .swiglu_limit = static_cast<float>(options.swiglu_limit),
       .norm_eps = static_cast<float>(options.norm_eps),
-      .num_tokens = x.shape[0],
+      .num_tokens = num_rows,
+      .num_x_rows = x.shape[0],
       .in_features = x.shape[1],
       .out_features = out_features,
+      .num_experts = num_experts,
       .x = x.data,
+      .x_rows = nullptr,
+      .expert_offsets = nullptr,
       .norm_weight = norm != nullptr ? norm->data : nullptr,
       .weight = nullptr,
       .bias = bias != nullptr ? bias->data : nullptr,
@@ -81,8 +87,47 @@ LinearParams check_linear(const TensorView& x, int64_t out_features, OptionalTen
       .workspace = workspace != nullptr ? workspace->data : nullptr,
       .stride_x_token = x.stride[0],
       .stride_weight_row = 0,
+      .stride_weight_expert = 0,
       .stride_out_token = out.stride[0],
   };
+}
+
+/// Checks a dense weight of `rows` rows and enters it into params.
+void set_dense(LinearParams& params, const TensorView& x, const TensorView& weight, int64_t rows,
+               const LinearOptions& options, OptionalTensor workspace) {
+  check_shape("weight", weight, {rows, x.shape[1]});
+  check_dtype("weight", weight, {DType::kF32, DType::kBF16, DType::kF16});
+  check_inner_contiguous("weight", weight);
+  check_device("weight", weight, x.device);
+  const int bits = options.activation_bits;
+  check_that(bits == 8 || bits == 16, "activation_bits",
+             "expected 8 or 16, got " + std::to_string(bits));
+  check_that(workspace != nullptr || weight.dtype != DType::kBF16 || x.dtype == DType::kBF16 ||
+                 x.device.type != DeviceType::kCPU,
+             "workspace", "expected a tensor beside a bfloat16 weight and float32 x, got None");
+  params.weight_dtype = weight.dtype;
+  params.weight = weight.data;
+  params.stride_weight_row = weight.stride[0];
+}
+
+/// Checks a packed weight of `rows` rows and enters it into params.
+void set_packed(LinearParams& params, const TensorView& x, const TensorView& weight,
+                WeightFormat format, int64_t rows, const LinearOptions& options) {
+  check_packed("x", format, x.shape[1], x.device);
+  check_shape("weight", weight,
+              {ceil_div(rows, kStripRows), packed_strip_bytes(format, x.shape[1])});
+  check_dtype("weight", weight, {DType::kU8});
+  check_contiguous("weight", weight);
+  check_device("weight", weight, x.device);
+  const int bits = options.activation_bits;
+  check_that(bits == 8 || bits == 9 || bits == 16, "activation_bits",
+             "expected 8, 9 or 16, got " + std::to_string(bits));
+  check_that(x.device.type == DeviceType::kCPU ||
+                 reinterpret_cast<uintptr_t>(weight.data) % kPackedAlignment == 0,
+             "weight", "expected data aligned to 16 bytes on CUDA");
+  params.packed = true;
+  params.format = format;
+  params.weight = weight.data;
 }
 
 }  // namespace
@@ -138,20 +183,9 @@ void linear(const TensorView& x, const TensorView& weight, OptionalTensor bias,
             const LinearOptions& options, const TensorView& out, OptionalTensor workspace,
             Stream stream) {
   check_shape("weight", weight, {kAny, kAny});
-  LinearParams params = check_linear(x, weight.shape[0], bias, options, out, workspace);
-  check_shape("weight", weight, {kAny, x.shape[1]});
-  check_dtype("weight", weight, {DType::kF32, DType::kBF16, DType::kF16});
-  check_inner_contiguous("weight", weight);
-  check_device("weight", weight, x.device);
-  const int bits = options.activation_bits;
-  check_that(bits == 8 || bits == 16, "activation_bits",
-             "expected 8 or 16, got " + std::to_string(bits));
-  check_that(workspace != nullptr || weight.dtype != DType::kBF16 || x.dtype == DType::kBF16 ||
-                 x.device.type != DeviceType::kCPU,
-             "workspace", "expected a tensor beside a bfloat16 weight and float32 x, got None");
-  params.weight_dtype = weight.dtype;
-  params.weight = weight.data;
-  params.stride_weight_row = weight.stride[0];
+  LinearParams params =
+      check_linear(x, x.shape[0], 0, weight.shape[0], bias, options, out, workspace);
+  set_dense(params, x, weight, kAny, options, workspace);
   on_device(x.device, stream, params, cpu::linear, cuda::linear);
 }
 
@@ -222,23 +256,56 @@ void linear_packed(const TensorView& x, const TensorView& weight, WeightFormat f
                    const TensorView& workspace, Stream stream) {
   check_shape("out", out, {kAny, kAny});
   const int64_t out_features = options.silu_mul ? 2 * out.shape[1] : out.shape[1];
-  LinearParams params = check_linear(x, out_features, bias, options, out, &workspace);
-  check_packed("x", format, x.shape[1], x.device);
-  check_shape("weight", weight,
-              {ceil_div(out_features, kStripRows), packed_strip_bytes(format, x.shape[1])});
-  check_dtype("weight", weight, {DType::kU8});
-  check_contiguous("weight", weight);
-  check_device("weight", weight, x.device);
-  const int bits = options.activation_bits;
-  check_that(bits == 8 || bits == 9 || bits == 16, "activation_bits",
-             "expected 8, 9 or 16, got " + std::to_string(bits));
-  check_that(x.device.type == DeviceType::kCPU ||
-                 reinterpret_cast<uintptr_t>(weight.data) % kPackedAlignment == 0,
-             "weight", "expected data aligned to 16 bytes on CUDA");
-  params.packed = true;
-  params.format = format;
-  params.weight = weight.data;
+  LinearParams params =
+      check_linear(x, x.shape[0], 0, out_features, bias, options, out, &workspace);
+  set_packed(params, x, weight, format, out_features, options);
   on_device(x.device, stream, params, cpu::linear, cuda::linear);
+}
+
+void expert_linear(const TensorView& x, const TensorView& weight, const WeightFormat* format,
+                   OptionalTensor bias, const TensorView& offsets, OptionalTensor x_rows,
+                   const LinearOptions& options, const TensorView& out,
+                   const TensorView& workspace) {
+  check_device("x", x, Device{});
+  check_shape("x", x, {kAny, kAny});
+  check_shape("out", out, {kAny, kAny});
+  check_shape("offsets", offsets, {kAny});
+  check_dtype("offsets", offsets, {DType::kI32});
+  check_contiguous("offsets", offsets);
+  check_device("offsets", offsets, x.device);
+  const int64_t num_rows = out.shape[0], num_experts = offsets.shape[0] - 1;
+  check_that(num_experts > 0, "offsets",
+             "expected num_experts + 1 values, got " + std::to_string(offsets.shape[0]));
+  const int64_t out_features = options.silu_mul ? 2 * out.shape[1] : out.shape[1];
+  check_that(
+      out_features % kStripRows == 0, "out",
+      "expected a multiple of 16 rows of weight per expert, got " + std::to_string(out_features));
+  if (x_rows != nullptr) {
+    check_shape("x_rows", *x_rows, {num_rows});
+    check_dtype("x_rows", *x_rows, {DType::kI32});
+    check_contiguous("x_rows", *x_rows);
+    check_device("x_rows", *x_rows, x.device);
+    check_that(x.shape[0] > 0 || num_rows == 0, "x", "expected at least one row, got none");
+  } else {
+    check_shape("x", x, {num_rows, kAny});
+  }
+  check_that(!options.accumulate, "accumulate", "expected False with experts");
+  check_range("swiglu_limit", options.swiglu_limit, 0.0, 1e6);
+  check_that(options.swiglu_limit == 0.0 || options.silu_mul, "swiglu_limit",
+             "expected 0 without silu_mul");
+  LinearParams params =
+      check_linear(x, num_rows, num_experts, out_features, bias, options, out, &workspace);
+  if (format == nullptr) {
+    set_dense(params, x, weight, num_experts * out_features, options, &workspace);
+    params.stride_weight_expert = out_features * weight.stride[0] * size_of(weight.dtype);
+  } else {
+    set_packed(params, x, weight, *format, num_experts * out_features, options);
+    params.stride_weight_expert =
+        out_features / kStripRows * packed_strip_bytes(*format, x.shape[1]);
+  }
+  params.expert_offsets = offsets.ptr<const int32_t>();
+  params.x_rows = x_rows != nullptr ? x_rows->ptr<const int32_t>() : nullptr;
+  cpu::linear(params);
 }
 
 }  // namespace lampo

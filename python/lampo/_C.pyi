@@ -81,6 +81,37 @@ def embedding_packed(
     token_ids: Tensor, table: Tensor, format: str, vocab_size: int, out: Tensor, accumulate: bool, /
 ) -> None: ...
 
+# bindings/experts.cpp
+def route_tokens(
+    logits: Tensor,
+    normalized: bool,
+    experts: Tensor,
+    weights: Tensor,
+    rows: Tensor,
+    x_rows: Tensor,
+    offsets: Tensor,
+    /,
+) -> None: ...
+def expert_linear(
+    x: Tensor,
+    weight: Tensor,
+    format: str | None,
+    activation_bits: int,
+    bias: Tensor | None,
+    offsets: Tensor,
+    x_rows: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_eps: float,
+    silu_mul: bool,
+    swiglu_limit: float,
+    out: Tensor,
+    workspace: Tensor,
+    /,
+) -> None: ...
+def combine_experts(
+    y: Tensor, rows: Tensor, weights: Tensor, accumulate: bool, out: Tensor, /
+) -> None: ...
+
 # bindings/attention.cpp
 def append_kv(
     q: Tensor | None,

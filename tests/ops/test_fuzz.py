@@ -97,6 +97,23 @@ def linear_call() -> Arguments:
     }
 
 
+def expert_linear_call() -> Arguments:
+    return {
+        "x": floats(3, 64),
+        "weight": floats(96, 64),
+        "offsets": ints([0, 2, 2, 4]),
+        "x_rows": ints([0, 1, 1, 2]),
+        "bias": floats(96),
+        "norm_weight": floats(64),
+        "norm_eps": 1e-6,
+        "silu_mul": True,
+        "swiglu_limit": 7.0,
+        "activation_bits": None,
+        "out": None,
+        "workspace": None,
+    }
+
+
 def sample_call() -> Arguments:
     return {
         "logits": floats(2, 50),
@@ -131,6 +148,17 @@ CALLS: dict[str, Callable[[], Arguments]] = {
     "append_kv": append_call,
     "linear": linear_call,
     "linear packed": lambda: linear_call() | {"weight": packed(32, 64), "activation_bits": 9},
+    "route_tokens": lambda: {"logits": floats(3, 6), "top_k": 2, "normalized": True, "out": None},
+    "expert_linear": expert_linear_call,
+    "expert_linear packed": lambda: (
+        expert_linear_call() | {"weight": packed(96, 64), "activation_bits": 9}
+    ),
+    "combine_experts": lambda: {
+        "y": floats(6, 64),
+        "routing": ops.route_tokens(floats(3, 4), 2),
+        "accumulate": True,
+        "out": floats(3, 64),
+    },
     "sample": sample_call,
     "merge_states": lambda: {
         "out_partial": floats(2, 3, 4, 32),

@@ -9,6 +9,7 @@
 // Lane l of an accumulator sums k = l, l + kWidth, ... in order; with pairs k = 2l, 2l + 1,
 // 2l + 2 kWidth, ..., with separate sums for high and low. Lanes are added in one fixed tree. This
 // definition does not depend on the tiling, so a token's result does not depend on its batch.
+// With experts (experts.h) the rows of x are prepared in the order of the rows of out.
 //
 // Work: a thread owns a range of output rows. It multiplies kNr of them with kMr tokens at a time:
 // kMr kNr accumulators in registers; a loaded vector of x serves kNr products, one of w kMr. The
@@ -135,15 +136,13 @@ class Product {
   Product(const LinearParams& params, const typename P::X* x, int64_t stride_x)
       : p(params), x_(x), stride_x_(stride_x) {}
 
-  void run(const Team& team) const {
-    for_each_tile(p.num_tokens, kTokenBlock, num_outputs(p), kRowsAtOnce, team,
-                  [&](Share tokens, Share rows) {
-                    if (p.num_tokens > kFewTokens) {
-                      multiply_tokens<kMr<P>, kNr>(tokens.begin, tokens.end, rows);
-                    } else {
-                      multiply_tokens<kFewTokens / P::kTerms, 1>(tokens.begin, tokens.end, rows);
-                    }
-                  });
+  /// Not in line: one copy serves products with and without experts.
+  [[gnu::noinline]] void multiply_tile(Share tokens, Share rows) const {
+    if (p.num_tokens > kFewTokens) {
+      multiply_tokens<kMr<P>, kNr>(tokens.begin, tokens.end, rows);
+    } else {
+      multiply_tokens<kFewTokens / P::kTerms, 1>(tokens.begin, tokens.end, rows);
+    }
   }
 
  private:
@@ -221,23 +220,43 @@ void prepare_rows(const LinearParams& p, typename P::X* to, Share tokens) {
   }
 }
 
+/// Multiplies all rows of x, those of an expert with its weight.
+template <class P, class Out>
+void multiply(const LinearParams& p, const typename P::X* x, int64_t stride_x, const Team& team) {
+  if (p.num_experts == 0) {
+    const Product<P, Out> product(p, x, stride_x);
+    for_each_tile(p.num_tokens, kTokenBlock, num_outputs(p), kRowsAtOnce, team,
+                  [&](Share tokens, Share rows) { product.multiply_tile(tokens, rows); });
+    return;
+  }
+  for_each_expert_tile(p, kTokenBlock, num_outputs(p), kRowsAtOnce, team,
+                       [&](int64_t expert, Share tokens, Share rows) {
+                         const Share all = expert_rows(p, expert);
+                         const LinearParams part = expert_part(p, expert, all);
+                         Product<P, Out>(part, x + all.begin * stride_x, stride_x)
+                             .multiply_tile({tokens.begin - all.begin, tokens.end - all.begin},
+                                            rows);
+                       });
+}
+
 template <class P, class T>
 void run(const LinearParams& p, const Team& team) {
   using X = typename P::X;
   alignas(64) char copy[kPrivateBytes];
   const X* x = static_cast<const X*>(p.x);
   int64_t stride_x = p.stride_x_token;
-  if (p.norm_weight != nullptr || !std::is_same_v<X, T>) {
-    stride_x = row_size<P>(p.in_features);
-    const bool is_private =
-        p.num_tokens * stride_x * static_cast<int64_t>(sizeof(X)) <= kPrivateBytes;
+  if (p.norm_weight != nullptr || p.x_rows != nullptr || !std::is_same_v<X, T>) {
+    const int64_t num_rows = shares_one_row(p) ? 1 : p.num_tokens;
+    const int64_t size = row_size<P>(p.in_features);
+    const bool is_private = num_rows * size * static_cast<int64_t>(sizeof(X)) <= kPrivateBytes;
     X* rows = static_cast<X*>(is_private ? static_cast<void*>(copy) : p.workspace);
-    prepare_rows<P, T>(p, rows, is_private ? Share{0, p.num_tokens} : share_of(p.num_tokens, team));
+    prepare_rows<P, T>(p, rows, is_private ? Share{0, num_rows} : share_of(num_rows, team));
     if (!is_private) team.sync();
     x = rows;
+    stride_x = num_rows == 1 ? 0 : size;
   }
   dispatch_dtype<float, BF16>(p.out_dtype,
-                              [&]<class Out>() { Product<P, Out>(p, x, stride_x).run(team); });
+                              [&]<class Out>() { multiply<P, Out>(p, x, stride_x, team); });
 }
 
 }  // namespace

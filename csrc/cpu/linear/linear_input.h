@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common/dispatch.h"
+#include "cpu/linear/experts.h"
 #include "cpu/vec/mask.h"
 #include "cpu/vec/row.h"
 #include "cpu/vec/strip.h"
@@ -26,7 +27,7 @@ static inline void with_normed_row(const T* x, const W* weight, int64_t size, fl
 /// Calls fn(read) with read(i, n) = elements [i, i + n) of the token's row of x, after the norm.
 template <class T, class Fn>
 static inline void with_input_row(const LinearParams& p, int64_t token, Fn&& fn) {
-  const T* x = static_cast<const T*>(p.x) + token * p.stride_x_token;
+  const T* x = static_cast<const T*>(p.x) + x_row(p, token) * p.stride_x_token;
   if (p.norm_weight == nullptr) return fn([=](int64_t i, int n) { return load_n(x + i, n); });
   dispatch_dtype<float, BF16>(p.norm_dtype, [&]<class W>() {
     with_normed_row(x, static_cast<const W*>(p.norm_weight), p.in_features, p.norm_eps, fn);
@@ -70,13 +71,14 @@ struct QuantizedRows {
     correction = reinterpret_cast<int32_t*>(sum + count * num_sums);
   }
 
-  /// A view that begins at group number `index`.
-  QuantizedRows from(int64_t index) const {
+  /// Some of the rows, with blocks of their own.
+  QuantizedRows of(Share rows) const {
     QuantizedRows part = *this;
-    part.quants += index * quant_bytes;
-    part.scale += index;
-    part.sum += index * num_sums;
-    part.correction += index * num_sums;
+    part.quants += rows.begin * groups * quant_bytes;
+    part.scale += rows.begin * groups;
+    part.sum += rows.begin * groups * num_sums;
+    part.correction += rows.begin * groups * num_sums;
+    part.num_rows = rows.end - rows.begin;
     return part;
   }
   /// Rows of the block that begins at `row`, a multiple of kRowBlock.

@@ -27,6 +27,16 @@ static inline F32 add_bias(const LinearParams& p, int64_t row, int n, F32 value)
   return value;
 }
 
+/// The gated activation: silu(gate) * up, or with a limit the clamped one.
+static inline F32 gated(const LinearParams& p, F32 gate, F32 up) {
+  if (p.swiglu_limit <= 0.0f) return gate * sigmoid(gate) * up;
+  const F32 limit(p.swiglu_limit);
+  // min and max keep a NaN that is their second operand.
+  gate = min(limit, gate);
+  up = max(-limit, min(limit, up));
+  return (up + F32(1.0f)) * gate * sigmoid(F32(1.702f) * gate);
+}
+
 /// Writes out[token][column + i] for i in [0, n), n <= F32::kWidth. value: products with the rows
 /// of weight_row(); up: with silu_mul, those with the rows of up.
 template <class Out>
@@ -34,7 +44,7 @@ static inline void write_outputs(const LinearParams& p, int64_t token, int64_t c
                                  F32 value, F32 up) {
   const int64_t row = weight_row(p, column);
   value = add_bias(p, row, n, value);
-  if (p.silu_mul) value = value * sigmoid(value) * add_bias(p, row + kStripRows, n, up);
+  if (p.silu_mul) value = gated(p, value, add_bias(p, row + kStripRows, n, up));
   Out* out = static_cast<Out*>(p.out) + token * p.stride_out_token + column;
   if (p.accumulate) value = value + load_n(out, n);
   if (n == F32::kWidth) {

@@ -9,6 +9,7 @@
 // weights. Groups are added in the order of the inputs, in f32, by two fused steps: this definition
 // holds for any number of tokens, threads and tiles, so a token's result does not depend on its
 // batch.
+// With experts (experts.h) the rows of x are quantized in the order of the rows of out.
 //
 // Work: a thread owns a range of strips (16 output rows in the lanes of one or more registers). It
 // walks a strip once per block of up to kRowBlock tokens; eight registers of unpacked codes serve
@@ -241,10 +242,9 @@ class Product {
   Product(const LinearParams& params, const QuantizedRows& rows)
       : p(params), rows_(rows), strip_bytes_(Q::Group::strip_bytes(params.in_features)) {}
 
-  void run(const Team& team) const {
-    const int64_t num_strips = (num_outputs(p) + kStripRows - 1) / kStripRows;
-    for_each_tile(p.num_tokens, kTokenBlock, num_strips, kStripsPerTile, team,
-                  [&](Share rows, Share strips) { multiply_rows<kRowBlock>(strips, rows); });
+  /// Not in line: one copy serves products with and without experts.
+  [[gnu::noinline]] void multiply_tile(Share rows, Share strips) const {
+    multiply_rows<kRowBlock>(strips, rows);
   }
 
  private:
@@ -293,20 +293,56 @@ class Product {
   const int64_t strip_bytes_;
 };
 
+/// Multiplies all rows, those of an expert with its weight. one_row: as shares_one_row().
+template <class Q, class Out, bool kGated>
+void multiply(const LinearParams& p, const QuantizedRows& rows, bool one_row, const Team& team) {
+  const int64_t num_strips = (num_outputs(p) + kStripRows - 1) / kStripRows;
+  if (p.num_experts == 0) {
+    const Product<Q, Out, kGated> product(p, rows);
+    for_each_tile(p.num_tokens, kTokenBlock, num_strips, kStripsPerTile, team,
+                  [&](Share tokens, Share strips) { product.multiply_tile(tokens, strips); });
+    return;
+  }
+  for_each_expert_tile(p, kTokenBlock, num_strips, kStripsPerTile, team,
+                       [&](int64_t expert, Share tokens, Share strips) {
+                         const Share all = expert_rows(p, expert);
+                         const LinearParams part = expert_part(p, expert, all);
+                         const QuantizedRows own = one_row ? rows : rows.of(all);
+                         Product<Q, Out, kGated>(part, own).multiply_tile(
+                             {tokens.begin - all.begin, tokens.end - all.begin}, strips);
+                       });
+}
+
 template <class Format, int kBits>
 void run(const LinearParams& p, const Team& team) {
   using Q = Operands<Format, Dots<Format, kBits>>;
   alignas(64) char copy[kPrivateBytes];
-  const bool is_private = QuantizedRows::bytes(p, Q::Dots::kRowBytes, Q::kScales) <= kPrivateBytes;
-  const QuantizedRows rows(p, Q::Dots::kRowBytes, Q::kScales, is_private ? copy : p.workspace);
-  quantize_rows<typename Q::Dots, kBits>(
-      p, rows, Q::kOffset, is_private ? Share{0, p.num_tokens} : share_of(p.num_tokens, team));
+  const bool one_row = shares_one_row(p);
+  LinearParams input = p;
+  if (one_row) {
+    input.num_tokens = 1;
+    input.num_experts = 0;
+    input.x_rows = nullptr;
+  }
+  const bool is_private =
+      QuantizedRows::bytes(input, Q::Dots::kRowBytes, Q::kScales) <= kPrivateBytes;
+  const QuantizedRows rows(input, Q::Dots::kRowBytes, Q::kScales, is_private ? copy : p.workspace);
+  const Share share = is_private ? Share{0, input.num_tokens} : share_of(input.num_tokens, team);
+  for (int64_t expert = 0; expert < num_groups(input); ++expert) {
+    const Share all = expert_rows(input, expert);
+    const Share own = {all.begin > share.begin ? all.begin : share.begin,
+                       all.end < share.end ? all.end : share.end};
+    if (own.begin >= own.end) continue;
+    quantize_rows<typename Q::Dots, kBits>(expert_part(input, expert, all), rows.of(all),
+                                           Q::kOffset,
+                                           {own.begin - all.begin, own.end - all.begin});
+  }
   if (!is_private) team.sync();
   dispatch_dtype<float, BF16>(p.out_dtype, [&]<class Out>() {
     if (p.silu_mul) {
-      Product<Q, Out, true>(p, rows).run(team);
+      multiply<Q, Out, true>(p, rows, one_row, team);
     } else {
-      Product<Q, Out, false>(p, rows).run(team);
+      multiply<Q, Out, false>(p, rows, one_row, team);
     }
   });
 }

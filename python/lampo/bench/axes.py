@@ -171,6 +171,7 @@ _HEADS_AXIS, _PAGE = Axis(heads, "32/8x128"), Axis(count, "64")
 _CACHE = one_of("bf16", "f32", "f16", "fp8", "int8")
 _ROWS, _ELEMENTS = Axis(count, "1,64"), Axis(one_of("f32", "bf16"), "bf16")
 _BATCH, _VOCAB = Axis(count, "1,8,64"), Axis(count, "128256")
+_EXPERTS, _TOP_K = Axis(count, "128"), Axis(count, "8")
 _NORM = {"rows": _ROWS, "hidden": Axis(count, "4k"), "dtype": _ELEMENTS}
 _GATE = {"rows": _ROWS, "size": Axis(count, "14336"), "dtype": _ELEMENTS}
 
@@ -201,6 +202,21 @@ OPS: dict[str, dict[str, Axis]] = {
         "rows": Axis(count, "1,4,64"),
         "dtype": Axis(one_of(*FORMATS, *FLOATS), "q4_0,q8_0,bf16"),
         "activation_bits": Axis(lambda text: int(one_of("8", "9", "16")(text)), "8"),
+    },
+    "route_tokens": {"rows": _ROWS, "experts": _EXPERTS, "top_k": _TOP_K},
+    "expert_linear": {
+        "shape": Axis(shape, "1536x2048"),
+        "rows": _ROWS,
+        "experts": _EXPERTS,
+        "top_k": _TOP_K,
+        "dtype": Axis(one_of(*FORMATS, *FLOATS), "q4_k,bf16"),
+        "activation_bits": Axis(lambda text: int(one_of("8", "9", "16")(text)), "8"),
+    },
+    "combine_experts": {
+        "rows": _ROWS,
+        "size": Axis(count, "2k"),
+        "top_k": _TOP_K,
+        "dtype": _ELEMENTS,
     },
     "embedding": {
         "shape": Axis(shape, "32kx2048"),

@@ -105,6 +105,36 @@ def linear(
     return Cost(weights + x + out + offsets, flops)
 
 
+def expert_linear(
+    num_tokens: int,
+    num_rows: int,
+    num_read: int,
+    in_features: int,
+    out_features: int,
+    weight_format: str = "bf16",
+    dtype: str = "f32",
+) -> Cost:
+    """A linear for each of `num_rows` pairs of a token and an expert, with `num_read` weights."""
+    size = ELEMENT_BYTES[dtype]
+    weights = num_read * weight_bytes(weight_format, out_features, in_features)
+    x = num_tokens * in_features * size
+    out = num_rows * out_features * size
+    flops = 2 * num_rows * in_features * out_features
+    return Cost(weights + x + out + 4 * num_rows, flops)  # + rows of x
+
+
+def route_tokens(num_tokens: int, num_experts: int, top_k: int) -> Cost:
+    logits = num_tokens * num_experts * 4
+    pairs = num_tokens * top_k * 4 * 4  # expert, weight, place and token
+    return Cost(logits + pairs + 4 * (num_experts + 1), num_tokens * num_experts)
+
+
+def combine_experts(num_tokens: int, size: int, top_k: int, dtype: str = "f32") -> Cost:
+    y = num_tokens * top_k * (size * ELEMENT_BYTES[dtype] + 8)  # rows, their places and weights
+    out = num_tokens * size * ELEMENT_BYTES[dtype]
+    return Cost(y + out, 2 * num_tokens * top_k * size)
+
+
 def append_kv(
     num_tokens: int,
     num_qo_heads: int,

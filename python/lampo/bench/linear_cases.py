@@ -39,7 +39,7 @@ def random_blocks(rows: int, columns: int, format: str) -> torch.Tensor:
     return blocks.flatten(1)
 
 
-class _Weights(Case):
+class Weights(Case):
     """A case with a weight [out_features, in_features].
 
     Attributes:
@@ -79,7 +79,7 @@ class _Weights(Case):
         return chosen.double()
 
 
-class Linear(_Weights):
+class Linear(Weights):
     op = staticmethod(ops.linear)
 
     def prepare(self, shape: Shape, rows: int, dtype: str, activation_bits: int) -> None:
@@ -146,7 +146,7 @@ class Linear(_Weights):
         return {f"torch {'bf16' if self.packed else self.dtype}": peer}
 
 
-class Embedding(_Weights):
+class Embedding(Weights):
     op = staticmethod(ops.embedding)
 
     def prepare(self, shape: Shape, rows: int, dtype: str) -> None:

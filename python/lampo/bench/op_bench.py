@@ -15,6 +15,7 @@ from lampo.bench import timing
 from lampo.bench.attention_cases import AppendKv, MergeStates, PagedAttention
 from lampo.bench.cases import Arguments, Case, Peer, WrongResult
 from lampo.bench.elementwise_cases import Call, Gelu, GeluMul, LayerNorm, RmsNorm, SiluMul
+from lampo.bench.expert_cases import CombineExperts, ExpertLinear, RouteTokens
 from lampo.bench.limits import Limits
 from lampo.bench.linear_cases import Embedding, Linear
 from lampo.bench.own_kernel import OwnKernel
@@ -28,6 +29,9 @@ CASES: dict[str, type[Case]] = {
     "append_kv": AppendKv,
     "merge_states": MergeStates,
     "linear": Linear,
+    "route_tokens": RouteTokens,
+    "expert_linear": ExpertLinear,
+    "combine_experts": CombineExperts,
     "embedding": Embedding,
     "sample": Sample,
     "token_logprobs": TokenLogprobs,

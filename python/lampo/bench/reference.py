@@ -27,10 +27,16 @@ def silu(x: torch.Tensor) -> torch.Tensor:
     return x.double() / (1 + torch.exp(-x.double()))
 
 
-def gate_columns(y: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up in y's dtype; columns of y alternate between gate and up in groups of 16."""
+def gate_columns(y: torch.Tensor, limit: float = 0.0) -> torch.Tensor:
+    """silu(gate) * up in y's dtype; columns of y alternate between gate and up in groups of 16.
+
+    With a limit both are clamped, and it is (up + 1) * gate * sigmoid(1.702 gate).
+    """
     gate, up = y.unflatten(1, (-1, 2, 16)).unbind(2)
     product: torch.Tensor = gate / (1 + torch.exp(-gate)) * up
+    if limit > 0:
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+        product = (up + 1) * gate / (1 + torch.exp(-1.702 * gate))
     return product.flatten(1)
 
 
@@ -121,6 +127,31 @@ def merge_states(
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     out = x.double() @ weight.double().T
     return out if bias is None else out + bias.double()
+
+
+def route_tokens(
+    logits: torch.Tensor, top_k: int, normalized: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The experts of every token, and their weights: [num_tokens, top_k] each."""
+    order = torch.sort(logits, dim=1, descending=True, stable=True).indices
+    experts = order[:, :top_k]
+    logits = logits.double()
+    if normalized:
+        return experts, logits.gather(1, experts).softmax(1)
+    return experts, logits.softmax(1).gather(1, experts)
+
+
+def expert_linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, expert_of: torch.Tensor
+) -> torch.Tensor:
+    """Row i of x times weight[expert_of[i]]; weight [num_experts, out_features, in_features]."""
+    out = torch.einsum("ik,ink->in", x.double(), weight.double()[expert_of])
+    return out if bias is None else out + bias.double()[expert_of]
+
+
+def combine_experts(y: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Sums of the rows of y [num_rows, size], weighted: rows, weights [num_tokens, top_k]."""
+    return (weights.double()[..., None] * y.double()[rows.long()]).sum(1)
 
 
 def quantize_activations(x: torch.Tensor, bits: int) -> torch.Tensor:

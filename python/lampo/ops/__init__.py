@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from lampo.ops.activation import gelu, gelu_mul, silu_mul
 from lampo.ops.attention import merge_states, paged_attention, paged_attention_workspace_size
+from lampo.ops.experts import Routing, combine_experts, expert_linear, route_tokens
 from lampo.ops.kv_cache import append_kv
 from lampo.ops.linear import (
     PackedWeight,
@@ -28,10 +29,13 @@ from lampo.ops.sampling import sample, sampling_workspace_size, token_logprobs
 
 __all__ = [
     "PackedWeight",
+    "Routing",
     "SampleInputs",
     "Weight",
     "append_kv",
+    "combine_experts",
     "embedding",
+    "expert_linear",
     "gate_and_up",
     "gelu",
     "gelu_mul",
@@ -46,6 +50,7 @@ __all__ = [
     "paged_attention_workspace_size",
     "quantize_weight",
     "rms_norm",
+    "route_tokens",
     "sample",
     "sampling_workspace_size",
     "silu_mul",

@@ -16,6 +16,8 @@ void paged_attention(const PagedAttentionParams&) { refuse(); }
 int64_t paged_attention_workspace_size(int64_t, int64_t, int64_t) { refuse(); }
 void merge_states(const MergeStatesParams&) { refuse(); }
 void linear(const LinearParams&) { refuse(); }
+void route_tokens(const RouteParams&) { refuse(); }
+void combine_experts(const CombineParams&) { refuse(); }
 void pack_weight(const PackWeightParams&) { refuse(); }
 void quantize_weight(const QuantizeWeightParams&) { refuse(); }
 void embedding(const EmbeddingParams&) { refuse(); }
