@@ -65,6 +65,11 @@ def quantize(
     """
     check_file_type(type)
     with load_checkpoint(resolve_model(model)) as checkpoint:
+        if any(layer.feed_forward.experts is not None for layer in checkpoint.config.layers):
+            raise ValueError(
+                "quantize: models with experts are not written to GGUF files yet; quantize them at "
+                "load"
+            )
         path = _checked_target(Path(target).expanduser(), checkpoint, overwrite)
         file_type = FILE_TYPES[type]
         metadata = _metadata(checkpoint, file_type)

@@ -33,6 +33,17 @@ CASES: dict[str, dict[str, Any]] = {
     "smollm3": {"num_hidden_layers": 5, "initializer_range": 0.1},
     "smollm3 layers": {"no_rope_layers": [0, 1], "attention_bias": True},
     "gpt2": {"num_attention_heads": 2},
+    "qwen3_moe": {"norm_topk_prob": True},
+    "qwen3_moe layers": {"num_hidden_layers": 3, "mlp_only_layers": [1], "num_experts_per_tok": 3},
+    "mixtral": {"num_local_experts": 3},
+    "gpt_oss": {"sliding_window": 40},
+}
+GGUF_NAMES = {
+    "mistral": "llama",
+    "mixtral": "llama",
+    "gemma3_text": "gemma3",
+    "qwen3_moe": "qwen3moe",
+    "gpt_oss": "gpt-oss",
 }
 # transformers reads these from GGUF files too, but for windows and mixtures of layers.
 WINDOW = 40
@@ -231,13 +242,14 @@ def test_configurations_that_contradict_the_weights(
     tmp_path: Path, name: str, in_gguf: bool
 ) -> None:
     """Refused before a weight is read: file, tensor, expected shape and found one, in a line."""
-    wider = {"intermediate_size": 128, "n_inner": 128}
+    wider = {"intermediate_size": 128, "moe_intermediate_size": 128, "n_inner": 128}
     if in_gguf:
         if " " in name:
             pytest.skip("GGUF files do not say this")
         path = tmp_path / "model.gguf"
-        architecture = {"mistral": "llama", "gemma3_text": "gemma3"}.get(name, name)
-        metadata = {f"{architecture}.feed_forward_length": 128}
+        architecture = GGUF_NAMES.get(name, name)
+        fields = ("feed_forward_length", "expert_feed_forward_length")
+        metadata = {f"{architecture}.{field}": 128 for field in fields}
         make_gguf(path, quantization="F32", metadata=metadata, **case(name))
     else:
         path = tmp_path

@@ -385,7 +385,7 @@ def test_from_gguf_reads_fields() -> None:
         ("llama.attention.scale", 0.1),
         ("llama.logit_scale", 2.0),
         ("llama.attention.layer_norm_rms_epsilon", math.nan),
-        ("llama.expert_count", 8),
+        ("llama.expert_shared_count", 1),
         ("llama.vocab_size", 321),
         ("llama.rope.dimension_count", 17),
         ("llama.rope.dimension_count", 7),

@@ -31,6 +31,13 @@ ROPES: dict[str, dict[str, Any]] = {
         "factor": 4.0,
         "original_max_position_embeddings": 64,
     },
+    "yarn_not_truncated": {
+        "rope_type": "yarn",
+        "rope_theta": 150000.0,
+        "factor": 8.0,
+        "original_max_position_embeddings": 32,
+        "truncate": False,
+    },
     "yarn_mscale": {
         "rope_type": "yarn",
         "rope_theta": 10000.0,
@@ -98,6 +105,14 @@ def make_model(
         options |= {"attention_bias": attention_bias, "mlp_bias": mlp_bias}
     elif architecture == "gpt2":
         options = _gpt2_options(options)
+    elif architecture in ("qwen3_moe", "mixtral", "gpt_oss"):
+        experts = "num_experts" if architecture == "qwen3_moe" else "num_local_experts"
+        options.setdefault(experts, 6)
+        options.setdefault("num_experts_per_tok", 2)
+        if architecture == "qwen3_moe":
+            options.setdefault("moe_intermediate_size", 32)
+        if architecture == "gpt_oss":
+            options["rope_parameters"] = ROPES["yarn_not_truncated"]
     elif architecture == "gemma3_text":
         options |= {"rope_parameters": None}
         options.setdefault("query_pre_attn_scalar", options["head_dim"])
@@ -126,6 +141,30 @@ def _gpt2_options(options: dict[str, Any]) -> dict[str, Any]:
     found = {names.get(key, key): value for key, value in options.items() if key not in left_out}
     found["n_head"] = found["n_embd"] // 32
     return found | {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+
+
+def experts_apart(state: dict[str, torch.Tensor], by_turns: bool) -> dict[str, torch.Tensor]:
+    """The tensors of a model of transformers, with those of experts as lampo names them.
+
+    by_turns: as Architecture.experts_by_turns.
+    """
+    found = {}
+    for name, tensor in state.items():
+        name = name.replace("mlp.router.", "mlp.gate.")
+        begin, _, part = name.rpartition(".experts.")
+        if not begin:
+            found[name] = tensor
+            continue
+        kind = "bias" if part.endswith("_bias") else "weight"
+        if by_turns and kind == "weight":
+            tensor = tensor.transpose(1, 2)
+        if part.startswith("down_proj"):
+            found[f"{begin}.experts.down_proj.{kind}"] = tensor
+            continue
+        halves = (tensor[:, ::2], tensor[:, 1::2]) if by_turns else tensor.chunk(2, 1)
+        for half, values in zip(("gate", "up"), halves, strict=True):
+            found[f"{begin}.experts.{half}_proj.{kind}"] = values
+    return found
 
 
 def make_checkpoint(
@@ -236,7 +275,7 @@ def make_gguf(
     c = model.config
     architecture, config = config_from_hf(c.to_dict())
     gguf_name = architecture.gguf_name or "llama"  # Mistral is "llama" there
-    state = model.state_dict()
+    state = experts_apart(model.state_dict(), architecture.experts_by_turns)
 
     def tensors() -> Iterator[tuple[str, np.ndarray, Any]]:
         for index, (name, stored) in enumerate(architecture.tensors(config).items()):
@@ -248,8 +287,10 @@ def make_gguf(
                 if gguf_name in ("llama", "smollm3") and f".{part}_proj." in name:
                     data = interleave_rows(data, num_heads)
             data, raw_dtype = np.ascontiguousarray(data), None
-            if data.ndim == 2:
-                data = quantized(data, quantization, seed=index)
+            is_matrix = name.endswith(".weight") and data.ndim > 1
+            if is_matrix and "ffn_gate_inp" not in stored.gguf:
+                rows = quantized(data.reshape(-1, data.shape[-1]), quantization, seed=index)
+                data = rows.reshape(*data.shape[:-1], -1)
                 raw_dtype = gguf.GGMLQuantizationType[quantization]
             if not stored.gguf.endswith(left_out):
                 yield stored.gguf, data, raw_dtype
@@ -305,6 +346,13 @@ def write_gguf(
         }
         if getattr(c, "sliding_window", None):
             values[f"{a}.attention.sliding_window"] = c.sliding_window
+    num_experts = getattr(c, "num_local_experts", None) or getattr(c, "num_experts", None)
+    if num_experts:
+        values[f"{a}.expert_count"] = num_experts
+        values[f"{a}.expert_used_count"] = c.num_experts_per_tok
+        if a != "llama":
+            size = getattr(c, "moe_intermediate_size", c.intermediate_size)
+            values[f"{a}.expert_feed_forward_length"] = size
     if rope and rope["rope_type"] in ("linear", "yarn"):
         values[f"{a}.rope.scaling.type"] = rope["rope_type"]
         values[f"{a}.rope.scaling.factor"] = float(rope["factor"])

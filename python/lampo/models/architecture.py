@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from lampo.models.config import (
     AttentionConfig,
+    ExpertsConfig,
     FeedForwardConfig,
     LayerConfig,
     ModelConfig,
@@ -69,21 +70,47 @@ def attention_tensors(hidden_size: int, a: AttentionConfig, *, less_one: bool = 
         for part in ("q", "k"):
             name, gguf = f"self_attn.{part}_norm.weight", f"attn_{part}_norm.weight"
             norms |= vector(name, gguf, a.head_dim, less_one=less_one)
-    return norms | {
-        **matrix("self_attn.q_proj", "attn_q", a.q_size, hidden_size, bias=a.qkv_bias),
-        **matrix("self_attn.k_proj", "attn_k", a.kv_size, hidden_size, bias=a.qkv_bias),
-        **matrix("self_attn.v_proj", "attn_v", a.kv_size, hidden_size, bias=a.qkv_bias),
-        **matrix("self_attn.o_proj", "attn_output", hidden_size, a.q_size, bias=a.out_bias),
-    }
+    sinks: Tensors = {}
+    if a.sinks:
+        sinks = vector("self_attn.sinks", "attn_sinks.weight", a.num_qo_heads)
+    return (
+        norms
+        | sinks
+        | {
+            **matrix("self_attn.q_proj", "attn_q", a.q_size, hidden_size, bias=a.qkv_bias),
+            **matrix("self_attn.k_proj", "attn_k", a.kv_size, hidden_size, bias=a.qkv_bias),
+            **matrix("self_attn.v_proj", "attn_v", a.kv_size, hidden_size, bias=a.qkv_bias),
+            **matrix("self_attn.o_proj", "attn_output", hidden_size, a.q_size, bias=a.out_bias),
+        }
+    )
 
 
 def gated_tensors(hidden_size: int, f: FeedForwardConfig) -> Tensors:
-    """The tensors of a gated feed-forward, under the names that most architectures use."""
+    """The tensors of a gated feed-forward, or of a mixture of them, under the names that most
+    architectures use."""
+    if f.experts is not None:
+        return _expert_tensors(hidden_size, f.size, f.bias, f.experts)
     return {
         **matrix("mlp.gate_proj", "ffn_gate", f.size, hidden_size, bias=f.bias),
         **matrix("mlp.up_proj", "ffn_up", f.size, hidden_size, bias=f.bias),
         **matrix("mlp.down_proj", "ffn_down", hidden_size, f.size, bias=f.bias),
     }
+
+
+def _expert_tensors(hidden_size: int, size: int, bias: bool, e: ExpertsConfig) -> Tensors:
+    router = matrix("mlp.gate", "ffn_gate_inp", e.num_experts, hidden_size, bias=e.router_bias)
+    found = router
+    for part, rows, columns in (
+        ("gate", size, hidden_size),
+        ("up", size, hidden_size),
+        ("down", hidden_size, size),
+    ):
+        name, gguf = f"mlp.experts.{part}_proj", f"ffn_{part}_exps"
+        shape = (e.num_experts, rows, columns)
+        found[f"{name}.weight"] = StoredTensor(f"{gguf}.weight", shape)
+        if bias:
+            found[f"{name}.bias"] = StoredTensor(f"{gguf}.bias", shape[:2])
+    return found
 
 
 class Architecture(ABC):
@@ -102,6 +129,8 @@ class Architecture(ABC):
         interleaved_in_gguf: whether GGUF files store q and k for rotary pairs (2 i, 2 i + 1).
         embedding, layer, norm, head: names of its parts, in safetensors and in GGUF files.
         positions: likewise for a table of positions, added to the embedding; None: no table.
+        experts_by_turns: whether safetensors with all experts in one tensor have columns of gate
+            and up by turns, as [experts, hidden_size, 2 * size].
         optional_prefix: beginning of all names that some safetensors leave out.
         unused: pattern of the names of tensors in files that the model does not need.
     """
@@ -117,6 +146,7 @@ class Architecture(ABC):
     norm: ClassVar[tuple[str, str]] = ("model.norm", "output_norm")
     positions: ClassVar[tuple[str, str] | None] = None
     head: ClassVar[tuple[str, str]] = ("lm_head", "output")
+    experts_by_turns: ClassVar[bool] = False
     optional_prefix: ClassVar[str] = "model."
     # Tables that are computed, and copies of tied weights.
     unused: ClassVar[re.Pattern[str]] = re.compile(

@@ -16,6 +16,7 @@ from lampo.models.architecture import Architecture
 from lampo.models.config import ModelConfig, generation_config_from_hf
 from lampo.models.registry import config_from_gguf, config_from_hf
 from lampo.weights.default_model import recommended_sampling
+from lampo.weights.experts import ExpertsFolder
 from lampo.weights.fields import Fields, read_json_object
 from lampo.weights.formats import CodedMatrix
 from lampo.weights.gguf_shards import open_gguf
@@ -30,6 +31,7 @@ logger = logging.getLogger("lampo")
 
 _MAX_CONFIG_BYTES = 4 << 20
 _QUANTIZATION = ("quantization_config", "compression_config")
+Folder = SafetensorsFolder | QuantizedFolder | ExpertsFolder
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -201,14 +203,19 @@ def _load_safetensors(folder: Path) -> Checkpoint:
             str(generation_path),
         )
     files = SafetensorsFolder(folder)
-    source: SafetensorsFolder | QuantizedFolder = files
+    plain: SafetensorsFolder | QuantizedFolder = files
     with ExitStack() as on_error:
         on_error.callback(files.close)
         fields = Fields(str(config_path), values)
         method = next((key for key in _QUANTIZATION if fields.has(key)), None)
         if method is not None:
             quantization = Fields(f"{config_path}: {method}", fields.mapping(method))
-            source = QuantizedFolder(files, quantization)
+            # MXFP4 is of experts alone: an ExpertsFolder reads it.
+            if quantization.get("quant_method") != "mxfp4":
+                plain = QuantizedFolder(files, quantization)
+        source: Folder = plain
+        if any(".experts." in name for name in plain.names()):
+            source = ExpertsFolder(plain, by_turns=architecture.experts_by_turns)
         names = {name for name in source.names() if not architecture.unused.fullmatch(name)}
         config = _untied_if_stored(config, architecture, source, names)
         prefix = architecture.optional_prefix
@@ -219,7 +226,7 @@ def _load_safetensors(folder: Path) -> Checkpoint:
             for name, stored in architecture.tensors(config).items()
         }
         present = {name: source.shape(name) for name in names}
-        if isinstance(source, QuantizedFolder):
+        if not isinstance(source, SafetensorsFolder):
             for place in places.values():
                 if place.transposed and source.is_quantized(place.name):
                     raise ValueError(
@@ -234,7 +241,7 @@ def _load_safetensors(folder: Path) -> Checkpoint:
 def _untied_if_stored(
     config: ModelConfig,
     architecture: Architecture,
-    source: SafetensorsFolder | QuantizedFolder,
+    source: Folder,
     names: set[str],
 ) -> ModelConfig:
     """Untied, if the file holds an LM head that differs from the embedding. As in transformers."""

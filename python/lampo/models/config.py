@@ -24,6 +24,7 @@ class AttentionConfig:
         window: number of positions that a token sees, its own included; None: all.
         qkv_bias, out_bias: whether these projections have biases.
         qk_norm: whether each head of q and k has an RMS norm, before the rotation.
+        sinks: whether each head has a logit that takes a share of the softmax, without a value.
     """
 
     num_qo_heads: int
@@ -35,6 +36,7 @@ class AttentionConfig:
     qkv_bias: bool = False
     out_bias: bool = False
     qk_norm: bool = False
+    sinks: bool = False
 
     @property
     def q_size(self) -> int:
@@ -48,11 +50,37 @@ class AttentionConfig:
 
 
 @dataclass(frozen=True)
+class ExpertsConfig:
+    """The choice of experts in one layer.
+
+    Attributes:
+        num_experts: all.
+        top_k: experts per token.
+        normalized: whether the weights of a token's experts sum to 1.
+        swiglu_limit: as in ops.expert_linear; 0: the gate is silu.
+        router_bias: whether the router has biases.
+    """
+
+    num_experts: int
+    top_k: int
+    normalized: bool = True
+    swiglu_limit: float = 0.0
+    router_bias: bool = False
+
+
+@dataclass(frozen=True)
 class FeedForwardConfig:
-    """The feed-forward of one layer; `bias`: whether its projections have one."""
+    """The feed-forward of one layer.
+
+    Attributes:
+        size: between its projections; of one expert.
+        bias: whether its projections have biases.
+        experts: None: it has none.
+    """
 
     size: int
     bias: bool = False
+    experts: ExpertsConfig | None = None
 
 
 @dataclass(frozen=True)

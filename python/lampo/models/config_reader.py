@@ -12,6 +12,7 @@ from lampo.error_text import shown
 from lampo.models.config import (
     MAX_VOCAB,
     AttentionConfig,
+    ExpertsConfig,
     FeedForwardConfig,
     LayerConfig,
     ModelConfig,
@@ -23,6 +24,8 @@ MAX_HIDDEN = 1 << 17
 MAX_INTERMEDIATE = 1 << 20
 MAX_LAYERS = 1024
 MAX_HEADS = 1024
+MAX_EXPERTS = 4096
+MAX_EXPERTS_PER_TOKEN = 64
 MAX_HEAD_SCALE = 1 << 16
 HEAD_DIMS = range(4, 257, 4)  # sizes that the attention kernels support; on CUDA every second
 
@@ -39,6 +42,10 @@ GGUF_FIELDS = {
     "layer_norm_epsilon": "attention.layer_norm_epsilon",
     "sliding_window": "attention.sliding_window",
     "vocab_size": "vocab_size",
+    "num_experts": "expert_count",
+    "num_experts_per_tok": "expert_used_count",
+    "moe_intermediate_size": "expert_feed_forward_length",
+    "norm_topk_prob": "expert_weights_norm",
 }
 _GGUF_TOKENS = {
     "bos_token_id": "tokenizer.ggml.bos_token_id",
@@ -93,8 +100,10 @@ _CHANGES_RESULTS: dict[str, tuple[Any, ...]] = {
     "rope_local_base_freq": _OFF,
     "rope_scaling": _OFF,
     "rotary_pct": (*_OFF, 1),
+    "routed_scaling_factor": (*_OFF, 1),
     "scale_attn_by_inverse_layer_idx": _OFF,
     "scale_attn_weights": (None, True),
+    "shared_expert_intermediate_size": _OFF,
     "sliding_window": _OFF,
     "use_bias": _OFF,
     "use_bidirectional_attention": _OFF,
@@ -116,6 +125,9 @@ _CHANGES_RESULTS_GGUF: dict[str, tuple[Any, ...]] = {
     "attn_logit_softcapping": _OFF,
     "embedding_scale": (*_OFF, 1),
     "expert_count": _OFF,
+    "expert_gating_func": (None, 0, 1),
+    "expert_shared_count": _OFF,
+    "expert_weights_scale": (*_OFF, 1),
     "final_logit_softcapping": _OFF,
     "logit_scale": (*_OFF, 1),
     "residual_scale": (*_OFF, 1),
@@ -296,6 +308,36 @@ class ConfigReader:
             return FeedForwardConfig(f.integer("intermediate_size", 1, MAX_INTERMEDIATE), bias)
         size = f.integer("intermediate_size", 1, MAX_INTERMEDIATE, default_size)
         return FeedForwardConfig(size, bias)
+
+    def experts(
+        self,
+        *,
+        size: str,
+        normalized: bool = True,
+        bias: bool = False,
+        router_bias: bool = False,
+        swiglu_limit: float = 0.0,
+    ) -> FeedForwardConfig:
+        """A mixture of experts, the same in all layers.
+
+        Args:
+            size: the field with the size of an expert.
+            normalized, router_bias, swiglu_limit: as in :class:`ExpertsConfig`.
+            bias: whether the experts' projections have biases.
+        """
+        f = self.fields
+        if self.tensors is None:
+            f.choice("hidden_act", ("silu",), "silu")
+        # Published files have the first name, those that transformers writes the second.
+        name = "num_experts" if f.has("num_experts") else "num_local_experts"
+        num_experts = f.integer(name, 1, MAX_EXPERTS)
+        top_k = f.integer("num_experts_per_tok", 1, min(MAX_EXPERTS_PER_TOKEN, num_experts))
+        width = f.integer(size, 1, MAX_INTERMEDIATE)
+        for name, value in ((size, width), ("hidden_size", self.hidden_size)):
+            if value % 16:
+                raise f.error(name, "a multiple of 16 in a model with experts")
+        experts = ExpertsConfig(num_experts, top_k, normalized, swiglu_limit, router_bias)
+        return FeedForwardConfig(width, bias, experts)
 
     def layers(
         self,

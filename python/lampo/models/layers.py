@@ -12,6 +12,7 @@ import torch
 
 from lampo import ops
 from lampo.models.config import AttentionConfig
+from lampo.models.experts import MixtureOfExperts
 from lampo.models.projection import Norm, Projection, RMSNorm
 from lampo.models.rope import RotaryTable
 from lampo.models.step import Kept, PagedCache, PagedKV, Rows, StateCache, Step
@@ -76,6 +77,7 @@ class Attention:
         rotary: cosines and sines of the positions; None: no rotation.
         q_norm, k_norm: norms per head, before the rotation.
         post_norm: of the output, before it is added to the residual stream.
+        sinks: [num_qo_heads] float32, logits that take a share of the softmax; None: none.
     """
 
     passed_buffer: ClassVar[str] = "qkv"
@@ -87,6 +89,7 @@ class Attention:
     q_norm: RMSNorm | None = None
     k_norm: RMSNorm | None = None
     post_norm: RMSNorm | None = None
+    sinks: torch.Tensor | None = None
 
     @property
     def keeps(self) -> PagedKV:
@@ -145,6 +148,7 @@ class Attention:
             softmax_scale=c.scale,
             sliding_window=c.window,
             planned=planned,
+            sinks=self.sinks,
             k_scale=cache.k_scale,
             v_scale=cache.v_scale,
             out=attended.view(-1, c.num_qo_heads, c.head_dim),
@@ -153,7 +157,7 @@ class Attention:
         _add_output(self.out, attended, self.post_norm, x, rows)
 
     def weights(self, step: Step, cache: PagedCache, rows: Rows) -> torch.Tensor:
-        """The attention weights of a step of one sequence, for inspection.
+        """The attention weights of a step of one sequence, for inspection; sinks take the rest.
 
         They are computed again, in float32, from the queries that :meth:`write` left in `rows` and
         the keys in the cache.
@@ -173,7 +177,11 @@ class Attention:
         scores = torch.einsum("hgtd,hsd->hgts", groups, keys) * c.scale
         behind = step.positions[:, None] - torch.arange(seq_len, device=q.device)
         seen = behind >= 0 if c.window is None else (behind >= 0) & (behind < c.window)
-        return scores.masked_fill(~seen, -math.inf).softmax(dim=-1).flatten(0, 1)
+        scores = scores.masked_fill(~seen, -math.inf)
+        if self.sinks is None:
+            return scores.softmax(dim=-1).flatten(0, 1)
+        sinks = self.sinks.view(c.num_kv_heads, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        return torch.cat([scores, sinks], -1).softmax(dim=-1)[..., :-1].flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -251,7 +259,7 @@ class Block:
     mixer_norm: Norm
     mixer: Mixer
     feed_forward_norm: Norm
-    feed_forward: GatedFeedForward | FeedForward
+    feed_forward: GatedFeedForward | FeedForward | MixtureOfExperts
 
     @property
     def widths(self) -> dict[str, int]:

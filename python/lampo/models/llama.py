@@ -24,5 +24,8 @@ class Llama(Architecture):
         # The architecture of Mistral's GGUF files, which have a window, is "llama".
         window = None if reader.tensors is None else reader.window()
         attention = reader.attention(window=window, qkv_bias=qkv_bias, out_bias=out_bias)
-        feed_forward = reader.feed_forward(bias=reader.bias("mlp_bias", "blk.0.ffn_down.bias"))
+        if reader.tensors is not None and reader.fields.get("num_experts"):  # Mixtral's
+            feed_forward = reader.experts(size="intermediate_size")
+        else:
+            feed_forward = reader.feed_forward(bias=reader.bias("mlp_bias", "blk.0.ffn_down.bias"))
         return reader.model(reader.layers(attention, feed_forward))

@@ -59,6 +59,8 @@ def load_model(
                 f"device: a GPU needs a head_dim that is a multiple of 8, and this model's is "
                 f"{layer.attention.head_dim}"
             )
+    if on_gpu and any(layer.feed_forward.experts is not None for layer in config.layers):
+        raise ValueError("device: models with experts run on device='cpu' alone so far")
     max_model_len = max_model_len or config.max_position_embeddings
     if quantize is not None and (on_gpu or dtype != "auto"):
         raise ValueError("quantize: is for device='cpu' and dtype='auto'")

@@ -11,10 +11,13 @@ from lampo.models.config import ModelConfig
 from lampo.models.config_reader import ConfigReader, gguf_fields, hf_fields
 from lampo.models.gemma3 import Gemma3
 from lampo.models.gpt2 import GPT2
+from lampo.models.gpt_oss import GptOss
 from lampo.models.llama import Llama
 from lampo.models.mistral import Mistral
+from lampo.models.mixtral import Mixtral
 from lampo.models.qwen2 import Qwen2
 from lampo.models.qwen3 import Qwen3
+from lampo.models.qwen3_moe import Qwen3MoE
 from lampo.models.smollm3 import SmolLM3
 from lampo.weights.fields import Fields
 
@@ -26,11 +29,14 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     SmolLM3(),
     Gemma3(),
     GPT2(),
+    Qwen3MoE(),
+    Mixtral(),
+    GptOss(),
 )
 
 _BY_MODEL_TYPE = {a.model_type: a for a in ARCHITECTURES}
 _BY_GGUF_NAME = {a.gguf_name: a for a in ARCHITECTURES if a.gguf_name is not None}
-_READ_BY = {"mistral": "llama"}  # architectures without GGUF files of their own
+_READ_BY = {"mistral": "llama", "mixtral": "llama"}  # architectures without GGUF files of their own
 
 
 def gguf_reader(architecture: Architecture) -> Architecture:

@@ -250,6 +250,7 @@ class Rows:
         self.workspace = buffers.workspace
         self._views: dict[tuple[str, int], torch.Tensor] = {}
         self._heads: dict[tuple[str, int, int, int], tuple[torch.Tensor, ...]] = {}
+        self._routings: dict[tuple[int, int], ops.Routing] = {}
         self._planned: set[AttentionKind] = set()
 
     def begin_step(self) -> None:
@@ -262,6 +263,34 @@ class Rows:
         if key not in self._views:
             self._views[key] = self._buffers.view(name, self.num_tokens, width)
         return self._views[key]
+
+    @staticmethod
+    def width_of_32_bits(count: int) -> int:
+        """Elements per token, of any type of the activations, that hold `count` 32-bit numbers."""
+        return 2 * count
+
+    def floats(self, name: str, width: int) -> torch.Tensor:
+        """[num_tokens, width] float32, in a buffer of :meth:`width_of_32_bits`."""
+        key = name, width
+        if key not in self._views:
+            memory = self._buffers.view(name, 1, self.num_tokens * self.width_of_32_bits(width))
+            found = memory.view(torch.float32).flatten()[: self.num_tokens * width]
+            self._views[key] = found.view(self.num_tokens, width)
+        return self._views[key]
+
+    def of_experts(self, name: str, top_k: int, width: int) -> torch.Tensor:
+        """[num_tokens * top_k, width]: a row for each of a token's experts."""
+        return self.get(name, top_k * width).view(-1, width)
+
+    def routing(self, name: str, top_k: int, num_experts: int) -> ops.Routing:
+        """A routing, in a buffer of :meth:`width_of_32_bits`."""
+        key = top_k, num_experts
+        if key not in self._routings:
+            memory = self.floats(name, ops.Routing.size(1, top_k, num_experts))
+            self._routings[key] = ops.Routing.in_memory(
+                memory.view(torch.int32).flatten(), self.num_tokens, top_k, num_experts
+            )
+        return self._routings[key]
 
     def heads(
         self, name: str, num_qo_heads: int, num_kv_heads: int, head_dim: int

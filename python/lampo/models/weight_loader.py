@@ -12,7 +12,8 @@ from typing import Protocol
 import torch
 
 from lampo import ops
-from lampo.models.config import AttentionConfig, FeedForwardConfig
+from lampo.models.config import AttentionConfig, ExpertsConfig, FeedForwardConfig
+from lampo.models.experts import ExpertProjection, MixtureOfExperts
 from lampo.models.layers import Attention, Block, FeedForward, GatedFeedForward, Mixer
 from lampo.models.projection import (
     GATE_UP,
@@ -97,7 +98,7 @@ class WeightLoader:
         mixer_norm: Norm,
         mixer: Mixer,
         feed_forward_norm: Norm,
-        feed_forward: GatedFeedForward | FeedForward,
+        feed_forward: GatedFeedForward | FeedForward | MixtureOfExperts,
     ) -> Block:
         """A block of these parts."""
         return Block(mixer_norm, mixer, feed_forward_norm, feed_forward)
@@ -143,6 +144,7 @@ class WeightLoader:
             q_norm=self.rms_norm("self_attn.q_norm") if config.qk_norm else None,
             k_norm=self.rms_norm("self_attn.k_norm") if config.qk_norm else None,
             post_norm=post_norm,
+            sinks=self._vector("self_attn.sinks") if config.sinks else None,
         )
 
     def gated_feed_forward(
@@ -154,8 +156,11 @@ class WeightLoader:
         *,
         gelu_tanh: bool = False,
         post_norm: RMSNorm | None = None,
-    ) -> GatedFeedForward:
-        """A gated feed-forward of the three named projections, as :class:`GatedFeedForward`."""
+    ) -> GatedFeedForward | MixtureOfExperts:
+        """A gated feed-forward of the three named projections, as :class:`GatedFeedForward`, or a
+        mixture of them."""
+        if config.experts is not None:
+            return self._mixture_of_experts(config, config.experts)
         names, bias = [gate, up], config.bias
         weights = self.weights(names, interleaved=not gelu_tanh)
         biases = None
@@ -165,6 +170,34 @@ class WeightLoader:
             biases = ops.gate_and_up(*parts) if fused else torch.cat(parts)
         gate_up = Projection(weights, biases, self.activation_bits(GATE_UP))
         return GatedFeedForward(gate_up, self.projection([down], bias=bias), gelu_tanh, post_norm)
+
+    def _mixture_of_experts(self, config: FeedForwardConfig, c: ExpertsConfig) -> MixtureOfExperts:
+        gate_up, down = (
+            self._expert_projection(parts, config.bias, c.num_experts, bits)
+            for parts, bits in ((("gate", "up"), GATE_UP), (("down",), INNER))
+        )
+        if len(gate_up.weights) > 1 and c.swiglu_limit > 0:
+            raise ValueError(
+                f"model: {self.prefix}mlp.experts: expected gate and up in one format, as their "
+                "activation is clamped"
+            )
+        # A few rows, whose errors change the choice: never quantized further.
+        router = self.quantizing(None).projection(["mlp.gate"], bias=c.router_bias)
+        router.activation_bits = dataclasses.replace(router.activation_bits, packed=16)
+        return MixtureOfExperts(config, router, gate_up, down)
+
+    def _expert_projection(
+        self, parts: Sequence[str], bias: bool, num_experts: int, bits: ActivationBits
+    ) -> ExpertProjection:
+        """Projections of all experts, gate and up interleaved for each."""
+        names = [f"mlp.experts.{part}_proj" for part in parts]
+        weights = self.weights(names, interleaved=len(names) == 2)
+        biases = None
+        if bias:
+            biases = [self._vector(f"{name}.bias") for name in names]
+            if len(weights) < len(biases):
+                biases = [ops.gate_and_up(*biases)]
+        return ExpertProjection(weights, num_experts, biases, self.activation_bits(bits))
 
     def feed_forward(
         self, up: str, down: str, *, bias: bool = False, tanh_approximation: bool
@@ -226,7 +259,9 @@ class WeightLoader:
         return weights
 
     def _converted(self, tensor: torch.Tensor | CodedMatrix) -> torch.Tensor | Blocks:
-        """A matrix in a format that the kernels take."""
+        """A matrix in a format that the kernels take; those of experts one above the other."""
+        if isinstance(tensor, torch.Tensor) and tensor.dim() == 3:
+            tensor = tensor.flatten(0, 1)
         if isinstance(tensor, CodedMatrix):
             if self.dtype is not None:
                 return tensor.dequantize(self.dtype)
@@ -253,10 +288,10 @@ class WeightLoader:
             )
 
     def _vector(self, name: str) -> torch.Tensor:
-        """A one-dimensional tensor as float32."""
+        """A vector, or those of experts one after the other, as float32."""
         tensor = self.source.load(self.prefix + name)
         assert isinstance(tensor, torch.Tensor)
-        return tensor.float()
+        return tensor.float().flatten()
 
     def _rotary_table(self, rope: RopeConfig) -> RotaryTable:
         if rope not in self._rotary_tables:

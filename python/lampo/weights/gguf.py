@@ -58,7 +58,7 @@ class GGUFFile:
         return struct.unpack(f"<{info.shape[0]}f", self._file.read_bytes(info.offset, info.nbytes))
 
     def load(self, name: str) -> torch.Tensor | QuantizedTensor:
-        """The tensor, in memory of its own.
+        """The tensor, in memory of its own. Quantized matrices of experts lie one above the other.
 
         Raises:
             ValueError: the file has been cut short.
@@ -71,4 +71,4 @@ class GGUFFile:
             return raw.view(getattr(torch, info.type.dtype)).view(info.shape)
         rows, columns = math.prod(info.shape[:-1]), info.shape[-1]
         blocks = QuantizedTensor(raw.view(rows, -1), info.type.name, (rows, columns))
-        return blocks if len(info.shape) == 2 else blocks.dequantize().view(info.shape)
+        return blocks if len(info.shape) > 1 else blocks.dequantize().view(info.shape)
