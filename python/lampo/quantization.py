@@ -107,11 +107,13 @@ def _metadata(checkpoint: Checkpoint, file_type: FileType) -> dict[str, Any]:
         config = checkpoint.config
         name = gguf_reader(checkpoint.architecture).gguf_name
         assert name is not None
+        scales = checkpoint.architecture.gguf_scales(config)
         found = {
             "general.architecture": name,
             "general.type": "model",
             "general.name": checkpoint.path.resolve().name,
             **gguf_metadata(config, name),
+            **{f"{name}.{key}": value for key, value in scales.items()},
             **gguf_tokenizer(checkpoint.path, config.vocab_size, checkpoint.eos_token_ids),
         }
     versions = {

@@ -166,6 +166,17 @@ class Architecture(ABC):
     def final_norm(self, loader: WeightLoader) -> Norm:
         return loader.rms_norm(self.norm[0])
 
+    def gguf_scales(self, config: ModelConfig) -> dict[str, float]:
+        """Factors and soft caps as metadata of a GGUF file, by names after "<gguf_name>.".
+
+        Raises:
+            ValueError: such files cannot express them.
+        """
+        a = config.layers[0].attention
+        if a.scale != a.head_dim**-0.5:
+            raise ValueError("quantize: a GGUF file cannot express this model's scale of scores")
+        return {}
+
     def tensors(self, config: ModelConfig) -> Tensors:
         """All tensors of a model of this configuration."""
         found = self.outer_tensors(config)

@@ -44,6 +44,13 @@ class Gemma2(Gemma):
         logit_soft_cap = _soft_cap(reader, "final_logit_softcapping", 30.0)
         return reader.model(layers, tied=True, logit_soft_cap=logit_soft_cap)
 
+    def gguf_scales(self, config: ModelConfig) -> dict[str, float]:
+        scores, logits = config.layers[0].attention.soft_cap, config.logit_soft_cap
+        if scores is None or logits is None:  # absent fields mean the usual caps
+            raise ValueError("quantize: a GGUF file cannot express a Gemma 2 without soft caps")
+        caps = {"attn_logit_softcapping": scores, "final_logit_softcapping": logits}
+        return super().gguf_scales(config) | caps
+
 
 def _soft_cap(reader: ConfigReader, field: str, default: float) -> float | None:
     """A cap, by a field of the same name in both kinds of files; null means none."""

@@ -43,7 +43,6 @@ def gguf_metadata(config: ModelConfig, name: str) -> dict[str, Any]:
     if attention.window is not None:
         values["sliding_window"] = attention.window
     found = {f"{name}.{GGUF_FIELDS[key]}": value for key, value in values.items()}
-    found |= {f"{name}.{key}": value for key, value in _scales(config, name).items()}
     if attention.rope is not None:
         found[f"{name}.attention.value_length"] = attention.head_dim
         found |= {f"{name}.rope.{key}": value for key, value in _rope(attention.rope).items()}
@@ -65,33 +64,6 @@ def frequency_factors(rope: RopeConfig | None) -> dict[str, list[float]]:
             "rope_factors_short.weight": list(rope.freq_factors or ()),
         }
     return {} if rope.freq_factors is None else {"rope_freqs.weight": list(rope.freq_factors)}
-
-
-def _scales(config: ModelConfig, name: str) -> dict[str, Any]:
-    """Factors and soft caps."""
-    attention = config.layers[0].attention
-    if name == "granite":
-        return {
-            "embedding_scale": config.embedding_scale,
-            "attention.scale": attention.scale,
-            "residual_scale": config.residual_scale,
-            "logit_scale": 1 / config.logit_scale,
-        }
-    if attention.scale != attention.head_dim**-0.5:
-        raise ValueError("quantize: a GGUF file cannot express this model's factor of the scores")
-    found: dict[str, Any] = {}
-    if attention.growth is not None:
-        found["attention.temperature_scale"] = attention.growth[0]
-    # Absent ones are those of the published models.
-    for key, cap in (
-        ("attn_logit_softcapping", attention.soft_cap),
-        ("final_logit_softcapping", config.logit_soft_cap),
-    ):
-        if cap is not None:
-            found[key] = cap
-        elif name == "gemma2":
-            raise ValueError(f"quantize: a GGUF file cannot express a model without {key}")
-    return found
 
 
 def _rope(rope: RopeConfig) -> dict[str, Any]:

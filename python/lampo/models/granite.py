@@ -51,6 +51,14 @@ class Granite(Architecture):
             logit_scale=1 / _factor(reader, "logits_scaling", 1.0),
         )
 
+    def gguf_scales(self, config: ModelConfig) -> dict[str, float]:
+        return {
+            "embedding_scale": config.embedding_scale,
+            "attention.scale": config.layers[0].attention.scale,
+            "residual_scale": config.residual_scale,
+            "logit_scale": 1 / config.logit_scale,
+        }
+
 
 def _factor(reader: ConfigReader, field: str, default: float) -> float:
     if reader.tensors is not None:

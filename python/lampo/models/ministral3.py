@@ -45,3 +45,8 @@ class Ministral3(Architecture):
         length = rope.original_max_position_embeddings or reader.context
         attention = replace(attention, rope=rope, growth=(beta, length) if beta else None)
         return reader.model(reader.layers(attention, reader.feed_forward()), default_eps=1e-5)
+
+    def gguf_scales(self, config: ModelConfig) -> dict[str, float]:
+        growth = config.layers[0].attention.growth
+        beta = {} if growth is None else {"attention.temperature_scale": growth[0]}
+        return super().gguf_scales(config) | beta
