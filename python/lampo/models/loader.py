@@ -67,7 +67,6 @@ def load_model(
         _WEIGHT_DTYPES[dtype],
         config.norm_eps,
         max_model_len,
-        on_gpu=on_gpu,
         quantize=quantize,
         activation_bits=activation_bits,
     )

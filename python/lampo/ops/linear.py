@@ -193,16 +193,9 @@ def gate_and_up(gate: _W, up: _W) -> _W:
     return replace(gate, data=data, shape=(2 * gate.shape[0], gate.shape[1]))
 
 
-def weight_formats(device: str = "cpu") -> list[str]:
-    """The packed formats of :class:`PackedWeight` that a device's kernels take.
-
-    Args:
-        device: "cpu" or "cuda".
-    """
-    check_scalar("device", device, str)
-    if device not in ("cpu", "cuda"):
-        raise ValueError(f"device: expected cpu or cuda, got {shown(device)}")
-    return _C.weight_formats(device == "cuda")
+def weight_formats() -> list[str]:
+    """The packed formats of :class:`PackedWeight`."""
+    return _C.weight_formats()
 
 
 def packed_strip_bytes(format: str, in_features: int) -> int:
