@@ -23,6 +23,7 @@ class AttentionConfig:
         rope: rotary embedding of q and k; None: no rotation.
         window: number of positions that a token sees, its own included; None: all.
         qkv_bias, out_bias: whether these projections have biases.
+        qk_norm: whether each head of q and k has an RMS norm, before the rotation.
     """
 
     num_qo_heads: int
@@ -33,6 +34,7 @@ class AttentionConfig:
     window: int | None = None
     qkv_bias: bool = False
     out_bias: bool = False
+    qk_norm: bool = False
 
     @property
     def q_size(self) -> int:
