@@ -128,13 +128,13 @@ void linear(const TensorView& x,       // [num_tokens, in_features] float32, bfl
 
 /// Packed weights (common/formats/formats.h).
 WeightFormat parse_weight_format(const std::string& name);  // its kName, as "q4_0"
-std::vector<std::string> weight_formats(bool on_cuda);      // all names, or those of CUDA's kernels
+std::vector<std::string> weight_formats();                  // all names
 int64_t packed_block_size(WeightFormat format);  // weights of a block of a row in the file: 32, 256
 int64_t packed_block_bytes(WeightFormat format);  // its bytes
 int64_t packed_strip_bytes(WeightFormat format, int64_t in_features);
-/// Raises unless a weight of this format may have `in_features` columns on a device; `name` is the
-/// argument with the columns.
-void check_packed(const char* name, WeightFormat format, int64_t in_features, Device device);
+/// Raises unless a weight of this format may have `in_features` columns; `name` is the argument
+/// with the columns.
+void check_packed(const char* name, WeightFormat format, int64_t in_features);
 void quantize_weight(const TensorView& weight,  // [rows, in_features] float32, bfloat16 or float16
                      WeightFormat format,
                      const TensorView& blocks);  // [rows, row_bytes] uint8, as in the file

@@ -313,9 +313,15 @@ void run(const LinearParams& p, const Team& team) {
 
 }  // namespace
 
+void linear_fp8(const LinearParams& p, const Team& team);  // linear_fp8.cpp
+
 void linear_packed(const LinearParams& p, const Team& team) {
-  dispatch_int<8, 9, 16>(p.activation_bits, [&]<int kBits>() {
-    dispatch_format(p.format, [&]<class Format>() { run<Format, kBits>(p, team); });
+  dispatch_format(p.format, [&]<class Format>() {
+    if constexpr (HasFloatCodes<Format>) {
+      linear_fp8(p, team);
+    } else {
+      dispatch_int<8, 9, 16>(p.activation_bits, [&]<int kBits>() { run<Format, kBits>(p, team); });
+    }
   });
 }
 

@@ -69,7 +69,6 @@ def load_model(
         # as they are, and norms of it change by their epsilon alone.
         config.norm_eps / config.residual_scale**2,
         max_model_len,
-        on_gpu=on_gpu,
         quantize=quantize,
         activation_bits=activation_bits,
     )

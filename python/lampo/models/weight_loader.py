@@ -48,11 +48,10 @@ class WeightLoader:
     Args:
         source: the tensors.
         dtype: convert (and dequantize) to this; None keeps packed weights packed and dense ones in
-            their own dtype.
+            their own dtype. A matrix that no packed format holds is then dequantized to bfloat16,
+            with a warning per kind.
         norm_eps: epsilon of all norms.
         max_positions: rows of the rotary tables.
-        on_gpu: whether the model is for a GPU, whose kernels take fewer packed formats. A matrix
-            that no packed format holds is dequantized to bfloat16, with a warning per kind.
         quantize: quantize dense matrices, and those that no packed format holds, to this format;
             None: keep them.
         activation_bits: of all inputs of packed weights; None: as each layer needs.
@@ -65,7 +64,6 @@ class WeightLoader:
         norm_eps: float = 1e-6,
         max_positions: int = 1,
         *,
-        on_gpu: bool = False,
         quantize: str | None = None,
         activation_bits: int | None = None,
     ) -> None:
@@ -74,7 +72,7 @@ class WeightLoader:
         self.norm_eps = norm_eps
         self.max_positions = max_positions
         self.prefix = ""
-        self._formats = ops.weight_formats("cuda" if on_gpu else "cpu")
+        self._formats = ops.weight_formats()
         self._quantize = quantize
         self._activation_bits = activation_bits
         self._announced: set[str] = set()
