@@ -41,6 +41,43 @@ def silu_mul(gate_up: Tensor, out: Tensor, /) -> None: ...
 def gelu_mul(gate_up: Tensor, out: Tensor, tanh_approximation: bool, /) -> None: ...
 def gelu(x: Tensor, out: Tensor, tanh_approximation: bool, /) -> None: ...
 
+# bindings/recurrent.cpp
+def sigmoid_mul(x: Tensor, gate: Tensor, out: Tensor, /) -> None: ...
+def causal_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor,
+    state_slots: Tensor,
+    seq_lens: Tensor,
+    cu_seqlens_q: Tensor,
+    gate_in: Tensor | None,
+    gate_out: Tensor | None,
+    silu: bool,
+    out: Tensor,
+    /,
+) -> None: ...
+def gated_delta(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    decay: Tensor,
+    dt_bias: Tensor,
+    state: Tensor,
+    state_slots: Tensor,
+    seq_lens: Tensor,
+    cu_seqlens_q: Tensor,
+    tiled: bool,
+    scale: float,
+    gate: Tensor | None,
+    norm_weight: Tensor | None,
+    eps: float,
+    out: Tensor,
+    /,
+) -> None: ...
+
 # bindings/linear.cpp
 def linear(
     x: Tensor,
