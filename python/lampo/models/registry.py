@@ -11,10 +11,12 @@ from lampo.models.config import ModelConfig
 from lampo.models.config_reader import ConfigReader, gguf_fields, hf_fields
 from lampo.models.gemma3 import Gemma3
 from lampo.models.gpt2 import GPT2
+from lampo.models.lfm2 import LFM2
 from lampo.models.llama import Llama
 from lampo.models.mistral import Mistral
 from lampo.models.qwen2 import Qwen2
 from lampo.models.qwen3 import Qwen3
+from lampo.models.qwen3_5 import Qwen35, Qwen35Text
 from lampo.models.smollm3 import SmolLM3
 from lampo.weights.fields import Fields
 
@@ -26,11 +28,15 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     SmolLM3(),
     Gemma3(),
     GPT2(),
+    LFM2(),
+    Qwen35Text(),
+    Qwen35(),
 )
 
 _BY_MODEL_TYPE = {a.model_type: a for a in ARCHITECTURES}
 _BY_GGUF_NAME = {a.gguf_name: a for a in ARCHITECTURES if a.gguf_name is not None}
-_READ_BY = {"mistral": "llama"}  # architectures without GGUF files of their own
+# Architectures without GGUF files of their own.
+_READ_BY = {"mistral": "llama", "qwen3_5": "qwen35"}
 
 
 def gguf_reader(architecture: Architecture) -> Architecture:
@@ -49,6 +55,9 @@ def config_from_hf(
     fields = hf_fields(values, source)
     model_type = fields.choice("model_type", tuple(_BY_MODEL_TYPE))
     architecture = _BY_MODEL_TYPE[model_type]
+    if architecture.nested is not None:
+        inner = {**fields.mapping(architecture.nested), **_outer_fields(values)}
+        fields = hf_fields(inner, f"{source}: {architecture.nested}")
     names = fields.get("architectures")
     known = architecture.hf_class, architecture.hf_base_class
     if names is not None and not (isinstance(names, list) and any(n in names for n in known)):
@@ -58,6 +67,12 @@ def config_from_hf(
         )
     fields.names = architecture.field_names
     return architecture, architecture.config(ConfigReader(fields, model_type))
+
+
+def _outer_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a model of several parts that hold for its language model."""
+    names = ("architectures", "tie_word_embeddings")
+    return {name: values[name] for name in names if name in values}
 
 
 def config_from_gguf(
