@@ -78,9 +78,20 @@ def vector(name: str, gguf: str, size: int, *, less_one: bool = False) -> Tensor
     return {name: StoredTensor(gguf, (size,), less_one=less_one)}
 
 
-def attention_tensors(hidden_size: int, a: AttentionConfig) -> Tensors:
-    """The tensors of an attention, under the names that most architectures use."""
-    return {
+def attention_tensors(hidden_size: int, a: AttentionConfig, *, less_one: bool = False) -> Tensors:
+    """The tensors of an attention, under the names that most architectures use.
+
+    Args:
+        hidden_size: width of the residual stream.
+        a: the attention.
+        less_one: whether safetensors store the norms of q and k less one.
+    """
+    norms: Tensors = {}
+    if a.qk_norm:
+        for part in ("q", "k"):
+            name, gguf = f"self_attn.{part}_norm.weight", f"attn_{part}_norm.weight"
+            norms |= vector(name, gguf, a.head_dim, less_one=less_one)
+    return norms | {
         **matrix("self_attn.q_proj", "attn_q", a.q_rows, hidden_size, bias=a.qkv_bias),
         **matrix("self_attn.k_proj", "attn_k", a.kv_size, hidden_size, bias=a.qkv_bias),
         **matrix("self_attn.v_proj", "attn_v", a.kv_size, hidden_size, bias=a.qkv_bias),
@@ -99,6 +110,7 @@ def gated_tensors(hidden_size: int, f: FeedForwardConfig) -> Tensors:
 
 class Architecture(ABC):
     """One family of models. A subclass takes a file in this folder and a line in registry.py.
+    Its block is Llama's, unless it has methods of its own for that.
 
     Its module imports no torch: a configuration is read, and refused, before torch is imported.
 
@@ -144,13 +156,24 @@ class Architecture(ABC):
             ValueError: one line naming the file, the field, the expectation and the value.
         """
 
-    @abstractmethod
     def layer_tensors(self, config: ModelConfig, layer: LayerConfig) -> Tensors:
-        """The tensors of one block, by their names without the prefix :attr:`layer`."""
+        """The tensors of one block, by their names without the prefix :attr:`layer`: Llama's."""
+        size = config.hidden_size
+        return {
+            **vector("input_layernorm.weight", "attn_norm.weight", size),
+            **attention_tensors(size, layer.attention),
+            **vector("post_attention_layernorm.weight", "ffn_norm.weight", size),
+            **gated_tensors(size, layer.feed_forward),
+        }
 
-    @abstractmethod
     def block(self, loader: WeightLoader, layer: LayerConfig) -> Block:
-        """Builds one block; `loader` takes the names of :meth:`layer_tensors`."""
+        """Builds one block, Llama's; `loader` takes the names of :meth:`layer_tensors`."""
+        return loader.block(
+            loader.rms_norm("input_layernorm"),
+            loader.attention(layer.attention),
+            loader.rms_norm("post_attention_layernorm"),
+            loader.gated_feed_forward(layer.feed_forward),
+        )
 
     def outer_tensors(self, config: ModelConfig) -> Tensors:
         """The tensors outside of blocks, except the LM head's."""

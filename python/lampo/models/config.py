@@ -23,6 +23,7 @@ class AttentionConfig:
         rope: rotary embedding of q and k; None: no rotation.
         window: number of positions that a token sees, its own included; None: all.
         qkv_bias, out_bias: whether these projections have biases.
+        qk_norm: whether each head of q and k has an RMS norm, before the rotation.
         gated: whether a head's output has a gate, stored after the head's rows of q.
     """
 
@@ -34,6 +35,7 @@ class AttentionConfig:
     window: int | None = None
     qkv_bias: bool = False
     out_bias: bool = False
+    qk_norm: bool = False
     gated: bool = False
 
     @property

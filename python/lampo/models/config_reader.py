@@ -176,6 +176,7 @@ class ConfigReader:
         window: int | None = None,
         qkv_bias: bool = False,
         out_bias: bool = False,
+        qk_norm: bool = False,
     ) -> AttentionConfig:
         """Heads and rotary embedding, the same in all layers.
 
@@ -184,8 +185,7 @@ class ConfigReader:
             default_head_dim: likewise; None: hidden_size over query heads.
             rotary: whether q and k are rotated.
             default_theta: base of the rotary embedding for a config.json without the field.
-            window: as in :class:`AttentionConfig`.
-            qkv_bias, out_bias: whether these projections have biases.
+            window, qkv_bias, out_bias, qk_norm: as in :class:`AttentionConfig`.
         """
         f = self.fields
         num_qo_heads = f.integer("num_attention_heads", 1, MAX_HEADS)
@@ -223,6 +223,7 @@ class ConfigReader:
             window=window,
             qkv_bias=qkv_bias,
             out_bias=out_bias,
+            qk_norm=qk_norm,
         )
 
     def rope(self, head_dim: int, default_theta: float = 1e4) -> RopeConfig:

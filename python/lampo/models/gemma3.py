@@ -49,7 +49,12 @@ class Gemma3(Architecture):
         in_gguf = reader.tensors is not None
         bias = reader.bias("attention_bias", "blk.0.attn_q.bias")
         attention = reader.attention(
-            default_kv_heads=4, default_head_dim=256, rotary=False, qkv_bias=bias, out_bias=bias
+            default_kv_heads=4,
+            default_head_dim=256,
+            rotary=False,
+            qkv_bias=bias,
+            out_bias=bias,
+            qk_norm=True,
         )
         # GGUF files have no field for the scale.
         per_head: float = attention.head_dim
@@ -73,15 +78,12 @@ class Gemma3(Architecture):
         return reader.model(layers, tied=True)
 
     def layer_tensors(self, config: ModelConfig, layer: LayerConfig) -> Tensors:
-        def norm(name: str, gguf: str, size: int = config.hidden_size) -> Tensors:
-            return vector(f"{name}.weight", f"{gguf}.weight", size, less_one=True)
+        def norm(name: str, gguf: str) -> Tensors:
+            return vector(f"{name}.weight", f"{gguf}.weight", config.hidden_size, less_one=True)
 
-        head_dim = layer.attention.head_dim
         return {
             **norm("input_layernorm", "attn_norm"),
-            **attention_tensors(config.hidden_size, layer.attention),
-            **norm("self_attn.q_norm", "attn_q_norm", head_dim),
-            **norm("self_attn.k_norm", "attn_k_norm", head_dim),
+            **attention_tensors(config.hidden_size, layer.attention, less_one=True),
             **norm("post_attention_layernorm", "post_attention_norm"),
             **norm("pre_feedforward_layernorm", "ffn_norm"),
             **gated_tensors(config.hidden_size, layer.feed_forward),
@@ -100,8 +102,6 @@ class Gemma3(Architecture):
             loader.norm_of_scaled("input_layernorm"),
             loader.attention(
                 layer.attention,
-                q_norm="self_attn.q_norm",
-                k_norm="self_attn.k_norm",
                 post_norm=loader.norm_to_scaled("post_attention_layernorm"),
             ),
             loader.norm_of_scaled("pre_feedforward_layernorm"),

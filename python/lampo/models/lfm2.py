@@ -29,11 +29,9 @@ from lampo.weights.fields import Fields
 
 if TYPE_CHECKING:
     from lampo.models.layers import Block, Mixer
-    from lampo.models.projection import Norm
     from lampo.models.weight_loader import WeightLoader
 
 _FULL, _CONV = "full_attention", "conv"
-_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _OUT = "self_attn.out_proj"
 
 
@@ -98,15 +96,12 @@ class LFM2(Architecture):
             ),
         )
 
-    def final_norm(self, loader: WeightLoader) -> Norm:
-        return loader.rms_norm(self.norm[0])
-
 
 def _mixer(loader: WeightLoader, layer: LayerConfig) -> Mixer:
     mixer = layer.mixer
     if isinstance(mixer, AttentionConfig):
         return replace(
-            loader.attention(mixer, _QKV, _OUT),
+            loader.attention(mixer, out=_OUT),
             q_norm=loader.rms_norm("self_attn.q_layernorm"),
             k_norm=loader.rms_norm("self_attn.k_layernorm"),
         )

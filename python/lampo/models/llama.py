@@ -6,21 +6,9 @@ Source: Touvron et al., "LLaMA: Open and Efficient Foundation Language Models" (
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from lampo.models.architecture import (
-    Architecture,
-    Tensors,
-    attention_tensors,
-    gated_tensors,
-    vector,
-)
-from lampo.models.config import LayerConfig, ModelConfig
+from lampo.models.architecture import Architecture
+from lampo.models.config import ModelConfig
 from lampo.models.config_reader import ConfigReader
-
-if TYPE_CHECKING:
-    from lampo.models.layers import Block
-    from lampo.models.weight_loader import WeightLoader
 
 
 class Llama(Architecture):
@@ -38,20 +26,3 @@ class Llama(Architecture):
         attention = reader.attention(window=window, qkv_bias=qkv_bias, out_bias=out_bias)
         feed_forward = reader.feed_forward(bias=reader.bias("mlp_bias", "blk.0.ffn_down.bias"))
         return reader.model(reader.layers(attention, feed_forward))
-
-    def layer_tensors(self, config: ModelConfig, layer: LayerConfig) -> Tensors:
-        size = config.hidden_size
-        return {
-            **vector("input_layernorm.weight", "attn_norm.weight", size),
-            **attention_tensors(size, layer.attention),
-            **vector("post_attention_layernorm.weight", "ffn_norm.weight", size),
-            **gated_tensors(size, layer.feed_forward),
-        }
-
-    def block(self, loader: WeightLoader, layer: LayerConfig) -> Block:
-        return loader.block(
-            loader.rms_norm("input_layernorm"),
-            loader.attention(layer.attention),
-            loader.rms_norm("post_attention_layernorm"),
-            loader.gated_feed_forward(layer.feed_forward),
-        )

@@ -54,7 +54,9 @@ class Qwen35Text(Architecture):
             f.get(f"{name}.rope.dimension_sections")
         elif not f.boolean("attn_output_gate", True):
             raise f.error("attn_output_gate", "true")
-        attention = reader.attention(default_kv_heads=4, default_head_dim=256, rotary=False)
+        attention = reader.attention(
+            default_kv_heads=4, default_head_dim=256, rotary=False, qk_norm=True
+        )
         bias = reader.bias("attention_bias", f"blk.{_PERIOD - 1}.attn_q.bias")
         attention = replace(
             attention,
@@ -91,10 +93,7 @@ class Qwen35Text(Architecture):
             **gated_tensors(size, layer.feed_forward),
         }
         if isinstance(mixer, AttentionConfig):
-            for part in ("q", "k"):
-                name, gguf = f"self_attn.{part}_norm.weight", f"attn_{part}_norm.weight"
-                found |= vector(name, gguf, mixer.head_dim, less_one=True)
-            return found | attention_tensors(size, mixer)
+            return found | attention_tensors(size, mixer, less_one=True)
         assert isinstance(mixer, GatedDeltaConfig)
         heads, values, conv = mixer.num_value_heads, mixer.value_size, mixer.conv_size
         taps = StoredTensor("ssm_conv1d.weight", (conv, mixer.width), is_conv=True)
@@ -142,11 +141,7 @@ class Qwen35(Qwen35Text):
 def _mixer(loader: WeightLoader, layer: LayerConfig) -> Mixer:
     mixer = layer.mixer
     if isinstance(mixer, AttentionConfig):
-        return replace(
-            loader.attention(mixer),
-            q_norm=loader.rms_norm("self_attn.q_norm"),
-            k_norm=loader.rms_norm("self_attn.k_norm"),
-        )
+        return loader.attention(mixer)
     assert isinstance(mixer, GatedDeltaConfig)
     return loader.gated_delta(mixer)
 

@@ -8,21 +8,10 @@ Source: Bakouch et al., "SmolLM3: smol, multilingual, long-context reasoner" (20
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from lampo.models.architecture import (
-    Architecture,
-    Tensors,
-    attention_tensors,
-    gated_tensors,
-    vector,
-)
+from lampo.models.architecture import Architecture
 from lampo.models.config import LayerConfig, ModelConfig
 from lampo.models.config_reader import MAX_LAYERS, ConfigReader
-
-if TYPE_CHECKING:
-    from lampo.models.layers import Block
-    from lampo.models.weight_loader import WeightLoader
 
 _PERIOD = 4  # layers from one without rotary embedding to the next
 
@@ -44,23 +33,6 @@ class SmolLM3(Architecture):
         kinds = {True: attention, False: replace(attention, rope=None)}
         layers = (LayerConfig(kinds[rotary], feed_forward) for rotary in _rotary_layers(reader))
         return reader.model(tuple(layers), tied=True)
-
-    def layer_tensors(self, config: ModelConfig, layer: LayerConfig) -> Tensors:
-        size = config.hidden_size
-        return {
-            **vector("input_layernorm.weight", "attn_norm.weight", size),
-            **attention_tensors(size, layer.attention),
-            **vector("post_attention_layernorm.weight", "ffn_norm.weight", size),
-            **gated_tensors(size, layer.feed_forward),
-        }
-
-    def block(self, loader: WeightLoader, layer: LayerConfig) -> Block:
-        return loader.block(
-            loader.rms_norm("input_layernorm"),
-            loader.attention(layer.attention),
-            loader.rms_norm("post_attention_layernorm"),
-            loader.gated_feed_forward(layer.feed_forward),
-        )
 
 
 def _rotary_layers(reader: ConfigReader) -> list[bool]:

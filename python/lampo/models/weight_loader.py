@@ -131,17 +131,14 @@ class WeightLoader:
         qkv: Sequence[str] = QKV,
         out: str = "self_attn.o_proj",
         *,
-        q_norm: str | None = None,
-        k_norm: str | None = None,
         post_norm: RMSNorm | None = None,
     ) -> Attention:
         """An attention layer.
 
         Args:
-            config: its sizes, and whether there are biases.
+            config: its sizes, and whether there are biases and norms of q and k.
             qkv: names of the projections to q, k and v, or of one fused projection.
             out: name of the output projection.
-            q_norm, k_norm: names of the norms per head.
             post_norm: of its output.
         """
         return Attention(
@@ -149,8 +146,8 @@ class WeightLoader:
             qkv=self.projection(list(qkv), bias=config.qkv_bias, activation_bits=SENSITIVE),
             out=self.projection([out], bias=config.out_bias),
             rotary=None if config.rope is None else self._rotary_table(config.rope),
-            q_norm=None if q_norm is None else self.rms_norm(q_norm),
-            k_norm=None if k_norm is None else self.rms_norm(k_norm),
+            q_norm=self.rms_norm("self_attn.q_norm") if config.qk_norm else None,
+            k_norm=self.rms_norm("self_attn.k_norm") if config.qk_norm else None,
             post_norm=post_norm,
         )
 
