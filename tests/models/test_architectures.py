@@ -36,7 +36,10 @@ CASES: dict[str, dict[str, Any]] = {
     "lfm2": {},
     "lfm2 bias": {"conv_bias": True, "layer_types": ["full_attention", "conv"]},
     "qwen3_5_text": {},
-    "qwen3_5_text last": {"layer_types": ["full_attention", "linear_attention"]},
+    "qwen3_5_text last": {
+        "layer_types": ["full_attention", "linear_attention"],
+        "initializer_range": 0.15,
+    },
 }
 # transformers reads these from GGUF files too, but for windows and mixtures of layers.
 WINDOW = 40

@@ -104,15 +104,16 @@ class KVPool:
         size = state_bytes(keeps)
         slots = _memory(self.num_slots * size, self.device).view(self.num_slots, size)
         self._slots = slots.numpy() if self.device.type == "cpu" else slots
-        start, found = 0, []
-        for kept in keeps:
-            tensors = []
-            for shape in kept.shapes:
-                end = start + math.prod(shape) * kept.dtype.itemsize
-                tensors.append(slots[:, start:end].view(kept.dtype).unflatten(1, shape))
-                start = end
-            found.append(StateCache(tuple(tensors)))
-        return found
+        taken = 0
+
+        def take(dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+            nonlocal taken
+            start, taken = taken, taken + _aligned(math.prod(shape) * dtype.itemsize)
+            end = start + math.prod(shape) * dtype.itemsize
+            part: torch.Tensor = slots[:, start:end].view(dtype).unflatten(1, shape)
+            return part
+
+        return [StateCache(tuple(take(kept.dtype, s) for s in kept.shapes)) for kept in keeps]
 
     def idle(self, num_used: int) -> None:
         """Prefaults some pages after the first `num_used`, until :meth:`busy`."""
@@ -159,8 +160,15 @@ def page_bytes(keeps: Sequence[Kept], page_size: int, dtype: torch.dtype) -> int
 
 def state_bytes(keeps: Sequence[Kept]) -> int:
     """Bytes of the states of one sequence, all layers."""
-    nbytes = sum(kept.nbytes for kept in keeps if isinstance(kept, State))
-    return -(-nbytes // 64) * 64  # every slot begins with a cache line
+    states = [kept for kept in keeps if isinstance(kept, State)]
+    return sum(
+        _aligned(math.prod(shape) * kept.dtype.itemsize) for kept in states for shape in kept.shapes
+    )
+
+
+def _aligned(nbytes: int) -> int:
+    """Every state begins with a cache line."""
+    return -(-nbytes // 64) * 64
 
 
 def saved_distance(page_size: int, max_num_batched_tokens: int) -> int:

@@ -45,8 +45,7 @@ class Walk(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        with LLM(self.folder, max_num_seqs=1, **_OPTIONS) as llm:
-            page = llm.shared_engine().engine.pool.bytes_per_page
+        page = self.alone.shared_engine().engine.pool.bytes_per_page
         self.llm = LLM(
             self.folder,
             max_num_seqs=4,
