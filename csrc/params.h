@@ -85,7 +85,8 @@ struct StateBatch {
   const int32_t* cu_seqlens_q;  // [batch_size + 1]; tokens past the last are padding, not written
 };
 
-/// out_t = gate_out_t * silu(bias + sum_j weight[j] input_{t - width + 1 + j}), input = gate_in * x.
+/// out_t = gate_out_t * silu(bias + sum_j weight[j] input_{t - width + 1 + j}),
+/// input = gate_in * x.
 struct CausalConvParams {
   DType dtype;  // of x, gates and out
   bool silu;

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.nn.functional import normalize, softplus
 
 from lampo import ops
 from lampo.bench import cost, reference
@@ -22,10 +24,7 @@ class _Recurrent(Case):
     dtype: str
 
     def results(self, arguments: Arguments, returned: Any) -> Tensors:
-        return {"out": arguments["out"]}
-
-    def peers(self) -> dict[str, Peer]:
-        return {}
+        return {"out": arguments["out"] if returned is None else returned}
 
     def _sequences(self) -> Arguments:
         lengths = torch.arange(self.batch + 1) * self.query_len
@@ -69,6 +68,20 @@ class CausalConv(_Recurrent):
             for each, past in zip(x, state, strict=True)
         ]
         return {"out": torch.cat(rows)}
+
+    def peers(self) -> dict[str, Peer]:
+        def peer(a: Arguments) -> Callable[[], torch.Tensor]:
+            weight = a["weight"].t()[:, None].to(a["x"].dtype)
+            past = a["state"].to(a["x"].dtype)
+
+            def call() -> torch.Tensor:
+                x = torch.cat([past, a["x"].unflatten(0, (self.batch, -1))], 1).mT
+                y = torch.nn.functional.conv1d(x, weight, groups=self.size)
+                return torch.nn.functional.silu(y).mT.flatten(0, 1)
+
+            return call
+
+        return {"torch": peer}
 
 
 class GatedDelta(_Recurrent):
@@ -119,3 +132,26 @@ class GatedDelta(_Recurrent):
                     *(a["state"][seq, head], a["scale"]),
                 )
         return {"out": out}
+
+    def peers(self) -> dict[str, Peer]:
+        def peer(a: Arguments) -> Callable[[], torch.Tensor]:
+            groups, state = self.heads.group_size, a["state"].clone()
+            keep = (a["decay"] * softplus(a["a"].float() + a["dt_bias"])).exp()
+            beta, out = a["b"].float().sigmoid(), torch.empty_like(a["out"])
+
+            def call() -> torch.Tensor:
+                q, k = (normalize(a[name].float(), dim=-1) for name in ("q", "k"))
+                q, k = (x.repeat_interleave(groups, 1) for x in (q * a["scale"], k))
+                tokens = (q, k, a["v"].float(), keep, beta, out)
+                q, k, v, g, b, o = (x.unflatten(0, (self.batch, -1)) for x in tokens)
+                s = state
+                for t in range(self.query_len):
+                    s = s * g[:, t, :, None, None]
+                    delta = b[:, t, :, None] * (v[:, t] - torch.einsum("bhk,bhkv->bhv", k[:, t], s))
+                    s = s + torch.einsum("bhk,bhv->bhkv", k[:, t], delta)
+                    o[:, t] = torch.einsum("bhk,bhkv->bhv", q[:, t], s)
+                return out
+
+            return call
+
+        return {"torch": peer}

@@ -21,6 +21,7 @@ from lampo.models.config import (
     AttentionConfig,
     FeedForwardConfig,
     LayerConfig,
+    MixerConfig,
     ModelConfig,
     ShortConvConfig,
 )
@@ -52,7 +53,7 @@ class LFM2(Architecture):
         width = f.integer(key, 2, 4, 3)
         bias = reader.bias("conv_bias", "blk.0.shortconv.in_proj.bias")
         conv = ShortConvConfig(reader.hidden_size, width, bias)
-        mixers = {_FULL: attention, _CONV: conv}
+        mixers: dict[str, MixerConfig] = {_FULL: attention, _CONV: conv}
         feed_forward = reader.feed_forward() if in_gguf else _feed_forward(f)
         layers = tuple(LayerConfig(mixers[kind], feed_forward) for kind in kinds)
         tied = in_gguf or f.boolean("tie_embedding", True)

@@ -21,7 +21,13 @@ from lampo.models.architecture import (
     matrix,
     vector,
 )
-from lampo.models.config import AttentionConfig, GatedDeltaConfig, LayerConfig, ModelConfig
+from lampo.models.config import (
+    AttentionConfig,
+    GatedDeltaConfig,
+    LayerConfig,
+    MixerConfig,
+    ModelConfig,
+)
 from lampo.models.config_reader import MAX_HEADS, MAX_LAYERS, ConfigReader
 from lampo.models.rope import RopeConfig, rope_from_hf
 from lampo.weights.fields import Fields
@@ -65,7 +71,7 @@ class Qwen35Text(Architecture):
             qkv_bias=bias,
             out_bias=bias,
         )
-        mixers = {_FULL: attention, _LINEAR: _gated_delta(reader)}
+        mixers: dict[str, MixerConfig] = {_FULL: attention, _LINEAR: _gated_delta(reader)}
         key = f"{name}.full_attention_interval" if in_gguf else "full_attention_interval"
         if f.has("layer_types"):
             kinds = reader.layer_types((_FULL, _LINEAR))
