@@ -125,11 +125,12 @@ class GatedDelta(_Recurrent):
             rows = slice(seq * self.query_len, (seq + 1) * self.query_len)
             for head in range(self.heads.num_qo_heads):
                 key_head = head // self.heads.group_size
+                q, k = (a[name][rows, key_head] for name in ("q", "k"))
+                v, dt, b = (a[name][rows, head] for name in ("v", "a", "b"))
+                decay, dt_bias = (a[name][head] for name in ("decay", "dt_bias"))
+                state = a["state"][seq, head]
                 out[rows, head], _ = reference.gated_delta(
-                    *(a[name][rows, key_head] for name in ("q", "k")),
-                    *(a[name][rows, head] for name in ("v", "a", "b")),
-                    *(a[name][head] for name in ("decay", "dt_bias")),
-                    *(a["state"][seq, head], a["scale"]),
+                    q, k, v, dt, b, decay, dt_bias, state, a["scale"]
                 )
         return {"out": out}
 
