@@ -260,7 +260,9 @@ class EngineWithStatesAndWindow(EngineWithStates):
 
 
 TestEngineWithStatesAndWindow = EngineWithStatesAndWindow.TestCase
-TestEngineWithStatesAndWindow.settings = TestEngine.settings
+TestEngineWithStatesAndWindow.settings = settings(
+    max_examples=50, stateful_step_count=40, **_common
+)
 
 
 class EngineWithStatesRunningAhead(EngineWithStates):

@@ -153,7 +153,7 @@ def test_walks(tmp_path: Path, name: str) -> None:
         run_state_machine_as_test(
             kind,
             settings=settings(
-                max_examples=12,
+                max_examples=8,
                 stateful_step_count=25,
                 deadline=None,
                 database=None,
