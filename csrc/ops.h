@@ -29,6 +29,17 @@ void silu_mul(const TensorView& gate_up,  // [num_tokens, 2 * size], gate first
 void gelu_mul(const TensorView& gate_up, const TensorView& out, bool tanh_approximation,
               Stream stream = {});
 void gelu(const TensorView& x, const TensorView& out, bool tanh_approximation, Stream stream = {});
+void scale(const TensorView& x,    // [num_tokens, size]
+           const TensorView& out,  // as x, which it may be
+           double factor,
+           double soft_cap,  // out = soft_cap tanh(factor x / soft_cap); 0: out = factor x
+           Stream stream = {});
+void scale_by_position(const TensorView& x,          // [num_tokens, size]
+                       const TensorView& positions,  // [num_tokens] int64; negative: as 0
+                       const TensorView& out,        // as x, which it may be
+                       double beta,                  // out = (1 + beta ln(1 + n)) x,
+                       int64_t length,               // n = floor(position / length)
+                       Stream stream = {});
 
 void sigmoid_mul(const TensorView& x,     // [num_tokens, num_heads, head_dim] float32 or bfloat16
                  const TensorView& gate,  // as x
@@ -151,13 +162,13 @@ void linear(const TensorView& x,       // [num_tokens, in_features] float32, bfl
 
 /// Packed weights (common/formats/formats.h).
 WeightFormat parse_weight_format(const std::string& name);  // its kName, as "q4_0"
-std::vector<std::string> weight_formats(bool on_cuda);      // all names, or those of CUDA's kernels
+std::vector<std::string> weight_formats();                  // all names
 int64_t packed_block_size(WeightFormat format);  // weights of a block of a row in the file: 32, 256
 int64_t packed_block_bytes(WeightFormat format);  // its bytes
 int64_t packed_strip_bytes(WeightFormat format, int64_t in_features);
-/// Raises unless a weight of this format may have `in_features` columns on a device; `name` is the
-/// argument with the columns.
-void check_packed(const char* name, WeightFormat format, int64_t in_features, Device device);
+/// Raises unless a weight of this format may have `in_features` columns; `name` is the argument
+/// with the columns.
+void check_packed(const char* name, WeightFormat format, int64_t in_features);
 void quantize_weight(const TensorView& weight,  // [rows, in_features] float32, bfloat16 or float16
                      WeightFormat format,
                      const TensorView& blocks);  // [rows, row_bytes] uint8, as in the file

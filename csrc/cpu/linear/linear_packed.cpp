@@ -299,7 +299,7 @@ void run(const LinearParams& p, const Team& team) {
   alignas(64) char copy[kPrivateBytes];
   const bool is_private = QuantizedRows::bytes(p, Q::Dots::kRowBytes, Q::kScales) <= kPrivateBytes;
   const QuantizedRows rows(p, Q::Dots::kRowBytes, Q::kScales, is_private ? copy : p.workspace);
-  quantize_rows<typename Q::Dots, kBits>(
+  quantize_rows<typename Q::Dots::Inputs, Q::kScales, kBits>(
       p, rows, Q::kOffset, is_private ? Share{0, p.num_tokens} : share_of(p.num_tokens, team));
   if (!is_private) team.sync();
   dispatch_dtype<float, BF16>(p.out_dtype, [&]<class Out>() {
@@ -313,9 +313,15 @@ void run(const LinearParams& p, const Team& team) {
 
 }  // namespace
 
+void linear_fp8(const LinearParams& p, const Team& team);  // linear_fp8.cpp
+
 void linear_packed(const LinearParams& p, const Team& team) {
-  dispatch_int<8, 9, 16>(p.activation_bits, [&]<int kBits>() {
-    dispatch_format(p.format, [&]<class Format>() { run<Format, kBits>(p, team); });
+  dispatch_format(p.format, [&]<class Format>() {
+    if constexpr (HasFloatCodes<Format>) {
+      linear_fp8(p, team);
+    } else {
+      dispatch_int<8, 9, 16>(p.activation_bits, [&]<int kBits>() { run<Format, kBits>(p, team); });
+    }
   });
 }
 

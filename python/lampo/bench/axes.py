@@ -239,6 +239,8 @@ OPS: dict[str, dict[str, Axis]] = {
         "heads": Axis(heads, "32/16x128"),
         "dtype": _ELEMENTS,
     },
+    "scale": _GATE,
+    "scale_by_position": _GATE,
     "call": {"arrays": Axis(one_of("torch", "parameter", "numpy"), "torch,parameter,numpy")},
 }
 """The ops that can be timed, and the axes of their cases. "call": a native call that does nothing.

@@ -20,6 +20,8 @@ from lampo.bench.elementwise_cases import (
     GeluMul,
     LayerNorm,
     RmsNorm,
+    Scale,
+    ScaleByPosition,
     SigmoidMul,
     SiluMul,
 )
@@ -45,6 +47,8 @@ CASES: dict[str, type[Case]] = {
     "silu_mul": SiluMul,
     "gelu_mul": GeluMul,
     "gelu": Gelu,
+    "scale": Scale,
+    "scale_by_position": ScaleByPosition,
     "sigmoid_mul": SigmoidMul,
     "causal_conv": CausalConv,
     "gated_delta": GatedDelta,

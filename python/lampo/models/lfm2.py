@@ -37,6 +37,8 @@ _OUT = "self_attn.out_proj"
 
 
 class LFM2(Architecture):
+    models = "LFM2, LFM2.5, dense"
+    features = ("short convolutions", "q/k norms")
     model_type = "lfm2"
     hf_class = "Lfm2ForCausalLM"
     hf_base_class = "Lfm2Model"

@@ -43,6 +43,8 @@ _OF_IMAGES = ("mrope_section", "mrope_interleaved")  # equal positions on three 
 
 
 class Qwen35Text(Architecture):
+    models = "Qwen3.5, 3.6, 3.8, dense, text"
+    features = ("linear attention", "gated attention", "q/k norms", "partial rope")
     model_type = "qwen3_5_text"
     hf_class = "Qwen3_5ForCausalLM"
     hf_base_class = "Qwen3_5TextModel"
