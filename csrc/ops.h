@@ -41,6 +41,40 @@ void scale_by_position(const TensorView& x,          // [num_tokens, size]
                        int64_t length,               // n = floor(position / length)
                        Stream stream = {});
 
+void sigmoid_mul(const TensorView& x,     // [num_tokens, num_heads, head_dim] float32 or bfloat16
+                 const TensorView& gate,  // as x
+                 const TensorView& out,   // as x
+                 Stream stream = {});
+
+void causal_conv(const TensorView& x,             // [num_tokens, num_channels] float32 or bfloat16
+                 const TensorView& weight,        // [width, num_channels] float32, width 2 to 4
+                 OptionalTensor bias,             // [num_channels] float32
+                 const TensorView& state,         // [num_slots, width - 1, num_channels] float32
+                 const TensorView& state_slots,   // [batch_size] int64
+                 const TensorView& seq_lens,      // [batch_size] int32
+                 const TensorView& cu_seqlens_q,  // [batch_size + 1] int32
+                 OptionalTensor gate_in,          // as x
+                 OptionalTensor gate_out,         // as x
+                 bool silu,
+                 const TensorView& out,  // as x
+                 Stream stream = {});
+
+void gated_delta(const TensorView& q,      // [num_tokens, num_key_heads, key_dim] as v
+                 const TensorView& k,      // as q
+                 const TensorView& v,      // [num_tokens, num_value_heads, value_dim] float32, bf16
+                 const TensorView& a,      // [num_tokens, num_value_heads] as v
+                 const TensorView& b,      // as a
+                 const TensorView& decay,  // [num_value_heads] float32, negative
+                 const TensorView& dt_bias,  // [num_value_heads] float32
+                 const TensorView& state,    // [num_slots, num_value_heads, key_dim, value_dim] f32
+                 const TensorView& state_slots, const TensorView& seq_lens,
+                 const TensorView& cu_seqlens_q, bool tiled, double scale,
+                 OptionalTensor gate,         // as v
+                 OptionalTensor norm_weight,  // [value_dim] float32, with a gate
+                 double eps,
+                 const TensorView& out,  // as v
+                 Stream stream = {});
+
 void append_kv(OptionalTensor q,                // [num_tokens, num_qo_heads, head_dim], in and out
                const TensorView& k,             // [num_tokens, num_kv_heads, head_dim]
                const TensorView& v,             // as k

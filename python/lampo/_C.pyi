@@ -45,6 +45,43 @@ def scale_by_position(
     x: Tensor, positions: Tensor, out: Tensor, beta: float, length: int, /
 ) -> None: ...
 
+# bindings/recurrent.cpp
+def sigmoid_mul(x: Tensor, gate: Tensor, out: Tensor, /) -> None: ...
+def causal_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor,
+    state_slots: Tensor,
+    seq_lens: Tensor,
+    cu_seqlens_q: Tensor,
+    gate_in: Tensor | None,
+    gate_out: Tensor | None,
+    silu: bool,
+    out: Tensor,
+    /,
+) -> None: ...
+def gated_delta(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    decay: Tensor,
+    dt_bias: Tensor,
+    state: Tensor,
+    state_slots: Tensor,
+    seq_lens: Tensor,
+    cu_seqlens_q: Tensor,
+    tiled: bool,
+    scale: float,
+    gate: Tensor | None,
+    norm_weight: Tensor | None,
+    eps: float,
+    out: Tensor,
+    /,
+) -> None: ...
+
 # bindings/linear.cpp
 def linear(
     x: Tensor,

@@ -66,6 +66,11 @@ def quantize(
     with load_checkpoint(resolve_model(model)) as checkpoint:
         path = _checked_target(Path(target).expanduser(), checkpoint, overwrite)
         file_type = FILE_TYPES[type]
+        if len(checkpoint.config.attentions) < checkpoint.config.num_layers:
+            raise ValueError(
+                f"quantize: {checkpoint.config.architecture} models are not written to GGUF files "
+                "yet: they have layers without attention"
+            )
         metadata = _metadata(checkpoint, file_type)
         plans = list(_plans(checkpoint, file_type))
         written = [TensorPlan(plan.name, plan.shape, plan.format) for _, plan in plans]

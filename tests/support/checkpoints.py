@@ -108,6 +108,10 @@ def make_model(
         options |= {"attention_bias": attention_bias, "mlp_bias": mlp_bias}
     elif architecture == "gpt2":
         options = _gpt2_options(options)
+    elif architecture == "lfm2":
+        options = {"layer_types": ["conv", "full_attention"], "block_multiple_of": 32} | options
+    elif architecture == "qwen3_5_text":
+        options = {**_GATED_DELTA, **options}
     elif architecture == "gemma2":
         options.setdefault("query_pre_attn_scalar", options["head_dim"])
     elif architecture == "gemma3_text":
@@ -128,10 +132,22 @@ def make_model(
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(std=0.2)
-            elif parameter.dim() == 1:  # norms: not all the same; Gemma adds one to its own
+            elif parameter.dim() == 1:  # norms: not all the same; some have one added
                 one = 0 if architecture.startswith("gemma") else 1
+                if architecture == "qwen3_5_text" and "linear_attn" not in name:
+                    one = 0
                 parameter.uniform_(one - 0.5, one + 0.5)
     return model.to(dtype).eval()
+
+
+# Sizes of Qwen3.5's linear attention; a key head has two value heads.
+_GATED_DELTA: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 24,
+}
 
 
 def _gpt2_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -230,6 +246,26 @@ def quantized(weight: np.ndarray, quantization: str, seed: int = 0) -> np.ndarra
     return random_blocks(*weight.shape, quantization.lower(), generator, scale=scale).numpy()
 
 
+def tile_heads(data: np.ndarray, name: str, c: Any) -> np.ndarray:
+    """A tensor of linear attention with its value heads in GGUF's order: the first of every key
+    head, then the second ones."""
+    part = name.split("linear_attn.")[-1].removesuffix(".weight")
+    rows = {"in_proj_z": c.linear_value_head_dim, "in_proj_a": 1, "in_proj_b": 1}
+    rows |= {"A_log": 1, "dt_bias": 1}
+    key_heads, heads = c.linear_num_key_heads, c.linear_num_value_heads
+
+    def tiled(values: np.ndarray, head_dim: int) -> np.ndarray:
+        by_head = values.reshape(key_heads, heads // key_heads, head_dim, *values.shape[1:])
+        return by_head.swapaxes(0, 1).reshape(values.shape)
+
+    if part in ("in_proj_qkv", "conv1d"):
+        values = heads * c.linear_value_head_dim
+        return np.concatenate([data[:-values], tiled(data[-values:], c.linear_value_head_dim)])
+    if part == "out_proj":
+        return tiled(data.T, c.linear_value_head_dim).T
+    return tiled(data, rows[part]) if part in rows else data
+
+
 def make_gguf(
     path: Path,
     *,
@@ -262,21 +298,30 @@ def make_gguf(
 
     def tensors() -> Iterator[tuple[str, np.ndarray, Any]]:
         for index, (name, stored) in enumerate(architecture.tensors(config).items()):
-            data = (state[name].t() if stored.transposed else state[name]).float().numpy()
-            data = data + 1 if stored.less_one else data
-            attention = config.layers[0].attention
+            data = stored.from_safetensors(state[name]).float().numpy()
+            if "linear_attn" in name:
+                data = tile_heads(data, name, c)
+            attention = config.attentions[0]
             heads = (("q", attention.num_qo_heads), ("k", attention.num_kv_heads))
             for part, num_heads in heads:
                 if gguf_reader(architecture).interleaved_in_gguf and f".{part}_proj." in name:
                     data = interleave_rows(data, num_heads)
             data, raw_dtype = np.ascontiguousarray(data), None
-            if data.ndim == 2:
+            if data.ndim == 2 and not stored.is_conv:
                 data = quantized(data, quantization, seed=index)
                 raw_dtype = gguf.GGMLQuantizationType[quantization]
             if not stored.gguf.endswith(left_out):
                 yield stored.gguf, data, raw_dtype
 
-    write_gguf(path, c, tensors(), architecture=gguf_name, tokens=tokens, metadata=metadata)
+    write_gguf(
+        path,
+        c,
+        tensors(),
+        architecture=gguf_name,
+        tokens=tokens,
+        metadata=metadata,
+        feed_forward_length=config.layers[0].feed_forward.size,
+    )
     return model
 
 
@@ -288,6 +333,7 @@ def write_gguf(
     architecture: str = "llama",
     tokens: bool = True,
     metadata: dict[str, Any] | None = None,
+    feed_forward_length: int | None = None,
 ) -> None:
     """A GGUF file of a config with transformers' names and of tensors with GGUF's.
 
@@ -333,8 +379,9 @@ def write_gguf(
         values[f"{a}.feed_forward_length"] = c.n_inner
         values[f"{a}.attention.layer_norm_epsilon"] = float(c.layer_norm_epsilon)
     else:
-        values[f"{a}.feed_forward_length"] = c.intermediate_size
-        values[f"{a}.attention.layer_norm_rms_epsilon"] = float(c.rms_norm_eps)
+        values[f"{a}.feed_forward_length"] = feed_forward_length or c.intermediate_size
+        eps = c.norm_eps if a == "lfm2" else c.rms_norm_eps
+        values[f"{a}.attention.layer_norm_rms_epsilon"] = float(eps)
         values[f"{a}.attention.head_count_kv"] = c.num_key_value_heads
         head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
         values |= {
@@ -343,6 +390,22 @@ def write_gguf(
             f"{a}.rope.dimension_count": int(head_dim * rope.get("partial_rotary_factor", 1)),
             f"{a}.rope.freq_base": float(rope["rope_theta"]),
         }
+        if a == "lfm2":
+            values[f"{a}.shortconv.l_cache"] = c.conv_L_cache
+            values[f"{a}.attention.head_count_kv"] = [
+                c.num_key_value_heads if kind == "full_attention" else 0 for kind in c.layer_types
+            ]
+        if a == "qwen35":
+            values |= {
+                f"{a}.rope.dimension_count": head_dim // 4,
+                f"{a}.rope.dimension_sections": [11, 11, 10, 0],
+                f"{a}.full_attention_interval": c.layer_types.index("full_attention") + 1,
+                f"{a}.ssm.conv_kernel": c.linear_conv_kernel_dim,
+                f"{a}.ssm.state_size": c.linear_key_head_dim,
+                f"{a}.ssm.group_count": c.linear_num_key_heads,
+                f"{a}.ssm.time_step_rank": c.linear_num_value_heads,
+                f"{a}.ssm.inner_size": c.linear_num_value_heads * c.linear_value_head_dim,
+            }
         if getattr(c, "sliding_window", None):
             values[f"{a}.attention.sliding_window"] = c.sliding_window
     if rope and rope["rope_type"] in ("linear", "yarn"):

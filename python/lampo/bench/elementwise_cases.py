@@ -186,6 +186,28 @@ class ScaleByPosition(_Elementwise):
         return {"out": reference.scale_by_position(x, positions, 0.1, 16384)}
 
 
+class SigmoidMul(_Elementwise):
+    op = staticmethod(ops.sigmoid_mul)
+
+    def prepare(self, rows: int, size: int, dtype: str) -> None:
+        self.rows, self.size, self.dtype = rows, size, dtype
+
+    @property
+    def cost(self) -> cost.Cost:
+        return cost.silu_mul(self.rows, self.size, self.dtype)
+
+    def make(self) -> Arguments:
+        x, gate = (self._tensor(self.rows, self.size)[:, None] for _ in range(2))
+        return {"x": x, "gate": gate, "out": self._out(self.rows, self.size)[:, None]}
+
+    def expected(self, arguments: Arguments) -> Tensors:
+        x, gate = (arguments[name].cpu().double() for name in ("x", "gate"))
+        return {"out": x * torch.sigmoid(gate)}
+
+    def peers(self) -> dict[str, Peer]:
+        return {"torch": lambda a: lambda: a["x"] * torch.sigmoid(a["gate"])}
+
+
 class Call(Case):
     """A native call that reads six tensors by DLPack, releases the GIL, and returns."""
 

@@ -22,11 +22,13 @@ from lampo.bench.elementwise_cases import (
     RmsNorm,
     Scale,
     ScaleByPosition,
+    SigmoidMul,
     SiluMul,
 )
 from lampo.bench.limits import Limits
 from lampo.bench.linear_cases import Embedding, Linear
 from lampo.bench.own_kernel import OwnKernel
+from lampo.bench.recurrent_cases import CausalConv, GatedDelta
 from lampo.bench.results import LAMPO, Measured, is_busy
 from lampo.bench.sampling_cases import Sample, TokenLogprobs
 from lampo.error_text import shortened
@@ -47,6 +49,9 @@ CASES: dict[str, type[Case]] = {
     "gelu": Gelu,
     "scale": Scale,
     "scale_by_position": ScaleByPosition,
+    "sigmoid_mul": SigmoidMul,
+    "causal_conv": CausalConv,
+    "gated_delta": GatedDelta,
     "call": Call,
 }
 _SETTLE_S = 0.02  # pause before a turn: other threads stop spinning

@@ -28,6 +28,7 @@ class AttentionConfig:
         soft_cap: bound of the scores' magnitudes: ``c tanh(s / c)``; None: none.
         growth: beta and length: queries at position p are multiplied by
             ``1 + beta ln(1 + floor(p / length))``; None: they are not.
+        gated: whether a head's output has a gate, stored after the head's rows of q.
     """
 
     num_qo_heads: int
@@ -42,6 +43,12 @@ class AttentionConfig:
     joint_qk_norm: bool = False
     soft_cap: float | None = None
     growth: tuple[float, int] | None = None
+    gated: bool = False
+
+    @property
+    def q_rows(self) -> int:
+        """Rows of the projection to q, with the gates."""
+        return self.q_size * (2 if self.gated else 1)
 
     @property
     def q_size(self) -> int:
@@ -52,6 +59,59 @@ class AttentionConfig:
     def kv_size(self) -> int:
         """Elements of a token's key, all heads."""
         return self.num_kv_heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class ShortConvConfig:
+    """A short convolution with two gates.
+
+    Attributes:
+        size: channels, hidden_size.
+        width: taps, the token's own included.
+        bias: whether the convolution and the projections have biases.
+    """
+
+    size: int
+    width: int
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class GatedDeltaConfig:
+    """Linear attention by the gated delta rule.
+
+    Attributes:
+        num_key_heads, num_value_heads: the second is a multiple of the first.
+        key_dim, value_dim: size of a head.
+        width: taps of the convolution, the token's own included.
+        tiled: whether value head h belongs to key head h % num_key_heads, as in GGUF files;
+            otherwise a key head has consecutive value heads.
+    """
+
+    num_key_heads: int
+    num_value_heads: int
+    key_dim: int
+    value_dim: int
+    width: int
+    tiled: bool = False
+
+    @property
+    def key_size(self) -> int:
+        """Elements of a token's q, and of its k, all heads."""
+        return self.num_key_heads * self.key_dim
+
+    @property
+    def value_size(self) -> int:
+        """Elements of a token's v, all heads."""
+        return self.num_value_heads * self.value_dim
+
+    @property
+    def conv_size(self) -> int:
+        """Channels of the convolution: q, k and v."""
+        return 2 * self.key_size + self.value_size
+
+
+MixerConfig = AttentionConfig | ShortConvConfig | GatedDeltaConfig
 
 
 @dataclass(frozen=True)
@@ -66,8 +126,14 @@ class FeedForwardConfig:
 class LayerConfig:
     """One block of a model."""
 
-    attention: AttentionConfig
+    mixer: MixerConfig
     feed_forward: FeedForwardConfig
+
+    @property
+    def attention(self) -> AttentionConfig:
+        """The mixer of a block with attention."""
+        assert isinstance(self.mixer, AttentionConfig)
+        return self.mixer
 
 
 @dataclass(frozen=True)
@@ -110,7 +176,13 @@ class ModelConfig:
     @property
     def kv_size(self) -> int:
         """Elements of a token's keys and values, all layers."""
-        return sum(2 * layer.attention.kv_size for layer in self.layers)
+        return sum(2 * attention.kv_size for attention in self.attentions)
+
+    @property
+    def attentions(self) -> list[AttentionConfig]:
+        """The layers' attention, without layers of another kind."""
+        mixers = [layer.mixer for layer in self.layers]
+        return [mixer for mixer in mixers if isinstance(mixer, AttentionConfig)]
 
 
 def generation_config_from_hf(

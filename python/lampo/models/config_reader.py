@@ -280,6 +280,18 @@ class ConfigReader:
             raise f.error("layer_types", f"a list of {self.num_layers}, each {names}")
         return [known[t] for t in types]
 
+    def layer_types(self, kinds: tuple[str, ...]) -> list[str]:
+        """The kind of every layer, by the list `layer_types`."""
+        types = self.fields.get("layer_types")
+        if (
+            not isinstance(types, list)
+            or len(types) != self.num_layers
+            or not all(isinstance(t, str) and t in kinds for t in types)
+        ):
+            expected = f"a list of {self.num_layers}, each {' or '.join(kinds)}"
+            raise self.fields.error("layer_types", expected)
+        return types
+
     def sliding_layers(self, period: int) -> list[bool]:
         """Whether each layer has a window: by a list, or by the period of those that have none.
 

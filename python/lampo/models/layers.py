@@ -97,7 +97,7 @@ class Attention:
     @property
     def widths(self) -> dict[str, int]:
         c = self.config
-        own = {"qkv": c.q_size + 2 * c.kv_size, "attended": c.q_size}
+        own = {"qkv": c.q_rows + 2 * c.kv_size, "attended": c.q_size}
         return own | _output_widths(self.out, self.post_norm)
 
     def write(
@@ -108,7 +108,7 @@ class Attention:
         c = self.config
         x, fused = norm(x, rows)
         qkv = self.qkv(x, rows.get("qkv", self.widths["qkv"]), rows.workspace, norm=fused)
-        q, k, v = rows.heads("qkv", c.num_qo_heads, c.num_kv_heads, c.head_dim)
+        q, k, v, _ = self._heads(rows)
         q_norm, k_norm = self.q_norm, self.k_norm
         if c.joint_qk_norm:
             assert q_norm is not None and k_norm is not None
@@ -142,8 +142,9 @@ class Attention:
         """As :meth:`Mixer.read`."""
         assert isinstance(cache, PagedCache)
         c = self.config
-        q, _, _ = rows.heads("qkv", c.num_qo_heads, c.num_kv_heads, c.head_dim)
+        q, _, _, gate = self._heads(rows)
         attended = rows.get("attended", c.q_size)
+        heads = attended.view(-1, c.num_qo_heads, c.head_dim)
         workspace, planned = rows.attention_workspace(
             c.num_qo_heads, self.keeps, step, cache.k.shape[2]
         )
@@ -160,10 +161,19 @@ class Attention:
             planned=planned,
             k_scale=cache.k_scale,
             v_scale=cache.v_scale,
-            out=attended.view(-1, c.num_qo_heads, c.head_dim),
+            out=heads,
             workspace=workspace,
         )
+        if gate is not None:
+            ops.sigmoid_mul(heads, gate, out=heads)
         _add_output(self.out, attended, self.post_norm, x, rows)
+
+    def _heads(
+        self, rows: Rows
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """q, k, v and the gates: [num_tokens, heads, head_dim] each."""
+        c = self.config
+        return rows.heads("qkv", c.num_qo_heads, c.num_kv_heads, c.head_dim, gated=c.gated)
 
     def weights(self, step: Step, cache: PagedCache, rows: Rows) -> torch.Tensor:
         """The attention weights of a step of one sequence, for inspection.
@@ -181,7 +191,7 @@ class Attention:
         if cache.k_scale is not None:
             keys *= cache.k_scale[pages][..., None]
         keys = keys.transpose(0, 1).flatten(1, 2)[:, :seq_len]
-        q, _, _ = rows.heads("qkv", c.num_qo_heads, c.num_kv_heads, c.head_dim)
+        q, _, _, _ = self._heads(rows)
         groups = q.float().transpose(0, 1).unflatten(0, (c.num_kv_heads, -1))
         scores = torch.einsum("hgtd,hsd->hgts", groups, keys) * c.scale
         if c.soft_cap is not None:

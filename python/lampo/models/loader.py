@@ -53,11 +53,11 @@ def load_model(
     if on_gpu and dtype == "float32":
         raise ValueError("dtype: a GPU computes in bfloat16; 'float32' is for device='cpu'")
     config, architecture = checkpoint.config, checkpoint.architecture
-    for layer in config.layers:
-        if on_gpu and layer.attention.head_dim % 8:
+    for attention in config.attentions:
+        if on_gpu and attention.head_dim % 8:
             raise ValueError(
                 f"device: a GPU needs a head_dim that is a multiple of 8, and this model's is "
-                f"{layer.attention.head_dim}"
+                f"{attention.head_dim}"
             )
     max_model_len = max_model_len or config.max_position_embeddings
     if quantize is not None and (on_gpu or dtype != "auto"):

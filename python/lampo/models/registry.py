@@ -15,6 +15,7 @@ from lampo.models.gemma2 import Gemma2
 from lampo.models.gemma3 import Gemma3
 from lampo.models.gpt2 import GPT2
 from lampo.models.granite import Granite
+from lampo.models.lfm2 import LFM2
 from lampo.models.llama import Llama
 from lampo.models.ministral3 import Ministral3
 from lampo.models.mistral import Mistral
@@ -22,6 +23,7 @@ from lampo.models.olmo2 import Olmo2, Olmo3
 from lampo.models.phi3 import Phi3
 from lampo.models.qwen2 import Qwen2
 from lampo.models.qwen3 import Qwen3
+from lampo.models.qwen3_5 import Qwen35, Qwen35Text
 from lampo.models.smollm3 import SmolLM3
 from lampo.weights.fields import Fields
 
@@ -39,6 +41,9 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     Olmo3(),
     Phi3(),
     GPT2(),
+    LFM2(),
+    Qwen35Text(),
+    Qwen35(),
 )
 
 # Fields of any config.json, without effect here.
@@ -54,7 +59,8 @@ _BY_MODEL_TYPE = {a.model_type: a for a in ARCHITECTURES}
 _BY_GGUF_NAME = {a.gguf_name: a for a in ARCHITECTURES if a.gguf_name is not None}
 # Multimodal models whose text part is read: model_type -> the entry of `architectures`.
 _MULTIMODAL = {"mistral3": "Mistral3ForConditionalGeneration"}
-_READ_BY = {"mistral": "llama", "olmo3": "olmo2"}  # architectures without GGUF files of their own
+# Architectures without GGUF files of their own.
+_READ_BY = {"mistral": "llama", "olmo3": "olmo2", "qwen3_5": "qwen35"}
 
 
 def gguf_reader(architecture: Architecture) -> Architecture:
@@ -84,6 +90,9 @@ def config_from_hf(
         raise _unknown(fields, "model_type", name, _BY_MODEL_TYPE, reader)
     model_type = fields.choice("model_type", tuple(_BY_MODEL_TYPE))
     architecture = _BY_MODEL_TYPE[model_type]
+    if architecture.nested is not None:
+        inner = {**fields.mapping(architecture.nested), **_outer_fields(values)}
+        fields = hf_fields(inner, f"{source}: {architecture.nested}")
     names = fields.get("architectures")
     known = known or (architecture.hf_class, architecture.hf_base_class)
     if names is not None and not (isinstance(names, list) and any(n in names for n in known)):
@@ -93,6 +102,12 @@ def config_from_hf(
         )
     fields.names = architecture.field_names
     return architecture, architecture.config(ConfigReader(fields, model_type))
+
+
+def _outer_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a model of several parts that hold for its language model."""
+    names = ("architectures", "tie_word_embeddings")
+    return {name: values[name] for name in names if name in values}
 
 
 def is_multimodal(values: Mapping[str, Any]) -> bool:

@@ -12,7 +12,12 @@ from typing import Protocol
 import torch
 
 from lampo import ops
-from lampo.models.config import AttentionConfig, FeedForwardConfig
+from lampo.models.config import (
+    AttentionConfig,
+    FeedForwardConfig,
+    GatedDeltaConfig,
+    ShortConvConfig,
+)
 from lampo.models.layers import Attention, Block, FeedForward, GatedFeedForward, Mixer
 from lampo.models.projection import (
     GATE_UP,
@@ -25,6 +30,7 @@ from lampo.models.projection import (
     RMSNorm,
     Unnormed,
 )
+from lampo.models.recurrent import GatedDeltaNet, ShortConv
 from lampo.models.rope import RopeConfig, RotaryTable
 from lampo.runtime.huge_pages import Arena
 from lampo.weights.file_types import fitting
@@ -148,6 +154,31 @@ class WeightLoader:
             post_norm=post_norm,
         )
 
+    def short_conv(self, config: ShortConvConfig) -> ShortConv:
+        """A short convolution, under LFM2's names."""
+        bias = config.bias
+        return ShortConv(
+            config=config,
+            projection=self.projection(["conv.in_proj"], bias=bias, activation_bits=SENSITIVE),
+            weight=self._exact("conv.conv.weight").t().contiguous(),
+            bias=self._vector("conv.conv.bias") if bias else None,
+            out=self.projection(["conv.out_proj"], bias=bias),
+        )
+
+    def gated_delta(self, config: GatedDeltaConfig) -> GatedDeltaNet:
+        """Linear attention by the gated delta rule, under Qwen3.5's names."""
+        parts = [f"linear_attn.in_proj_{part}" for part in ("qkv", "z", "b", "a")]
+        return GatedDeltaNet(
+            config=config,
+            projection=self.projection(parts, activation_bits=SENSITIVE),
+            weight=self._exact("linear_attn.conv1d.weight").t().contiguous(),
+            decay=self._vector("linear_attn.A_log"),
+            dt_bias=self._vector("linear_attn.dt_bias"),
+            norm_weight=self._vector("linear_attn.norm.weight"),
+            eps=self.norm_eps,
+            out=self.projection(["linear_attn.out_proj"]),
+        )
+
     def gated_feed_forward(
         self,
         config: FeedForwardConfig,
@@ -267,6 +298,11 @@ class WeightLoader:
         tensor = self.source.load(self.prefix + name)
         assert isinstance(tensor, torch.Tensor)
         return tensor.float()
+
+    def _exact(self, name: str) -> torch.Tensor:
+        """A matrix as float32, for an op that takes no other."""
+        tensor = self.source.load(self.prefix + name)
+        return tensor.float() if isinstance(tensor, torch.Tensor) else tensor.dequantize()
 
     def _rotary_table(self, rope: RopeConfig) -> RotaryTable:
         if rope not in self._rotary_tables:

@@ -23,6 +23,7 @@ from lampo.ops.linear import (
     weight_formats,
 )
 from lampo.ops.norm import layer_norm, rms_norm
+from lampo.ops.recurrent import causal_conv, gated_delta, sigmoid_mul
 from lampo.ops.sample_inputs import SampleInputs
 from lampo.ops.sampling import sample, sampling_workspace_size, token_logprobs
 
@@ -31,8 +32,10 @@ __all__ = [
     "SampleInputs",
     "Weight",
     "append_kv",
+    "causal_conv",
     "embedding",
     "gate_and_up",
+    "gated_delta",
     "gelu",
     "gelu_mul",
     "layer_norm",
@@ -50,6 +53,7 @@ __all__ = [
     "sampling_workspace_size",
     "scale",
     "scale_by_position",
+    "sigmoid_mul",
     "silu_mul",
     "token_logprobs",
     "weight_formats",
