@@ -29,6 +29,17 @@ void silu_mul(const TensorView& gate_up,  // [num_tokens, 2 * size], gate first
 void gelu_mul(const TensorView& gate_up, const TensorView& out, bool tanh_approximation,
               Stream stream = {});
 void gelu(const TensorView& x, const TensorView& out, bool tanh_approximation, Stream stream = {});
+void scale(const TensorView& x,    // [num_tokens, size]
+           const TensorView& out,  // as x, which it may be
+           double factor,
+           double soft_cap,  // out = soft_cap tanh(factor x / soft_cap); 0: out = factor x
+           Stream stream = {});
+void scale_by_position(const TensorView& x,          // [num_tokens, size]
+                       const TensorView& positions,  // [num_tokens] int64; negative: as 0
+                       const TensorView& out,        // as x, which it may be
+                       double beta,                  // out = (1 + beta ln(1 + n)) x,
+                       int64_t length,               // n = floor(position / length)
+                       Stream stream = {});
 
 void append_kv(OptionalTensor q,                // [num_tokens, num_qo_heads, head_dim], in and out
                const TensorView& k,             // [num_tokens, num_kv_heads, head_dim]

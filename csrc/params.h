@@ -41,7 +41,7 @@ struct LayerNormParams {
   int64_t stride_out_token;
 };
 
-enum class Activation : uint8_t { kSilu, kGelu, kGeluTanh };
+enum class Activation : uint8_t { kSilu, kGelu, kGeluTanh, kScale, kSoftCap, kGrow };
 
 /// out = act(gate) * up, or act(x) if not gated.
 struct ActivationParams {
@@ -54,9 +54,16 @@ struct ActivationParams {
   void* out;      // [num_tokens, size]
   int64_t stride_x_token;
   int64_t stride_out_token;
+  float factor = 1.0f;    // kScale: of x; kSoftCap: of x / soft_cap
+  float soft_cap = 0.0f;  // kSoftCap
+  // kGrow: rows times 1 + factor ln(1 + floor(position / length))
+  const int64_t* positions = nullptr;  // [num_tokens]
+  int64_t length = 1;
 };
 
 inline const char* op_name(const ActivationParams& p) {
+  if (p.activation == Activation::kGrow) return "scale_by_position";
+  if (p.activation >= Activation::kScale) return "scale";
   return p.activation == Activation::kSilu ? "silu_mul" : p.gated ? "gelu_mul" : "gelu";
 }
 

@@ -35,6 +35,8 @@ TINY = {
     "silu_mul": "--rows 3 --size 96 --dtype bf16,f32",
     "gelu_mul": "--rows 3 --size 96 --dtype bf16,f32",
     "gelu": "--rows 3 --size 96 --dtype bf16,f32",
+    "scale": "--rows 3 --size 96 --dtype bf16,f32",
+    "scale_by_position": "--rows 3 --size 96 --dtype bf16,f32",
     "call": "",
 }
 Bench = Callable[..., dict[str, Any]]

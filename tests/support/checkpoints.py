@@ -43,6 +43,16 @@ ROPES: dict[str, dict[str, Any]] = {
         "truncate": False,
     },
 }
+# Every sequence of the tests is longer than the original length: transformers then has the long
+# factors for all of its positions.
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.75,
+    "original_max_position_embeddings": 16,
+    "short_factor": [1.0 + i / 12 for i in range(12)],
+    "long_factor": [1.5 + i / 4 for i in range(12)],
+}
 SHAPE: dict[str, Any] = {
     "vocab_size": 320,
     "hidden_size": 64,
@@ -98,9 +108,20 @@ def make_model(
         options |= {"attention_bias": attention_bias, "mlp_bias": mlp_bias}
     elif architecture == "gpt2":
         options = _gpt2_options(options)
+    elif architecture == "gemma2":
+        options.setdefault("query_pre_attn_scalar", options["head_dim"])
     elif architecture == "gemma3_text":
         options |= {"rope_parameters": None}
         options.setdefault("query_pre_attn_scalar", options["head_dim"])
+    elif architecture == "olmo3":
+        plain = {"rope_type": "default", "rope_theta": ROPES[rope]["rope_theta"]}
+        kinds = {"full_attention": dict(ROPES[rope]), "sliding_attention": plain}
+        options |= {"rope_parameters": kinds}
+    elif architecture == "ministral3":
+        options["rope_parameters"] = {**ROPES["yarn"], "mscale": 1.0, "mscale_all_dim": 1.0}
+        options["rope_parameters"]["llama_4_scaling_beta"] = 0.1
+    elif architecture == "phi3":
+        options |= {"num_attention_heads": 2, "num_key_value_heads": 1} | shape
     config = transformers.AutoConfig.for_model(architecture, **options)
     model: Any = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
@@ -227,7 +248,7 @@ def make_gguf(
     """
     import gguf
 
-    from lampo.models.registry import config_from_hf
+    from lampo.models.registry import config_from_hf, gguf_reader
 
     if model is None:
         size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[quantization]][0]
@@ -235,7 +256,8 @@ def make_gguf(
         model = make_model(**{**shape, **model_options})
     c = model.config
     architecture, config = config_from_hf(c.to_dict())
-    gguf_name = architecture.gguf_name or "llama"  # Mistral is "llama" there
+    gguf_name = gguf_reader(architecture).gguf_name
+    assert gguf_name is not None
     state = model.state_dict()
 
     def tensors() -> Iterator[tuple[str, np.ndarray, Any]]:
@@ -245,7 +267,7 @@ def make_gguf(
             attention = config.layers[0].attention
             heads = (("q", attention.num_qo_heads), ("k", attention.num_kv_heads))
             for part, num_heads in heads:
-                if gguf_name in ("llama", "smollm3") and f".{part}_proj." in name:
+                if gguf_reader(architecture).interleaved_in_gguf and f".{part}_proj." in name:
                     data = interleave_rows(data, num_heads)
             data, raw_dtype = np.ascontiguousarray(data), None
             if data.ndim == 2:
@@ -289,6 +311,24 @@ def write_gguf(
         ]
         values[f"{a}.rope.freq_base_swa"] = float(rope["sliding_attention"]["rope_theta"])
         rope = rope["full_attention"]
+    if a == "gemma2":
+        values[f"{a}.attn_logit_softcapping"] = float(c.attn_logit_softcapping)
+        values[f"{a}.final_logit_softcapping"] = float(c.final_logit_softcapping)
+    if a == "granite":
+        values |= {
+            f"{a}.embedding_scale": float(c.embedding_multiplier),
+            f"{a}.attention.scale": float(c.attention_multiplier),
+            f"{a}.residual_scale": float(c.residual_multiplier),
+            f"{a}.logit_scale": float(c.logits_scaling),
+        }
+    if a == "mistral3":
+        values[f"{a}.attention.temperature_scale"] = float(rope["llama_4_scaling_beta"])
+        values[f"{a}.rope.scaling.yarn_log_multiplier"] = float(rope["mscale_all_dim"])
+    if a == "olmo2" and getattr(c, "layer_types", None):
+        values[f"{a}.attention.sliding_window_pattern"] = [
+            kind == "sliding_attention" for kind in c.layer_types
+        ]
+        rope = rope["full_attention"]
     if a == "gpt2":
         values[f"{a}.feed_forward_length"] = c.n_inner
         values[f"{a}.attention.layer_norm_epsilon"] = float(c.layer_norm_epsilon)
@@ -300,7 +340,7 @@ def write_gguf(
         values |= {
             f"{a}.attention.key_length": head_dim,
             f"{a}.attention.value_length": head_dim,
-            f"{a}.rope.dimension_count": head_dim,
+            f"{a}.rope.dimension_count": int(head_dim * rope.get("partial_rotary_factor", 1)),
             f"{a}.rope.freq_base": float(rope["rope_theta"]),
         }
         if getattr(c, "sliding_window", None):
@@ -311,6 +351,13 @@ def write_gguf(
     if rope and rope["rope_type"] == "yarn":
         length = rope["original_max_position_embeddings"]
         values[f"{a}.rope.scaling.original_context_length"] = length
+    if rope and rope["rope_type"] == "longrope":
+        length = rope["original_max_position_embeddings"]
+        factor = c.max_position_embeddings / length
+        values[f"{a}.rope.scaling.original_context_length"] = length
+        values[f"{a}.rope.scaling.attn_factor"] = float(
+            np.sqrt(1 + np.log(factor) / np.log(length))
+        )
     if tokens:
         names = vocabulary(c.vocab_size)
         values |= {
@@ -333,6 +380,10 @@ def write_gguf(
     if rope and rope["rope_type"] == "llama3":
         factors = _llama3_factors(rope, c.head_dim)
         writer.add_tensor("rope_freqs.weight", factors)
+    if rope and rope["rope_type"] == "longrope":
+        for part in ("long", "short"):
+            factors = np.array(rope[f"{part}_factor"], dtype=np.float32)
+            writer.add_tensor(f"rope_factors_{part}.weight", factors)
     for name, data, raw_dtype in tensors:
         writer.add_tensor(name, data, raw_dtype=raw_dtype)
     writer.write_header_to_file()

@@ -299,7 +299,7 @@ void run(const LinearParams& p, const Team& team) {
   alignas(64) char copy[kPrivateBytes];
   const bool is_private = QuantizedRows::bytes(p, Q::Dots::kRowBytes, Q::kScales) <= kPrivateBytes;
   const QuantizedRows rows(p, Q::Dots::kRowBytes, Q::kScales, is_private ? copy : p.workspace);
-  quantize_rows<typename Q::Dots, kBits>(
+  quantize_rows<typename Q::Dots::Inputs, Q::kScales, kBits>(
       p, rows, Q::kOffset, is_private ? Share{0, p.num_tokens} : share_of(p.num_tokens, team));
   if (!is_private) team.sync();
   dispatch_dtype<float, BF16>(p.out_dtype, [&]<class Out>() {

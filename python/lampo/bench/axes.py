@@ -226,6 +226,8 @@ OPS: dict[str, dict[str, Axis]] = {
     "silu_mul": _GATE,
     "gelu_mul": _GATE,
     "gelu": _GATE,
+    "scale": _GATE,
+    "scale_by_position": _GATE,
     "call": {"arrays": Axis(one_of("torch", "parameter", "numpy"), "torch,parameter,numpy")},
 }
 """The ops that can be timed, and the axes of their cases. "call": a native call that does nothing.

@@ -14,7 +14,16 @@ import torch
 from lampo.bench import timing
 from lampo.bench.attention_cases import AppendKv, MergeStates, PagedAttention
 from lampo.bench.cases import Arguments, Case, Peer, WrongResult
-from lampo.bench.elementwise_cases import Call, Gelu, GeluMul, LayerNorm, RmsNorm, SiluMul
+from lampo.bench.elementwise_cases import (
+    Call,
+    Gelu,
+    GeluMul,
+    LayerNorm,
+    RmsNorm,
+    Scale,
+    ScaleByPosition,
+    SiluMul,
+)
 from lampo.bench.limits import Limits
 from lampo.bench.linear_cases import Embedding, Linear
 from lampo.bench.own_kernel import OwnKernel
@@ -36,6 +45,8 @@ CASES: dict[str, type[Case]] = {
     "silu_mul": SiluMul,
     "gelu_mul": GeluMul,
     "gelu": Gelu,
+    "scale": Scale,
+    "scale_by_position": ScaleByPosition,
     "call": Call,
 }
 _SETTLE_S = 0.02  # pause before a turn: other threads stop spinning

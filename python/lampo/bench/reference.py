@@ -41,6 +41,18 @@ def gelu(x: torch.Tensor, tanh_approximation: bool) -> torch.Tensor:
     return x / 2 * (1 + torch.erf(x / 2**0.5))
 
 
+def scale(x: torch.Tensor, factor: float, soft_cap: float | None) -> torch.Tensor:
+    x = factor * x.double()
+    return x if soft_cap is None else soft_cap * torch.tanh(x / soft_cap)
+
+
+def scale_by_position(
+    x: torch.Tensor, positions: torch.Tensor, beta: float, length: int
+) -> torch.Tensor:
+    factors = 1 + beta * torch.log1p((positions.double() / length).floor())
+    return factors[:, None] * x.double()
+
+
 def rope(x: torch.Tensor, cos_sin: torch.Tensor, interleaved: bool) -> torch.Tensor:
     """x [num_tokens, heads, head_dim]; cos_sin [num_tokens, rotary_dim], one row per token."""
     half = cos_sin.shape[-1] // 2

@@ -65,10 +65,10 @@ def attention_tensors(hidden_size: int, a: AttentionConfig, *, less_one: bool = 
         less_one: whether safetensors store the norms of q and k less one.
     """
     norms: Tensors = {}
-    if a.qk_norm:
-        for part in ("q", "k"):
+    if a.qk_norm or a.joint_qk_norm:
+        for part, size in (("q", a.q_size), ("k", a.kv_size)):
             name, gguf = f"self_attn.{part}_norm.weight", f"attn_{part}_norm.weight"
-            norms |= vector(name, gguf, a.head_dim, less_one=less_one)
+            norms |= vector(name, gguf, a.head_dim if a.qk_norm else size, less_one=less_one)
     return norms | {
         **matrix("self_attn.q_proj", "attn_q", a.q_size, hidden_size, bias=a.qkv_bias),
         **matrix("self_attn.k_proj", "attn_k", a.kv_size, hidden_size, bias=a.qkv_bias),
@@ -103,6 +103,8 @@ class Architecture(ABC):
         embedding, layer, norm, head: names of its parts, in safetensors and in GGUF files.
         positions: likewise for a table of positions, added to the embedding; None: no table.
         optional_prefix: beginning of all names that some safetensors leave out.
+        models: published models that have it, for lists.
+        features: its differences from Llama, for lists.
         unused: pattern of the names of tensors in files that the model does not need.
     """
 
@@ -118,6 +120,8 @@ class Architecture(ABC):
     positions: ClassVar[tuple[str, str] | None] = None
     head: ClassVar[tuple[str, str]] = ("lm_head", "output")
     optional_prefix: ClassVar[str] = "model."
+    models: ClassVar[str] = ""
+    features: ClassVar[tuple[str, ...]] = ()
     # Tables that are computed, and copies of tied weights.
     unused: ClassVar[re.Pattern[str]] = re.compile(
         r"rope_freqs\.weight|.*attn_rot_embd\.weight|.*rotary_emb\.inv_freq"
@@ -161,6 +165,17 @@ class Architecture(ABC):
 
     def final_norm(self, loader: WeightLoader) -> Norm:
         return loader.rms_norm(self.norm[0])
+
+    def gguf_scales(self, config: ModelConfig) -> dict[str, float]:
+        """Factors and soft caps as metadata of a GGUF file, by names after "<gguf_name>.".
+
+        Raises:
+            ValueError: such files cannot express them.
+        """
+        a = config.layers[0].attention
+        if a.scale != a.head_dim**-0.5:
+            raise ValueError("quantize: a GGUF file cannot express this model's scale of scores")
+        return {}
 
     def tensors(self, config: ModelConfig) -> Tensors:
         """All tensors of a model of this configuration."""

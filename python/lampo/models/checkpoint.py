@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from lampo.error_text import shown
 from lampo.models.architecture import Architecture
 from lampo.models.config import ModelConfig, generation_config_from_hf
-from lampo.models.registry import config_from_gguf, config_from_hf
+from lampo.models.registry import config_from_gguf, config_from_hf, is_multimodal
 from lampo.weights.default_model import recommended_sampling
 from lampo.weights.fields import Fields, read_json_object
 from lampo.weights.formats import CodedMatrix
@@ -22,6 +22,7 @@ from lampo.weights.gguf_shards import open_gguf
 from lampo.weights.quantized.folder import QuantizedFolder
 from lampo.weights.safetensors import SafetensorsFolder
 from lampo.weights.shard_names import first_files
+from lampo.weights.text_part import TextPart
 
 if TYPE_CHECKING:
     import torch
@@ -201,7 +202,7 @@ def _load_safetensors(folder: Path) -> Checkpoint:
             str(generation_path),
         )
     files = SafetensorsFolder(folder)
-    source: SafetensorsFolder | QuantizedFolder = files
+    source: SafetensorsFolder | QuantizedFolder | TextPart = files
     with ExitStack() as on_error:
         on_error.callback(files.close)
         fields = Fields(str(config_path), values)
@@ -209,6 +210,8 @@ def _load_safetensors(folder: Path) -> Checkpoint:
         if method is not None:
             quantization = Fields(f"{config_path}: {method}", fields.mapping(method))
             source = QuantizedFolder(files, quantization)
+        if is_multimodal(values):
+            source = TextPart(source)
         names = {name for name in source.names() if not architecture.unused.fullmatch(name)}
         config = _untied_if_stored(config, architecture, source, names)
         prefix = architecture.optional_prefix
@@ -234,7 +237,7 @@ def _load_safetensors(folder: Path) -> Checkpoint:
 def _untied_if_stored(
     config: ModelConfig,
     architecture: Architecture,
-    source: SafetensorsFolder | QuantizedFolder,
+    source: SafetensorsFolder | QuantizedFolder | TextPart,
     names: set[str],
 ) -> ModelConfig:
     """Untied, if the file holds an LM head that differs from the embedding. As in transformers."""

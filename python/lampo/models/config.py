@@ -24,6 +24,10 @@ class AttentionConfig:
         window: number of positions that a token sees, its own included; None: all.
         qkv_bias, out_bias: whether these projections have biases.
         qk_norm: whether each head of q and k has an RMS norm, before the rotation.
+        joint_qk_norm: whether q has one RMS norm over all of its heads, and k likewise.
+        soft_cap: bound of the scores' magnitudes: ``c tanh(s / c)``; None: none.
+        growth: beta and length: queries at position p are multiplied by
+            ``1 + beta ln(1 + floor(p / length))``; None: they are not.
     """
 
     num_qo_heads: int
@@ -35,6 +39,9 @@ class AttentionConfig:
     qkv_bias: bool = False
     out_bias: bool = False
     qk_norm: bool = False
+    joint_qk_norm: bool = False
+    soft_cap: float | None = None
+    growth: tuple[float, int] | None = None
 
     @property
     def q_size(self) -> int:
@@ -75,6 +82,10 @@ class ModelConfig:
         max_position_embeddings: length of the longest sequence that the model supports.
         tie_word_embeddings: whether the LM head is the embedding.
         bos_token_id, eos_token_ids, pad_token_id: None or empty if the file names none.
+        embedding_scale: factor of the embedding.
+        residual_scale: factor of what mixers and feed-forwards add to the residual stream.
+        logit_scale: factor of the logits.
+        logit_soft_cap: bound of the logits' magnitudes, as `soft_cap` of attention; None: none.
     """
 
     architecture: str
@@ -87,6 +98,10 @@ class ModelConfig:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    logit_soft_cap: float | None = None
 
     @property
     def num_layers(self) -> int:

@@ -65,7 +65,9 @@ def load_model(
     loader = WeightLoader(
         checkpoint,
         _WEIGHT_DTYPES[dtype],
-        config.norm_eps,
+        # The residual stream is divided by residual_scale: mixers and feed-forwards then add to it
+        # as they are, and norms of it change by their epsilon alone.
+        config.norm_eps / config.residual_scale**2,
         max_model_len,
         quantize=quantize,
         activation_bits=activation_bits,
@@ -82,7 +84,7 @@ def load_model(
     positions = None
     if architecture.positions is not None:
         positions = loader.quantizing(None).table(architecture.positions[0])
-    embedding = Embedding(tokens, positions)
+    embedding = Embedding(tokens, positions, config.embedding_scale / config.residual_scale)
     blocks = [
         architecture.block(loader.under(architecture.layer[0].format(i)), layer)
         for i, layer in enumerate(config.layers)

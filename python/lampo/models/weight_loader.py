@@ -23,6 +23,7 @@ from lampo.models.projection import (
     Norm,
     Projection,
     RMSNorm,
+    Unnormed,
 )
 from lampo.models.rope import RopeConfig, RotaryTable
 from lampo.runtime.huge_pages import Arena
@@ -103,6 +104,9 @@ class WeightLoader:
     def rms_norm(self, name: str) -> RMSNorm:
         return RMSNorm(self._vector(f"{name}.weight"), self.norm_eps)
 
+    def no_norm(self) -> Unnormed:
+        return Unnormed()
+
     def norm_of_scaled(self, name: str) -> RMSNorm:
         """A norm of a residual stream that is divided by the root of its width."""
         norm = self.rms_norm(name)
@@ -133,13 +137,14 @@ class WeightLoader:
             out: name of the output projection.
             post_norm: of its output.
         """
+        has_norms = config.qk_norm or config.joint_qk_norm
         return Attention(
             config=config,
             qkv=self.projection(list(qkv), bias=config.qkv_bias, activation_bits=SENSITIVE),
             out=self.projection([out], bias=config.out_bias),
             rotary=None if config.rope is None else self._rotary_table(config.rope),
-            q_norm=self.rms_norm("self_attn.q_norm") if config.qk_norm else None,
-            k_norm=self.rms_norm("self_attn.k_norm") if config.qk_norm else None,
+            q_norm=self.rms_norm("self_attn.q_norm") if has_norms else None,
+            k_norm=self.rms_norm("self_attn.k_norm") if has_norms else None,
             post_norm=post_norm,
         )
 
@@ -150,19 +155,23 @@ class WeightLoader:
         up: str = "mlp.up_proj",
         down: str = "mlp.down_proj",
         *,
+        gate_up: str | None = None,
         gelu_tanh: bool = False,
         post_norm: RMSNorm | None = None,
     ) -> GatedFeedForward:
-        """A gated feed-forward of the three named projections, as :class:`GatedFeedForward`."""
-        names, bias = [gate, up], config.bias
+        """A gated feed-forward of the three named projections, as :class:`GatedFeedForward`.
+
+        `gate_up` names one projection, without biases, of gate and up, in place of both.
+        """
+        names, bias = [gate, up] if gate_up is None else [gate_up], config.bias
         weights = self.weights(names, interleaved=not gelu_tanh)
         biases = None
         if bias:
             parts = [self._vector(f"{name}.bias") for name in names]
             fused = len(weights) == 1 and not gelu_tanh
             biases = ops.gate_and_up(*parts) if fused else torch.cat(parts)
-        gate_up = Projection(weights, biases, self.activation_bits(GATE_UP))
-        return GatedFeedForward(gate_up, self.projection([down], bias=bias), gelu_tanh, post_norm)
+        both = Projection(weights, biases, self.activation_bits(GATE_UP))
+        return GatedFeedForward(both, self.projection([down], bias=bias), gelu_tanh, post_norm)
 
     def feed_forward(
         self, up: str, down: str, *, bias: bool = False, tanh_approximation: bool
@@ -205,10 +214,13 @@ class WeightLoader:
 
         Args:
             names: without prefix and ".weight".
-            interleaved: whether to stack two matrices as ops.gate_and_up does.
+            interleaved: whether to stack two matrices, or the halves of one, as ops.gate_and_up
+                does.
         """
         names = [f"{self.prefix}{name}.weight" for name in names]
         tensors = [self._converted(self.source.load(name)) for name in names]
+        if interleaved and len(tensors) == 1:
+            tensors = _halves(tensors[0])
         packed = [t for t in tensors if isinstance(t, Blocks)]
         dense = [t for t in tensors if isinstance(t, torch.Tensor)]
         stackable = not interleaved or all(t.shape[0] % _STRIP_ROWS == 0 for t in tensors)
@@ -287,6 +299,16 @@ class WeightLoader:
             ops.pack_weight(tensor.blocks, format, out=part)
         rows = sum(t.shape[0] for t in tensors)
         return [ops.PackedWeight(data, format, (rows, columns))]
+
+
+def _halves(tensor: torch.Tensor | Blocks) -> list[torch.Tensor | Blocks]:
+    """The upper and the lower rows of a matrix."""
+    if isinstance(tensor, torch.Tensor):
+        return list(tensor.chunk(2))
+    rows, columns = tensor.shape
+    return [
+        Blocks(blocks, tensor.format, (rows // 2, columns)) for blocks in tensor.blocks.chunk(2)
+    ]
 
 
 def quantized(tensor: torch.Tensor, format: str) -> torch.Tensor | Blocks:

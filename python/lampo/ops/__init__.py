@@ -6,7 +6,7 @@ Every op writes into ``out`` (allocated if absent) and is stateless.
 
 from __future__ import annotations
 
-from lampo.ops.activation import gelu, gelu_mul, silu_mul
+from lampo.ops.activation import gelu, gelu_mul, scale, scale_by_position, silu_mul
 from lampo.ops.attention import merge_states, paged_attention, paged_attention_workspace_size
 from lampo.ops.kv_cache import append_kv
 from lampo.ops.linear import (
@@ -48,6 +48,8 @@ __all__ = [
     "rms_norm",
     "sample",
     "sampling_workspace_size",
+    "scale",
+    "scale_by_position",
     "silu_mul",
     "token_logprobs",
     "weight_formats",
