@@ -64,27 +64,34 @@ COPY = r"LDGSTS\..*128"  # a warp's copies of 16 bytes per lane
 SMALL_COPY = r"LDGSTS(?!.*128)"
 LOAD = r"LDG\."
 MMA = r"[HI]MMA"
+SHFL = r"SHFL"
 WGMMA = r"HGMMA\.64x(\d+)x16"
 
 CACHES = {"bf16": "BF16", "int8": "signed char", "fp8": "F8E4M3"}
 
-# Packed formats: bytes of a group of a strip with its share of the factors, groups in flight, and a
-# lane's loads and products for a group (csrc/cuda/linear/linear_packed.cu).
+# Packed formats: bytes of a group of a strip with its share of the factors, groups in flight, and
+# for a group a lane's loads, products per 8 rows of x, and shuffles, once and per 8 rows
+# (csrc/cuda/linear/linear_packed.cu).
 PACKED = {
-    "Q4_0": (288, 12, 2, 2),
-    "Q4_1": (320, 12, 2, 2),
-    "Q8_0": (544, 6, 3, 2),
-    "Q5_0": (352, 8, 3, 2),
-    "Q5_1": (384, 8, 3, 2),
-    "Q2_K": (168, 6, 4, 4),
-    "Q3_K": (228, 6, 4, 4),
-    "Q4_K": (296, 8, 3, 2),
-    "Q5_K": (360, 6, 4, 2),
-    "Q6_K": (420, 4, 4, 4),
-    "IQ4_NL": (288, 12, 2, 2),
-    "IQ4_XS": (276, 8, 3, 2),
-    "MXFP4": (288, 12, 2, 2),
-    "NVFP4": (288, 8, 2, 4),
+    "Q4_0": (288, 12, 2, 2, 2, 0),
+    "Q4_1": (320, 12, 2, 2, 4, 0),
+    "Q8_0": (544, 6, 3, 2, 2, 0),
+    "Q5_0": (352, 8, 3, 2, 4, 0),
+    "Q5_1": (384, 8, 3, 2, 6, 0),
+    "Q2_K": (168, 6, 4, 4, 4, 8),
+    "Q3_K": (228, 6, 4, 4, 6, 4),
+    "Q4_K": (296, 8, 3, 2, 4, 0),
+    "Q5_K": (360, 6, 4, 2, 6, 0),
+    "Q6_K": (420, 4, 4, 4, 4, 4),
+    "IQ4_NL": (288, 12, 2, 2, 2, 0),
+    "IQ4_XS": (276, 8, 3, 2, 2, 0),
+    "MXFP4": (288, 12, 2, 2, 2, 0),
+    "NVFP4": (288, 8, 2, 4, 0, 4),
+    "Int4G32": (304, 8, 3, 2, 4, 0),
+    "Int4G64": (280, 8, 3, 2, 4, 0),
+    "Int4G128": (276, 8, 3, 2, 4, 0),
+    "Int8G128": (532, 6, 4, 2, 4, 0),
+    "NVFP4_G128": (304, 6, 3, 4, 0, 4),
 }
 
 # Cycles of a scheduler for an instruction of a warp, by the first pattern that matches.
@@ -204,12 +211,13 @@ def _hopper_attention(head_dim: int) -> Case:
 
 
 def _linear(
-    name: str, kernel: str, chunk: dict[str, tuple[str, int]], nbytes: int, in_flight: int
+    name: str, kernel: str, chunk: dict[str, tuple[str, int, int]], nbytes: int, in_flight: int
 ) -> Iterator[Case]:
     """linear's loop over rounds of chunks (csrc/cuda/linear/linear_block.h), two strips at a time.
 
-    chunk: the work of 16 rows of weight by 32 inputs for up to 8 rows of x; of nbytes. A turn of
-    the loop has in_flight chunks. The launch has a block per multiprocessor.
+    chunk: the work of 16 rows of weight by 32 inputs, nbytes: opcodes, their number once, and for
+    each 8 rows of x. A turn of the loop has in_flight chunks. The launch has a block per
+    multiprocessor.
     """
     for tiles, rows in ((1, "1 to 8 rows"), (2, "9 to 16 rows")):
         yield Case(
@@ -217,8 +225,9 @@ def _linear(
             file=f"csrc/cuda/linear/{kernel.split('_kernel')[0]}.cu",
             kernel=kernel,
             work={
-                kind: (pattern, number * in_flight * (tiles if kind == "mma" else 1))
-                for kind, (pattern, number) in chunk.items()
+                kind: (pattern, (once + tiles * per_tile) * in_flight)
+                for kind, (pattern, once, per_tile) in chunk.items()
+                if once or per_tile
             },
             threads=512,
             shared_bytes=0,
@@ -266,12 +275,15 @@ def _all_cases() -> Iterator[Case]:
         for cache in CACHES:
             for head_dim in (64, 128, 256):
                 yield _attention(kind, head_dim, cache)
-    dense = {"mma": (MMA, 2), "loads": (LOAD + ".*128", 2)}
+    dense = {"loads": (LOAD + ".*128", 2, 0), "mma": (MMA, 0, 2)}
     yield from _linear("bf16", "linear_kernel<BF16, BF16, 1, 2, true>", dense, 1024, 4)
-    for name, (nbytes, in_flight, loads, products) in PACKED.items():
-        chunk = {"mma": (MMA, products), "loads": (LOAD, loads)}
+    for name, (nbytes, in_flight, loads, products, once, per_tile) in PACKED.items():
+        chunk = {"loads": (LOAD, loads, 0), "mma": (MMA, 0, products)}
+        chunk["shuffles"] = (SHFL, once, per_tile)
         kernel = f"linear_packed_kernel<formats::{name}, 2>"
         yield from _linear(name, kernel, chunk, nbytes, in_flight)
+    chunk = {"loads": (LOAD, 3, 0), "mma": (MMA, 0, 2), "shuffles": (SHFL, 2, 0)}
+    yield from _linear("FP8_G128", "linear_fp8_kernel<1, 2>", chunk, 528, 6)
     for head_dim in (64, 128):
         yield _hopper_attention(head_dim)
     masses = {"masses": (r"F2I\.U64", 8)}

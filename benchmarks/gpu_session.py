@@ -53,7 +53,8 @@ REPRESENTATIVE = (
     " or (test_rms_norm and shape7) or test_wgmma or (test_dense and 33-40 and dtype1-dtype1)"
     " or (test_packed and 40-544-9 and dtype1) or test_graph"
     " or (test_captured and not other_lengths) or test_check_values"
-    " or test_cases_agree_with_the_reference"
+    " or test_cases_agree_with_the_reference or (test_causal_conv and dtype1)"
+    " or (test_gated_delta and dims1 and dtype1)"
 )
 # Of mbarrier, TMA and wgmma against their models: what the simulation of a Hopper GPU rests on.
 INSTRUCTIONS = "tests/cuda/test_hopper_instructions.py"

@@ -6,7 +6,7 @@
 file(GLOB LAMPO_CPU_SOURCES CONFIGURE_DEPENDS csrc/cpu/backend.cpp csrc/cpu/runtime/*.cpp)
 file(GLOB LAMPO_KERNEL_SOURCES CONFIGURE_DEPENDS csrc/cpu/kernel_table.cpp
      csrc/cpu/attention/*.cpp csrc/cpu/linear/*.cpp csrc/cpu/sampling/*.cpp
-     csrc/cpu/elementwise/*.cpp)
+     csrc/cpu/elementwise/*.cpp csrc/cpu/recurrent/*.cpp)
 set(LAMPO_CPU_OBJECTS)
 set(LAMPO_ISAS)
 

@@ -29,6 +29,51 @@ void silu_mul(const TensorView& gate_up,  // [num_tokens, 2 * size], gate first
 void gelu_mul(const TensorView& gate_up, const TensorView& out, bool tanh_approximation,
               Stream stream = {});
 void gelu(const TensorView& x, const TensorView& out, bool tanh_approximation, Stream stream = {});
+void scale(const TensorView& x,    // [num_tokens, size]
+           const TensorView& out,  // as x, which it may be
+           double factor,
+           double soft_cap,  // out = soft_cap tanh(factor x / soft_cap); 0: out = factor x
+           Stream stream = {});
+void scale_by_position(const TensorView& x,          // [num_tokens, size]
+                       const TensorView& positions,  // [num_tokens] int64; negative: as 0
+                       const TensorView& out,        // as x, which it may be
+                       double beta,                  // out = (1 + beta ln(1 + n)) x,
+                       int64_t length,               // n = floor(position / length)
+                       Stream stream = {});
+
+void sigmoid_mul(const TensorView& x,     // [num_tokens, num_heads, head_dim] float32 or bfloat16
+                 const TensorView& gate,  // as x
+                 const TensorView& out,   // as x
+                 Stream stream = {});
+
+void causal_conv(const TensorView& x,             // [num_tokens, num_channels] float32 or bfloat16
+                 const TensorView& weight,        // [width, num_channels] float32, width 2 to 4
+                 OptionalTensor bias,             // [num_channels] float32
+                 const TensorView& state,         // [num_slots, width - 1, num_channels] float32
+                 const TensorView& state_slots,   // [batch_size] int64
+                 const TensorView& seq_lens,      // [batch_size] int32
+                 const TensorView& cu_seqlens_q,  // [batch_size + 1] int32
+                 OptionalTensor gate_in,          // as x
+                 OptionalTensor gate_out,         // as x
+                 bool silu,
+                 const TensorView& out,  // as x
+                 Stream stream = {});
+
+void gated_delta(const TensorView& q,      // [num_tokens, num_key_heads, key_dim] as v
+                 const TensorView& k,      // as q
+                 const TensorView& v,      // [num_tokens, num_value_heads, value_dim] float32, bf16
+                 const TensorView& a,      // [num_tokens, num_value_heads] as v
+                 const TensorView& b,      // as a
+                 const TensorView& decay,  // [num_value_heads] float32, negative
+                 const TensorView& dt_bias,  // [num_value_heads] float32
+                 const TensorView& state,    // [num_slots, num_value_heads, key_dim, value_dim] f32
+                 const TensorView& state_slots, const TensorView& seq_lens,
+                 const TensorView& cu_seqlens_q, bool tiled, double scale,
+                 OptionalTensor gate,         // as v
+                 OptionalTensor norm_weight,  // [value_dim] float32, with a gate
+                 double eps,
+                 const TensorView& out,  // as v
+                 Stream stream = {});
 
 void append_kv(OptionalTensor q,                // [num_tokens, num_qo_heads, head_dim], in and out
                const TensorView& k,             // [num_tokens, num_kv_heads, head_dim]
@@ -118,13 +163,13 @@ void linear(const TensorView& x,       // [num_tokens, in_features] float32, bfl
 
 /// Packed weights (common/formats/formats.h).
 WeightFormat parse_weight_format(const std::string& name);  // its kName, as "q4_0"
-std::vector<std::string> weight_formats(bool on_cuda);      // all names, or those of CUDA's kernels
+std::vector<std::string> weight_formats();                  // all names
 int64_t packed_block_size(WeightFormat format);  // weights of a block of a row in the file: 32, 256
 int64_t packed_block_bytes(WeightFormat format);  // its bytes
 int64_t packed_strip_bytes(WeightFormat format, int64_t in_features);
-/// Raises unless a weight of this format may have `in_features` columns on a device; `name` is the
-/// argument with the columns.
-void check_packed(const char* name, WeightFormat format, int64_t in_features, Device device);
+/// Raises unless a weight of this format may have `in_features` columns; `name` is the argument
+/// with the columns.
+void check_packed(const char* name, WeightFormat format, int64_t in_features);
 void quantize_weight(const TensorView& weight,  // [rows, in_features] float32, bfloat16 or float16
                      WeightFormat format,
                      const TensorView& blocks);  // [rows, row_bytes] uint8, as in the file

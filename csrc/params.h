@@ -41,7 +41,7 @@ struct LayerNormParams {
   int64_t stride_out_token;
 };
 
-enum class Activation : uint8_t { kSilu, kGelu, kGeluTanh };
+enum class Activation : uint8_t { kSilu, kGelu, kGeluTanh, kScale, kSoftCap, kGrow };
 
 /// out = act(gate) * up, or act(x) if not gated.
 struct ActivationParams {
@@ -54,11 +54,100 @@ struct ActivationParams {
   void* out;      // [num_tokens, size]
   int64_t stride_x_token;
   int64_t stride_out_token;
+  float factor = 1.0f;    // kScale: of x; kSoftCap: of x / soft_cap
+  float soft_cap = 0.0f;  // kSoftCap
+  // kGrow: rows times 1 + factor ln(1 + floor(position / length))
+  const int64_t* positions = nullptr;  // [num_tokens]
+  int64_t length = 1;
 };
 
 inline const char* op_name(const ActivationParams& p) {
+  if (p.activation == Activation::kGrow) return "scale_by_position";
+  if (p.activation >= Activation::kScale) return "scale";
   return p.activation == Activation::kSilu ? "silu_mul" : p.gated ? "gelu_mul" : "gelu";
 }
+
+/// out = x * sigmoid(gate).
+struct SigmoidMulParams {
+  DType dtype;
+  int64_t num_tokens;
+  int64_t num_heads;
+  int64_t head_dim;
+  const void* x;     // [num_tokens, num_heads, head_dim]
+  const void* gate;  // as x
+  void* out;         // as x; may be x
+  int64_t stride_x_token, stride_x_head;
+  int64_t stride_gate_token, stride_gate_head;
+  int64_t stride_out_token, stride_out_head;
+};
+
+/// The sequences of an op with a state each. The state of a sequence counts as zeros if its first
+/// new token is at position 0: seq_len is the number of new tokens.
+struct StateBatch {
+  int64_t batch_size;
+  int64_t num_tokens;
+  int64_t num_slots;
+  const int64_t* state_slots;   // [batch_size], each slot once; of a sequence without tokens: any
+  const int32_t* seq_lens;      // [batch_size], the new tokens included
+  const int32_t* cu_seqlens_q;  // [batch_size + 1]; tokens past the last are padding, not written
+};
+
+/// out_t = gate_out_t * silu(bias + sum_j weight[j] input_{t - width + 1 + j}),
+/// input = gate_in * x.
+struct CausalConvParams {
+  DType dtype;  // of x, gates and out
+  bool silu;
+  int64_t width;  // 2, 3 or 4
+  int64_t num_channels;
+  StateBatch batch;
+  const void* x;         // [num_tokens, num_channels]
+  const void* gate_in;   // as x; null: 1
+  const void* gate_out;  // as x; null: 1
+  const float* weight;   // [width, num_channels]
+  const float* bias;     // [num_channels]; null: none
+  float* state;          // [num_slots, width - 1, num_channels], the last inputs, oldest first
+  void* out;             // as x; may be x
+  int64_t stride_x_token;
+  int64_t stride_gate_in_token;
+  int64_t stride_gate_out_token;
+  int64_t stride_out_token;
+  int64_t stride_state_slot;
+};
+
+/// Largest key_dim and value_dim of gated_delta.
+inline constexpr int kMaxGatedDeltaDim = 256;
+
+/// The gated delta rule, per token and value head: S <- e^g S; S <- S + beta k (v - S^T k)^T;
+/// o = S^T q, and the norm of o with a gate.
+struct GatedDeltaParams {
+  DType dtype;  // of q, k, v, a, b, gate and out
+  bool tiled;  // value head h reads key head h % num_key_heads, else h / (value heads per key head)
+  int64_t num_key_heads;
+  int64_t num_value_heads;  // a multiple of num_key_heads
+  int64_t key_dim;
+  int64_t value_dim;
+  float scale;  // of q, after it is normed
+  float eps;    // of the norm of o
+  StateBatch batch;
+  const void* q;             // [num_tokens, num_key_heads, key_dim]
+  const void* k;             // as q
+  const void* v;             // [num_tokens, num_value_heads, value_dim]
+  const void* a;             // [num_tokens, num_value_heads]
+  const void* b;             // as a
+  const void* gate;          // as v; null: out = o
+  const float* decay;        // [num_value_heads], negative
+  const float* dt_bias;      // [num_value_heads]
+  const float* norm_weight;  // [value_dim]; null if gate is
+  float* state;              // [num_slots, num_value_heads, key_dim, value_dim]
+  void* out;                 // as v
+  int64_t stride_q_token, stride_q_head;
+  int64_t stride_k_token, stride_k_head;
+  int64_t stride_v_token, stride_v_head;
+  int64_t stride_a_token, stride_b_token;
+  int64_t stride_gate_token, stride_gate_head;
+  int64_t stride_out_token, stride_out_head;
+  int64_t stride_state_slot;
+};
 
 /// Rotates (and norms) q in place, and writes the rotated k, and v, to their pages. On the CPU,
 /// csrc/ops/ checks slots and positions; on CUDA a slot out of range writes nothing and a position

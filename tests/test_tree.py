@@ -56,7 +56,7 @@ ARROWS: dict[str, set[str]] = {
     "server": {"async_llm", "outputs", "sampling_params", "parameters", "text", "lampo"},
     "cli": {
         *("llm", "async_llm", "profiling", "evaluation", "quantization", "bench", "server"),
-        *("runtime", "weights"),
+        *("runtime", "weights", "models"),
         *("ops", "_C", "outputs", "parameters", "sampling_params", "lampo"),
         *("model_files", "llm_arguments", "text", "checks", "explain"),
     },

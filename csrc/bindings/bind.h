@@ -17,6 +17,7 @@ void bind_elementwise(pybind11::module_& m);
 void bind_experts(pybind11::module_& m);
 void bind_linear(pybind11::module_& m);
 void bind_program(pybind11::module_& m);
+void bind_recurrent(pybind11::module_& m);
 void bind_runtime(pybind11::module_& m);
 void bind_sampling(pybind11::module_& m);
 void bind_stream(pybind11::module_& m);

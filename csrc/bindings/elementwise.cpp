@@ -46,6 +46,21 @@ void bind_elementwise(py::module_& m) {
     const Stream stream = x_.stream();
     without_gil([&] { gelu(x_, out_, tanh_approximation, stream); });
   });
+
+  m.def("scale", [](py::handle x, py::handle out, double factor, double soft_cap) {
+    const TensorArg x_("x", x);
+    const OutArg out_("out", out);
+    const Stream stream = x_.stream();
+    without_gil([&] { scale(x_, out_, factor, soft_cap, stream); });
+  });
+
+  m.def("scale_by_position",
+        [](py::handle x, py::handle positions, py::handle out, double beta, int64_t length) {
+          const TensorArg x_("x", x), positions_("positions", positions);
+          const OutArg out_("out", out);
+          const Stream stream = x_.stream();
+          without_gil([&] { scale_by_position(x_, positions_, out_, beta, length, stream); });
+        });
 }
 
 }  // namespace lampo

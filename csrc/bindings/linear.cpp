@@ -51,7 +51,7 @@ void bind_linear(py::module_& m) {
 
   m.def("packed_block_bytes",
         [](const std::string& format) { return packed_block_bytes(parse_weight_format(format)); });
-  m.def("weight_formats", [](bool on_cuda) { return weight_formats(on_cuda); });
+  m.def("weight_formats", &weight_formats);
   m.def("packed_block_size",
         [](const std::string& format) { return packed_block_size(parse_weight_format(format)); });
   m.def("packed_strip_bytes", [](const std::string& format, int64_t in_features) {

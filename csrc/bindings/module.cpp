@@ -26,6 +26,7 @@ PYBIND11_MODULE(_C, m) {
   lampo::bind_program(m);
   lampo::bind_elementwise(m);
   lampo::bind_attention(m);
+  lampo::bind_recurrent(m);
   lampo::bind_linear(m);
   lampo::bind_experts(m);
   lampo::bind_sampling(m);

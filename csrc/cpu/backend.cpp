@@ -65,6 +65,28 @@ int64_t bytes_of(const LayerNormParams& p) {
 int64_t bytes_of(const ActivationParams& p) {
   return p.num_tokens * p.size * (p.gated ? 3 : 2) * size_of(p.dtype);
 }
+int64_t bytes_of(const SigmoidMulParams& p) {
+  return 3 * p.num_tokens * p.num_heads * p.head_dim * size_of(p.dtype);
+}
+int64_t num_active(const StateBatch& batch) {
+  int64_t count = 0;
+  for (int64_t seq = 0; seq < batch.batch_size; ++seq) {
+    count += batch.cu_seqlens_q[seq] < batch.cu_seqlens_q[seq + 1];
+  }
+  return count;
+}
+int64_t bytes_of(const CausalConvParams& p) {
+  const int64_t streams = 2 + (p.gate_in != nullptr) + (p.gate_out != nullptr);
+  const int64_t per_state = 2 * (p.width - 1) * 4;
+  return (streams * p.batch.num_tokens * size_of(p.dtype) + num_active(p.batch) * per_state) *
+         p.num_channels;
+}
+int64_t bytes_of(const GatedDeltaParams& p) {
+  const int64_t keys = 2 * p.num_key_heads * p.key_dim;
+  const int64_t values = (p.gate != nullptr ? 3 : 2) * p.num_value_heads * p.value_dim;
+  const int64_t per_state = 2 * 4 * p.num_value_heads * p.key_dim * p.value_dim;
+  return p.batch.num_tokens * (keys + values) * size_of(p.dtype) + num_active(p.batch) * per_state;
+}
 int64_t bytes_of(const AppendKvParams& p) {
   const int64_t kv = 2 * p.num_kv_heads * (size_of(p.dtype) + size_of(p.cache_dtype));
   return p.num_tokens * p.head_dim * (2 * p.num_qo_heads * size_of(p.dtype) + kv);
@@ -166,6 +188,16 @@ void rms_norm(const RmsNormParams& p) { launch("rms_norm", kernels().rms_norm, p
 void layer_norm(const LayerNormParams& p) { launch("layer_norm", kernels().layer_norm, p); }
 
 void activation(const ActivationParams& p) { launch("activation", kernels().activation, p); }
+
+void sigmoid_mul(const SigmoidMulParams& p) { launch("sigmoid_mul", kernels().sigmoid_mul, p); }
+
+void causal_conv(const CausalConvParams& p) { launch("causal_conv", kernels().causal_conv, p); }
+
+void gated_delta(const GatedDeltaParams& p) {
+  // A multiply-add of a state's element costs about as much as moving a byte of it.
+  const int64_t work = p.batch.num_tokens * p.num_value_heads * p.key_dim * p.value_dim;
+  launch("gated_delta", kernels().gated_delta, p, work);
+}
 
 void append_kv(const AppendKvParams& p) { launch("append_kv", kernels().append_kv, p); }
 

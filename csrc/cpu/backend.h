@@ -9,6 +9,9 @@ namespace lampo::cpu {
 void rms_norm(const RmsNormParams& p);
 void layer_norm(const LayerNormParams& p);
 void activation(const ActivationParams& p);
+void sigmoid_mul(const SigmoidMulParams& p);
+void causal_conv(const CausalConvParams& p);
+void gated_delta(const GatedDeltaParams& p);
 void append_kv(const AppendKvParams& p);
 void paged_attention(const PagedAttentionParams& p);
 int64_t paged_attention_workspace_size(int64_t group_size, int64_t head_dim, int64_t max_seq_len);

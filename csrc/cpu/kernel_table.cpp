@@ -9,6 +9,9 @@ namespace lampo::cpu::LAMPO_ISA {
 void rms_norm(const RmsNormParams& p, const Team& team);
 void layer_norm(const LayerNormParams& p, const Team& team);
 void activation(const ActivationParams& p, const Team& team);
+void sigmoid_mul(const SigmoidMulParams& p, const Team& team);
+void causal_conv(const CausalConvParams& p, const Team& team);
+void gated_delta(const GatedDeltaParams& p, const Team& team);
 void append_kv(const AppendKvParams& p, const Team& team);
 void paged_attention(const PagedAttentionParams& p, const Team& team);
 void merge_states(const MergeStatesParams& p, const Team& team);
@@ -28,6 +31,9 @@ const KernelTable kTable = {
     .rms_norm = rms_norm,
     .layer_norm = layer_norm,
     .activation = activation,
+    .sigmoid_mul = sigmoid_mul,
+    .causal_conv = causal_conv,
+    .gated_delta = gated_delta,
     .append_kv = append_kv,
     .paged_attention = paged_attention,
     .merge_states = merge_states,

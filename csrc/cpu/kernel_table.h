@@ -19,6 +19,9 @@ struct KernelTable {
   Kernel<RmsNormParams> rms_norm;
   Kernel<LayerNormParams> layer_norm;
   Kernel<ActivationParams> activation;
+  Kernel<SigmoidMulParams> sigmoid_mul;
+  Kernel<CausalConvParams> causal_conv;
+  Kernel<GatedDeltaParams> gated_delta;
   Kernel<AppendKvParams> append_kv;
   Kernel<PagedAttentionParams> paged_attention;
   Kernel<MergeStatesParams> merge_states;

@@ -11,6 +11,9 @@ namespace lampo::cuda {
 void rms_norm(const RmsNormParams& p, int device, Stream stream);
 void layer_norm(const LayerNormParams& p, int device, Stream stream);
 void activation(const ActivationParams& p, int device, Stream stream);
+void sigmoid_mul(const SigmoidMulParams& p, int device, Stream stream);
+void causal_conv(const CausalConvParams& p, int device, Stream stream);
+void gated_delta(const GatedDeltaParams& p, int device, Stream stream);
 void append_kv(const AppendKvParams& p, int device, Stream stream);
 void paged_attention(const PagedAttentionParams& p, int device, Stream stream);
 int64_t paged_attention_workspace_size(const AttentionShape& shape, int device);

@@ -55,4 +55,31 @@ void gelu(const TensorView& x, const TensorView& out, bool tanh_approximation, S
   on_device(x.device, stream, params, cpu::activation, cuda::activation);
 }
 
+void scale(const TensorView& x, const TensorView& out, double factor, double soft_cap,
+           Stream stream) {
+  check_range("factor", factor, -1e30, 1e30);
+  check_range("soft_cap", soft_cap, 0.0, 1e30);
+  const bool capped = soft_cap != 0.0;
+  ActivationParams params =
+      check_activation("x", x, out, capped ? Activation::kSoftCap : Activation::kScale, false);
+  params.factor = static_cast<float>(capped ? factor / soft_cap : factor);
+  params.soft_cap = static_cast<float>(soft_cap);
+  on_device(x.device, stream, params, cpu::activation, cuda::activation);
+}
+
+void scale_by_position(const TensorView& x, const TensorView& positions, const TensorView& out,
+                       double beta, int64_t length, Stream stream) {
+  check_range("beta", beta, 0.0, 1e3);
+  check_that(length >= 1, "length", "expected 1 or more, got " + std::to_string(length));
+  ActivationParams params = check_activation("x", x, out, Activation::kGrow, false);
+  check_shape("positions", positions, {x.shape[0]});
+  check_dtype("positions", positions, {DType::kI64});
+  check_contiguous("positions", positions);
+  check_device("positions", positions, x.device);
+  params.factor = static_cast<float>(beta);
+  params.positions = positions.ptr<const int64_t>();
+  params.length = length;
+  on_device(x.device, stream, params, cpu::activation, cuda::activation);
+}
+
 }  // namespace lampo

@@ -18,6 +18,9 @@ namespace {
 void rms_norm(const RmsNormParams&, int, Stream) { refuse("rms_norm"); }
 void layer_norm(const LayerNormParams&, int, Stream) { refuse("layer_norm"); }
 void activation(const ActivationParams& p, int, Stream) { refuse(op_name(p)); }
+void sigmoid_mul(const SigmoidMulParams&, int, Stream) { refuse("sigmoid_mul"); }
+void causal_conv(const CausalConvParams&, int, Stream) { refuse("causal_conv"); }
+void gated_delta(const GatedDeltaParams&, int, Stream) { refuse("gated_delta"); }
 void append_kv(const AppendKvParams&, int, Stream) { refuse("append_kv"); }
 void paged_attention(const PagedAttentionParams&, int, Stream) { refuse("paged_attention"); }
 int64_t paged_attention_workspace_size(const AttentionShape&, int) { refuse("paged_attention"); }

@@ -77,7 +77,7 @@ void embedding_packed(const TensorView& token_ids, const TensorView& table, Weig
   check_ids(token_ids, vocab_size, stream);
   check_shape("out", out, {kAny, kAny});
   check_out(token_ids, table, out, out.shape[1]);
-  check_packed("out", format, out.shape[1], out.device);
+  check_packed("out", format, out.shape[1]);
   check_shape(
       "table", table,
       {(vocab_size + kStripRows - 1) / kStripRows, packed_strip_bytes(format, out.shape[1])});

@@ -113,7 +113,7 @@ void set_dense(LinearParams& params, const TensorView& x, const TensorView& weig
 /// Checks a packed weight of `rows` rows and enters it into params.
 void set_packed(LinearParams& params, const TensorView& x, const TensorView& weight,
                 WeightFormat format, int64_t rows, const LinearOptions& options) {
-  check_packed("x", format, x.shape[1], x.device);
+  check_packed("x", format, x.shape[1]);
   check_shape("weight", weight,
               {ceil_div(rows, kStripRows), packed_strip_bytes(format, x.shape[1])});
   check_dtype("weight", weight, {DType::kU8});
@@ -132,14 +132,12 @@ void set_packed(LinearParams& params, const TensorView& x, const TensorView& wei
 
 }  // namespace
 
-void check_packed(const char* name, WeightFormat format, int64_t in_features, Device device) {
+void check_packed(const char* name, WeightFormat format, int64_t in_features) {
   const StripLayout layout = strip_layout(format, 0);
   check_that(in_features > 0 && in_features % layout.block_size == 0, name,
              "expected a positive multiple of " + std::to_string(layout.block_size) +
                  " columns beside a weight in " + name_of(format) + ", got " +
                  std::to_string(in_features));
-  check_that(device.type == DeviceType::kCPU || layout.on_cuda, "format",
-             std::string(name_of(format)) + " has kernels for the CPU alone");
 }
 
 WeightFormat parse_weight_format(const std::string& name) {
@@ -155,10 +153,10 @@ WeightFormat parse_weight_format(const std::string& name) {
   return found;
 }
 
-std::vector<std::string> weight_formats(bool on_cuda) {
+std::vector<std::string> weight_formats() {
   std::vector<std::string> names;
   find_format(WeightFormats{}, [&]<class Format>(WeightFormat) {
-    if (!on_cuda || kOnCuda<Format>) names.emplace_back(Format::kName);
+    names.emplace_back(Format::kName);
     return false;
   });
   return names;
@@ -169,7 +167,7 @@ int64_t packed_block_bytes(WeightFormat format) { return strip_layout(format, 0)
 int64_t packed_block_size(WeightFormat format) { return strip_layout(format, 0).block_size; }
 
 int64_t packed_strip_bytes(WeightFormat format, int64_t in_features) {
-  check_packed("in_features", format, in_features, Device{});
+  check_packed("in_features", format, in_features);
   return strip_layout(format, in_features).strip_bytes;
 }
 
@@ -195,7 +193,7 @@ void quantize_weight(const TensorView& weight, WeightFormat format, const Tensor
   check_inner_contiguous("weight", weight);
   check_device("weight", weight, Device{});
   const int64_t rows = weight.shape[0], in_features = weight.shape[1];
-  check_packed("weight", format, in_features, Device{});
+  check_packed("weight", format, in_features);
   bool known = false;
   std::string names;
   find_format(WeightFormats{}, [&]<class Format>(WeightFormat value) {

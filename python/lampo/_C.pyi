@@ -40,6 +40,47 @@ def layer_norm(
 def silu_mul(gate_up: Tensor, out: Tensor, /) -> None: ...
 def gelu_mul(gate_up: Tensor, out: Tensor, tanh_approximation: bool, /) -> None: ...
 def gelu(x: Tensor, out: Tensor, tanh_approximation: bool, /) -> None: ...
+def scale(x: Tensor, out: Tensor, factor: float, soft_cap: float, /) -> None: ...
+def scale_by_position(
+    x: Tensor, positions: Tensor, out: Tensor, beta: float, length: int, /
+) -> None: ...
+
+# bindings/recurrent.cpp
+def sigmoid_mul(x: Tensor, gate: Tensor, out: Tensor, /) -> None: ...
+def causal_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor,
+    state_slots: Tensor,
+    seq_lens: Tensor,
+    cu_seqlens_q: Tensor,
+    gate_in: Tensor | None,
+    gate_out: Tensor | None,
+    silu: bool,
+    out: Tensor,
+    /,
+) -> None: ...
+def gated_delta(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    decay: Tensor,
+    dt_bias: Tensor,
+    state: Tensor,
+    state_slots: Tensor,
+    seq_lens: Tensor,
+    cu_seqlens_q: Tensor,
+    tiled: bool,
+    scale: float,
+    gate: Tensor | None,
+    norm_weight: Tensor | None,
+    eps: float,
+    out: Tensor,
+    /,
+) -> None: ...
 
 # bindings/linear.cpp
 def linear(
@@ -73,7 +114,7 @@ def quantize_weight(weight: Tensor, format: str, blocks: Tensor, /) -> None: ...
 def pack_weight(blocks: Tensor, format: str, out: Tensor, /) -> None: ...
 def packed_block_bytes(format: str, /) -> int: ...
 def packed_block_size(format: str, /) -> int: ...
-def weight_formats(on_cuda: bool, /) -> list[str]: ...
+def weight_formats() -> list[str]: ...
 def packed_strip_bytes(format: str, in_features: int, /) -> int: ...
 def linear_workspace_size(num_tokens: int, in_features: int) -> int: ...
 def embedding(token_ids: Tensor, table: Tensor, out: Tensor, accumulate: bool, /) -> None: ...

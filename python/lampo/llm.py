@@ -18,6 +18,7 @@ from lampo.engine.inspector import Inspector
 from lampo.engine.kv_pool import (
     KVPool,
     default_max_model_len,
+    num_state_slots,
     page_bytes,
     pages_per_sequence,
     plan_num_pages,
@@ -155,6 +156,7 @@ class LLM:
             self.max_model_len, page_size, window_of(keeps), max_num_batched_tokens
         )
         page_nbytes = page_bytes(keeps, page_size, kv_dtype)
+        num_slots = num_state_slots(keeps, limits, prefix_caching=enable_prefix_caching)
         if where.type == "cpu":
             num_pages = plan_num_pages(
                 page_nbytes,
@@ -169,12 +171,13 @@ class LLM:
                 free=torch.cuda.mem_get_info(where)[0],
                 page_bytes=page_nbytes,
                 pages_per_seq=pages_per_seq,
+                num_slots=num_slots,
                 kv_cache_memory=kv_cache_memory,
             )
             logger.info(plan.describe())
             num_pages = plan.num_pages
         decoder = decoder.to(where)
-        pool = KVPool(keeps, num_pages, page_size, kv_dtype, where, num_slots=max_num_seqs)
+        pool = KVPool(keeps, num_pages, page_size, kv_dtype, where, num_slots=num_slots)
         runner = ModelRunner(decoder, pool, limits)
         runner.capture(lambda done, total: report(f"capturing decode steps {done} / {total}"))
         engine = LLMEngine(

@@ -28,7 +28,6 @@ _NOT_COPIED = (
     *("general.file_type", "general.quantization_version"),
 )
 _DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-_FREQUENCIES = "rope_freqs.weight"
 
 Progress = Callable[[int, int], None]
 
@@ -72,6 +71,11 @@ def quantize(
             )
         path = _checked_target(Path(target).expanduser(), checkpoint, overwrite)
         file_type = FILE_TYPES[type]
+        if len(checkpoint.config.attentions) < checkpoint.config.num_layers:
+            raise ValueError(
+                f"quantize: {checkpoint.config.architecture} models are not written to GGUF files "
+                "yet: they have layers without attention"
+            )
         metadata = _metadata(checkpoint, file_type)
         plans = list(_plans(checkpoint, file_type))
         written = [TensorPlan(plan.name, plan.shape, plan.format) for _, plan in plans]
@@ -113,11 +117,13 @@ def _metadata(checkpoint: Checkpoint, file_type: FileType) -> dict[str, Any]:
         config = checkpoint.config
         name = gguf_reader(checkpoint.architecture).gguf_name
         assert name is not None
+        scales = checkpoint.architecture.gguf_scales(config)
         found = {
             "general.architecture": name,
             "general.type": "model",
             "general.name": checkpoint.path.resolve().name,
             **gguf_metadata(config, name),
+            **{f"{name}.{key}": value for key, value in scales.items()},
             **gguf_tokenizer(checkpoint.path, config.vocab_size, checkpoint.eos_token_ids),
         }
     versions = {
@@ -131,9 +137,8 @@ def _plans(checkpoint: Checkpoint, file_type: FileType) -> Iterator[tuple[str, T
     """All tensors to write, with the names under which the checkpoint has them."""
     config = checkpoint.config
     attention = config.layers[0].attention
-    factors = frequency_factors(attention.rope)
-    if factors is not None:
-        yield "", TensorPlan(_FREQUENCIES, (len(factors),), "f32")
+    for name, factors in frequency_factors(attention.rope).items():
+        yield "", TensorPlan(name, (len(factors),), "f32")
     for name, stored in checkpoint.architecture.tensors(config).items():
         format = "f32"
         if len(stored.shape) == 2:
@@ -150,8 +155,8 @@ def _plans(checkpoint: Checkpoint, file_type: FileType) -> Iterator[tuple[str, T
 def _tensor(checkpoint: Checkpoint, name: str, plan: TensorPlan) -> torch.Tensor | CodedMatrix:
     """A tensor with its rows in the order of GGUF files."""
     attention = checkpoint.config.layers[0].attention
-    if plan.name == _FREQUENCIES:
-        return torch.tensor(frequency_factors(attention.rope))
+    if not name:
+        return torch.tensor(frequency_factors(attention.rope)[plan.name])
     tensor = checkpoint.load(name)
     interleaved = gguf_reader(checkpoint.architecture).interleaved_in_gguf
     if checkpoint.gguf_metadata is None and interleaved:

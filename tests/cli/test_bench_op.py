@@ -38,6 +38,11 @@ TINY = {
     "silu_mul": "--rows 3 --size 96 --dtype bf16,f32",
     "gelu_mul": "--rows 3 --size 96 --dtype bf16,f32",
     "gelu": "--rows 3 --size 96 --dtype bf16,f32",
+    "sigmoid_mul": "--rows 3 --size 96 --dtype bf16,f32",
+    "causal_conv": "--batch 2 --query-len 1,5 --size 70 --dtype bf16,f32",
+    "gated_delta": "--batch 2 --query-len 1,5 --heads 4/2x16 --dtype bf16,f32",
+    "scale": "--rows 3 --size 96 --dtype bf16,f32",
+    "scale_by_position": "--rows 3 --size 96 --dtype bf16,f32",
     "call": "",
 }
 Bench = Callable[..., dict[str, Any]]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`lampo list` and `lampo rm`, over caches of empty files."""
+"""`lampo list` and `lampo rm`, over caches of empty files; `lampo models`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lampo.cli.main import main
+from lampo.models.registry import ARCHITECTURES
 from lampo.weights import default_model
 from lampo.weights.cache import cached_models
 
@@ -137,3 +138,19 @@ def test_unknown_names(name: str, hub: Path, capsys: pytest.CaptureFixture[str])
     assert main(["rm", "--yes", "org/dense", name]) == 2
     assert f"model: {name!r} is not in the cache" in capsys.readouterr().err
     assert names() == ALL
+
+
+def test_models(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every architecture, by its names in both kinds of files; a narrow terminal cuts nothing."""
+    monkeypatch.setenv("COLUMNS", "40")
+    assert main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == sorted(a.model_type for a in ARCHITECTURES)
+    (olmo,) = (line for line in lines if line.startswith("olmo3"))
+    assert olmo.split()[1] == "olmo2" and "window" in olmo
+    assert main(["models", "--json"]) == 0
+    found = {row["model_type"]: row for row in json.loads(capsys.readouterr().out)}
+    assert set(found) == {a.model_type for a in ARCHITECTURES}
+    assert found["qwen3"]["class"] == "Qwen3ForCausalLM"
+    assert found["qwen3"]["thoughts"] == ["<think>", "</think>"]
+    assert all(row["models"] and row["stops"] for row in found.values())

@@ -125,6 +125,23 @@ def test_gelu(gpu, dtype, tanh, gated):
     assert_close(out, reference.gelu(gate, tanh) * up, floor=floor)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("soft_cap", [None, 30.0])
+def test_scale(gpu, dtype, soft_cap):
+    x = padded((33, 1003), 3, dtype, gpu) * 20
+    out = ops.scale(x, 0.75, soft_cap=soft_cap)
+    assert_close(out, reference.scale(x, 0.75, soft_cap), floor=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scale_by_position(gpu, dtype):
+    x = padded((33, 1003), 3, dtype, gpu)
+    positions = torch.arange(33, device=gpu)
+    out = ops.scale_by_position(x, positions, beta=0.1, length=8)
+    expected = reference.scale_by_position(x, positions, 0.1, 8)
+    assert_close(out, expected, floor=1e-6 * expected.abs())
+
+
 @pytest.mark.parametrize("table", [torch.float32, torch.bfloat16, torch.float16, "q4_0", "q8_0"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_embedding(gpu, table, dtype):

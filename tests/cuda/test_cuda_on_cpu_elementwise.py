@@ -98,6 +98,27 @@ def test_activation(client, dtype, op, tanh, shape, pad):
     assert_close(out, act * up, floor=floor + 1e-37)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("soft_cap", [0.0, 30.0])
+def test_scale(client, dtype, soft_cap):
+    x = padded((3, 1003), 3, dtype).mul_(20)
+    out = blank((3, 1003), 3, dtype)
+    client.call("scale", x=x, out=out, factor=0.75, soft_cap=soft_cap)
+    assert_gaps_untouched(out)
+    assert_close(out, reference.scale(x, 0.75, soft_cap or None), floor=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scale_by_position(client, dtype):
+    x = padded((3, 1003), 3, dtype).mul_(20)
+    out = blank((3, 1003), 3, dtype)
+    positions = torch.tensor([7, 8, 1 << 24])
+    client.call("scale_by_position", x=x, positions=positions, out=out, beta=0.1, length=8)
+    assert_gaps_untouched(out)
+    expected = reference.scale_by_position(x, positions, 0.1, 8)
+    assert_close(out, expected, floor=1e-6 * expected.abs())
+
+
 IDS = [0, 22, 7, 7, -1, 23, 16, 15, -(2**31), 2**31 - 1]  # of a vocabulary of 23
 
 

@@ -72,13 +72,17 @@ def test_generates_as_the_cpu_does(path, simulated_gpu, as_on_a_gpu, kv_cache_dt
         ]
         difference = torch.tensor(prompt[0]) - torch.tensor(prompt[1])
         assert difference.numel() == 0 or difference.abs().max() < tolerance
-        ours, theirs = cpu.outputs[0], cuda.outputs[0]
-        steps = zip(ours.token_ids, theirs.token_ids, ours.logprobs, theirs.logprobs, strict=True)
-        for token, other, table, other_table in steps:
-            if token != other:  # from here on they say different things: it must be a near tie
-                assert table[token].logprob - table[other].logprob < tolerance
-                break
-            assert abs(table[token].logprob - other_table[token].logprob) < tolerance
+        assert_alike(cpu.outputs[0], cuda.outputs[0], tolerance)
+
+
+def assert_alike(ours: Any, theirs: Any, tolerance: float) -> None:
+    """The same tokens with close log-probabilities, up to a near tie."""
+    steps = zip(ours.token_ids, theirs.token_ids, ours.logprobs, theirs.logprobs, strict=True)
+    for token, other, table, other_table in steps:
+        if token != other:  # from here on they say different things
+            assert table[token].logprob - table[other].logprob < tolerance
+            break
+        assert abs(table[token].logprob - other_table[token].logprob) < tolerance
 
 
 def test_draws_what_the_cpu_draws(path, simulated_gpu, as_on_a_gpu):
@@ -88,3 +92,20 @@ def test_draws_what_the_cpu_draws(path, simulated_gpu, as_on_a_gpu):
     for run_ahead in (False, True):
         found = generate(path, params, "cuda", run_ahead)
         assert [o.outputs[0].token_ids for o in found] == [o.outputs[0].token_ids for o in expected]
+
+
+@pytest.mark.parametrize("architecture", ["lfm2", "qwen3_5_text"])
+def test_models_with_states(simulated_gpu, as_on_a_gpu, tmp_path, architecture):
+    """In captured steps and running ahead; the second time from saved states."""
+    make_checkpoint(tmp_path, architecture=architecture, initializer_range=0.1)
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, logprobs=4)
+    shape = {"page_size": 16, "max_num_seqs": 4, "max_model_len": 128, "max_num_batched_tokens": 16}
+    results = []
+    for device in ("cpu", "cuda"):
+        with LLM(tmp_path, device=device, **shape) as llm:
+            engine = llm.shared_engine().engine
+            results += [llm.generate(TEXTS, params) for _ in range(2)]
+            assert engine.scheduler.states.num_restored > 0
+    for other in results[1:]:
+        for ours, theirs in zip(results[0], other, strict=True):
+            assert_alike(ours.outputs[0], theirs.outputs[0], TOLERANCE["bfloat16"])

@@ -18,7 +18,7 @@ from cuda_on_cpu.ptx.build import demangle, short_name, translate
 pytestmark = pytest.mark.long
 
 HERE = Path(__file__).parent
-OPS = ("attention", "elementwise", "kv_cache", "linear", "sampling")
+OPS = ("attention", "elementwise", "kv_cache", "linear", "recurrent", "sampling")
 FILES = [HERE / f"test_cuda_on_cpu_{op}.py" for op in OPS]
 # Every family of kernels, and the types of caches and weights.
 CHOSEN = (
@@ -30,6 +30,7 @@ CHOSEN = (
     " or (test_options and soft_cap) or test_padding"
     " or (test_same_as_on_the_cpu and 2000) or (test_penalties and 1000)"
     " or test_without_optional or test_token_logprobs"
+    " or test_causal_conv or (test_gated_delta and True) or test_sigmoid_mul"
 )
 
 

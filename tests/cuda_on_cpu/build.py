@@ -71,7 +71,10 @@ FLAGS = [
     *LIMITS,
 ]
 EXECUTOR_FLAGS = ["-fno-tree-loop-distribute-patterns"]
-BINDINGS = ("attention", "elementwise", "linear", "sampling", "stream", "tensor_arg")
+BINDINGS = (
+    *("attention", "elementwise", "linear", "recurrent", "sampling"),
+    *("stream", "tensor_arg"),
+)
 MODULE = [
     *(ROOT / "csrc/bindings" / f"{name}.cpp" for name in BINDINGS),
     *(HERE / "extension.cpp", HERE / "calls/cpu_absent.cpp"),

@@ -22,6 +22,7 @@ PYBIND11_MODULE(cuda_kernels, m) {
     }
   });
   lampo::bind_elementwise(m);
+  lampo::bind_recurrent(m);
   lampo::bind_attention(m);
   lampo::bind_linear(m);
   lampo::bind_sampling(m);

@@ -34,6 +34,7 @@ constexpr int kElementBytes[] = {4, 2, 2, 1, 1, 1, 4, 8, 1};  // by DType
 void (*find_call(const std::string& name))(const Call&) {
   for (const Calls* calls : {
            &kElementwiseCalls,
+           &kRecurrentCalls,
            &kAttentionCalls,
            &kSamplingCalls,
            &kLinearCalls,

@@ -157,9 +157,13 @@ class Engine(RuleBasedStateMachine):
             assert violations(self.engine.snapshot()) == []
         self.engine.runner.fail_with = None
 
-    @rule()
-    def evict(self) -> None:
-        self.engine.scheduler.allocator.drop_cache()
+    @rule(pages=st.booleans(), states=st.booleans())
+    def evict(self, pages: bool, states: bool) -> None:
+        scheduler = self.engine.scheduler
+        if pages:
+            scheduler.allocator.drop_cache()
+        if states and scheduler.states is not None:
+            scheduler.states.drop_saved()
 
     @invariant()
     def sound(self) -> None:
@@ -241,13 +245,24 @@ TestEngineWithWindowRunningAhead.settings = TestEngine.settings
 
 
 class EngineWithStates(Engine):
-    """A model that keeps a state beside its cache: forks copy it, what is lost is computed anew."""
+    """A model that keeps a state beside its cache: forks copy it, prefixes and lost sequences
+    continue from saved ones."""
 
-    num_slots = 5
+    num_slots = 8
 
 
 TestEngineWithStates = EngineWithStates.TestCase
 TestEngineWithStates.settings = TestEngine.settings
+
+
+class EngineWithStatesAndWindow(EngineWithStates):
+    window = 6
+
+
+TestEngineWithStatesAndWindow = EngineWithStatesAndWindow.TestCase
+TestEngineWithStatesAndWindow.settings = settings(
+    max_examples=50, stateful_step_count=40, **_common
+)
 
 
 class EngineWithStatesRunningAhead(EngineWithStates):

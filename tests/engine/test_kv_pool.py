@@ -12,12 +12,14 @@ import torch
 from lampo.engine.kv_pool import (
     KVPool,
     default_max_model_len,
+    num_state_slots,
     page_bytes,
     pages_per_sequence,
+    saved_distance,
     state_bytes,
     window_of,
 )
-from lampo.models.step import PagedCache, PagedKV, State, StateCache
+from lampo.models.step import PagedCache, PagedKV, State, StateCache, StepLimits
 
 KEEPS = (
     PagedKV(2, 64, window=16),
@@ -40,7 +42,7 @@ def test_layers_have_what_they_keep(dtype):
     assert [t.dtype for t in (*second.tensors, *fourth.tensors)] == [
         *(torch.float32, torch.float32, torch.bfloat16)
     ]
-    assert state_bytes(KEEPS) == (15 + 7) * 4 + 2 * 2
+    assert state_bytes(KEEPS) == 3 * 64, "each begins with a cache line"
     # Nothing overlaps: each tensor holds its own number afterwards.
     tensors = [*pool.cache.paged_tensors(), *pool.cache.state_tensors()]
     for i, tensor in enumerate(tensors):
@@ -65,6 +67,24 @@ def test_copies():
 def test_no_slots_without_states():
     pool = KVPool([PagedKV(1, 32)], 2, 4, torch.float32, num_slots=9)
     assert pool.num_slots == 0 and list(pool.cache.state_tensors()) == []
+
+
+def test_slots_of_saved_states():
+    """Those of a GiB, as far as the longest sequences have them, beside the sequences' own."""
+    limits = StepLimits(
+        max_num_seqs=8,
+        max_num_batched_tokens=520,
+        max_pages_per_seq=100,
+        page_size=16,
+        device=torch.device("cpu"),
+    )
+    assert saved_distance(16, 520) == 512
+    assert num_state_slots(KEEPS, limits, prefix_caching=True) == 8 + 8 * (1600 // 512)
+    assert num_state_slots(KEEPS, limits, prefix_caching=False) == 8
+    large = [State(((1 << 20, 64),))]  # 256 MiB
+    assert num_state_slots(large, limits, prefix_caching=True) == 8 + 4
+    larger = [State(((1 << 20, 1024),))]
+    assert num_state_slots(larger, limits, prefix_caching=True) == 8 + 1
 
 
 @pytest.mark.parametrize(

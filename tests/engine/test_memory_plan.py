@@ -14,7 +14,7 @@ from lampo.engine.memory_plan import MemoryPlan, held_bytes, plan_memory, tempor
 from lampo.models.checkpoint import load_checkpoint
 from lampo.models.decoder import Decoder
 from lampo.models.loader import load_model
-from lampo.models.step import StepLimits
+from lampo.models.step import State, StepLimits
 
 GB = 10**9
 
@@ -82,6 +82,16 @@ def test_the_workspace_grows_with_the_step(model):
     assert temporary_bytes(model, limits(1, 1000)) > 1000 * config.layers[0].feed_forward.size * 2
     more = held_bytes(model, limits(64)) - held_bytes(model, limits(1))
     assert more > 63 * config.vocab_size * 4
+
+
+def test_states_take_memory_from_the_pages(model, monkeypatch):
+    page = page_bytes(model.keeps, 16, torch.bfloat16)
+    before = plan(model, pages_per_seq=1 << 16)
+    monkeypatch.setattr(Weighty, "keeps", (State(((1000,),)),), raising=False)
+    after = plan(model, pages_per_seq=1 << 16, page_bytes=page, num_slots=1000)
+    states = 1000 * 4032  # 4,000 bytes, to the next cache line
+    assert after.held - before.held == states
+    assert before.num_pages - after.num_pages in (states // page, states // page + 1)
 
 
 def test_what_does_not_fit(model):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from checkpoints import SHAPE, make_checkpoint, make_gguf, make_model
+from checkpoints import LONGROPE, SHAPE, make_checkpoint, make_gguf, make_model
 from model_harness import Runner, twin_logits
 from safetensors.torch import load_file, save_file
 
 from lampo import LLM, SamplingParams
 from lampo.models.checkpoint import load_checkpoint
 from lampo.models.loader import load_model
-from lampo.models.registry import ARCHITECTURES
+from lampo.models.registry import ARCHITECTURES, gguf_reader
 
 # A window of 40 ends within pages of 16, and within tiles of keys.
 CASES: dict[str, dict[str, Any]] = {
@@ -30,20 +31,41 @@ CASES: dict[str, dict[str, Any]] = {
     "qwen3 bias": {"attention_bias": True, "head_dim": 64},
     "gemma3_text": {"num_hidden_layers": 3, "sliding_window": 40, "sliding_window_pattern": 2},
     "gemma3_text scale": {"sliding_window": 16, "query_pre_attn_scalar": 20},
+    "gemma2": {
+        "num_hidden_layers": 3,
+        "sliding_window": 40,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+    },
+    "granite": {
+        "embedding_multiplier": 12.0,
+        "attention_multiplier": 0.05,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 8.0,
+    },
+    "ministral3": {"num_hidden_layers": 3},
+    "olmo2": {},
+    "olmo3": {"num_hidden_layers": 5, "sliding_window": 40, "rope": "yarn"},
+    "phi3": {
+        "rope_parameters": LONGROPE,
+        "original_max_position_embeddings": 16,
+        "sliding_window": 40,
+        "initializer_range": 0.1,
+    },
     "smollm3": {"num_hidden_layers": 5, "initializer_range": 0.1},
     "smollm3 layers": {"no_rope_layers": [0, 1], "attention_bias": True},
     "gpt2": {"num_attention_heads": 2},
+    "lfm2": {},
+    "lfm2 bias": {"conv_bias": True, "layer_types": ["full_attention", "conv"]},
+    "qwen3_5_text": {},
+    "qwen3_5_text last": {
+        "layer_types": ["full_attention", "linear_attention"],
+        "initializer_range": 0.15,
+    },
     "qwen3_moe": {"norm_topk_prob": True},
     "qwen3_moe layers": {"num_hidden_layers": 3, "mlp_only_layers": [1], "num_experts_per_tok": 3},
     "mixtral": {"num_local_experts": 3},
     "gpt_oss": {"sliding_window": 40},
-}
-GGUF_NAMES = {
-    "mistral": "llama",
-    "mixtral": "llama",
-    "gemma3_text": "gemma3",
-    "qwen3_moe": "qwen3moe",
-    "gpt_oss": "gpt-oss",
 }
 # transformers reads these from GGUF files too, but for windows and mixtures of layers.
 WINDOW = 40
@@ -63,7 +85,8 @@ def largest_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def test_every_architecture_is_here() -> None:
-    assert {a.model_type for a in ARCHITECTURES} == {name.split()[0] for name in CASES}
+    alone = {a.model_type for a in ARCHITECTURES if a.nested is None}
+    assert alone == {name.split()[0] for name in CASES}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -141,6 +164,52 @@ def test_bits_do_not_depend_on_company(tmp_path: Path, isa: str, name: str, dtyp
     with LLM(tmp_path, dtype=dtype, page_size=16, max_num_batched_tokens=32) as llm:
         assert run(llm, [prompts]) == expected
         assert run(llm, [prompts]) == expected, "after prefix hits"
+
+
+@pytest.mark.parametrize("names", ["language_model.{}", "{}"])
+def test_text_of_a_multimodal_folder(tmp_path: Path, names: str) -> None:
+    """In the two ways in which files name its tensors, beside those of other parts."""
+    twin = make_checkpoint(tmp_path, **case("ministral3"))
+    path = tmp_path / "model.safetensors"
+    inner = "model.language_model." if names == "{}" else "model."
+    state = {
+        names.format(name.replace("model.", inner, 1)): tensor
+        for name, tensor in load_file(path).items()
+    }
+    state["vision_tower.patch_conv.weight"] = torch.ones(3, 5)
+    state["model.multi_modal_projector.norm.weight"] = torch.ones(3)
+    save_file(state, path)
+    text = json.loads((tmp_path / "config.json").read_text())
+    whole = {"model_type": "mistral3", "architectures": ["Mistral3ForConditionalGeneration"]}
+    whole |= {"text_config": text, "vision_config": {"model_type": "pixtral"}}
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    ids = tokens(30)
+    with load_checkpoint(tmp_path) as checkpoint:
+        logits = Runner(load_model(checkpoint, "float32"))(ids)
+    assert largest_difference(logits, twin_logits(twin, ids)) < 1e-4
+
+
+def test_short_factors_within_the_original_length(tmp_path: Path) -> None:
+    """Of LongRoPE: of a model that cannot leave it, as transformers takes for such sequences."""
+    options = {**case("phi3"), "original_max_position_embeddings": 64}
+    twin = make_checkpoint(tmp_path, **options)
+    ids = tokens(60)
+    with load_checkpoint(tmp_path) as checkpoint:
+        logits = Runner(load_model(checkpoint, "float32", max_model_len=64))(ids)
+    assert largest_difference(logits, twin_logits(twin, ids)) < 1e-4
+
+
+def test_sampling_sees_capped_logits(tmp_path: Path) -> None:
+    """Log-probabilities of eager and of recorded steps are those of transformers' logits."""
+    twin = make_checkpoint(tmp_path, **case("gemma2"))
+    prompt = tokens(20)
+    params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, logprobs=1)
+    with LLM(tmp_path, dtype="float32", page_size=16) as llm:
+        completion = llm.generate([prompt], params)[0].outputs[0]
+    expected = twin_logits(twin, prompt + completion.token_ids).log_softmax(-1)[19:]
+    assert completion.logprobs is not None
+    for token, table, row in zip(completion.token_ids, completion.logprobs, expected, strict=False):
+        assert table[token].logprob == pytest.approx(float(row[token]), abs=1e-4)
 
 
 def test_windows_bound_the_memory_of_a_sequence(tmp_path: Path) -> None:
@@ -243,11 +312,14 @@ def test_configurations_that_contradict_the_weights(
 ) -> None:
     """Refused before a weight is read: file, tensor, expected shape and found one, in a line."""
     wider = {"intermediate_size": 128, "moe_intermediate_size": 128, "n_inner": 128}
+    if name.startswith("lfm2"):
+        wider = {"intermediate_size": 192}  # of which it takes two thirds
     if in_gguf:
         if " " in name:
             pytest.skip("GGUF files do not say this")
         path = tmp_path / "model.gguf"
-        architecture = GGUF_NAMES.get(name, name)
+        found = next(a for a in ARCHITECTURES if a.model_type == name)
+        architecture = gguf_reader(found).gguf_name
         fields = ("feed_forward_length", "expert_feed_forward_length")
         metadata = {f"{architecture}.{field}": 128 for field in fields}
         make_gguf(path, quantization="F32", metadata=metadata, **case(name))
@@ -259,7 +331,9 @@ def test_configurations_that_contradict_the_weights(
         for field, value in wider.items():
             text = re.sub(rf'"{field}": \d+', f'"{field}": {value}', text)
         config.write_text(text)
-    message = rf"^{re.escape(str(path))}: tensor \S+: expected shape \(.*128.*\) by the .*, got \("
+    message = (
+        rf"^{re.escape(str(path))}: tensor \S+: expected shape \(.*(128|256).*\) by the .*, got \("
+    )
     with pytest.raises(ValueError, match=message) as info:
         load_checkpoint(path)
     assert "\n" not in str(info.value)

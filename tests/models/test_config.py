@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,67 @@ def test_fields_that_change_results_are_not_ignored(model_type, field, value) ->
     with pytest.raises(ValueError, match=f"^config.json: (rope_parameters: )?{field}") as info:
         from_hf({**config, field: value})
     assert "\n" not in str(info.value)
+
+
+YARN = {**ROPES["yarn"], "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}
+SU = {"type": "su", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields", "message"),
+    [
+        ("gemma2", {"layer_types": ["full_attention"]}, "layer_types: expected a list of 2, each"),
+        ("gemma2", {"layer_types": "full_attention"}, "layer_types: expected a list of 2, got"),
+        ("gemma2", {"final_logit_softcapping": 0}, "final_logit_softcapping: expected a finite"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention = True is"),
+        ("gemma2", {"head_dim": 512}, "head_dim: expected a head_dim that is a multiple of 4"),
+        ("granite", {"residual_multiplier": 0}, "residual_multiplier: expected a finite number"),
+        ("granite", {"embedding_multiplier": "12"}, "embedding_multiplier: expected a finite"),
+        ("granite", {"position_embedding_type": "nope"}, "position_embedding_type = 'nope' is not"),
+        ("ministral3", {"rope_parameters": {**YARN, "llama_4_scaling_beta": -1}}, "rope_para"),
+        ("ministral3", {"rope_parameters": {**YARN, "other": 1}}, "rope_parameters: 'other' = 1"),
+        ("olmo2", {"clip_qkv": 8.0}, "clip_qkv = 8.0 is not supported"),
+        ("olmo3", {"layer_types": ["full_attention"] * 3}, "layer_types: expected a list of 2"),
+        ("olmo3", {"sliding_window": 0}, "sliding_window: expected an integer from 1"),
+        ("phi3", {"partial_rotary_factor": 0.05}, "rope_parameters: partial_rotary_factor: expe"),
+        ("phi3", {"rope_scaling": SU}, "rope_scaling: short_factor: expected a list of 16 numbers"),
+        ("phi3", {"rope_scaling": {**SU, "type": "linear"}}, "rope_scaling: type: expected one of"),
+        ("phi3", {"embd_layer_norm": 1, "qk_layernorm": True}, "qk_layernorm = True is not supp"),
+        ("mistral3", {}, "text_config: expected the fields of the text part, it is missing"),
+    ],
+)
+def test_bad_fields_of_architectures(model_type: str, fields: dict[str, Any], message: str) -> None:
+    """Named in one line."""
+    config = {**LLAMA, "model_type": model_type, "architectures": None, **fields}
+    with pytest.raises(ValueError, match=re.escape(f"config.json: {message}")) as info:
+        from_hf(config)
+    assert "\n" not in str(info.value)
+
+
+def test_an_unknown_architecture_names_its_fields() -> None:
+    """The nearest architecture, and what it does not read."""
+    config = {**LLAMA, "model_type": "lllama", "mamba_d_state": 16, "use_bias": False}
+    with pytest.raises(
+        ValueError, match=r"nearest is llama, which does not read .*fields: "
+    ) as info:
+        from_hf(config)
+    assert "'mamba_d_state'" in str(info.value) and "use_bias" not in str(info.value)
+    gguf = {key.replace("llama.", "lama."): value for key, value in GGUF.items()}
+    gguf |= {"general.architecture": "lama", "lama.ssm.inner_size": 8}
+    with pytest.raises(ValueError, match=r"'lama' is not supported .*: 'lama.ssm.inner_size'$"):
+        from_gguf(gguf, GGUF_TENSORS)
+
+
+def test_longrope_depends_on_the_longest_sequence_alone() -> None:
+    """Long factors for a model that may go beyond the original length, at all positions."""
+    scaling = {**SU, "short_factor": [1.0] * 16, "long_factor": [2.0] * 16}
+    fields = {"rope_scaling": scaling, "original_max_position_embeddings": 64}
+    rope = rope_of(from_hf({**LLAMA, "model_type": "phi3", "architectures": None, **fields}))
+    assert torch.equal(rope.inverse_frequencies(64), 2 * rope.inverse_frequencies(65))
+    first, second = (rope.cos_sin(start, 32, 256) for start in (0, 16))
+    assert (first[16:] == second).all()
+    # sqrt(1 + ln(256 / 64) / ln 64)
+    assert rope.attention_factor == pytest.approx((4 / 3) ** 0.5)
 
 
 def test_head_dims_are_those_of_the_kernels() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import gguf
 import pytest
 import torch
-from checkpoints import ROPES, SHAPE_256, make_checkpoint, make_gguf
+from checkpoints import LONGROPE, ROPES, SHAPE_256, make_checkpoint, make_gguf
 from model_harness import Runner
 
 import lampo
@@ -46,6 +46,10 @@ def formats(path: Path) -> dict[str, str]:
         ("qwen2", {}),
         ("qwen3", {}),
         ("gpt2", {"num_attention_heads": 2}),
+        ("granite", {"residual_multiplier": 0.25, "attention_multiplier": 0.1}),
+        ("ministral3", {}),
+        ("olmo2", {}),
+        ("phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 16}),
     ],
 )
 def test_a_folder_as_a_file(tmp_path: Path, architecture: str, options: dict[str, Any]) -> None:

@@ -203,7 +203,7 @@ def test_memory_of_a_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     """Packed weights stay packed, said by nothing; others are bfloat16, said once."""
     make_checkpoint(tmp_path, tied=False, tokenizer=False, **SHAPE)
     start = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
-    for name, ratio in (("awq", 0.0), ("fp8 rows", 2.0), ("gptq act order", 3.7)):
+    for name, ratio in (("awq", 0.0), ("fp8 rows", 0.0), ("nf4", 3.5), ("gptq act order", 3.7)):
         for file, content in start.items():
             (tmp_path / file).write_bytes(content)
         quantize_folder(tmp_path, LAYOUTS[name])
@@ -216,7 +216,7 @@ def test_memory_of_a_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
             assert len(caplog.messages) == 1
             assert f"dequantized to bfloat16 at load, in {ratio:.1f} times" in caplog.messages[0]
         else:
-            assert [w.format for w in weights] == ["int4_g128", "int4_g128"]
+            assert [w.format for w in weights] == [LAYOUTS[name].format] * 2
             assert caplog.messages == []
 
 

@@ -379,8 +379,7 @@ def test_dequantizing_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixt
     ]
 
 
-@pytest.mark.parametrize("on_gpu", [False, True])
-def test_formats_of_a_device(on_gpu: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_formats_with_kernels(caplog: pytest.LogCaptureFixture) -> None:
     """All with kernels stay packed, in no more memory; others are dequantized, and said so once."""
 
     class Source:
@@ -389,7 +388,7 @@ def test_formats_of_a_device(on_gpu: bool, caplog: pytest.LogCaptureFixture) -> 
             blocks = torch.zeros(16, 256 // size * nbytes, dtype=torch.uint8)
             return QuantizedTensor(blocks, name[:-7], (16, 256))
 
-    loader = WeightLoader(Source(), None, on_gpu=on_gpu)
+    loader = WeightLoader(Source(), None)
     for format in set(ops.weight_formats()) - set(SAFETENSORS_FORMATS):
         (weight,) = loader.weights([format])
         assert isinstance(weight, ops.PackedWeight) and weight.format == format
@@ -401,7 +400,7 @@ def test_formats_of_a_device(on_gpu: bool, caplog: pytest.LogCaptureFixture) -> 
         def load(self, name: str) -> QuantizedTensor:
             return QuantizedTensor(torch.zeros(16, 66, dtype=torch.uint8), "iq2_xxs", (16, 256))
 
-    loader = WeightLoader(Other(), None, on_gpu=on_gpu)
+    loader = WeightLoader(Other(), None)
     with caplog.at_level(logging.WARNING, "lampo"):
         for _ in range(2):
             (weight,) = loader.weights(["w"])
@@ -418,7 +417,6 @@ def test_kernels_take_what_files_have() -> None:
     for name in of_gguf:
         assert types[name].block_size == _C.packed_block_size(name)
         assert types[name].block_bytes == _C.packed_block_bytes(name)
-    assert ops.weight_formats("cuda") == of_gguf
     assert {q.lower() for q in QUANTIZATIONS} - {"f32", "f16", "bf16"} == set(of_gguf)
 
 

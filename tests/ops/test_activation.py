@@ -48,6 +48,34 @@ def test_gelu(isa, generator, dtype, tanh):
     assert_close(out, reference.gelu(x, tanh), floor=FLOOR * 8)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("soft_cap", [None, 30.0])
+def test_scale(isa, generator, dtype, soft_cap):
+    """In place as well."""
+    x = inputs((9, 333), dtype, generator)
+    expected = reference.scale(x, 0.75, soft_cap)
+    out = ops.scale(x, 0.75, soft_cap=soft_cap)
+    assert_close(out, expected, floor=FLOOR * (soft_cap or 1))
+    ops.scale(x, 0.75, soft_cap=soft_cap, out=x)
+    assert torch.equal(x, out)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scale_by_position(isa, generator, dtype):
+    x = inputs((9, 333), dtype, generator)
+    positions = torch.tensor([0, 1, 4095, 4096, 8191, 8192, 3, 1 << 24, 12288])
+    out = ops.scale_by_position(x, positions, beta=0.1, length=4096)
+    assert torch.equal(out[:3], x[:3]), "a factor of one is exact"
+    expected = reference.scale_by_position(x, positions, 0.1, 4096)
+    assert_close(out, expected, floor=FLOOR * float(expected.abs().max()))
+
+
+def test_soft_caps_out_of_range():
+    for soft_cap in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="soft_cap: "):
+            ops.scale(torch.zeros(2, 8), 1.0, soft_cap=soft_cap)
+
+
 def test_silu_is_accurate_everywhere(isa):
     x = torch.linspace(-100, 100, 200_001).reshape(1, -1)
     ones = torch.ones_like(x)

@@ -209,7 +209,7 @@ CALLS: dict[str, Callable[[], Arguments]] = {
         "workspace": None,
     },
     "quantize_weight": lambda: {"weight": floats(3, 64), "format": "q4_0", "blocks": None},
-    "weight_formats": lambda: {"device": "cpu"},
+    "weight_formats": lambda: {},
     "pack_weight": lambda: {
         "blocks": torch.zeros(16, 36, dtype=torch.uint8),
         "format": "q4_0",

@@ -45,6 +45,10 @@ CASES: dict[str, list[Callable[[], Arguments]]] = {
     "silu_mul": [lambda: (torch.randn(3, 8), torch.zeros(3, 4))],
     "gelu_mul": [lambda: (torch.randn(3, 8), torch.zeros(3, 4), True)],
     "gelu": [lambda: (torch.randn(3, 8), torch.zeros(3, 8), False)],
+    "scale_by_position": [
+        lambda: (torch.randn(3, 8), torch.tensor([0, 5, 9]), torch.zeros(3, 8), 0.1, 4)
+    ],
+    "scale": [lambda: (torch.randn(3, 8), torch.zeros(3, 8), 0.5, 2.0)],
     "linear": [
         lambda: (
             torch.randn(3, 8),

@@ -50,6 +50,16 @@ ROPES: dict[str, dict[str, Any]] = {
         "truncate": False,
     },
 }
+# Every sequence of the tests is longer than the original length: transformers then has the long
+# factors for all of its positions.
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.75,
+    "original_max_position_embeddings": 16,
+    "short_factor": [1.0 + i / 12 for i in range(12)],
+    "long_factor": [1.5 + i / 4 for i in range(12)],
+}
 SHAPE: dict[str, Any] = {
     "vocab_size": 320,
     "hidden_size": 64,
@@ -113,19 +123,46 @@ def make_model(
             options.setdefault("moe_intermediate_size", 32)
         if architecture == "gpt_oss":
             options["rope_parameters"] = ROPES["yarn_not_truncated"]
+    elif architecture == "lfm2":
+        options = {"layer_types": ["conv", "full_attention"], "block_multiple_of": 32} | options
+    elif architecture == "qwen3_5_text":
+        options = {**_GATED_DELTA, **options}
+    elif architecture == "gemma2":
+        options.setdefault("query_pre_attn_scalar", options["head_dim"])
     elif architecture == "gemma3_text":
         options |= {"rope_parameters": None}
         options.setdefault("query_pre_attn_scalar", options["head_dim"])
+    elif architecture == "olmo3":
+        plain = {"rope_type": "default", "rope_theta": ROPES[rope]["rope_theta"]}
+        kinds = {"full_attention": dict(ROPES[rope]), "sliding_attention": plain}
+        options |= {"rope_parameters": kinds}
+    elif architecture == "ministral3":
+        options["rope_parameters"] = {**ROPES["yarn"], "mscale": 1.0, "mscale_all_dim": 1.0}
+        options["rope_parameters"]["llama_4_scaling_beta"] = 0.1
+    elif architecture == "phi3":
+        options |= {"num_attention_heads": 2, "num_key_value_heads": 1} | shape
     config = transformers.AutoConfig.for_model(architecture, **options)
     model: Any = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(std=0.2)
-            elif parameter.dim() == 1:  # norms: not all the same; Gemma adds one to its own
+            elif parameter.dim() == 1:  # norms: not all the same; some have one added
                 one = 0 if architecture.startswith("gemma") else 1
+                if architecture == "qwen3_5_text" and "linear_attn" not in name:
+                    one = 0
                 parameter.uniform_(one - 0.5, one + 0.5)
     return model.to(dtype).eval()
+
+
+# Sizes of Qwen3.5's linear attention; a key head has two value heads.
+_GATED_DELTA: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 24,
+}
 
 
 def _gpt2_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -248,6 +285,26 @@ def quantized(weight: np.ndarray, quantization: str, seed: int = 0) -> np.ndarra
     return random_blocks(*weight.shape, quantization.lower(), generator, scale=scale).numpy()
 
 
+def tile_heads(data: np.ndarray, name: str, c: Any) -> np.ndarray:
+    """A tensor of linear attention with its value heads in GGUF's order: the first of every key
+    head, then the second ones."""
+    part = name.split("linear_attn.")[-1].removesuffix(".weight")
+    rows = {"in_proj_z": c.linear_value_head_dim, "in_proj_a": 1, "in_proj_b": 1}
+    rows |= {"A_log": 1, "dt_bias": 1}
+    key_heads, heads = c.linear_num_key_heads, c.linear_num_value_heads
+
+    def tiled(values: np.ndarray, head_dim: int) -> np.ndarray:
+        by_head = values.reshape(key_heads, heads // key_heads, head_dim, *values.shape[1:])
+        return by_head.swapaxes(0, 1).reshape(values.shape)
+
+    if part in ("in_proj_qkv", "conv1d"):
+        values = heads * c.linear_value_head_dim
+        return np.concatenate([data[:-values], tiled(data[-values:], c.linear_value_head_dim)])
+    if part == "out_proj":
+        return tiled(data.T, c.linear_value_head_dim).T
+    return tiled(data, rows[part]) if part in rows else data
+
+
 def make_gguf(
     path: Path,
     *,
@@ -266,7 +323,7 @@ def make_gguf(
     """
     import gguf
 
-    from lampo.models.registry import config_from_hf
+    from lampo.models.registry import config_from_hf, gguf_reader
 
     if model is None:
         size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[quantization]][0]
@@ -274,20 +331,22 @@ def make_gguf(
         model = make_model(**{**shape, **model_options})
     c = model.config
     architecture, config = config_from_hf(c.to_dict())
-    gguf_name = architecture.gguf_name or "llama"  # Mistral is "llama" there
+    gguf_name = gguf_reader(architecture).gguf_name
+    assert gguf_name is not None
     state = experts_apart(model.state_dict(), architecture.experts_by_turns)
 
     def tensors() -> Iterator[tuple[str, np.ndarray, Any]]:
         for index, (name, stored) in enumerate(architecture.tensors(config).items()):
-            data = (state[name].t() if stored.transposed else state[name]).float().numpy()
-            data = data + 1 if stored.less_one else data
-            attention = config.layers[0].attention
+            data = stored.from_safetensors(state[name]).float().numpy()
+            if "linear_attn" in name:
+                data = tile_heads(data, name, c)
+            attention = config.attentions[0]
             heads = (("q", attention.num_qo_heads), ("k", attention.num_kv_heads))
             for part, num_heads in heads:
-                if gguf_name in ("llama", "smollm3") and f".{part}_proj." in name:
+                if gguf_reader(architecture).interleaved_in_gguf and f".{part}_proj." in name:
                     data = interleave_rows(data, num_heads)
             data, raw_dtype = np.ascontiguousarray(data), None
-            is_matrix = name.endswith(".weight") and data.ndim > 1
+            is_matrix = name.endswith(".weight") and data.ndim > 1 and not stored.is_conv
             if is_matrix and "ffn_gate_inp" not in stored.gguf:
                 rows = quantized(data.reshape(-1, data.shape[-1]), quantization, seed=index)
                 data = rows.reshape(*data.shape[:-1], -1)
@@ -295,7 +354,15 @@ def make_gguf(
             if not stored.gguf.endswith(left_out):
                 yield stored.gguf, data, raw_dtype
 
-    write_gguf(path, c, tensors(), architecture=gguf_name, tokens=tokens, metadata=metadata)
+    write_gguf(
+        path,
+        c,
+        tensors(),
+        architecture=gguf_name,
+        tokens=tokens,
+        metadata=metadata,
+        feed_forward_length=config.layers[0].feed_forward.size,
+    )
     return model
 
 
@@ -307,6 +374,7 @@ def write_gguf(
     architecture: str = "llama",
     tokens: bool = True,
     metadata: dict[str, Any] | None = None,
+    feed_forward_length: int | None = None,
 ) -> None:
     """A GGUF file of a config with transformers' names and of tensors with GGUF's.
 
@@ -330,20 +398,55 @@ def write_gguf(
         ]
         values[f"{a}.rope.freq_base_swa"] = float(rope["sliding_attention"]["rope_theta"])
         rope = rope["full_attention"]
+    if a == "gemma2":
+        values[f"{a}.attn_logit_softcapping"] = float(c.attn_logit_softcapping)
+        values[f"{a}.final_logit_softcapping"] = float(c.final_logit_softcapping)
+    if a == "granite":
+        values |= {
+            f"{a}.embedding_scale": float(c.embedding_multiplier),
+            f"{a}.attention.scale": float(c.attention_multiplier),
+            f"{a}.residual_scale": float(c.residual_multiplier),
+            f"{a}.logit_scale": float(c.logits_scaling),
+        }
+    if a == "mistral3":
+        values[f"{a}.attention.temperature_scale"] = float(rope["llama_4_scaling_beta"])
+        values[f"{a}.rope.scaling.yarn_log_multiplier"] = float(rope["mscale_all_dim"])
+    if a == "olmo2" and getattr(c, "layer_types", None):
+        values[f"{a}.attention.sliding_window_pattern"] = [
+            kind == "sliding_attention" for kind in c.layer_types
+        ]
+        rope = rope["full_attention"]
     if a == "gpt2":
         values[f"{a}.feed_forward_length"] = c.n_inner
         values[f"{a}.attention.layer_norm_epsilon"] = float(c.layer_norm_epsilon)
     else:
-        values[f"{a}.feed_forward_length"] = c.intermediate_size
-        values[f"{a}.attention.layer_norm_rms_epsilon"] = float(c.rms_norm_eps)
+        values[f"{a}.feed_forward_length"] = feed_forward_length or c.intermediate_size
+        eps = c.norm_eps if a == "lfm2" else c.rms_norm_eps
+        values[f"{a}.attention.layer_norm_rms_epsilon"] = float(eps)
         values[f"{a}.attention.head_count_kv"] = c.num_key_value_heads
         head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
         values |= {
             f"{a}.attention.key_length": head_dim,
             f"{a}.attention.value_length": head_dim,
-            f"{a}.rope.dimension_count": head_dim,
+            f"{a}.rope.dimension_count": int(head_dim * rope.get("partial_rotary_factor", 1)),
             f"{a}.rope.freq_base": float(rope["rope_theta"]),
         }
+        if a == "lfm2":
+            values[f"{a}.shortconv.l_cache"] = c.conv_L_cache
+            values[f"{a}.attention.head_count_kv"] = [
+                c.num_key_value_heads if kind == "full_attention" else 0 for kind in c.layer_types
+            ]
+        if a == "qwen35":
+            values |= {
+                f"{a}.rope.dimension_count": head_dim // 4,
+                f"{a}.rope.dimension_sections": [11, 11, 10, 0],
+                f"{a}.full_attention_interval": c.layer_types.index("full_attention") + 1,
+                f"{a}.ssm.conv_kernel": c.linear_conv_kernel_dim,
+                f"{a}.ssm.state_size": c.linear_key_head_dim,
+                f"{a}.ssm.group_count": c.linear_num_key_heads,
+                f"{a}.ssm.time_step_rank": c.linear_num_value_heads,
+                f"{a}.ssm.inner_size": c.linear_num_value_heads * c.linear_value_head_dim,
+            }
         if getattr(c, "sliding_window", None):
             values[f"{a}.attention.sliding_window"] = c.sliding_window
     num_experts = getattr(c, "num_local_experts", None) or getattr(c, "num_experts", None)
@@ -359,6 +462,13 @@ def write_gguf(
     if rope and rope["rope_type"] == "yarn":
         length = rope["original_max_position_embeddings"]
         values[f"{a}.rope.scaling.original_context_length"] = length
+    if rope and rope["rope_type"] == "longrope":
+        length = rope["original_max_position_embeddings"]
+        factor = c.max_position_embeddings / length
+        values[f"{a}.rope.scaling.original_context_length"] = length
+        values[f"{a}.rope.scaling.attn_factor"] = float(
+            np.sqrt(1 + np.log(factor) / np.log(length))
+        )
     if tokens:
         names = vocabulary(c.vocab_size)
         values |= {
@@ -381,6 +491,10 @@ def write_gguf(
     if rope and rope["rope_type"] == "llama3":
         factors = _llama3_factors(rope, c.head_dim)
         writer.add_tensor("rope_freqs.weight", factors)
+    if rope and rope["rope_type"] == "longrope":
+        for part in ("long", "short"):
+            factors = np.array(rope[f"{part}_factor"], dtype=np.float32)
+            writer.add_tensor(f"rope_factors_{part}.weight", factors)
     for name, data, raw_dtype in tensors:
         writer.add_tensor(name, data, raw_dtype=raw_dtype)
     writer.write_header_to_file()

@@ -47,6 +47,7 @@ class Runner:
             cu_seqlens_q=torch.tensor([0, len(token_ids)], dtype=torch.int32),
             seq_lens=torch.tensor([self.length], dtype=torch.int32),
             page_table=self.pages,
+            state_slots=torch.tensor([0]),
         )
         return self.model.logits(self.model.forward(step, self.pool.cache))
 

@@ -227,7 +227,7 @@ def fp8(config: dict[str, Any], name: str, shape: str, scales: torch.dtype) -> L
         stored = scale.flatten() if shape == "flat row" else stored
         return {"weight": codes, name: stored.to(scales)}, values
 
-    return Layout(config, write, None)
+    return Layout(config, write, "fp8_g128")
 
 
 def nvfp4() -> Layout:

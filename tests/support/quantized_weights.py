@@ -32,15 +32,16 @@ SAFETENSORS_FORMATS = {
     "int4_g128": (128, 69, 4),
     "int8_g128": (128, 133, 8),
     "nvfp4_g128": (128, 76, 4),
+    "fp8_g128": (128, 132, 8),
 }
-CUDA_FORMATS = list(_GGUF_FORMATS)  # of CUDA's kernels
-FORMATS = [*CUDA_FORMATS, *SAFETENSORS_FORMATS]
+FORMATS = [*_GGUF_FORMATS, *SAFETENSORS_FORMATS]
+CUDA_FORMATS = FORMATS  # of CUDA's kernels
 # Of types without kernels; iq1_m's factor is spread over its scales.
 _FACTORS |= {f"iq{name}": [0] for name in ("1_s", "2_xxs", "2_xs", "2_s", "3_xxs", "3_s")}
 _FACTORS |= {"iq1_m": []}
 # One of each kind: factors, scales of 16 and of 32, minima, tables, planes of bits.
 KINDS = ["q4_0", "q4_1", "q8_0", "q5_1", "q2_k", "q3_k", "q4_k", "q6_k", "iq4_xs", "nvfp4"]
-KINDS += ["int4_g64", "int8_g128", "nvfp4_g128"]
+KINDS += ["int4_g64", "int8_g128", "nvfp4_g128", "fp8_g128"]
 
 
 def _block_sizes(format: str) -> tuple[int, int]:
@@ -57,11 +58,22 @@ def whole_blocks(columns: int, format: str) -> int:
 
 
 def blocks_of_byte(rows: int, columns: int, format: str, byte: int) -> torch.Tensor:
-    """[rows, row_bytes] uint8: every code and integer scale at an end of its range, f16 factors 1.0
-    (minima of Q4_1 and Q5_1, too), MXFP4's and NVFP4's scales 1.0 or near it."""
-    size, nbytes = GGML_QUANT_SIZES[GGMLQuantizationType[format.upper()]]
+    """[rows, row_bytes] uint8: every code and integer scale at an end of its range, factors 1.0
+    (minima of Q4_1 and Q5_1, too), MXFP4's and NVFP4's scales 1.0 or near it, zero points far from
+    the codes."""
+    size, nbytes = _block_sizes(format)
     blocks = torch.full((rows, columns // size, nbytes), byte, dtype=torch.uint8)
-    for at in _FACTORS[format]:
+    if format in SAFETENSORS_FORMATS:
+        factor = torch.ones(1, dtype=_factor_type(format)).view(torch.uint8)
+        blocks[..., : len(factor)] = factor
+    if format.startswith("int"):
+        blocks[..., len(factor)] ^= 0xFF
+    if format == "fp8_g128":
+        blocks[..., 4:] = byte & 0xFE  # no NaN
+    if format == "nvfp4_g128":
+        blocks[..., 4:12] = 0x38
+        return blocks.flatten(1)
+    for at in _FACTORS.get(format, []):
         blocks[..., at : at + 2] = torch.tensor([0x00, 0x3C], dtype=torch.uint8)
     if format == "mxfp4":
         blocks[..., 0] = 127
@@ -75,8 +87,12 @@ def with_scales(blocks: torch.Tensor, format: str, row: int, kind: str) -> None:
 
     MXFP4 has no zero and no NaN, and GGUF's NVFP4 no NaN: they get the smallest one and zero.
     """
-    size = GGML_QUANT_SIZES[GGMLQuantizationType[format.upper()]][1]
-    of_row = blocks[row].view(-1, size)
+    of_row = blocks[row].view(-1, _block_sizes(format)[1])
+    if format in SAFETENSORS_FORMATS:
+        value = {"zero": 0.0, "largest": 65504.0, "nan": float("nan")}[kind]
+        factor = torch.tensor([value], dtype=_factor_type(format)).view(torch.uint8)
+        of_row[:, : len(factor)] = factor
+        return
     half = {"zero": 0x0000, "largest": 0x7BFF, "nan": 0x7E01}[kind]
     for at in _FACTORS[format]:
         of_row[:, at], of_row[:, at + 1] = half & 255, half >> 8
@@ -99,6 +115,9 @@ def random_blocks(
         wide = _factor_type(format)
         factor_bytes = factors[..., None].to(wide).view(torch.uint8)
         blocks[..., : factor_bytes.shape[-1]] = factor_bytes
+        if format == "fp8_g128":
+            codes = blocks[..., 4:]
+            codes[codes & 0x7F == 0x7F] = 0x7E  # no NaN
         if format.startswith("int4"):
             at = factor_bytes.shape[-1]
             blocks[..., at] = torch.randint(0, 16, shape, generator=generator)
@@ -144,6 +163,8 @@ def _safetensors_values(blocks: torch.Tensor, format: str) -> torch.Tensor:
         exact = torch.cat([e2m1, -e2m1])[codes.int()]
         each = parts[..., 4:12].contiguous().view(torch.float8_e4m3fn).double()
         exact = exact * (scales * each).repeat_interleave(16, 2)
+    elif format == "fp8_g128":
+        exact = codes.contiguous().view(torch.float8_e4m3fn).double() * scales
     else:
         zeros = parts[..., at : at + 1].contiguous().view(torch.int8).double()
         exact = ((codes.view(torch.int8) if bits == 8 else codes).double() - zeros) * scales

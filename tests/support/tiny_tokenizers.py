@@ -38,14 +38,23 @@ SPECIALS = {
     "mistral": ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"],
     "zephyr": ["<unk>", "<s>", "</s>"],
     "phi": ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|endoftext|>"],
+    "gemma": ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"],
+    "granite": ["<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>", "<|tool_call|>"],
+    "olmo": ["<|endoftext|>"],
+    "ministral": ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[THINK]", "[/THINK]"],
 }
 BOS = {"llama3": "<|begin_of_text|>", "mistral": "<s>", "zephyr": "<s>"}
+BOS |= {"gemma": "<bos>", "ministral": "<s>"}
 EOS = {
     "chatml": "<|im_end|>",
     "llama3": "<|eot_id|>",
     "mistral": "</s>",
     "zephyr": "</s>",
     "phi": "<|end|>",
+    "gemma": "<end_of_turn>",
+    "granite": "<|end_of_text|>",
+    "olmo": "<|endoftext|>",
+    "ministral": "</s>",
 }
 TEMPLATES = {
     "chatml": """\
@@ -133,6 +142,52 @@ TEMPLATES = {
 {{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}\
 {% endfor %}\
 {% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}""",
+    "gemma": """\
+{{ bos_token }}
+{%- for message in messages %}
+    {%- if (message.role == 'user') != (loop.index0 is even) %}
+        {{- raise_exception('roles must alternate') }}
+    {%- endif %}
+    {%- set role = 'model' if message.role == 'assistant' else message.role %}
+    {{- '<start_of_turn>' ~ role ~ '\\n' ~ message.content | trim ~ '<end_of_turn>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}""",
+    "granite": """\
+{%- if tools %}
+    {{- '<|start_of_role|>tools<|end_of_role|>' ~ tools | tojson(indent=4) ~ eos_token ~ '\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {{- '<|start_of_role|>' ~ message.role ~ '<|end_of_role|>' ~ message.content ~ eos_token }}
+    {{- '\\n' }}
+    {%- if loop.last and add_generation_prompt %}
+        {{- '<|start_of_role|>assistant' }}
+        {%- if thinking %}{{- ' {"thinking": true}' }}{%- endif %}
+        {{- '<|end_of_role|>' }}
+    {%- endif %}
+{%- endfor %}""",
+    "olmo": """\
+{%- for message in messages %}
+    {%- if message.role == 'assistant' %}
+        {{- '<|assistant|>\\n' ~ message.content ~ eos_token }}
+        {%- if not loop.last %}{{ '\\n' }}{% endif %}
+    {%- else %}
+        {{- '<|' ~ message.role ~ '|>\\n' ~ message.content ~ '\\n' }}
+    {%- endif %}
+    {%- if loop.last and add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}
+{%- endfor %}""",
+    "ministral": """\
+{{- bos_token }}
+{%- for message in messages %}
+    {%- if message.role == 'user' %}
+        {{- '[INST]' ~ message.content ~ '[/INST]' }}
+    {%- else %}
+        {%- set parts = message.content.split('</think>') %}
+        {%- if parts | length == 2 %}
+            {{- '[THINK]' ~ parts[0].split('<think>')[-1] ~ '[/THINK]' }}
+        {%- endif %}
+        {{- parts[-1] ~ eos_token }}
+    {%- endif %}
+{%- endfor %}""",
 }
 
 

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from tiny_tokenizers import BOS, EOS, SPECIALS, TEMPLATES, gguf_metadata, make_backend, save
 
 from lampo.models.checkpoint import load_checkpoint
+from lampo.models.registry import ARCHITECTURES
 from lampo.text import chat_limits
+from lampo.text.chat_families import chat_family
 from lampo.text.chat_messages import SpecialTokenMask
 from lampo.text.chat_sandbox import ChatEnvironment
 from lampo.text.chat_template import ChatTemplate
@@ -84,6 +86,28 @@ def test_as_transformers(family: str, chat: str, prompt: bool) -> None:
     if family == "zephyr":  # its template leaves BOS to the tokenizer
         ids = [ours.bos_token_id, *ids]
     assert ours.encode_chat(CHATS[chat], **options) == ids
+
+
+@pytest.mark.parametrize(
+    ("family", "model_type"),
+    [
+        *(("chatml", name) for name in ("qwen2", "qwen3", "smollm3", "olmo3")),
+        *(("llama3", "llama"), ("mistral", "mistral"), ("phi", "phi3"), ("gemma", "gemma2")),
+        *(("gemma", "gemma3_text"), ("granite", "granite"), ("olmo", "olmo2")),
+        ("ministral", "ministral3"),
+    ],
+)
+def test_families_of_models(family: str, model_type: str) -> None:
+    """An answer in a template of the family ends with the family's first mark for that."""
+    found = chat_family(model_type)
+    assert found is not None
+    answer = [*user("the dog"), {"role": "assistant", "content": "a fox"}]
+    text = peer(family).apply_chat_template(answer, tokenize=False)
+    assert text.rstrip().endswith("a fox" + found.stops[0])
+
+
+def test_every_architecture_has_a_family() -> None:
+    assert [a.model_type for a in ARCHITECTURES if chat_family(a.model_type) is None] == []
 
 
 def test_tools_and_arguments_as_transformers() -> None:

@@ -12,8 +12,8 @@ namespace lampo::formats {
 ///   kI8, kU8     an integer, times a factor of the block: d for scales, -m for minima
 ///   kU4          likewise, with the scale in the lower and the minimum in the upper half of a byte
 ///   kFactoredE4M3  half of it, times a factor d of the block, an f32
-///   kF16OfBlock, kF32OfBlock  none: the scale is the block's d, of that type, and the minimum
-///                  -d z with its zero point z, an int8
+///   kF16OfBlock, kF32OfBlock  none: the scale is the block's d, of that type; a minimum is -d z
+///                  with its zero point z, an int8
 enum class ScaleType {
   kF16,
   kBF16,

@@ -8,6 +8,7 @@
 //   kBlockSize, kBlockBytes   weights and bytes of a block of one row in the file
 //   kScaleSize            weights with one scale: 16 or 32
 //   kCodeBits             bits of a code: 2 to 6 (unsigned) or 8 (int8)
+//   kFloatCodes           optional, with 8 bits: codes are E4M3 numbers
 //   kTable                optional, with 4 bits: the value of each code
 //   kOffset               w = scale (code - kOffset) + minimum; 0 with a table, for 8 bits and
 //                         beside a minimum
@@ -37,6 +38,7 @@
 // zero.
 #pragma once
 
+#include "common/formats/fp8_g128.h"
 #include "common/formats/int_block.h"
 #include "common/formats/iq4_nl.h"
 #include "common/formats/iq4_xs.h"
@@ -66,7 +68,8 @@ using WeightFormats =
     FormatList<formats::Q4_0, formats::Q4_1, formats::Q8_0, formats::Q5_0, formats::Q5_1,
                formats::Q2_K, formats::Q3_K, formats::Q4_K, formats::Q5_K, formats::Q6_K,
                formats::IQ4_NL, formats::IQ4_XS, formats::MXFP4, formats::NVFP4, formats::Int4G32,
-               formats::Int4G64, formats::Int4G128, formats::Int8G128, formats::NVFP4_G128>;
+               formats::Int4G64, formats::Int4G128, formats::Int8G128, formats::NVFP4_G128,
+               formats::FP8_G128>;
 
 inline constexpr int kStripRows = 16;
 inline constexpr int kGroupSize = 32;
@@ -103,6 +106,9 @@ concept CanWrite = requires(const formats::Block& block, uint8_t* to) { Format::
 template <class Format>
 concept HasTable = requires { Format::kTable; };
 
+template <class Format>
+concept HasFloatCodes = requires { Format::kFloatCodes; };
+
 /// A group of a strip. Offsets and sizes in bytes.
 template <class Format>
 struct StripGroup {
@@ -124,7 +130,8 @@ struct StripGroup {
 
   // Factors.
   static constexpr bool kHasFactors = Format::kScaleType >= ScaleType::kI8;
-  static constexpr bool kHasZeroPoints = Format::kScaleType >= ScaleType::kF16OfBlock;
+  static constexpr bool kHasScalesOfBlock = Format::kScaleType >= ScaleType::kF16OfBlock;
+  static constexpr bool kHasZeroPoints = kHasScalesOfBlock && Format::kHasMinimum;
   static constexpr bool kHasFloatFactors = Format::kScaleType == ScaleType::kFactoredE4M3 ||
                                            Format::kScaleType == ScaleType::kF32OfBlock;
   static constexpr int kDBytes = !kHasFactors ? 0 : kHasFloatFactors ? 4 : 2;  // of d of a row
@@ -139,7 +146,7 @@ struct StripGroup {
       Format::kHasMinimum && Format::kScaleType != ScaleType::kU4 && !kHasZeroPoints;
   static constexpr int kScales = kGroupSize / Format::kScaleSize;
   static constexpr int kScaleBytes =
-      kHasZeroPoints ? 0 : (Format::kScaleType <= ScaleType::kBF16 ? 2 : 1);
+      kHasScalesOfBlock ? 0 : (Format::kScaleType <= ScaleType::kBF16 ? 2 : 1);
   static constexpr int kScaleOffset =
       kHasBytes ? 8 * kWordBytes : kSingleOffset + (kHasSingles ? kWordBytes : 0);
   static constexpr int kScaleSetBytes = kScaleBytes * kStripRows;  // one of all rows
@@ -193,20 +200,23 @@ static constexpr uint32_t pack_table(const int8_t (&table)[16], int first) {
 template <class Format, int i>
 static constexpr uint32_t kTableWord = pack_table(Format::kTable, 4 * i);
 
-/// The value of a code, in units of its scale.
+/// The value of a code, in units of its scale: an integer, or with kFloatCodes a float.
 template <class Format>
-LAMPO_HOST_DEVICE static inline int value_of(int code) {
-  if constexpr (HasTable<Format>) {
+LAMPO_HOST_DEVICE static inline auto value_of(int code) {
+  if constexpr (HasFloatCodes<Format>) {
+    return to_float(F8E4M3{static_cast<uint8_t>(code)});
+  } else if constexpr (HasTable<Format>) {
     constexpr uint64_t kLow = kTableWord<Format, 0> | uint64_t{kTableWord<Format, 1>} << 32;
     constexpr uint64_t kHigh = kTableWord<Format, 2> | uint64_t{kTableWord<Format, 3>} << 32;
-    return static_cast<int8_t>((code < 8 ? kLow : kHigh) >> code % 8 * 8 & 0xff);
+    return int{static_cast<int8_t>((code < 8 ? kLow : kHigh) >> code % 8 * 8 & 0xff)};
   } else {
     return code - Format::kOffset;
   }
 }
 
 /// One weight. The addition makes -0 a 0.
-LAMPO_HOST_DEVICE static inline float decode(int value, float scale, float minimum) {
+template <class Value>
+LAMPO_HOST_DEVICE static inline float decode(Value value, float scale, float minimum) {
   return scale * static_cast<float>(value) + minimum;
 }
 
@@ -275,35 +285,18 @@ LAMPO_HOST_DEVICE static inline float minimum_of(const uint8_t* block, const uin
   }
 }
 
-/// Whether CUDA's kernels take a format: all that have at most four scales and minima per row of a
-/// group, in sets or as halves of one, and f16 factors.
-template <class Format>
-inline constexpr bool kOnCuda =
-    !StripGroup<Format>::kHasZeroPoints && !StripGroup<Format>::kHasFloatFactors &&
-    (StripGroup<Format>::kScales == 1 ||
-     (StripGroup<Format>::kScales == 2 && !StripGroup<Format>::kHasMinima));
-
-/// As dispatch_format(), for the formats of CUDA's kernels.
-template <class Fn>
-static inline void dispatch_format_on_cuda(WeightFormat format, Fn&& fn) {
-  dispatch_format(format, [&]<class Format>() {
-    if constexpr (kOnCuda<Format>) fn.template operator()<Format>();
-  });
-}
-
 /// Sizes of a packed weight.
 struct StripLayout {
   int block_size;       // weights of a block of one row in the file
   int block_bytes;      // its bytes there
   int64_t strip_bytes;  // of 16 whole rows
-  bool on_cuda;         // kOnCuda
 };
 
 static inline StripLayout strip_layout(WeightFormat format, int64_t in_features) {
   StripLayout layout{};
   dispatch_format(format, [&]<class Format>() {
-    layout = {Format::kBlockSize, Format::kBlockBytes, StripGroup<Format>::strip_bytes(in_features),
-              kOnCuda<Format>};
+    layout = {Format::kBlockSize, Format::kBlockBytes,
+              StripGroup<Format>::strip_bytes(in_features)};
   });
   return layout;
 }

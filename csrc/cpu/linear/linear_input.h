@@ -146,12 +146,11 @@ struct WordMaxima {
 };
 
 /// Quantizes a group into group number `index` of rows.
-template <class Dots, int kBits, class Read>
+template <class Inputs, int kSums, int kBits, class Read>
 static inline void quantize_group(const QuantizedRows& rows, int64_t index, int offset,
                                   int64_t group, GroupScale scale, Read&& read) {
   constexpr float kLargest = kBits == 8 ? 127.0f : 127.0f * 256.0f;
   const F32 inverse(scale.unit > 0.0f ? 127.0f / scale.unit : 0.0f);
-  constexpr int kSums = Dots::kScales;
   F32 quants[kGroupVectors], sum[kSums];  // of integers below 2^24: exact
   for (int i = 0; i < kGroupVectors; ++i) {
     const F32 scaled = read(group * kGroupSize + i * F32::kWidth, F32::kWidth) * inverse;
@@ -171,7 +170,7 @@ static inline void quantize_group(const QuantizedRows& rows, int64_t index, int 
     for (float& part : total) part = 0.0f;
     for (F32& quant : quants) quant = F32{};
   }
-  Dots::store(rows.quants + index * Dots::kRowBytes, quants, scale.outlier);
+  Inputs::store(rows.quants + index * Inputs::kRowBytes, quants, scale.outlier);
   for (int i = 0; i < kSums; ++i) {
     rows.sum[index * kSums + i] = rows.scale[index] * total[i];
     rows.correction[index * kSums + i] = -offset * static_cast<int32_t>(total[i]);
@@ -179,10 +178,10 @@ static inline void quantize_group(const QuantizedRows& rows, int64_t index, int 
 }
 
 /// Quantizes rows of x. offset: excess of the weight's codes, as they are multiplied, over their
-/// values.
-template <class Dots, int kBits>
-static inline void quantize_rows(const LinearParams& p, const QuantizedRows& rows, int offset,
-                                 Share tokens) {
+/// values. Not in line: one copy serves all formats.
+template <class Inputs, int kSums, int kBits>
+[[gnu::noinline]] static void quantize_rows(const LinearParams& p, const QuantizedRows& rows,
+                                            int offset, Share tokens) {
   // Three short loops, not one long: the CPU then overlaps the latencies of many groups.
   constexpr int64_t kBatch = 64;
   WordMaxima words[kBatch];
@@ -204,7 +203,8 @@ static inline void quantize_rows(const LinearParams& p, const QuantizedRows& row
           }
           for (int64_t i = 0; i < count; ++i) {
             const int64_t g = first + i;
-            quantize_group<Dots, kBits>(rows, first_group + g * step, offset, g, scales[i], read);
+            quantize_group<Inputs, kSums, kBits>(rows, first_group + g * step, offset, g, scales[i],
+                                                 read);
           }
         }
       });

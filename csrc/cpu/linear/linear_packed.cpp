@@ -333,9 +333,9 @@ void run(const LinearParams& p, const Team& team) {
     const Share own = {all.begin > share.begin ? all.begin : share.begin,
                        all.end < share.end ? all.end : share.end};
     if (own.begin >= own.end) continue;
-    quantize_rows<typename Q::Dots, kBits>(expert_part(input, expert, all), rows.of(all),
-                                           Q::kOffset,
-                                           {own.begin - all.begin, own.end - all.begin});
+    quantize_rows<typename Q::Dots::Inputs, Q::kScales, kBits>(
+        expert_part(input, expert, all), rows.of(all), Q::kOffset,
+        {own.begin - all.begin, own.end - all.begin});
   }
   if (!is_private) team.sync();
   dispatch_dtype<float, BF16>(p.out_dtype, [&]<class Out>() {
@@ -349,9 +349,15 @@ void run(const LinearParams& p, const Team& team) {
 
 }  // namespace
 
+void linear_fp8(const LinearParams& p, const Team& team);  // linear_fp8.cpp
+
 void linear_packed(const LinearParams& p, const Team& team) {
-  dispatch_int<8, 9, 16>(p.activation_bits, [&]<int kBits>() {
-    dispatch_format(p.format, [&]<class Format>() { run<Format, kBits>(p, team); });
+  dispatch_format(p.format, [&]<class Format>() {
+    if constexpr (HasFloatCodes<Format>) {
+      linear_fp8(p, team);
+    } else {
+      dispatch_int<8, 9, 16>(p.activation_bits, [&]<int kBits>() { run<Format, kBits>(p, team); });
+    }
   });
 }
 

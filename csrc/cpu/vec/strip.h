@@ -6,8 +6,9 @@
 // kBits 9 (their mean) 8 with one outlier word of four 16-bit integers. It works in kPhases phases;
 // a phase unpacks 8 registers of words, which serve many rows of x. A group has one sum for each of
 // its scales: of 32 or of 16 inputs.
-//   kRowBytes                           bytes of a group of x
-//   store(to, q, outlier)               stores a group of x; outlier: its outlier word
+//   Inputs                              storage of a group of x, which many formats share:
+//     kRowBytes                           its bytes
+//     store(to, q, outlier)               stores it; outlier: its outlier word
 //   load<kPhase>(group, words)          unpacks the words of a phase
 //   add<kPhase>(codes, words, x, sums)  adds their products with a group of x; codes: Packed or
 //                                       UnpackedWords, to find the outlier word
@@ -199,6 +200,7 @@ static inline Words add_products(Words sum, Words words, const int8_t* x) {
 
 template <class Format, int kBits>
 struct Dots : ByteInputs<kBits> {
+  using Inputs = ByteInputs<kBits>;
   static constexpr int kScales = StripGroup<Format>::kScales;
   static constexpr int kPhases = 1;
   // The first factor of the instruction is unsigned.
@@ -310,6 +312,7 @@ static inline void store_pairs(int8_t* to, F32 x) {
 /// fit: 8 with codes of up to 4 bits, 4 with 5 bits, 2 with 6.
 template <class Format, int kBits>
 struct ByteDots : ByteInputs<kBits> {
+  using Inputs = ByteInputs<kBits>;
   static constexpr int kScales = StripGroup<Format>::kScales;
   static constexpr int kPhases = 2;
   static constexpr int kCodeBias = 0;
@@ -418,19 +421,25 @@ static inline void store_pairs(int8_t* to, F32 x) {
 
 #endif
 
-/// Products of pairs of 16-bit integers: a word of four bytes is widened to its even and its odd
-/// bytes. Rows of x have 16-bit integers for every kBits.
-template <class Format>
-struct Int16Dots {
-  static constexpr int kScales = StripGroup<Format>::kScales;
-  static constexpr int kPhases = 16 / kSteps;
+/// Storage of a group of x as 16-bit integers.
+struct PairInputs {
   static constexpr bool kHasOutlier = false;
   static constexpr int kRowBytes = 64;
-  static constexpr int kCodeBias = 0;
 
   static void store(int8_t* to, const F32 (&q)[kGroupVectors], int) {
     for (int i = 0; i < kGroupVectors; ++i) store_pairs(to + 2 * i * F32::kWidth, q[i]);
   }
+};
+
+/// Products of pairs of 16-bit integers: a word of four bytes is widened to its even and its odd
+/// bytes. Rows of x have 16-bit integers for every kBits.
+template <class Format>
+struct Int16Dots : PairInputs {
+  using Inputs = PairInputs;
+  static constexpr int kScales = StripGroup<Format>::kScales;
+  static constexpr int kPhases = 16 / kSteps;
+  static constexpr int kCodeBias = 0;
+
   template <int kPhase>
   [[gnu::always_inline]] static void load(const uint8_t* group, Words (&words)[8]) {
 #pragma GCC unroll 4

@@ -15,6 +15,10 @@
 //   select_less(a, b, x, y)   a < b ? x : y, lane by lane
 //   butterfly<n>(a)           sums and differences of the lanes i and i ^ n
 //   in_register(a)            a, loaded once: keeps the compiler from loading it at each use
+//   load_twice(p)             kWidth / 2 floats, each in two neighbouring lanes
+//   load_pair(p)              p[0] and p[1], by turns
+//   load_f8_words(p, even, odd)    kWidth / 2 words of four E4M3 codes that are numbers, times
+//                             2^-8: codes 0 and 2 in neighbouring lanes of even, 1 and 3 of odd
 //   dot_bf16(a, b, c)         c + a1 b1 + a0 b0 on the two BF16 in each lane of a and b; this and
 //   load_pairs(p), load_pairs_n(p, n)   two BF16 a lane, n of them; only where kHasDotBF16
 #pragma once

@@ -97,6 +97,25 @@ static inline F32 load(const uint8_t* p) {
 static inline F32 load(const F8E4M3* p) {
   return widen_f8(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
+static inline F32 load_twice(const float* p) {
+  const __m256i order = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
+  return F32(_mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), order));
+}
+static inline F32 load_pair(const float* p) {
+  double pair;
+  memcpy(&pair, p, sizeof(pair));
+  return F32(_mm256_castpd_ps(_mm256_set1_pd(pair)));
+}
+/// By float16, which has a bit of the exponent more: bias 15, not 7.
+static inline void load_f8_words(const uint8_t* p, F32& even, F32& odd) {
+  const __m128i words = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  const auto widen = [](__m128i upper) {  // codes in the upper bytes of 16 bits
+    const __m128i mask = _mm_set1_epi16(static_cast<int16_t>(0xbf80));
+    return F32(_mm256_cvtph_ps(_mm_and_si128(_mm_srai_epi16(upper, 1), mask)));
+  };
+  even = widen(_mm_slli_epi16(words, 8));
+  odd = widen(words);
+}
 static inline F32 load_n(const float* p, int n) {
   return F32(_mm256_maskload_ps(p, first_lanes(n)));
 }

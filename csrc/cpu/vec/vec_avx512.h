@@ -102,6 +102,25 @@ static inline F32 load(const uint8_t* p) {
 static inline F32 load(const F8E4M3* p) {
   return widen_f8(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
+static inline F32 load_twice(const float* p) {
+  const __m512i order = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+  return F32(_mm512_permutexvar_ps(order, _mm512_castps256_ps512(_mm256_loadu_ps(p))));
+}
+static inline F32 load_pair(const float* p) {
+  double pair;
+  memcpy(&pair, p, sizeof(pair));
+  return F32(_mm512_castpd_ps(_mm512_set1_pd(pair)));
+}
+/// By float16, which has a bit of the exponent more: bias 15, not 7.
+static inline void load_f8_words(const uint8_t* p, F32& even, F32& odd) {
+  const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  const auto widen = [](__m256i upper) {  // codes in the upper bytes of 16 bits
+    const __m256i mask = _mm256_set1_epi16(static_cast<int16_t>(0xbf80));
+    return F32(_mm512_cvtph_ps(_mm256_and_si256(_mm256_srai_epi16(upper, 1), mask)));
+  };
+  even = widen(_mm256_slli_epi16(words, 8));
+  odd = widen(words);
+}
 static inline F32 load_n(const float* p, int n) {
   return F32(_mm512_maskz_loadu_ps(first_lanes(n), p));
 }

@@ -54,6 +54,13 @@ static inline F32 load(const T* p) {
     return F32(F32::Native{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])});
   }
 }
+static inline F32 load_twice(const float* p) { return F32(F32::Native{p[0], p[0], p[1], p[1]}); }
+static inline F32 load_pair(const float* p) { return F32(F32::Native{p[0], p[1], p[0], p[1]}); }
+static inline void load_f8_words(const uint8_t* p, F32& even, F32& odd) {
+  const auto value = [&](int i) { return to_float(F8E4M3{p[i]}) * 0x1p-8f; };
+  even = F32(F32::Native{value(0), value(2), value(4), value(6)});
+  odd = F32(F32::Native{value(1), value(3), value(5), value(7)});
+}
 template <class T>
 static inline F32 load_n(const T* p, int n) {
   T buffer[F32::kWidth] = {};

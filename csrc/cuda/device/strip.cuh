@@ -71,15 +71,13 @@ __device__ inline GroupPlace group_at(const uint8_t* strip, int64_t index) {
   return {block, block + Group::kFactorBytes + index % Group::kGroups * Group::kBytes};
 }
 
-/// As dispatch_format_on_cuda(), in a kernel: for what a branch per format costs nothing.
+/// As dispatch_format(), in a kernel: for what a branch per format costs nothing.
 template <class... Formats, class Fn>
 __device__ inline void switch_format(FormatList<Formats...>, WeightFormat format, Fn&& fn) {
   int place = 0;
   const auto take = [&]<class Format>() {
     const bool found = static_cast<WeightFormat>(place++) == format;
-    if constexpr (kOnCuda<Format>) {
-      if (found) fn.template operator()<Format>();
-    }
+    if (found) fn.template operator()<Format>();
     return found;
   };
   (take.template operator()<Formats>() || ...);

@@ -2,6 +2,8 @@
 // out = act(gate) * up for the gated feed-forward (SwiGLU, GeGLU), or act(x) alone:
 //   silu(x) = x / (1 + e^-x);  gelu(x) = x/2 (1 + erf(x / sqrt 2));
 //   gelu_tanh(x) = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
+//   scale(x) = factor x;  soft_cap(x) = cap tanh(factor x), factor a part of 1 / cap
+//   grow(x) = (1 + beta ln(1 + floor(position / length))) x
 // The twin of cpu/elementwise/activation.cpp.
 //
 // A thread takes one vector of 16 bytes of a row: of gate, of up (`size` columns further), of out.
@@ -27,12 +29,27 @@
 namespace lampo::cuda {
 namespace {
 
+/// The factor of a row's elements, of those functions that have one.
 template <Activation kActivation>
-__device__ inline float activate(float x) {
+__device__ inline float row_factor(const ActivationParams& p, int64_t row) {
+  if constexpr (kActivation == Activation::kGrow) {
+    const int64_t position = p.positions[row] > 0 ? p.positions[row] : 0;
+    return 1.0f + p.factor * logf(static_cast<float>(1 + position / p.length));
+  } else {
+    return p.factor;
+  }
+}
+
+template <Activation kActivation>
+__device__ inline float activate(const ActivationParams& p, float factor, float x) {
   if constexpr (kActivation == Activation::kSilu) {
     return x * sigmoid(x);
   } else if constexpr (kActivation == Activation::kGelu) {
     return 0.5f * x * (1.0f + erff(x * 0.70710678f));
+  } else if constexpr (kActivation == Activation::kScale || kActivation == Activation::kGrow) {
+    return factor * x;
+  } else if constexpr (kActivation == Activation::kSoftCap) {
+    return p.soft_cap * tanhf(factor * x);
   } else {
     return 0.5f * x * (1.0f + tanhf(fmaf(x * x * x, 0.044715f, x) * 0.79788456f));
   }
@@ -50,10 +67,11 @@ __global__ void __launch_bounds__(256)
     const T* x = static_cast<const T*>(p.x) + row * p.stride_x_token;  // [size or 2 * size]
     T* out = static_cast<T*>(p.out) + row * p.stride_out_token;        // [size]
     auto values = to_floats(load_part<kAligned, N>(x, column, p.size));
+    const float factor = row_factor<kActivation>(p, row);
     Vector<T, N> up;
     if (p.gated) up = load_part<kAligned, N>(x + p.size, column, p.size);
 #pragma unroll
-    for (int i = 0; i < N; ++i) values.value[i] = activate<kActivation>(values.value[i]);
+    for (int i = 0; i < N; ++i) values.value[i] = activate<kActivation>(p, factor, values.value[i]);
     if (p.gated) {
       const auto factors = to_floats(up);
 #pragma unroll
@@ -97,6 +115,12 @@ void activation(const ActivationParams& p, int device, Stream stream) {
         return run<T, Activation::kGelu>(p, device, stream);
       case Activation::kGeluTanh:
         return run<T, Activation::kGeluTanh>(p, device, stream);
+      case Activation::kScale:
+        return run<T, Activation::kScale>(p, device, stream);
+      case Activation::kSoftCap:
+        return run<T, Activation::kSoftCap>(p, device, stream);
+      case Activation::kGrow:
+        return run<T, Activation::kGrow>(p, device, stream);
     }
   });
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Common parts of linear.cu and linear_packed.cu: the walk of a block's warps through its strips
-// (linear_tile.h), the norm of x, and the epilogue.
+// Common parts of linear.cu, linear_packed.cu and linear_fp8.cu: the walk of a block's warps
+// through its strips (linear_tile.h), the norm of x, and the epilogue.
 #pragma once
 
 #include "cuda/device/block.cuh"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Launches of a linear, for linear.cu and linear_packed.cu.
+// Launches of a linear, for linear.cu, linear_packed.cu and linear_fp8.cu.
 #pragma once
 
 #include <algorithm>
@@ -54,8 +54,9 @@ inline void launch_linear(const LinearParams& p, int chunk_bytes, int in_flight,
   }
 }
 
-/// The part of cuda::linear in linear_packed.cu.
+/// The parts of cuda::linear in linear_packed.cu and linear_fp8.cu.
 void linear_packed(const LinearParams& p, int device, Stream stream);
+void linear_fp8(const LinearParams& p, int device, Stream stream);
 
 /// The part of cuda::linear in linear_tiles.cu, and whether it takes this call.
 bool takes_tiles(const LinearParams& p);

@@ -19,9 +19,8 @@
 // Bytes: those of the strips, 10.5 (Q2_K) to 34 (Q8_0) per 32 weights.
 // Llama-3.1-8B's gate and up [28672, 4096] at 4.3 TB/s:
 //   Q4_0 66 MB  15 us;  Q4_K 68 MB  16 us;  Q6_K 96 MB  22 us;  Q8_0 125 MB  29 us
-// Instructions by benchmarks/gpu_model.py (docs/performance.md): for up to 8 tokens 45 (Q8_0) to
-// 115 % (IQ4_XS) of an H200's issue slots at 4.3 TB/s; NVFP4 143, Q3_K and Q2_K 214 and 291 %:
-// those three are bound by instructions, as most are for 16 tokens.
+// Instructions by benchmarks/gpu_model.py (docs/performance.md): for up to 8 tokens most formats fit
+// beside an H200's memory at 4.3 TB/s; Q2_K and Q3_K, and most for 16 tokens, are bound by them.
 //
 // Limits: in_features a multiple of the format's block; more tokens are launches of 16 each, which
 // read the weight again, up to 128 of 16 bits; more are multiplied in tiles (linear_tiles.cu). Not
@@ -51,7 +50,7 @@ struct PackedPiece {
   // What the four lanes of a quad need from each other is loaded once: lane t has row 2 g + t % 2.
   uint32_t pairs;  // word t / 2
   uint32_t singles;
-  uint32_t scale;  // of set t / 2, or the minimum if t / 2 = 1
+  uint32_t scale;  // of set t / 2, or the minimum if t / 2 = 1; a zero point, where there are any
   uint32_t factor[2];
 };
 
@@ -73,6 +72,11 @@ struct OwnScales {
 struct SetScales {
   float scale[2];
   float minimum[2];
+};
+
+/// What a lane needs of a token's group.
+struct alignas(16) XPart {
+  FragmentB plane[kPlanes];
 };
 
 /// Scale and offsets of a token's group. Offsets are of a set: scale * sum, or -kOffset * sum.
@@ -107,6 +111,7 @@ __device__ inline float widen_scale(uint32_t bits, bool minimum) {
     case ScaleType::kBF16:
       return to_float(BF16{static_cast<uint16_t>(bits)});
     case ScaleType::kHalfE4M3:
+    case ScaleType::kFactoredE4M3:
       return 0.5f * to_float(F8E4M3{static_cast<uint8_t>(bits)});
     case ScaleType::kI8:
       return static_cast<float>(static_cast<int8_t>(bits));
@@ -114,12 +119,17 @@ __device__ inline float widen_scale(uint32_t bits, bool minimum) {
       return static_cast<float>(bits);
     case ScaleType::kU4:
       return static_cast<float>(minimum ? bits >> 4 : bits & 15);
-    case ScaleType::kFactoredE4M3:
     case ScaleType::kF16OfBlock:
     case ScaleType::kF32OfBlock:
-      break;  // not kOnCuda
+      return minimum ? static_cast<float>(static_cast<int8_t>(bits)) : 1.0f;
   }
   return 0.0f;
+}
+
+/// A stored factor d or m.
+template <class Format>
+__device__ inline float widen_factor(uint32_t bits) {
+  return StripGroup<Format>::kHasFloatFactors ? float_from_bits(bits) : widen_f16(bits);
 }
 
 /// Values of the table for the codes of a word of nibbles: of its lower halves, and its upper ones.
@@ -156,36 +166,44 @@ struct PackedProduct {
   static constexpr int kNormedTogether = 2;
   static constexpr int kChunkBytes = packed_chunk_bytes(Group::kScales);
   static constexpr int kScales = Group::kScales;
+  static_assert(kScales == 1 || !Group::kHasMinima, "a quad has four scales and minima of a row");
   static constexpr bool kHasFactors = Group::kHasFactors;
-  // Which lanes of a quad load minima: all with their sets' scales, or the upper two.
+  // Which lanes of a quad load minima: all with their sets' scales, or the upper two. A minimum has
+  // the factor m, or with a zero point the scale's.
   static constexpr bool kMinimumInUpper = Format::kHasMinimum && kScales == 1;
+  static constexpr bool kFactorInUpper = kMinimumInUpper && !Group::kHasZeroPoints;
+  static constexpr int kScaleBytes = Group::kHasZeroPoints ? 1 : Group::kScaleBytes;
 
   const LinearParams& p;
   const LinearInput& x;
   const LinearMemory& memory;
-  /// A round's first chunk: the same for all threads, so it takes none of their registers.
+  /// A round's first chunk.
   struct Source {
     const uint8_t* block;
   };
 
   const LinearLane at = {};
 
-  __device__ int chunk_bytes() const { return static_cast<int>(p.num_tokens) * kChunkBytes; }
+  __device__ int chunk_bytes() const {
+    return static_cast<int>(linear_chunk_bytes(p.num_tokens, kChunkBytes));
+  }
 
-  /// A chunk of x: [planes][tokens][4] pairs of words t and 4 + t, then [tokens] scales.
-  __device__ FragmentB* x_part(unsigned char* chunk, int plane, int token, int t) const {
-    const int num_tokens = static_cast<int>(p.num_tokens);
-    return reinterpret_cast<FragmentB*>(chunk) + (plane * num_tokens + token) * 4 + t;
+  /// A chunk of x: [tokens][4] pairs of words t and 4 + t of all planes, then [tokens] scales; if
+  /// two are one load, of an even number of tokens.
+  __device__ XPart* x_part(unsigned char* chunk, int token, int t) const {
+    return reinterpret_cast<XPart*>(chunk) + token * 4 + t;
   }
   __device__ TokenScale<Format>* x_scale(unsigned char* chunk, int token) const {
-    return reinterpret_cast<TokenScale<Format>*>(x_part(chunk, kPlanes, 0, 0)) + token;
+    return reinterpret_cast<TokenScale<Format>*>(x_part(chunk, static_cast<int>(p.num_tokens), 0)) +
+           token;
   }
 
   __device__ Source source(int64_t first_row, int chunk) const {
     const int64_t last = (p.out_features + kStripRows - 1) / kStripRows - 1;
     const int64_t strip = min(first_row / kStripRows, last);
-    return {static_cast<const uint8_t*>(p.weight) + strip * Group::strip_bytes(p.in_features) +
-            int64_t{(chunk - at.warp) / Group::kGroups} * Group::kBlockBytes};
+    return {in_register(static_cast<const uint8_t*>(p.weight) +
+                        strip * Group::strip_bytes(p.in_features) +
+                        int64_t{(chunk - at.warp) / Group::kGroups} * Group::kBlockBytes)};
   }
 
   // A lane's parts of its warp's chunk, in bytes from the round's first one.
@@ -196,11 +214,13 @@ struct PackedProduct {
   const unsigned pairs_at = group + Group::kPairOffset + (upper * kStripRows + row) * 4;
   const unsigned singles_at = group + Group::kSingleOffset + row * 4;
   const unsigned scale_at =
-      group + row * Group::kScaleBytes +
-      (kMinimumInUpper && upper
-           ? Group::kMinimumOffset
-           : Group::kScaleOffset + (kScales == 2 ? upper * Group::kScaleSetBytes : 0));
-  const unsigned factor_at = block + (kMinimumInUpper ? upper * kStripRows + row : row) * 2;
+      row * kScaleBytes +
+      (Group::kHasZeroPoints ? block + Group::kMOffset
+       : kMinimumInUpper && upper
+           ? group + Group::kMinimumOffset
+           : group + Group::kScaleOffset + (kScales == 2 ? upper * Group::kScaleSetBytes : 0));
+  const unsigned factor_at =
+      block + (kFactorInUpper ? upper * kStripRows + row : row) * Group::kDBytes;
 
   /// Bytes from a source's chunk to the one i rounds later. A round has whole blocks.
   __device__ static constexpr int begin_of(int i) {
@@ -228,9 +248,9 @@ struct PackedProduct {
     }
     if constexpr (Group::kHasPairs) load_one<4>(piece.pairs, source.block + pairs_at + begin);
     if constexpr (Group::kHasSingles) load_one<4>(piece.singles, source.block + singles_at + begin);
-    load_one<Group::kScaleBytes>(piece.scale, source.block + scale_at + begin);
+    load_one<kScaleBytes>(piece.scale, source.block + scale_at + begin);
     if constexpr (kHasFactors) {
-      load_one<2>(piece.factor[0], source.block + factor_at + begin);
+      load_one<Group::kDBytes>(piece.factor[0], source.block + factor_at + begin);
       if constexpr (Format::kHasMinimum && kScales == 2) {
         load_one<2>(piece.factor[1], source.block + factor_at + begin + 2 * kStripRows);
       }
@@ -283,7 +303,7 @@ struct PackedProduct {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int word = quarter * 2 + i;
-        x_part(to, plane, token, word % 4)->reg[word / 4] = pack_int8(quants[plane] + 4 * i);
+        x_part(to, token, word % 4)->plane[plane].reg[word / 4] = pack_int8(quants[plane] + 4 * i);
       }
     }
     if (quarter > 0) return;
@@ -299,6 +319,7 @@ struct PackedProduct {
         of_token.offset[set] = -Format::kOffset * of_set;
       }
     }
+    if (kScales == 1 && token % 2 == 0 && token == p.num_tokens - 1) (&of_token)[1] = of_token;
   }
 
   __device__ FragmentA fragment(const Piece& piece) const {
@@ -329,7 +350,7 @@ struct PackedProduct {
       own.minimum = -widen_f16(piece.factor[1]) * widen_scale<Format>(piece.scale, true);
     }
     if constexpr (kHasFactors) {
-      const float factor = widen_f16(piece.factor[0]);
+      const float factor = widen_factor<Format>(piece.factor[0]);
       own.scale *= kMinimumInUpper && upper ? -factor : factor;
     }
     return own;
@@ -360,6 +381,16 @@ struct PackedProduct {
     }
   }
 
+  /// Those of two neighbouring tokens, or of a last one and any.
+  __device__ Vector<TokenScale<Format>, 2> token_scales(unsigned char* x_chunk, int token) const {
+    const int last = static_cast<int>(p.num_tokens) - 1;
+    if constexpr (kScales == 1) {  // in one load
+      return load_vector<TokenScale<Format>, 2>(x_scale(x_chunk, min(token, last / 2 * 2)));
+    } else {
+      return {*x_scale(x_chunk, min(token, last)), *x_scale(x_chunk, min(token + 1, last))};
+    }
+  }
+
   __device__ void multiply(const Piece (&pieces)[kStrips], unsigned char* x_chunk,
                            FragmentC<float> (&sum)[kStrips][kTokenTiles]) const {
     const int num_tokens = static_cast<int>(p.num_tokens);
@@ -377,14 +408,9 @@ struct PackedProduct {
       if (tile > 0 && num_tokens <= tile * 8) break;
       // Columns past the last token are ignored.
       const int column = min(tile * 8 + at.g, num_tokens - 1);
-      FragmentB right[kPlanes];
-#pragma unroll
-      for (int i = 0; i < kPlanes; ++i) right[i] = *x_part(x_chunk, i, column, at.t);
-      TokenScale<Format> of[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        of[i] = *x_scale(x_chunk, min(tile * 8 + 2 * at.t + i, num_tokens - 1));
-      }
+      const XPart right = *x_part(x_chunk, column, at.t);
+      const auto scales_of_x = token_scales(x_chunk, tile * 8 + 2 * at.t);
+      const auto& of = scales_of_x.value;
 #pragma unroll
       for (int set = 0; set < kScales; ++set) {
 #pragma unroll
@@ -392,13 +418,13 @@ struct PackedProduct {
           // Two sets of two strips would take too many registers.
           if constexpr (kScales == 2) scales[r] = share(own[r], set);
           // The sum begins with what the first plane gives, and the offset.
-          FragmentC<int32_t> dot = product(left[r], right[0], {}, set);
+          FragmentC<int32_t> dot = product(left[r], right.plane[0], {}, set);
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             dot.value[i] *= 256;
             if constexpr (Format::kOffset != 0) dot.value[i] += of[i % 2].offset[set];
           }
-          dot = product(left[r], right[1], dot, set);
+          dot = product(left[r], right.plane[1], dot, set);
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             float& total = sum[r][tile].value[i];
@@ -427,10 +453,14 @@ __global__ void __launch_bounds__(kLinearThreads)
 }  // namespace
 
 void linear_packed(const LinearParams& p, int device, Stream stream) {
-  dispatch_format_on_cuda(p.format, [&]<class Format>() {
-    using Product = PackedProduct<Format, 1>;
-    launch_linear(p, Product::kChunkBytes, Product::kInFlight, linear_packed_kernel<Format, 1>,
-                  linear_packed_kernel<Format, 2>, device, stream);
+  dispatch_format(p.format, [&]<class Format>() {
+    if constexpr (HasFloatCodes<Format>) {
+      linear_fp8(p, device, stream);
+    } else {
+      using Product = PackedProduct<Format, 1>;
+      launch_linear(p, Product::kChunkBytes, Product::kInFlight, linear_packed_kernel<Format, 1>,
+                    linear_packed_kernel<Format, 2>, device, stream);
+    }
   });
 }
 

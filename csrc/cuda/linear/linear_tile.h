@@ -60,6 +60,11 @@ constexpr int packed_in_flight(int group_bytes, int registers, int sets) {
 /// Bytes of a token's chunk of x: two planes of int8, and a scale with one sum or two.
 constexpr int packed_chunk_bytes(int sums) { return 2 * kLinearChunk + 8 * sums; }
 
+/// Bytes of all tokens' chunks of x together, from `chunk_bytes` of each: a multiple of 16.
+LAMPO_HOST_DEVICE constexpr int64_t linear_chunk_bytes(int64_t tokens, int64_t chunk_bytes) {
+  return (tokens * chunk_bytes + 15) / 16 * 16;
+}
+
 /// Strips: two at a time, which halves the reads of x from shared memory, unless the last block
 /// then ends later than with one. x: normed or quantized, it stays in shared memory while weights
 /// stream past. If it does not fit, it is processed in slabs of whole turns of loads (in_flight / 2
@@ -98,7 +103,7 @@ constexpr LinearTile choose_linear_tile(const LinearShape& shape, int num_sms,
   int tokens =
       static_cast<int>(shape.num_tokens < kLinearTokens ? shape.num_tokens : kLinearTokens);
   for (; tokens > 0; --tokens) {
-    const int64_t chunk_bytes = tokens * static_cast<int64_t>(shape.chunk_bytes);
+    const int64_t chunk_bytes = linear_chunk_bytes(tokens, shape.chunk_bytes);
     if (use(fitting, tokens, rounds, true, chunks * chunk_bytes)) return tile;
     const int64_t round_bytes = kLinearWarps * chunk_bytes;
     const int64_t slab = (shared_bytes - linear_squares_bytes(tokens)) / round_bytes / turn * turn;

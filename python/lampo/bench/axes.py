@@ -242,6 +242,21 @@ OPS: dict[str, dict[str, Axis]] = {
     "silu_mul": _GATE,
     "gelu_mul": _GATE,
     "gelu": _GATE,
+    "sigmoid_mul": _GATE,
+    "causal_conv": {
+        "batch": Axis(count, "1,8"),
+        "query_len": Axis(count, "1,512"),
+        "size": Axis(count, "8k"),
+        "dtype": _ELEMENTS,
+    },
+    "gated_delta": {
+        "batch": Axis(count, "1,8"),
+        "query_len": Axis(count, "1,512"),
+        "heads": Axis(heads, "32/16x128"),
+        "dtype": _ELEMENTS,
+    },
+    "scale": _GATE,
+    "scale_by_position": _GATE,
     "call": {"arrays": Axis(one_of("torch", "parameter", "numpy"), "torch,parameter,numpy")},
 }
 """The ops that can be timed, and the axes of their cases. "call": a native call that does nothing.

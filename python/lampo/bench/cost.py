@@ -71,6 +71,33 @@ def gelu(num_tokens: int, size: int, dtype: str = "bf16") -> Cost:
     return Cost(2 * elements * ELEMENT_BYTES[dtype], elements * 8)  # a polynomial of tanh or erf
 
 
+def causal_conv(
+    batch: int, query_len: int, num_channels: int, width: int, dtype: str = "bf16"
+) -> Cost:
+    elements = batch * query_len * num_channels
+    state = 2 * batch * (width - 1) * num_channels * 4  # in and out, float32
+    streams = 2 * elements * ELEMENT_BYTES[dtype]  # x in, out
+    weight = width * num_channels * 4
+    return Cost(streams + state + weight, elements * (2 * width + 5))  # taps; silu
+
+
+def gated_delta(
+    batch: int,
+    query_len: int,
+    num_value_heads: int,
+    num_key_heads: int,
+    head_dim: int,
+    dtype: str = "bf16",
+) -> Cost:
+    tokens = batch * query_len
+    state = batch * num_value_heads * head_dim * head_dim
+    rows = 2 * num_key_heads + 2 * num_value_heads  # q, k, v in, out
+    streams = tokens * (rows * head_dim + 2 * num_value_heads) * ELEMENT_BYTES[dtype]
+    # Per element of a state and token: decay, and a product each for S^T k, the update and S^T q.
+    flops = 7 * query_len * state
+    return Cost(streams + 2 * 4 * state, flops)  # states in and out, float32
+
+
 def silu_mul(num_tokens: int, intermediate_size: int, dtype: str = "bf16") -> Cost:
     elements = num_tokens * intermediate_size
     streams = 3  # gate in, up in, out

@@ -143,6 +143,71 @@ class Gelu(_Elementwise):
         return {"torch": lambda a: lambda: torch.nn.functional.gelu(a["x"])}
 
 
+class Scale(_Elementwise):
+    """With a soft cap, as of logits."""
+
+    op = staticmethod(partial(ops.scale, factor=0.5, soft_cap=30.0))
+
+    def prepare(self, rows: int, size: int, dtype: str) -> None:
+        self.rows, self.size, self.dtype = rows, size, dtype
+
+    @property
+    def cost(self) -> cost.Cost:
+        return cost.gelu(self.rows, self.size, self.dtype)
+
+    def make(self) -> Arguments:
+        x = self._tensor(self.rows, self.size)
+        return {"x": x, "out": self._out(self.rows, self.size)}
+
+    def expected(self, arguments: Arguments) -> Tensors:
+        return {"out": reference.scale(arguments["x"].cpu(), 0.5, 30.0)}
+
+    def peers(self) -> dict[str, Peer]:
+        return {"torch": lambda a: lambda: 30.0 * torch.tanh(a["x"] * (0.5 / 30.0))}
+
+
+class ScaleByPosition(_Elementwise):
+    op = staticmethod(partial(ops.scale_by_position, beta=0.1, length=16384))
+
+    def prepare(self, rows: int, size: int, dtype: str) -> None:
+        self.rows, self.size, self.dtype = rows, size, dtype
+
+    @property
+    def cost(self) -> cost.Cost:
+        return cost.gelu(self.rows, self.size, self.dtype)
+
+    def make(self) -> Arguments:
+        x = self._tensor(self.rows, self.size)
+        positions = torch.arange(self.rows, device=x.device) * 5000
+        return {"x": x, "positions": positions, "out": self._out(self.rows, self.size)}
+
+    def expected(self, arguments: Arguments) -> Tensors:
+        x, positions = arguments["x"].cpu(), arguments["positions"].cpu()
+        return {"out": reference.scale_by_position(x, positions, 0.1, 16384)}
+
+
+class SigmoidMul(_Elementwise):
+    op = staticmethod(ops.sigmoid_mul)
+
+    def prepare(self, rows: int, size: int, dtype: str) -> None:
+        self.rows, self.size, self.dtype = rows, size, dtype
+
+    @property
+    def cost(self) -> cost.Cost:
+        return cost.silu_mul(self.rows, self.size, self.dtype)
+
+    def make(self) -> Arguments:
+        x, gate = (self._tensor(self.rows, self.size)[:, None] for _ in range(2))
+        return {"x": x, "gate": gate, "out": self._out(self.rows, self.size)[:, None]}
+
+    def expected(self, arguments: Arguments) -> Tensors:
+        x, gate = (arguments[name].cpu().double() for name in ("x", "gate"))
+        return {"out": x * torch.sigmoid(gate)}
+
+    def peers(self) -> dict[str, Peer]:
+        return {"torch": lambda a: lambda: a["x"] * torch.sigmoid(a["gate"])}
+
+
 class Call(Case):
     """A native call that reads six tensors by DLPack, releases the GIL, and returns."""
 

@@ -238,8 +238,7 @@ class ModelBench:
                 weights += size
         tokens = work.prompt if work.prefill else work.batch
         flops = 2 * (weights * tokens + head * work.batch)
-        for layer in self.llm.config.layers:
-            a = layer.attention
+        for a in self.llm.config.attentions:
             flops += 4 * a.q_size * _pairs(work, a.window)
         return Cost(sum(op.nbytes for op in replay), flops), products
 

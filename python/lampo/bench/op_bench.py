@@ -14,11 +14,22 @@ import torch
 from lampo.bench import timing
 from lampo.bench.attention_cases import AppendKv, MergeStates, PagedAttention
 from lampo.bench.cases import Arguments, Case, Peer, WrongResult
-from lampo.bench.elementwise_cases import Call, Gelu, GeluMul, LayerNorm, RmsNorm, SiluMul
+from lampo.bench.elementwise_cases import (
+    Call,
+    Gelu,
+    GeluMul,
+    LayerNorm,
+    RmsNorm,
+    Scale,
+    ScaleByPosition,
+    SigmoidMul,
+    SiluMul,
+)
 from lampo.bench.expert_cases import CombineExperts, ExpertLinear, RouteTokens
 from lampo.bench.limits import Limits
 from lampo.bench.linear_cases import Embedding, Linear
 from lampo.bench.own_kernel import OwnKernel
+from lampo.bench.recurrent_cases import CausalConv, GatedDelta
 from lampo.bench.results import LAMPO, Measured, is_busy
 from lampo.bench.sampling_cases import Sample, TokenLogprobs
 from lampo.error_text import shortened
@@ -40,6 +51,11 @@ CASES: dict[str, type[Case]] = {
     "silu_mul": SiluMul,
     "gelu_mul": GeluMul,
     "gelu": Gelu,
+    "scale": Scale,
+    "scale_by_position": ScaleByPosition,
+    "sigmoid_mul": SigmoidMul,
+    "causal_conv": CausalConv,
+    "gated_delta": GatedDelta,
     "call": Call,
 }
 _SETTLE_S = 0.02  # pause before a turn: other threads stop spinning

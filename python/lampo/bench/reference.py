@@ -27,6 +27,58 @@ def silu(x: torch.Tensor) -> torch.Tensor:
     return x.double() / (1 + torch.exp(-x.double()))
 
 
+def causal_conv(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    history: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    with_silu: bool = False,
+) -> torch.Tensor:
+    """One sequence: x [n, channels], weight [width, channels], history the width - 1 inputs before.
+
+    Returns:
+        [n, channels].
+    """
+    inputs = torch.cat([history, x]).double()
+    width = len(weight)
+    y = torch.zeros_like(x, dtype=torch.float64)
+    for t in range(len(x)):
+        y[t] = (weight.double() * inputs[t : t + width]).sum(0)
+    y = y if bias is None else y + bias.double()
+    return silu(y) if with_silu else y
+
+
+def gated_delta(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    decay: torch.Tensor,
+    dt_bias: torch.Tensor,
+    state: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One value head of one sequence: q, k [n, key_dim], v [n, value_dim], a, b [n], the rest of
+    the head; state [key_dim, value_dim].
+
+    Returns:
+        o [n, value_dim], and the state after the last token.
+    """
+    q, k, v, a, b = (t.double() for t in (q, k, v, a, b))
+    q = scale * q / torch.sqrt((q * q).sum(-1, keepdim=True) + 1e-6)
+    k = k / torch.sqrt((k * k).sum(-1, keepdim=True) + 1e-6)
+    keep = torch.exp(decay.double() * torch.nn.functional.softplus(a + dt_bias.double()))
+    beta = torch.sigmoid(b)
+    state, out = state.double(), torch.empty_like(v)
+    for t in range(len(v)):
+        state = keep[t] * state
+        state = state + torch.outer(k[t], beta[t] * (v[t] - k[t] @ state))
+        out[t] = q[t] @ state
+    return out, state
+
+
 def gate_columns(y: torch.Tensor, limit: float = 0.0) -> torch.Tensor:
     """silu(gate) * up in y's dtype; columns of y alternate between gate and up in groups of 16.
 
@@ -45,6 +97,18 @@ def gelu(x: torch.Tensor, tanh_approximation: bool) -> torch.Tensor:
     if tanh_approximation:
         return x / 2 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
     return x / 2 * (1 + torch.erf(x / 2**0.5))
+
+
+def scale(x: torch.Tensor, factor: float, soft_cap: float | None) -> torch.Tensor:
+    x = factor * x.double()
+    return x if soft_cap is None else soft_cap * torch.tanh(x / soft_cap)
+
+
+def scale_by_position(
+    x: torch.Tensor, positions: torch.Tensor, beta: float, length: int
+) -> torch.Tensor:
+    factors = 1 + beta * torch.log1p((positions.double() / length).floor())
+    return factors[:, None] * x.double()
 
 
 def rope(x: torch.Tensor, cos_sin: torch.Tensor, interleaved: bool) -> torch.Tensor:

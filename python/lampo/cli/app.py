@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from lampo.cli import bench_model, bench_serve
+from lampo.cli.architectures import models
 from lampo.cli.bench_compare import compare
 from lampo.cli.bench_op import op
 from lampo.cli.chat import chat
@@ -180,6 +181,7 @@ _add(
     "lampo bench serve --url http://127.0.0.1:8000 --request-rate 4 --json",
     to=bench,
 )
+_add(models, "lampo models", "lampo models --json | jq -r .[].class")
 _add(list_models, "lampo list", "lampo list --json | jq -r .[].name", name="list")
 _add(remove, "lampo rm org/name:Q4_0", "lampo rm --yes org/name", name="rm")
 _add(pull, "lampo pull", "lampo pull HuggingFaceTB/SmolLM2-360M", "lampo pull org/name:Q4_0")

@@ -253,9 +253,12 @@ class Inspector:
     @contextmanager
     def _pages(self, engine: LLMEngine, *sequences: Sequence, computed: int = 0) -> Iterator[None]:
         """Pages for the sequences, of which `computed` tokens count as computed."""
-        if engine.pool.num_slots:
-            raise ValueError("model: it has states, which only requests can hold")
-        allocator = engine.scheduler.allocator
+        allocator, states = engine.scheduler.allocator, engine.scheduler.states
+        if states is not None and states.num_available < len(sequences):
+            raise ValueError(
+                f"model: needs {len(sequences)} slots for states, and {states.num_available} are "
+                "available"
+            )
         unseen = allocator.first_seen(computed)
         counts = [allocator.pages_for(len(s.token_ids)) - unseen for s in sequences]
         try:
@@ -271,11 +274,16 @@ class Inspector:
                 sequence.pages = [FREED] * unseen + pages[first : first + count]
                 sequence.num_computed = computed
                 first += count
+                if states is not None:
+                    sequence.state_slot = states.take()
             yield
         finally:
             for sequence in sequences:
                 sequence.pages = []
                 sequence.num_computed = 0
+                if states is not None and sequence.state_slot is not None:
+                    states.release(sequence.state_slot)
+                    sequence.state_slot = None
             allocator.release(pages)
 
     def _compute(self, sequence: Sequence, size: int) -> None:

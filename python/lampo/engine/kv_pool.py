@@ -12,13 +12,22 @@ import torch
 
 from lampo.checks import check_integer
 from lampo.models.config import ModelConfig
-from lampo.models.step import Cache, Kept, PagedCache, PagedKV, State, StateCache
+from lampo.models.step import (
+    Cache,
+    Kept,
+    PagedCache,
+    PagedKV,
+    State,
+    StateCache,
+    StepLimits,
+)
 from lampo.runtime.huge_pages import Prefaulter, reserve
 
 logger = logging.getLogger("lampo")
 
 _DEFAULT_MEMORY = 4 << 30
 _READY_MEMORY = 32 << 20
+_SAVED_STATES = 1 << 30  # bytes
 _CPU = torch.device("cpu")
 
 
@@ -33,7 +42,8 @@ class KVPool:
         num_pages, page_size: number of pages, tokens per page.
         dtype: of keys and values.
         device: of the memory.
-        num_slots: sequences with a state at the same time; unused by a model without states.
+        num_slots: states at the same time, of sequences and saved ones; unused by a model without
+            states.
 
     Attributes:
         device: as given.
@@ -58,11 +68,7 @@ class KVPool:
         self.bytes_per_page = page_bytes(keeps, page_size, dtype)
         self.window = window_of(keeps)
         self.num_slots = num_slots if any(isinstance(kept, State) for kept in keeps) else 0
-        nbytes = num_pages * self.bytes_per_page
-        if device.type == "cpu":
-            memory = reserve(nbytes)
-        else:
-            memory = torch.empty(nbytes, dtype=torch.uint8, device=device)
+        memory = _memory(num_pages * self.bytes_per_page, device)
         self._prefaulter = Prefaulter(memory, _READY_MEMORY) if device.type == "cpu" else None
         pages = memory.view(num_pages, self.bytes_per_page)
         # NumPy copies in this thread; torch's threads would compete with lampo's.
@@ -88,20 +94,26 @@ class KVPool:
             PagedCache(both[:, :, 0], both[:, :, 1], *scale)
             for both, scale in zip(vectors, scales, strict=True)
         )
+        states = iter(self._states([kept for kept in keeps if isinstance(kept, State)]))
         self.cache = Cache(
-            tuple(
-                next(caches) if isinstance(kept, PagedKV) else self._states(kept, device)
-                for kept in keeps
-            )
+            tuple(next(caches) if isinstance(kept, PagedKV) else next(states) for kept in keeps)
         )
 
-    def _states(self, kept: State, device: torch.device) -> StateCache:
-        return StateCache(
-            tuple(
-                torch.zeros(self.num_slots, *shape, dtype=kept.dtype, device=device)
-                for shape in kept.shapes
-            )
-        )
+    def _states(self, keeps: Sequence[State]) -> list[StateCache]:
+        """The states of all layers; those of a slot are one block of memory."""
+        size = state_bytes(keeps)
+        slots = _memory(self.num_slots * size, self.device).view(self.num_slots, size)
+        self._slots = slots.numpy() if self.device.type == "cpu" else slots
+        taken = 0
+
+        def take(dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+            nonlocal taken
+            start, taken = taken, taken + _aligned(math.prod(shape) * dtype.itemsize)
+            end = start + math.prod(shape) * dtype.itemsize
+            part: torch.Tensor = slots[:, start:end].view(dtype).unflatten(1, shape)
+            return part
+
+        return [StateCache(tuple(take(kept.dtype, s) for s in kept.shapes)) for kept in keeps]
 
     def idle(self, num_used: int) -> None:
         """Prefaults some pages after the first `num_used`, until :meth:`busy`."""
@@ -117,8 +129,7 @@ class KVPool:
 
     def copy_state(self, source: int, target: int) -> None:
         """Copies the states of slot `source` to `target`."""
-        for tensor in self.cache.state_tensors():
-            tensor[target] = tensor[source]
+        self._slots[target] = self._slots[source]
 
     def fill_randomly(self, pages: list[int]) -> None:
         """Fills pages with random keys and values, for measurements."""
@@ -149,7 +160,39 @@ def page_bytes(keeps: Sequence[Kept], page_size: int, dtype: torch.dtype) -> int
 
 def state_bytes(keeps: Sequence[Kept]) -> int:
     """Bytes of the states of one sequence, all layers."""
-    return sum(kept.nbytes for kept in keeps if isinstance(kept, State))
+    states = [kept for kept in keeps if isinstance(kept, State)]
+    return sum(
+        _aligned(math.prod(shape) * kept.dtype.itemsize) for kept in states for shape in kept.shapes
+    )
+
+
+def _aligned(nbytes: int) -> int:
+    """Every state begins with a cache line."""
+    return -(-nbytes // 64) * 64
+
+
+def saved_distance(page_size: int, max_num_batched_tokens: int) -> int:
+    """Tokens from one saved state of a sequence to the next: as many whole pages as a step takes,
+    so that no step of a long prompt is cut short for them."""
+    return max(max_num_batched_tokens // page_size, 1) * page_size
+
+
+def num_state_slots(keeps: Sequence[Kept], limits: StepLimits, *, prefix_caching: bool) -> int:
+    """Slots for the states of all sequences that run, and for saved states of the prefix cache:
+    those of a GiB, but no more than the longest sequences have."""
+    nbytes = state_bytes(keeps)
+    if nbytes == 0 or not prefix_caching:
+        return limits.max_num_seqs
+    distance = saved_distance(limits.page_size, limits.max_num_batched_tokens)
+    most = limits.max_num_seqs * (limits.max_pages_per_seq * limits.page_size // distance)
+    return limits.max_num_seqs + max(min(_SAVED_STATES // nbytes, most), 1)
+
+
+def _memory(nbytes: int, device: torch.device) -> torch.Tensor:
+    """[nbytes] uint8; on the CPU address space alone, until it is written."""
+    if device.type == "cpu" and nbytes:
+        return reserve(nbytes)
+    return torch.empty(nbytes, dtype=torch.uint8, device=device)
 
 
 def window_of(keeps: Sequence[Kept]) -> int | None:
@@ -172,7 +215,7 @@ def default_max_model_len(config: ModelConfig, dtype: torch.dtype, device: torch
     else:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     context = config.max_position_embeddings
-    most = max(memory // (config.kv_size * int(dtype.itemsize)), 1)
+    most = max(memory // max(config.kv_size * int(dtype.itemsize), 1), 1)
     if most < context:
         logger.warning(
             "max_model_len: %d, as no more tokens fit into the device's memory, of the model's "

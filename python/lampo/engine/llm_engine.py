@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 import torch
 
-from lampo.engine.kv_pool import KVPool
+from lampo.engine.kv_pool import KVPool, saved_distance
 from lampo.engine.page_allocator import PageAllocator
 from lampo.engine.request import Request, Sequence
 from lampo.engine.runner import DecodeResult, Runner
 from lampo.engine.sampler import Sampler, take_rows
 from lampo.engine.scheduler import Plan, Scheduler
 from lampo.engine.snapshot import SequenceSnapshot, Snapshot
+from lampo.engine.state_slots import StateSlots
 from lampo.outputs import StreamOutput
 
 logger = logging.getLogger("lampo")
@@ -116,17 +117,21 @@ class LLMEngine:
     ) -> None:
         self.pool = pool
         self.runner = runner
+        states = None
+        if pool.num_slots:
+            prefix_caching = prefix_caching and pool.num_slots > max_num_seqs
+            distance = saved_distance(pool.page_size, max_num_batched_tokens)
+            states = StateSlots(pool.num_slots, pool.copy_state, distance if prefix_caching else 0)
         self.scheduler = Scheduler(
             PageAllocator(
                 pool.num_pages,
                 pool.page_size,
-                # States cannot be restored from the keys and values of a page.
-                prefix_caching=prefix_caching and not pool.num_slots,
+                prefix_caching=prefix_caching,
                 window=pool.window,
             ),
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
-            num_slots=pool.num_slots,
+            states=states,
         )
         self.sampler = Sampler(token_text, pool.device)
         self._requests: dict[str, Request] = {}
@@ -240,6 +245,8 @@ class LLMEngine:
         """The state between two steps, for :func:`lampo.engine.snapshot.violations`."""
         free, cached, known, ref_counts = self.scheduler.allocator.books()
         waiting = set(self.scheduler.waiting)
+        states = self.scheduler.states
+        free_slots, saved_slots = ((), ()) if states is None else states.books()
 
         def state(sequence: Sequence) -> str:
             if sequence in self.scheduler.running:
@@ -255,7 +262,9 @@ class LLMEngine:
             ref_counts=ref_counts,
             max_num_seqs=self.scheduler.max_num_seqs,
             window=self.pool.window,
-            has_states=self.pool.num_slots > 0,
+            num_slots=self.pool.num_slots,
+            free_slots=free_slots,
+            saved_slots=saved_slots,
             sequences=tuple(
                 SequenceSnapshot(
                     request_id=request.request_id,
@@ -392,7 +401,7 @@ class LLMEngine:
             self._num_prompt_tokens += sequence.num_prompt_tokens
             self._num_cached_prompt_tokens += request.num_cached_tokens
             for child in request.sequences[1:]:
-                if not child.done and self.scheduler.fork(sequence, child, self.pool.copy_state):
+                if not child.done and self.scheduler.fork(sequence, child):
                     parents.append(row)
                     children.append(child)
         if children:

@@ -91,6 +91,7 @@ def plan_memory(
     free: int,
     page_bytes: int,
     pages_per_seq: int,
+    num_slots: int = 0,
     kv_cache_memory: int | None = None,
 ) -> MemoryPlan:
     """Fits a model into the free memory of a GPU.
@@ -101,13 +102,14 @@ def plan_memory(
         free: free bytes.
         page_bytes: bytes of a page of the KV cache.
         pages_per_seq: pages that the longest sequence holds at the same time.
+        num_slots: slots for states, of sequences and saved ones.
         kv_cache_memory: limit of the cache in bytes; None: all that is left.
 
     Raises:
         ValueError: it does not fit; with the sizes of all parts, and remedies.
     """
     weights = model.nbytes + model.table_bytes
-    held = held_bytes(model, limits) + limits.max_num_seqs * state_bytes(model.keeps)
+    held = held_bytes(model, limits) + num_slots * state_bytes(model.keeps)
     temporary = temporary_bytes(model, limits)
     workspace = held + temporary
     left = free - weights - workspace - _RESERVE

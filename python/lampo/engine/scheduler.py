@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from operator import attrgetter
 
 from lampo.engine.page_allocator import FREED, PageAllocator
 from lampo.engine.request import Sequence
+from lampo.engine.state_slots import StateSlots
 
 _order = attrgetter("order")
 
@@ -41,9 +42,9 @@ class Scheduler:
         allocator: of the pool's pages.
         max_num_seqs: sequences that hold pages at the same time.
         max_num_batched_tokens: prompt tokens of a step.
-        num_slots: slots for states, at least max_num_seqs; 0: the model has none. A state is valid
+        states: slots for states, at least max_num_seqs; None: the model has none. A state is valid
             for one length of its sequence only: after a failed step or a preemption sequences are
-            recomputed.
+            recomputed, from the last saved state on.
     """
 
     def __init__(
@@ -52,11 +53,10 @@ class Scheduler:
         *,
         max_num_seqs: int,
         max_num_batched_tokens: int,
-        num_slots: int = 0,
+        states: StateSlots | None = None,
     ) -> None:
         self.allocator = allocator
-        self._num_slots = num_slots
-        self._free_slots = list(range(num_slots - 1, -1, -1))
+        self.states = states
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.waiting: list[Sequence] = []  # by order
@@ -74,14 +74,9 @@ class Scheduler:
             self.waiting.remove(sequence)
         self._take_pages(sequence)
 
-    def fork(
-        self, parent: Sequence, child: Sequence, copy_state: Callable[[int, int], None]
-    ) -> bool:
-        """Starts `child`, of the same prompt, at the position of `parent`, in the same pages.
-
-        Args:
-            parent, child: completions of one request.
-            copy_state: from one slot to another, if there are states.
+    def fork(self, parent: Sequence, child: Sequence) -> bool:
+        """Starts `child`, of the same prompt, at the position of `parent`, in the same pages, with
+        a copy of its state.
 
         Returns:
             whether there was room; if not, the child waits, and computes its prompt itself.
@@ -89,12 +84,12 @@ class Scheduler:
         if len(self.running) >= self.max_num_seqs:
             self.add(child)
             return False
+        if self.states is not None:
+            child.state_slot = self.states.take(parent.state_slot)
         self.allocator.share(parent.pages)
         child.pages = list(parent.pages)
         child.num_computed = parent.num_computed
-        if parent.state_slot is not None:
-            copy_state(parent.state_slot, self._free_slots[-1])
-        self._start(child)
+        self.running[child] = None
         return True
 
     def plan(self) -> Plan:
@@ -115,8 +110,9 @@ class Scheduler:
             and self.num_preemptions == preempted
             and self._admit(self.waiting[0])
         ):
-            sequence = self.waiting.pop(0)
-            self._start(sequence)
+            sequence = self.waiting[0]
+            self.running[sequence] = None
+            del self.waiting[0]
             budget -= self._schedule(plan, sequence, min(budget, sequence.num_pending))
         return plan
 
@@ -124,10 +120,13 @@ class Scheduler:
         """The decode step after one that is planned and not committed, of the same sequences.
 
         Returns:
-            None if it would preempt a sequence or copy a page.
+            None if it would preempt a sequence or copy a page, or if a state is to be saved
+            between the two.
         """
         size, counts = self.allocator.page_size, self.allocator.ref_counts
         ends = [s.num_computed + 1 for s in sequences]  # of the step before
+        if self.states is not None and any(self.states.is_edge(end) for end in ends):
+            return None
         full = []
         for end, sequence in zip(ends, sequences, strict=True):
             if end % size == 0:
@@ -160,6 +159,7 @@ class Scheduler:
                 sequence.chain.extend(sequence.token_ids, last)
                 for i in range(first, last):
                     self.allocator.register(sequence.pages[i], sequence.chain, i)
+                self._save_state(sequence)
             self._free_unseen(sequence)
 
     def roll_back(self, plan: Plan, all_sequences: Collection[Sequence]) -> None:
@@ -174,18 +174,24 @@ class Scheduler:
                 freed = self.allocator.first_seen(sequence.num_computed)
                 sequence.pages = [FREED] * freed + pages[freed:]
         plan.before.clear()
-        if self._num_slots:
+        # An admission may have been interrupted.
+        self.waiting = [sequence for sequence in self.waiting if sequence not in self.running]
+        for sequence in self.waiting:
+            sequence.pages, sequence.num_computed, sequence.state_slot = [], 0, None
+        if self.states is not None:
             for sequence in plan.work:
                 if sequence in self.running:
                     self._requeue(sequence)
-            held = {sequence.state_slot for sequence in all_sequences}
-            self._free_slots = [i for i in range(self._num_slots) if i not in held]
+            slots = [sequence.state_slot for sequence in all_sequences]
+            self.states.recount(slot for slot in slots if slot is not None)
         self.allocator.recount(sequence.pages for sequence in all_sequences)
 
     def _schedule(self, plan: Plan, sequence: Sequence, count: int) -> int:
         """Adds `count` tokens of a running sequence to the plan, if there are pages for them."""
         if count == 0 or sequence not in self.running:  # it may be preempted by now
             return 0
+        if self.states is not None:  # a step ends where states are saved
+            count = min(count, self.states.tokens_to_edge(sequence.num_computed) or count)
         end, pages = sequence.num_computed + count, sequence.pages
         # A partly filled page with other holders is copied.
         shared = sequence.num_computed % self.allocator.page_size > 0 and (
@@ -220,16 +226,48 @@ class Scheduler:
             # The last token is always computed: its logits are needed.
             known = (len(sequence.token_ids) - 1) // allocator.page_size
             sequence.chain.extend(sequence.token_ids, known)
-            matched = allocator.match(sequence.chain, known)
+            matched = self._match(sequence, known)
         sequence.pages = matched
         needed = sum(1 + self._pages_missing(s) for s in self.running)
         if needed + self._pages_missing(sequence) > allocator.num_available and self.running:
             self._take_pages(sequence)
             return False
         sequence.num_computed = len(matched) * allocator.page_size
+        if self.states is not None:
+            if matched:
+                key = sequence.chain.page(len(matched) - 1)[0]
+                sequence.state_slot = self.states.restore(key)
+            else:
+                sequence.state_slot = self.states.take()
         if not sequence.request.prompt_computed:
             sequence.request.num_cached_tokens = sequence.num_computed
         return True
+
+    def _match(self, sequence: Sequence, known: int) -> list[int]:
+        """The longest cached prefix of at most `known` pages; with states, one that ends where a
+        state is saved."""
+        allocator, states = self.allocator, self.states
+        if states is None:
+            return allocator.match(sequence.chain, known)
+        if not states.distance:
+            return []
+        step = states.distance // allocator.page_size
+        for count in range(known // step * step, 0, -step):
+            if states.is_saved(sequence.chain.page(count - 1)[0]):
+                matched = allocator.match(sequence.chain, count)
+                if len(matched) == count:
+                    return matched
+                allocator.release(matched)
+        return []
+
+    def _save_state(self, sequence: Sequence) -> None:
+        """Saves a copy of the sequence's state, if it has come to where states are saved."""
+        states, count = self.states, sequence.num_computed
+        if states is None or not states.is_edge(count):
+            return
+        assert sequence.state_slot is not None
+        key = sequence.chain.page(count // self.allocator.page_size - 1)[0]
+        states.save(key, sequence.state_slot)
 
     def _pages_missing(self, sequence: Sequence) -> int:
         """Largest number of pages that the sequence still needs at one time for its tokens."""
@@ -247,11 +285,6 @@ class Scheduler:
         if first > 0 and sequence.pages[first - 1] != FREED:
             self.allocator.release(sequence.pages[:first])
             sequence.pages = [FREED] * first + sequence.pages[first:]
-
-    def _start(self, sequence: Sequence) -> None:
-        if self._num_slots:
-            sequence.state_slot = self._free_slots.pop()
-        self.running[sequence] = None
 
     def _requeue(self, sequence: Sequence) -> None:
         """Frees the pages and state of a running sequence, and queues it to be recomputed."""
@@ -272,6 +305,6 @@ class Scheduler:
     def _take_pages(self, sequence: Sequence) -> None:
         self.allocator.release(sequence.pages)
         sequence.pages = []
-        if sequence.state_slot is not None:
-            self._free_slots.append(sequence.state_slot)
+        if self.states is not None and sequence.state_slot is not None:
+            self.states.release(sequence.state_slot)
             sequence.state_slot = None

@@ -44,7 +44,8 @@ class Snapshot:
         ref_counts: number of holders per page.
         max_num_seqs: sequences that may run.
         window: the layers' largest, in positions; None: unlimited.
-        has_states: whether every running sequence has a state.
+        num_slots: slots for states, one per running sequence; 0: the model has none.
+        free_slots, saved_slots: without a sequence: free ones, and those of saved states.
         sequences: of all unfinished requests.
     """
 
@@ -57,7 +58,9 @@ class Snapshot:
     max_num_seqs: int
     sequences: tuple[SequenceSnapshot, ...]
     window: int | None = None
-    has_states: bool = False
+    num_slots: int = 0
+    free_slots: tuple[int, ...] = ()
+    saved_slots: tuple[int, ...] = ()
 
 
 def violations(snapshot: Snapshot) -> list[str]:
@@ -91,7 +94,7 @@ def violations(snapshot: Snapshot) -> list[str]:
         if sequence.state_slot is not None:
             slots[sequence.state_slot] += 1
         if (sequence.state_slot is not None) != (
-            snapshot.has_states and sequence.state == "running" and not sequence.done
+            snapshot.num_slots > 0 and sequence.state == "running" and not sequence.done
         ):
             found.append(f"{name}: has slot {sequence.state_slot}")
         if sequence.done:
@@ -108,7 +111,11 @@ def violations(snapshot: Snapshot) -> list[str]:
     for page, count in enumerate(snapshot.ref_counts):
         if holders[page] != count:
             found.append(f"page {page}: {holders[page]} sequences hold it, counted {count}")
-    found += [f"slot {slot} has {count} sequences" for slot, count in slots.items() if count > 1]
+    slots.update(snapshot.free_slots)
+    slots.update(snapshot.saved_slots)
+    for slot in range(snapshot.num_slots):
+        if slots[slot] != 1:
+            found.append(f"slot {slot}: {slots[slot]} sequences, saved states or free places")
     if sum(s.state == "running" for s in snapshot.sequences) > snapshot.max_num_seqs:
         found.append(f"more than max_num_seqs = {snapshot.max_num_seqs} sequences run")
     return found

@@ -24,7 +24,7 @@ from lampo.engine.shared_engine import SharedEngine
 from lampo.explain import PARAMETERS
 from lampo.explain.predictions import Prediction
 from lampo.explain.shown import shown
-from lampo.models.config import ModelConfig
+from lampo.models.config import AttentionConfig, ModelConfig
 from lampo.models.step import PagedCache
 from lampo.outputs import RequestOutput, StreamOutput
 from lampo.runtime.machine import cpu_name
@@ -301,10 +301,13 @@ def _attention_layers(config: ModelConfig, count: int, wanted: Sequence[int] | N
     """The layers named, or as many as the page has room for, at even distances."""
     if wanted is not None:
         return sorted(set(wanted))
-    heads = max(layer.attention.num_qo_heads for layer in config.layers)
+    heads = max(attention.num_qo_heads for attention in config.attentions)
     room = max(1, _ATTENTION_BYTES // (heads * count * (count + 1) // 2))
-    places = np.linspace(0, config.num_layers - 1, min(room, config.num_layers))
-    return sorted({round(float(place)) for place in places})
+    layers = [
+        i for i, layer in enumerate(config.layers) if isinstance(layer.mixer, AttentionConfig)
+    ]
+    places = np.linspace(0, len(layers) - 1, min(room, len(layers)))
+    return sorted({layers[round(float(place))] for place in places})
 
 
 def _lens(inspector: Inspector, found: Inspection, num_layers: int) -> list[dict[str, list[Any]]]:
@@ -405,9 +408,9 @@ def _model(llm: Model, inspector: Inspector) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "num_layers": config.num_layers,
-        "num_qo_heads": config.layers[0].attention.num_qo_heads,
-        "num_kv_heads": config.layers[0].attention.num_kv_heads,
-        "head_dim": config.layers[0].attention.head_dim,
+        "num_qo_heads": config.attentions[0].num_qo_heads,
+        "num_kv_heads": config.attentions[0].num_kv_heads,
+        "head_dim": config.attentions[0].head_dim,
         "num_parameters": sum(part.num_parameters for part in parts),
         "weight_bytes": sum(part.nbytes for part in parts),
         "max_model_len": llm.max_model_len,

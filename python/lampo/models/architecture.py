@@ -19,6 +19,8 @@ from lampo.models.config import (
 from lampo.models.config_reader import ConfigReader
 
 if TYPE_CHECKING:
+    import torch
+
     from lampo.models.layers import Block
     from lampo.models.projection import Norm
     from lampo.models.weight_loader import WeightLoader
@@ -33,12 +35,32 @@ class StoredTensor:
         shape: as the ops take it, rows first.
         transposed: whether safetensors store its transpose.
         less_one: whether safetensors store it less one.
+        log_minus: whether safetensors store the logarithm of its negative.
+        is_conv: whether safetensors store it as [rows, 1, columns].
     """
 
     gguf: str
     shape: tuple[int, ...]
     transposed: bool = False
     less_one: bool = False
+    log_minus: bool = False
+    is_conv: bool = False
+
+    @property
+    def shape_in_safetensors(self) -> tuple[int, ...]:
+        if self.is_conv:
+            return self.shape[0], 1, self.shape[1]
+        return self.shape[::-1] if self.transposed else self.shape
+
+    def from_safetensors(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What a GGUF file has, and the ops take, in place of the content of safetensors."""
+        if self.transposed:
+            return tensor.t().contiguous()
+        if self.is_conv:
+            return tensor[:, 0]
+        if self.less_one:
+            return tensor.float() + 1
+        return -tensor.float().exp() if self.log_minus else tensor
 
 
 Tensors = dict[str, StoredTensor]  # by the name in safetensors
@@ -66,10 +88,10 @@ def attention_tensors(hidden_size: int, a: AttentionConfig, *, less_one: bool = 
         less_one: whether safetensors store the norms of q and k less one.
     """
     norms: Tensors = {}
-    if a.qk_norm:
-        for part in ("q", "k"):
+    if a.qk_norm or a.joint_qk_norm:
+        for part, size in (("q", a.q_size), ("k", a.kv_size)):
             name, gguf = f"self_attn.{part}_norm.weight", f"attn_{part}_norm.weight"
-            norms |= vector(name, gguf, a.head_dim, less_one=less_one)
+            norms |= vector(name, gguf, a.head_dim if a.qk_norm else size, less_one=less_one)
     sinks: Tensors = {}
     if a.sinks:
         sinks = vector("self_attn.sinks", "attn_sinks.weight", a.num_qo_heads)
@@ -77,7 +99,7 @@ def attention_tensors(hidden_size: int, a: AttentionConfig, *, less_one: bool = 
         norms
         | sinks
         | {
-            **matrix("self_attn.q_proj", "attn_q", a.q_size, hidden_size, bias=a.qkv_bias),
+            **matrix("self_attn.q_proj", "attn_q", a.q_rows, hidden_size, bias=a.qkv_bias),
             **matrix("self_attn.k_proj", "attn_k", a.kv_size, hidden_size, bias=a.qkv_bias),
             **matrix("self_attn.v_proj", "attn_v", a.kv_size, hidden_size, bias=a.qkv_bias),
             **matrix("self_attn.o_proj", "attn_output", hidden_size, a.q_size, bias=a.out_bias),
@@ -132,7 +154,11 @@ class Architecture(ABC):
         experts_by_turns: whether safetensors with all experts in one tensor have columns of gate
             and up by turns, as [experts, hidden_size, 2 * size].
         optional_prefix: beginning of all names that some safetensors leave out.
+        models: published models that have it, for lists.
+        features: its differences from Llama, for lists.
         unused: pattern of the names of tensors in files that the model does not need.
+        nested: the field of config.json with the language model's configuration, in models that
+            have other parts too; None: config.json is that.
     """
 
     model_type: ClassVar[str]
@@ -148,6 +174,9 @@ class Architecture(ABC):
     head: ClassVar[tuple[str, str]] = ("lm_head", "output")
     experts_by_turns: ClassVar[bool] = False
     optional_prefix: ClassVar[str] = "model."
+    nested: ClassVar[str | None] = None
+    models: ClassVar[str] = ""
+    features: ClassVar[tuple[str, ...]] = ()
     # Tables that are computed, and copies of tied weights.
     unused: ClassVar[re.Pattern[str]] = re.compile(
         r"rope_freqs\.weight|.*attn_rot_embd\.weight|.*rotary_emb\.inv_freq"
@@ -189,8 +218,23 @@ class Architecture(ABC):
             **vector(f"{norm}.weight", f"{norm_gguf}.weight", config.hidden_size),
         }
 
+    def is_unused(self, name: str, config: ModelConfig) -> bool:
+        """Whether the model does not need a tensor of a file, by its name there."""
+        return self.unused.fullmatch(name) is not None
+
     def final_norm(self, loader: WeightLoader) -> Norm:
         return loader.rms_norm(self.norm[0])
+
+    def gguf_scales(self, config: ModelConfig) -> dict[str, float]:
+        """Factors and soft caps as metadata of a GGUF file, by names after "<gguf_name>.".
+
+        Raises:
+            ValueError: such files cannot express them.
+        """
+        a = config.layers[0].attention
+        if a.scale != a.head_dim**-0.5:
+            raise ValueError("quantize: a GGUF file cannot express this model's scale of scores")
+        return {}
 
     def tensors(self, config: ModelConfig) -> Tensors:
         """All tensors of a model of this configuration."""

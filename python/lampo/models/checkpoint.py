@@ -12,9 +12,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lampo.error_text import shown
-from lampo.models.architecture import Architecture
+from lampo.models.architecture import Architecture, StoredTensor
 from lampo.models.config import ModelConfig, generation_config_from_hf
-from lampo.models.registry import config_from_gguf, config_from_hf
+from lampo.models.registry import config_from_gguf, config_from_hf, is_multimodal
 from lampo.weights.default_model import recommended_sampling
 from lampo.weights.experts import ExpertsFolder
 from lampo.weights.fields import Fields, read_json_object
@@ -23,6 +23,7 @@ from lampo.weights.gguf_shards import open_gguf
 from lampo.weights.quantized.folder import QuantizedFolder
 from lampo.weights.safetensors import SafetensorsFolder
 from lampo.weights.shard_names import first_files
+from lampo.weights.text_part import TextPart
 
 if TYPE_CHECKING:
     import torch
@@ -46,11 +47,15 @@ class TensorSource(Protocol):
 
 @dataclass(frozen=True)
 class _Place:
-    """A tensor's name in its file, and how the file stores it: as in :class:`StoredTensor`."""
+    """A tensor's name in its file, its shape there, and how safetensors store it."""
 
     name: str
-    transposed: bool = False
-    less_one: bool = False
+    shape: tuple[int, ...]
+    stored: StoredTensor | None = None
+
+    @property
+    def is_converted(self) -> bool:
+        return self.stored is not None and (self.stored.transposed or self.stored.is_conv)
 
 
 class Checkpoint:
@@ -108,13 +113,9 @@ class Checkpoint:
         """
         source, place = self._find(name)
         tensor = source.load(place.name)
-        if place.transposed:
-            assert not isinstance(tensor, CodedMatrix)
-            return tensor.t().contiguous()
-        if place.less_one:
-            assert not isinstance(tensor, CodedMatrix)
-            return tensor.float() + 1
-        return tensor
+        if place.stored is None or isinstance(tensor, CodedMatrix):
+            return tensor
+        return place.stored.from_safetensors(tensor)
 
     def _find(self, name: str) -> tuple[TensorSource, _Place]:
         if self._source is None:
@@ -203,7 +204,7 @@ def _load_safetensors(folder: Path) -> Checkpoint:
             str(generation_path),
         )
     files = SafetensorsFolder(folder)
-    plain: SafetensorsFolder | QuantizedFolder = files
+    plain: SafetensorsFolder | QuantizedFolder | TextPart = files
     with ExitStack() as on_error:
         on_error.callback(files.close)
         fields = Fields(str(config_path), values)
@@ -213,22 +214,24 @@ def _load_safetensors(folder: Path) -> Checkpoint:
             # MXFP4 is of experts alone: an ExpertsFolder reads it.
             if quantization.get("quant_method") != "mxfp4":
                 plain = QuantizedFolder(files, quantization)
+        if is_multimodal(values):
+            plain = TextPart(plain)
         source: Folder = plain
         if any(".experts." in name for name in plain.names()):
             source = ExpertsFolder(plain, by_turns=architecture.experts_by_turns)
-        names = {name for name in source.names() if not architecture.unused.fullmatch(name)}
+        names = {name for name in source.names() if not architecture.is_unused(name, config)}
         config = _untied_if_stored(config, architecture, source, names)
         prefix = architecture.optional_prefix
         if any(name.startswith(prefix) for name in names):
             prefix = ""
         places = {
-            name: _Place(name.removeprefix(prefix), stored.transposed, stored.less_one)
+            name: _Place(name.removeprefix(prefix), stored.shape_in_safetensors, stored)
             for name, stored in architecture.tensors(config).items()
         }
         present = {name: source.shape(name) for name in names}
         if not isinstance(source, SafetensorsFolder):
             for place in places.values():
-                if place.transposed and source.is_quantized(place.name):
+                if place.is_converted and source.is_quantized(place.name):
                     raise ValueError(
                         f"{config_path}: {method}: quantized {config.architecture} models are not "
                         "supported"
@@ -268,8 +271,8 @@ def _load_gguf(path: Path) -> Checkpoint:
         metadata, shapes = source.metadata, source.shapes()
         architecture, config = config_from_gguf(metadata, shapes, source.freq_factors(), str(path))
         tensors = architecture.tensors(config)
-        places = {name: _Place(stored.gguf) for name, stored in tensors.items()}
-        present = {n: shape for n, shape in shapes.items() if not architecture.unused.fullmatch(n)}
+        places = {name: _Place(stored.gguf, stored.shape) for name, stored in tensors.items()}
+        present = {n: s for n, s in shapes.items() if not architecture.is_unused(n, config)}
         _check_shapes(path, architecture, config, places, present)
         on_error.pop_all()
     sampling = recommended_sampling(path)
@@ -286,18 +289,16 @@ def _check_shapes(
     present: Mapping[str, tuple[int, ...]],
 ) -> None:
     """Checks that all expected tensors exist in their shapes, and no unexpected ones."""
-    expected = architecture.tensors(config)
     for name, place in places.items():
-        shape = expected[name].shape[::-1] if place.transposed else expected[name].shape
         if place.name not in present:
             headless = name == f"{architecture.head[0]}.weight"
             hint = (
                 ": the model has no LM head, and tie_word_embeddings is false" if headless else ""
             )
             raise ValueError(f"{path}: tensor {place.name} is missing{hint}")
-        if present[place.name] != shape:
+        if present[place.name] != place.shape:
             raise ValueError(
-                f"{path}: tensor {place.name}: expected shape {shape} by the configuration, "
+                f"{path}: tensor {place.name}: expected shape {place.shape} by the configuration, "
                 f"got {present[place.name]}"
             )
     known = {place.name for place in places.values()} | {f"{n}.weight" for n in architecture.head}

@@ -24,6 +24,11 @@ class AttentionConfig:
         window: number of positions that a token sees, its own included; None: all.
         qkv_bias, out_bias: whether these projections have biases.
         qk_norm: whether each head of q and k has an RMS norm, before the rotation.
+        joint_qk_norm: whether q has one RMS norm over all of its heads, and k likewise.
+        soft_cap: bound of the scores' magnitudes: ``c tanh(s / c)``; None: none.
+        growth: beta and length: queries at position p are multiplied by
+            ``1 + beta ln(1 + floor(p / length))``; None: they are not.
+        gated: whether a head's output has a gate, stored after the head's rows of q.
         sinks: whether each head has a logit that takes a share of the softmax, without a value.
     """
 
@@ -36,7 +41,16 @@ class AttentionConfig:
     qkv_bias: bool = False
     out_bias: bool = False
     qk_norm: bool = False
+    joint_qk_norm: bool = False
+    soft_cap: float | None = None
+    growth: tuple[float, int] | None = None
+    gated: bool = False
     sinks: bool = False
+
+    @property
+    def q_rows(self) -> int:
+        """Rows of the projection to q, with the gates."""
+        return self.q_size * (2 if self.gated else 1)
 
     @property
     def q_size(self) -> int:
@@ -69,6 +83,59 @@ class ExpertsConfig:
 
 
 @dataclass(frozen=True)
+class ShortConvConfig:
+    """A short convolution with two gates.
+
+    Attributes:
+        size: channels, hidden_size.
+        width: taps, the token's own included.
+        bias: whether the convolution and the projections have biases.
+    """
+
+    size: int
+    width: int
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class GatedDeltaConfig:
+    """Linear attention by the gated delta rule.
+
+    Attributes:
+        num_key_heads, num_value_heads: the second is a multiple of the first.
+        key_dim, value_dim: size of a head.
+        width: taps of the convolution, the token's own included.
+        tiled: whether value head h belongs to key head h % num_key_heads, as in GGUF files;
+            otherwise a key head has consecutive value heads.
+    """
+
+    num_key_heads: int
+    num_value_heads: int
+    key_dim: int
+    value_dim: int
+    width: int
+    tiled: bool = False
+
+    @property
+    def key_size(self) -> int:
+        """Elements of a token's q, and of its k, all heads."""
+        return self.num_key_heads * self.key_dim
+
+    @property
+    def value_size(self) -> int:
+        """Elements of a token's v, all heads."""
+        return self.num_value_heads * self.value_dim
+
+    @property
+    def conv_size(self) -> int:
+        """Channels of the convolution: q, k and v."""
+        return 2 * self.key_size + self.value_size
+
+
+MixerConfig = AttentionConfig | ShortConvConfig | GatedDeltaConfig
+
+
+@dataclass(frozen=True)
 class FeedForwardConfig:
     """The feed-forward of one layer.
 
@@ -87,8 +154,14 @@ class FeedForwardConfig:
 class LayerConfig:
     """One block of a model."""
 
-    attention: AttentionConfig
+    mixer: MixerConfig
     feed_forward: FeedForwardConfig
+
+    @property
+    def attention(self) -> AttentionConfig:
+        """The mixer of a block with attention."""
+        assert isinstance(self.mixer, AttentionConfig)
+        return self.mixer
 
 
 @dataclass(frozen=True)
@@ -103,6 +176,10 @@ class ModelConfig:
         max_position_embeddings: length of the longest sequence that the model supports.
         tie_word_embeddings: whether the LM head is the embedding.
         bos_token_id, eos_token_ids, pad_token_id: None or empty if the file names none.
+        embedding_scale: factor of the embedding.
+        residual_scale: factor of what mixers and feed-forwards add to the residual stream.
+        logit_scale: factor of the logits.
+        logit_soft_cap: bound of the logits' magnitudes, as `soft_cap` of attention; None: none.
     """
 
     architecture: str
@@ -115,6 +192,10 @@ class ModelConfig:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    logit_soft_cap: float | None = None
 
     @property
     def num_layers(self) -> int:
@@ -123,7 +204,13 @@ class ModelConfig:
     @property
     def kv_size(self) -> int:
         """Elements of a token's keys and values, all layers."""
-        return sum(2 * layer.attention.kv_size for layer in self.layers)
+        return sum(2 * attention.kv_size for attention in self.attentions)
+
+    @property
+    def attentions(self) -> list[AttentionConfig]:
+        """The layers' attention, without layers of another kind."""
+        mixers = [layer.mixer for layer in self.layers]
+        return [mixer for mixer in mixers if isinstance(mixer, AttentionConfig)]
 
 
 def generation_config_from_hf(

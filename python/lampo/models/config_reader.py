@@ -93,6 +93,7 @@ _CHANGES_RESULTS: dict[str, tuple[Any, ...]] = {
     "parallel_attn": _OFF,
     "partial_rotary_factor": (*_OFF, 1),
     "q_lora_rank": _OFF,
+    "position_embedding_type": (None, "rope", "absolute"),
     "qk_layernorm": _OFF,
     "qkv_bias": _OFF,
     "query_pre_attn_scalar": _OFF,
@@ -122,6 +123,8 @@ _CHANGES_RESULTS_GGUF: dict[str, tuple[Any, ...]] = {
     "attention.shared_kv_layers": _OFF,
     "attention.sliding_window": _OFF,
     "attention.sliding_window_pattern": _OFF,
+    "attention.temperature_length": _OFF,
+    "attention.temperature_scale": _OFF,
     "attn_logit_softcapping": _OFF,
     "embedding_scale": (*_OFF, 1),
     "expert_count": _OFF,
@@ -146,7 +149,7 @@ class ConfigReader:
         architecture: `model_type`, or `general.architecture`.
         tensors: GGUF name -> shape of the tensors in a GGUF file, rows first; None: the
             fields are a config.json's.
-        freq_factors: the content of rope_freqs.weight, if there is one.
+        freq_factors: the content of rope_freqs.weight and the like, by name.
         interleaved: whether q and k of a GGUF file are stored for rotary pairs (2 i, 2 i + 1).
     """
 
@@ -155,13 +158,13 @@ class ConfigReader:
         fields: Fields,
         architecture: str,
         tensors: Mapping[str, tuple[int, ...]] | None = None,
-        freq_factors: tuple[float, ...] | None = None,
+        freq_factors: Mapping[str, tuple[float, ...]] | None = None,
         interleaved: bool = False,
     ) -> None:
         self.fields = fields
         self.architecture = architecture
         self.tensors = tensors
-        self._freq_factors = freq_factors
+        self.freq_factors = freq_factors or {}
         self._interleaved = interleaved
         self.hidden_size = fields.integer("hidden_size", 1, MAX_HIDDEN)
         self.num_layers = fields.integer("num_hidden_layers", 1, MAX_LAYERS)
@@ -189,6 +192,7 @@ class ConfigReader:
         qkv_bias: bool = False,
         out_bias: bool = False,
         qk_norm: bool = False,
+        joint_qk_norm: bool = False,
     ) -> AttentionConfig:
         """Heads and rotary embedding, the same in all layers.
 
@@ -197,7 +201,8 @@ class ConfigReader:
             default_head_dim: likewise; None: hidden_size over query heads.
             rotary: whether q and k are rotated.
             default_theta: base of the rotary embedding for a config.json without the field.
-            window, qkv_bias, out_bias, qk_norm: as in :class:`AttentionConfig`.
+            window, qkv_bias, out_bias, qk_norm, joint_qk_norm: as in
+                :class:`AttentionConfig`.
         """
         f = self.fields
         num_qo_heads = f.integer("num_attention_heads", 1, MAX_HEADS)
@@ -236,6 +241,7 @@ class ConfigReader:
             qkv_bias=qkv_bias,
             out_bias=out_bias,
             qk_norm=qk_norm,
+            joint_qk_norm=joint_qk_norm,
         )
 
     def rope(self, head_dim: int, default_theta: float = 1e4) -> RopeConfig:
@@ -247,7 +253,7 @@ class ConfigReader:
             self.architecture,
             head_dim,
             self.context,
-            self._freq_factors,
+            self.freq_factors.get("rope_freqs.weight"),
             interleaved=self._interleaved,
         )
 
@@ -285,6 +291,44 @@ class ConfigReader:
             names = " or ".join(known)
             raise f.error("layer_types", f"a list of {self.num_layers}, each {names}")
         return [known[t] for t in types]
+
+    def layer_types(self, kinds: tuple[str, ...]) -> list[str]:
+        """The kind of every layer, by the list `layer_types`."""
+        types = self.fields.get("layer_types")
+        if (
+            not isinstance(types, list)
+            or len(types) != self.num_layers
+            or not all(isinstance(t, str) and t in kinds for t in types)
+        ):
+            expected = f"a list of {self.num_layers}, each {' or '.join(kinds)}"
+            raise self.fields.error("layer_types", expected)
+        return types
+
+    def sliding_layers(self, period: int) -> list[bool]:
+        """Whether each layer has a window: by a list, or by the period of those that have none.
+
+        Args:
+            period: layers from one of full attention to the next in a file that does not say.
+        """
+        f = self.fields
+        key = "layer_types"
+        if self.tensors is not None:
+            key = f"{self.architecture}.attention.sliding_window_pattern"
+        types = f.get(key)
+        known = {True: True, False: False, "sliding_attention": True, "full_attention": False}
+        if isinstance(types, list):
+            if len(types) != self.num_layers or not all(
+                isinstance(t, bool | str) and t in known for t in types
+            ):
+                each = "each sliding_attention or full_attention"
+                raise f.error(key, f"a list of {self.num_layers}, {each}")
+            return [known[t] for t in types]
+        if self.tensors is None:
+            if types is not None:
+                raise f.error(key, f"a list of {self.num_layers}")
+            key = "sliding_window_pattern"
+        period = f.integer(key, 1, MAX_LAYERS, period)
+        return [(i + 1) % period != 0 for i in range(self.num_layers)]
 
     def feed_forward(
         self,
@@ -353,22 +397,30 @@ class ConfigReader:
         )
 
     def model(
-        self, layers: tuple[LayerConfig, ...], *, norm_eps: str = "rms_norm_eps", tied: bool = False
+        self,
+        layers: tuple[LayerConfig, ...],
+        *,
+        norm_eps: str = "rms_norm_eps",
+        default_eps: float = 1e-6,
+        tied: bool = False,
+        **scales: Any,
     ) -> ModelConfig:
         """The whole configuration.
 
         Args:
             layers: the blocks' configurations.
             norm_eps: the field with the norms' epsilon.
+            default_eps: for a config.json without it.
             tied: whether the LM head of a config.json without `tie_word_embeddings` is the
                 embedding. For a GGUF file its tensors decide.
+            scales: fields of :class:`ModelConfig`, from `embedding_scale` on.
 
         Raises:
             ValueError: an unread field changes results.
         """
         f = self.fields
         # Required in a GGUF file; an old config.json may lack it.
-        eps_default: Any = 1e-6 if self.tensors is None else REQUIRED
+        eps_default: Any = default_eps if self.tensors is None else REQUIRED
         eps = f.number(norm_eps, 0, 1, eps_default, open_low=True)
         if self.tensors is None:
             vocab_size = f.integer("vocab_size", 1, MAX_VOCAB)
@@ -391,6 +443,7 @@ class ConfigReader:
             bos_token_id=f.token_id("bos_token_id", vocab_size, warn=warn),
             eos_token_ids=tuple(dict.fromkeys(eos)),
             pad_token_id=f.token_id("pad_token_id", vocab_size, warn=warn),
+            **scales,
         )
         self._refuse_unread()
         return config

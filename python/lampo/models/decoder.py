@@ -30,16 +30,20 @@ class Embedding:
     Attributes:
         tokens: [vocab_size, hidden_size].
         positions: [max_position_embeddings, hidden_size], added; None: no learned positions.
+        scale: factor of the sum.
     """
 
     tokens: ops.Weight
     positions: ops.Weight | None = None
+    scale: float = 1.0
 
     def __call__(self, step: Step, out: torch.Tensor) -> None:
         """Writes the new tokens' rows: [num_tokens, hidden_size]."""
         ops.embedding(step.token_ids, self.tokens, out=out)
         if self.positions is not None:
             ops.embedding(step.positions, self.positions, out=out, accumulate=True)
+        if self.scale != 1.0:
+            ops.scale(out, self.scale, out=out)
 
 
 class Decoder:
@@ -149,13 +153,20 @@ class Decoder:
         return x
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """Final norm and LM head: [num_rows, hidden_size] -> [num_rows, vocab_size] float32."""
+        """Final norm, LM head, factor and soft cap of the logits.
+
+        [num_rows, hidden_size] -> [num_rows, vocab_size] float32.
+        """
         if out is None:
             shape = hidden.shape[0], self.config.vocab_size
             out = hidden.new_empty(shape, dtype=torch.float32)
         rows = self._rows(hidden.shape[0])
         normed, fused = self.norm(hidden, rows)
-        return self.lm_head(normed, out, rows.workspace, norm=fused)
+        self.lm_head(normed, out, rows.workspace, norm=fused)
+        c = self.config
+        if c.logit_scale != 1.0 or c.logit_soft_cap is not None:
+            ops.scale(out, c.logit_scale, soft_cap=c.logit_soft_cap, out=out)
+        return out
 
     def to(self, device: torch.device) -> Decoder:
         """The same model with its weights on `device`."""

@@ -49,16 +49,21 @@ def gguf_metadata(config: ModelConfig, name: str) -> dict[str, Any]:
     return found
 
 
-def frequency_factors(rope: RopeConfig | None) -> list[float] | None:
-    """The content of rope_freqs.weight: divisors of the rotary frequencies; None: no tensor."""
+def frequency_factors(rope: RopeConfig | None) -> dict[str, list[float]]:
+    """Divisors of the rotary frequencies, by the names of their tensors."""
     if rope is None:
-        return None
+        return {}
     if rope.scaling == "llama3":
         exponents = range(0, rope.rotary_dim, 2)
         plain = [rope.theta ** (-i / rope.rotary_dim) for i in exponents]
         scaled = rope.inverse_frequencies().tolist()
-        return [p / s for p, s in zip(plain, scaled, strict=True)]
-    return None if rope.freq_factors is None else list(rope.freq_factors)
+        return {"rope_freqs.weight": [p / s for p, s in zip(plain, scaled, strict=True)]}
+    if rope.long_factors is not None:
+        return {
+            "rope_factors_long.weight": list(rope.long_factors),
+            "rope_factors_short.weight": list(rope.freq_factors or ()),
+        }
+    return {} if rope.freq_factors is None else {"rope_freqs.weight": list(rope.freq_factors)}
 
 
 def _rope(rope: RopeConfig) -> dict[str, Any]:
@@ -66,6 +71,11 @@ def _rope(rope: RopeConfig) -> dict[str, Any]:
     # "llama3" is a tensor of factors; "dynamic" changes nothing within the model's own context.
     if rope.scaling in ("linear", "yarn"):
         found |= {"scaling.type": rope.scaling, "scaling.factor": float(rope.factor)}
+    if rope.scaling == "longrope":
+        found |= {
+            "scaling.original_context_length": rope.original_max_position_embeddings,
+            "scaling.attn_factor": rope.attention_factor,
+        }
     if rope.scaling == "yarn":
         if not rope.truncate:
             raise ValueError("quantize: a GGUF file cannot express YaRN with truncate = false")

@@ -24,6 +24,8 @@ class GPT2(Architecture):
     hf_class = "GPT2LMHeadModel"
     hf_base_class = "GPT2Model"
     gguf_name = "gpt2"
+    models = "GPT-2"
+    features = ("learned positions", "layer norms")
     field_names: ClassVar = {
         "hidden_size": "n_embd",
         "intermediate_size": "n_inner",

@@ -75,7 +75,8 @@ class Attention:
         qkv: hidden_size -> q, k and v of all heads, one after the other.
         out: all heads -> hidden_size.
         rotary: cosines and sines of the positions; None: no rotation.
-        q_norm, k_norm: norms per head, before the rotation.
+        q_norm, k_norm: norms per head, before the rotation; or over all heads, if the
+            configuration has `joint_qk_norm`.
         post_norm: of the output, before it is added to the residual stream.
         sinks: [num_qo_heads] float32, logits that take a share of the softmax; None: none.
     """
@@ -99,7 +100,7 @@ class Attention:
     @property
     def widths(self) -> dict[str, int]:
         c = self.config
-        own = {"qkv": c.q_size + 2 * c.kv_size, "attended": c.q_size}
+        own = {"qkv": c.q_rows + 2 * c.kv_size, "attended": c.q_size}
         return own | _output_widths(self.out, self.post_norm)
 
     def write(
@@ -109,8 +110,15 @@ class Attention:
         assert isinstance(cache, PagedCache)
         c = self.config
         x, fused = norm(x, rows)
-        self.qkv(x, rows.get("qkv", self.widths["qkv"]), rows.workspace, norm=fused)
-        q, k, v = rows.heads("qkv", c.num_qo_heads, c.num_kv_heads, c.head_dim)
+        qkv = self.qkv(x, rows.get("qkv", self.widths["qkv"]), rows.workspace, norm=fused)
+        q, k, v, _ = self._heads(rows)
+        q_norm, k_norm = self.q_norm, self.k_norm
+        if c.joint_qk_norm:
+            assert q_norm is not None and k_norm is not None
+            all_q, all_k = qkv[:, : c.q_size], qkv[:, c.q_size : c.q_size + c.kv_size]
+            ops.rms_norm(all_q, q_norm.weight, q_norm.eps, out=all_q)
+            ops.rms_norm(all_k, k_norm.weight, k_norm.eps, out=all_k)
+            q_norm = k_norm = None
         ops.append_kv(
             q,
             k,
@@ -122,19 +130,24 @@ class Attention:
             cos_sin=None if self.rotary is None else self.rotary.cos_sin,
             interleaved=c.rope is not None and c.rope.interleaved,
             hadamard=cache.k.dtype == torch.int8,
-            q_norm_weight=None if self.q_norm is None else self.q_norm.weight,
-            k_norm_weight=None if self.k_norm is None else self.k_norm.weight,
-            eps=0.0 if self.q_norm is None else self.q_norm.eps,
+            q_norm_weight=None if q_norm is None else q_norm.weight,
+            k_norm_weight=None if k_norm is None else k_norm.weight,
+            eps=0.0 if q_norm is None else q_norm.eps,
             k_scale=cache.k_scale,
             v_scale=cache.v_scale,
         )
+        if c.growth is not None:
+            beta, length = c.growth
+            all_q = qkv[:, : c.q_size]
+            ops.scale_by_position(all_q, step.positions, beta=beta, length=length, out=all_q)
 
     def read(self, x: torch.Tensor, step: Step, cache: PagedCache | StateCache, rows: Rows) -> None:
         """As :meth:`Mixer.read`."""
         assert isinstance(cache, PagedCache)
         c = self.config
-        q, _, _ = rows.heads("qkv", c.num_qo_heads, c.num_kv_heads, c.head_dim)
+        q, _, _, gate = self._heads(rows)
         attended = rows.get("attended", c.q_size)
+        heads = attended.view(-1, c.num_qo_heads, c.head_dim)
         workspace, planned = rows.attention_workspace(
             c.num_qo_heads, self.keeps, step, cache.k.shape[2]
         )
@@ -147,14 +160,24 @@ class Attention:
             step.cu_seqlens_q,
             softmax_scale=c.scale,
             sliding_window=c.window,
+            soft_cap=c.soft_cap,
             planned=planned,
             sinks=self.sinks,
             k_scale=cache.k_scale,
             v_scale=cache.v_scale,
-            out=attended.view(-1, c.num_qo_heads, c.head_dim),
+            out=heads,
             workspace=workspace,
         )
+        if gate is not None:
+            ops.sigmoid_mul(heads, gate, out=heads)
         _add_output(self.out, attended, self.post_norm, x, rows)
+
+    def _heads(
+        self, rows: Rows
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """q, k, v and the gates: [num_tokens, heads, head_dim] each."""
+        c = self.config
+        return rows.heads("qkv", c.num_qo_heads, c.num_kv_heads, c.head_dim, gated=c.gated)
 
     def weights(self, step: Step, cache: PagedCache, rows: Rows) -> torch.Tensor:
         """The attention weights of a step of one sequence, for inspection; sinks take the rest.
@@ -172,9 +195,11 @@ class Attention:
         if cache.k_scale is not None:
             keys *= cache.k_scale[pages][..., None]
         keys = keys.transpose(0, 1).flatten(1, 2)[:, :seq_len]
-        q, _, _ = rows.heads("qkv", c.num_qo_heads, c.num_kv_heads, c.head_dim)
+        q, _, _, _ = self._heads(rows)
         groups = q.float().transpose(0, 1).unflatten(0, (c.num_kv_heads, -1))
         scores = torch.einsum("hgtd,hsd->hgts", groups, keys) * c.scale
+        if c.soft_cap is not None:
+            scores = c.soft_cap * torch.tanh(scores / c.soft_cap)
         behind = step.positions[:, None] - torch.arange(seq_len, device=q.device)
         seen = behind >= 0 if c.window is None else (behind >= 0) & (behind < c.window)
         scores = scores.masked_fill(~seen, -math.inf)

@@ -16,6 +16,7 @@ class Llama(Architecture):
     hf_class = "LlamaForCausalLM"
     hf_base_class = "LlamaModel"
     gguf_name = "llama"
+    models = "Llama 2 to 3.3, SmolLM2, TinyLlama"
     interleaved_in_gguf = True
 
     def config(self, reader: ConfigReader) -> ModelConfig:

@@ -53,11 +53,11 @@ def load_model(
     if on_gpu and dtype == "float32":
         raise ValueError("dtype: a GPU computes in bfloat16; 'float32' is for device='cpu'")
     config, architecture = checkpoint.config, checkpoint.architecture
-    for layer in config.layers:
-        if on_gpu and layer.attention.head_dim % 8:
+    for attention in config.attentions:
+        if on_gpu and attention.head_dim % 8:
             raise ValueError(
                 f"device: a GPU needs a head_dim that is a multiple of 8, and this model's is "
-                f"{layer.attention.head_dim}"
+                f"{attention.head_dim}"
             )
     if on_gpu and any(layer.feed_forward.experts is not None for layer in config.layers):
         raise ValueError("device: models with experts run on device='cpu' alone so far")
@@ -67,9 +67,10 @@ def load_model(
     loader = WeightLoader(
         checkpoint,
         _WEIGHT_DTYPES[dtype],
-        config.norm_eps,
+        # The residual stream is divided by residual_scale: mixers and feed-forwards then add to it
+        # as they are, and norms of it change by their epsilon alone.
+        config.norm_eps / config.residual_scale**2,
         max_model_len,
-        on_gpu=on_gpu,
         quantize=quantize,
         activation_bits=activation_bits,
     )
@@ -85,7 +86,7 @@ def load_model(
     positions = None
     if architecture.positions is not None:
         positions = loader.quantizing(None).table(architecture.positions[0])
-    embedding = Embedding(tokens, positions)
+    embedding = Embedding(tokens, positions, config.embedding_scale / config.residual_scale)
     blocks = [
         architecture.block(loader.under(architecture.layer[0].format(i)), layer)
         for i, layer in enumerate(config.layers)

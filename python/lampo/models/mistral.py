@@ -15,6 +15,8 @@ class Mistral(Architecture):
     model_type = "mistral"
     hf_class = "MistralForCausalLM"
     hf_base_class = "MistralModel"
+    models = "Mistral 7B, Small, Nemo"
+    features = ("window",)
 
     def config(self, reader: ConfigReader) -> ModelConfig:
         attention = reader.attention(default_kv_heads=8, window=reader.window(default=4096))

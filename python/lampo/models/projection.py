@@ -38,7 +38,15 @@ class LayerNorm:
         return out, None
 
 
-Norm = RMSNorm | LayerNorm
+@dataclass(frozen=True)
+class Unnormed:
+    """The input of a projection as it is, in architectures that have norms after parts alone."""
+
+    def __call__(self, x: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, RMSNorm | None]:
+        return x, None
+
+
+Norm = RMSNorm | LayerNorm | Unnormed
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ class Qwen2(Architecture):
     hf_class = "Qwen2ForCausalLM"
     hf_base_class = "Qwen2Model"
     gguf_name = "qwen2"
+    models = "Qwen2, Qwen2.5"
+    features = ("biases of q/k/v", "window")
 
     def config(self, reader: ConfigReader) -> ModelConfig:
         attention = reader.attention(default_kv_heads=32, qkv_bias=True)

@@ -16,6 +16,8 @@ class Qwen3(Architecture):
     hf_class = "Qwen3ForCausalLM"
     hf_base_class = "Qwen3Model"
     gguf_name = "qwen3"
+    models = "Qwen3, dense"
+    features = ("q/k norms", "window")
 
     def config(self, reader: ConfigReader) -> ModelConfig:
         qkv_bias = reader.bias("attention_bias", "blk.0.attn_q.bias")

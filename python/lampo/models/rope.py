@@ -37,13 +37,16 @@ class RopeConfig:
         theta: base of the frequencies.
         rotary_dim: number of rotated channels, even.
         interleaved: pairs are channels (2 i, 2 i + 1); otherwise (i, i + rotary_dim / 2).
-        scaling: "default", "linear", "dynamic", "llama3" or "yarn".
-        factor: stretch factor of the context, all scalings but "default".
-        original_max_position_embeddings: the length before stretching: dynamic, llama3, yarn.
+        scaling: "default", "linear", "dynamic", "llama3", "yarn" or "longrope".
+        factor: stretch factor of the context, all scalings but "default" and "longrope".
+        original_max_position_embeddings: the length before stretching: dynamic, llama3, yarn,
+            longrope.
         low_freq_factor, high_freq_factor: llama3.
         beta_fast, beta_slow, truncate: yarn, the ramp between the two kinds of frequency.
-        attention_factor: yarn, multiplies cosines and sines; 1.0 otherwise.
+        attention_factor: yarn and longrope, multiplies cosines and sines; 1.0 otherwise.
         freq_factors: `rotary_dim / 2` divisors of the frequencies, or None.
+        long_factors: longrope, those in place of `freq_factors` of a model that is to reach
+            positions beyond the length before stretching.
     """
 
     theta: float
@@ -59,34 +62,38 @@ class RopeConfig:
     truncate: bool = True
     attention_factor: float = 1.0
     freq_factors: tuple[float, ...] | None = None
+    long_factors: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.theta) and self.theta > 1):
             raise ValueError(f"rope theta: expected a finite number above 1, got {self.theta}")
         if self.rotary_dim < 2 or self.rotary_dim % 2:
             raise ValueError(f"rotary_dim: expected a positive even number, got {self.rotary_dim}")
-        if self.scaling not in ROPE_SCALINGS:
-            raise ValueError(f"rope scaling: expected one of {ROPE_SCALINGS}, got {self.scaling!r}")
-        if self.scaling in ("dynamic", "llama3", "yarn"):
+        known = (*ROPE_SCALINGS, "longrope")
+        if self.scaling not in known:
+            raise ValueError(f"rope scaling: expected one of {known}, got {self.scaling!r}")
+        if (self.scaling == "longrope") != (self.long_factors is not None):
+            raise ValueError("rope scaling: long_factors and 'longrope' need each other")
+        if self.scaling in ("dynamic", "llama3", "yarn", "longrope"):
             length = self.original_max_position_embeddings
             if not 1 <= length <= MAX_POSITIONS:
                 raise ValueError(f"original_max_position_embeddings: {length} is out of range")
         if self.scaling == "dynamic" and self.rotary_dim < 4:
             raise ValueError(f"rotary_dim: dynamic scaling needs 4 or more, got {self.rotary_dim}")
-        if self.freq_factors is not None:
+        for name, factors in (("freq", self.freq_factors), ("long", self.long_factors)):
             count = self.rotary_dim // 2
-            if len(self.freq_factors) != count:
+            if factors is not None and len(factors) != count:
                 raise ValueError(
-                    f"rope freq_factors: expected {count} numbers, got {len(self.freq_factors)}"
+                    f"rope {name}_factors: expected {count} numbers, got {len(factors)}"
                 )
-            if not all(math.isfinite(f) and f > 0 for f in self.freq_factors):
-                raise ValueError("rope freq_factors: expected finite numbers above 0")
+            if not all(math.isfinite(f) and f > 0 for f in factors or ()):
+                raise ValueError(f"rope {name}_factors: expected finite numbers above 0")
 
     def inverse_frequencies(self, seq_len: int | None = None) -> torch.Tensor:
         """Angle per position, for all channel pairs: [rotary_dim / 2] f64.
 
         Args:
-            seq_len: the longest sequence in use; only "dynamic" scaling depends on it.
+            seq_len: the longest sequence in use; "dynamic" and "longrope" depend on it.
         """
         import torch
 
@@ -105,16 +112,19 @@ class RopeConfig:
             frequencies = self._llama3(frequencies)
         elif self.scaling == "yarn":
             frequencies = self._yarn(frequencies)
-        if self.freq_factors is not None:
-            frequencies = frequencies / torch.tensor(self.freq_factors, dtype=torch.float64)
+        factors = self.freq_factors
+        if self.scaling == "longrope" and (seq_len or 0) > self.original_max_position_embeddings:
+            factors = self.long_factors
+        if factors is not None:
+            frequencies = frequencies / torch.tensor(factors, dtype=torch.float64)
         return frequencies
 
     def cos_sin(self, start: int, end: int, max_positions: int) -> npt.NDArray[np.float32]:
         """Cosines, then sines, of positions from `start` to `end - 1`: [end - start, rotary_dim].
 
         Computed in f64 and rounded once, by NumPy: torch's threads do not survive a fork. With
-        "dynamic" scaling the base is that of a sequence of `max_positions` tokens, the same for all
-        positions.
+        "dynamic" scaling and "longrope" the frequencies are those of a sequence of `max_positions`
+        tokens, the same for all positions.
         """
         frequencies = self.inverse_frequencies(max_positions).numpy()
         angles = np.outer(np.arange(start, end, dtype=np.float64), frequencies)
@@ -325,9 +335,14 @@ def rope_from_gguf(
         return RopeConfig(**arguments)
     arguments |= {"scaling": scaling, "factor": factor}
     if scaling == "yarn":
-        for name, neutral in (("yarn_ext_factor", 1.0), ("yarn_log_multiplier", 0.0)):
-            if fields.number(f"{rope}.scaling.{name}", -1, 100, neutral) not in (neutral, -1.0):
-                raise fields.error(f"{rope}.scaling.{name}", f"{neutral}, all that is supported")
+        key = f"{rope}.scaling.yarn_ext_factor"
+        if fields.number(key, -1, 100, 1.0) not in (1.0, -1.0):
+            raise fields.error(key, "1.0, all that is supported")
+        # mscale_all_dim of config.json, as llama.cpp reads it.
+        multiplier = fields.number(f"{rope}.scaling.yarn_log_multiplier", 0, 100, 0.0)
+        recommended = yarn_mscale(factor)
+        if multiplier:
+            recommended /= yarn_mscale(factor, multiplier)
         slow = fields.number(f"{rope}.scaling.yarn_beta_slow", 0, _MAX_FACTOR, 1.0, open_low=True)
         extra = fields.number(f"{rope}.scaling.yarn_attn_factor", 0, 100, 1.0, open_low=True)
         extra *= fields.number(f"{rope}.scaling.attn_factor", 0, 100, 1.0, open_low=True)
@@ -339,6 +354,6 @@ def rope_from_gguf(
             "beta_fast": fields.number(
                 f"{rope}.scaling.yarn_beta_fast", slow, _MAX_FACTOR, 32.0, open_low=True
             ),
-            "attention_factor": extra * yarn_mscale(factor),
+            "attention_factor": extra * recommended,
         }
     return RopeConfig(**arguments)

@@ -21,6 +21,8 @@ class SmolLM3(Architecture):
     hf_class = "SmolLM3ForCausalLM"
     hf_base_class = "SmolLM3Model"
     gguf_name = "smollm3"
+    models = "SmolLM3"
+    features = ("layers without rope",)
     interleaved_in_gguf = True
 
     def config(self, reader: ConfigReader) -> ModelConfig:

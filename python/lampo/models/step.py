@@ -249,7 +249,10 @@ class Rows:
         self.num_tokens = num_tokens
         self.workspace = buffers.workspace
         self._views: dict[tuple[str, int], torch.Tensor] = {}
-        self._heads: dict[tuple[str, int, int, int], tuple[torch.Tensor, ...]] = {}
+        self._heads: dict[
+            tuple[str, int, int, int, bool],
+            tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None],
+        ] = {}
         self._routings: dict[tuple[int, int], ops.Routing] = {}
         self._planned: set[AttentionKind] = set()
 
@@ -293,16 +296,17 @@ class Rows:
         return self._routings[key]
 
     def heads(
-        self, name: str, num_qo_heads: int, num_kv_heads: int, head_dim: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """q, k and v, side by side in `name`: [num_tokens, heads, head_dim] each."""
-        key = name, num_qo_heads, num_kv_heads, head_dim
+        self, name: str, num_qo_heads: int, num_kv_heads: int, head_dim: int, *, gated: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """q, k and v, side by side in `name`: [num_tokens, heads, head_dim] each; and the gates if
+        the heads of q and of the gates take turns."""
+        key = name, num_qo_heads, num_kv_heads, head_dim, gated
         if key not in self._heads:
-            heads = [num_qo_heads, num_kv_heads, num_kv_heads]
+            heads = [num_qo_heads * (2 if gated else 1), num_kv_heads, num_kv_heads]
             all_heads = self.get(name, sum(heads) * head_dim).unflatten(1, (-1, head_dim))
-            self._heads[key] = torch.split(all_heads, heads, dim=1)
-        q, k, v = self._heads[key]
-        return q, k, v
+            q, k, v = torch.split(all_heads, heads, dim=1)
+            self._heads[key] = (q[:, ::2], k, v, q[:, 1::2]) if gated else (q, k, v, None)
+        return self._heads[key]
 
     def attention_workspace(
         self, num_qo_heads: int, keys: PagedKV, step: Step, page_size: int

@@ -12,7 +12,13 @@ from typing import Protocol
 import torch
 
 from lampo import ops
-from lampo.models.config import AttentionConfig, ExpertsConfig, FeedForwardConfig
+from lampo.models.config import (
+    AttentionConfig,
+    ExpertsConfig,
+    FeedForwardConfig,
+    GatedDeltaConfig,
+    ShortConvConfig,
+)
 from lampo.models.experts import ExpertProjection, MixtureOfExperts
 from lampo.models.layers import Attention, Block, FeedForward, GatedFeedForward, Mixer
 from lampo.models.projection import (
@@ -24,7 +30,9 @@ from lampo.models.projection import (
     Norm,
     Projection,
     RMSNorm,
+    Unnormed,
 )
+from lampo.models.recurrent import GatedDeltaNet, ShortConv
 from lampo.models.rope import RopeConfig, RotaryTable
 from lampo.runtime.huge_pages import Arena
 from lampo.weights.file_types import fitting
@@ -48,11 +56,10 @@ class WeightLoader:
     Args:
         source: the tensors.
         dtype: convert (and dequantize) to this; None keeps packed weights packed and dense ones in
-            their own dtype.
+            their own dtype. A matrix that no packed format holds is then dequantized to bfloat16,
+            with a warning per kind.
         norm_eps: epsilon of all norms.
         max_positions: rows of the rotary tables.
-        on_gpu: whether the model is for a GPU, whose kernels take fewer packed formats. A matrix
-            that no packed format holds is dequantized to bfloat16, with a warning per kind.
         quantize: quantize dense matrices, and those that no packed format holds, to this format;
             None: keep them.
         activation_bits: of all inputs of packed weights; None: as each layer needs.
@@ -65,7 +72,6 @@ class WeightLoader:
         norm_eps: float = 1e-6,
         max_positions: int = 1,
         *,
-        on_gpu: bool = False,
         quantize: str | None = None,
         activation_bits: int | None = None,
     ) -> None:
@@ -74,7 +80,7 @@ class WeightLoader:
         self.norm_eps = norm_eps
         self.max_positions = max_positions
         self.prefix = ""
-        self._formats = ops.weight_formats("cuda" if on_gpu else "cpu")
+        self._formats = ops.weight_formats()
         self._quantize = quantize
         self._activation_bits = activation_bits
         self._announced: set[str] = set()
@@ -106,6 +112,9 @@ class WeightLoader:
     def rms_norm(self, name: str) -> RMSNorm:
         return RMSNorm(self._vector(f"{name}.weight"), self.norm_eps)
 
+    def no_norm(self) -> Unnormed:
+        return Unnormed()
+
     def norm_of_scaled(self, name: str) -> RMSNorm:
         """A norm of a residual stream that is divided by the root of its width."""
         norm = self.rms_norm(name)
@@ -136,15 +145,41 @@ class WeightLoader:
             out: name of the output projection.
             post_norm: of its output.
         """
+        has_norms = config.qk_norm or config.joint_qk_norm
         return Attention(
             config=config,
             qkv=self.projection(list(qkv), bias=config.qkv_bias, activation_bits=SENSITIVE),
             out=self.projection([out], bias=config.out_bias),
             rotary=None if config.rope is None else self._rotary_table(config.rope),
-            q_norm=self.rms_norm("self_attn.q_norm") if config.qk_norm else None,
-            k_norm=self.rms_norm("self_attn.k_norm") if config.qk_norm else None,
+            q_norm=self.rms_norm("self_attn.q_norm") if has_norms else None,
+            k_norm=self.rms_norm("self_attn.k_norm") if has_norms else None,
             post_norm=post_norm,
             sinks=self._vector("self_attn.sinks") if config.sinks else None,
+        )
+
+    def short_conv(self, config: ShortConvConfig) -> ShortConv:
+        """A short convolution, under LFM2's names."""
+        bias = config.bias
+        return ShortConv(
+            config=config,
+            projection=self.projection(["conv.in_proj"], bias=bias, activation_bits=SENSITIVE),
+            weight=self._exact("conv.conv.weight").t().contiguous(),
+            bias=self._vector("conv.conv.bias") if bias else None,
+            out=self.projection(["conv.out_proj"], bias=bias),
+        )
+
+    def gated_delta(self, config: GatedDeltaConfig) -> GatedDeltaNet:
+        """Linear attention by the gated delta rule, under Qwen3.5's names."""
+        parts = [f"linear_attn.in_proj_{part}" for part in ("qkv", "z", "b", "a")]
+        return GatedDeltaNet(
+            config=config,
+            projection=self.projection(parts, activation_bits=SENSITIVE),
+            weight=self._exact("linear_attn.conv1d.weight").t().contiguous(),
+            decay=self._vector("linear_attn.A_log"),
+            dt_bias=self._vector("linear_attn.dt_bias"),
+            norm_weight=self._vector("linear_attn.norm.weight"),
+            eps=self.norm_eps,
+            out=self.projection(["linear_attn.out_proj"]),
         )
 
     def gated_feed_forward(
@@ -154,22 +189,26 @@ class WeightLoader:
         up: str = "mlp.up_proj",
         down: str = "mlp.down_proj",
         *,
+        gate_up: str | None = None,
         gelu_tanh: bool = False,
         post_norm: RMSNorm | None = None,
     ) -> GatedFeedForward | MixtureOfExperts:
         """A gated feed-forward of the three named projections, as :class:`GatedFeedForward`, or a
-        mixture of them."""
+        mixture of them.
+
+        `gate_up` names one projection, without biases, of gate and up, in place of both.
+        """
         if config.experts is not None:
             return self._mixture_of_experts(config, config.experts)
-        names, bias = [gate, up], config.bias
+        names, bias = [gate, up] if gate_up is None else [gate_up], config.bias
         weights = self.weights(names, interleaved=not gelu_tanh)
         biases = None
         if bias:
             parts = [self._vector(f"{name}.bias") for name in names]
             fused = len(weights) == 1 and not gelu_tanh
             biases = ops.gate_and_up(*parts) if fused else torch.cat(parts)
-        gate_up = Projection(weights, biases, self.activation_bits(GATE_UP))
-        return GatedFeedForward(gate_up, self.projection([down], bias=bias), gelu_tanh, post_norm)
+        both = Projection(weights, biases, self.activation_bits(GATE_UP))
+        return GatedFeedForward(both, self.projection([down], bias=bias), gelu_tanh, post_norm)
 
     def _mixture_of_experts(self, config: FeedForwardConfig, c: ExpertsConfig) -> MixtureOfExperts:
         gate_up, down = (
@@ -240,10 +279,13 @@ class WeightLoader:
 
         Args:
             names: without prefix and ".weight".
-            interleaved: whether to stack two matrices as ops.gate_and_up does.
+            interleaved: whether to stack two matrices, or the halves of one, as ops.gate_and_up
+                does.
         """
         names = [f"{self.prefix}{name}.weight" for name in names]
         tensors = [self._converted(self.source.load(name)) for name in names]
+        if interleaved and len(tensors) == 1:
+            tensors = _halves(tensors[0])
         packed = [t for t in tensors if isinstance(t, Blocks)]
         dense = [t for t in tensors if isinstance(t, torch.Tensor)]
         stackable = not interleaved or all(t.shape[0] % _STRIP_ROWS == 0 for t in tensors)
@@ -293,6 +335,11 @@ class WeightLoader:
         assert isinstance(tensor, torch.Tensor)
         return tensor.float().flatten()
 
+    def _exact(self, name: str) -> torch.Tensor:
+        """A matrix as float32, for an op that takes no other."""
+        tensor = self.source.load(self.prefix + name)
+        return tensor.float() if isinstance(tensor, torch.Tensor) else tensor.dequantize()
+
     def _rotary_table(self, rope: RopeConfig) -> RotaryTable:
         if rope not in self._rotary_tables:
             self._rotary_tables[rope] = RotaryTable(rope, self.max_positions)
@@ -324,6 +371,16 @@ class WeightLoader:
             ops.pack_weight(tensor.blocks, format, out=part)
         rows = sum(t.shape[0] for t in tensors)
         return [ops.PackedWeight(data, format, (rows, columns))]
+
+
+def _halves(tensor: torch.Tensor | Blocks) -> list[torch.Tensor | Blocks]:
+    """The upper and the lower rows of a matrix."""
+    if isinstance(tensor, torch.Tensor):
+        return list(tensor.chunk(2))
+    rows, columns = tensor.shape
+    return [
+        Blocks(blocks, tensor.format, (rows // 2, columns)) for blocks in tensor.blocks.chunk(2)
+    ]
 
 
 def quantized(tensor: torch.Tensor, format: str) -> torch.Tensor | Blocks:

@@ -6,7 +6,7 @@ Every op writes into ``out`` (allocated if absent) and is stateless.
 
 from __future__ import annotations
 
-from lampo.ops.activation import gelu, gelu_mul, silu_mul
+from lampo.ops.activation import gelu, gelu_mul, scale, scale_by_position, silu_mul
 from lampo.ops.attention import merge_states, paged_attention, paged_attention_workspace_size
 from lampo.ops.experts import Routing, combine_experts, expert_linear, route_tokens
 from lampo.ops.kv_cache import append_kv
@@ -24,6 +24,7 @@ from lampo.ops.linear import (
     weight_formats,
 )
 from lampo.ops.norm import layer_norm, rms_norm
+from lampo.ops.recurrent import causal_conv, gated_delta, sigmoid_mul
 from lampo.ops.sample_inputs import SampleInputs
 from lampo.ops.sampling import sample, sampling_workspace_size, token_logprobs
 
@@ -33,10 +34,12 @@ __all__ = [
     "SampleInputs",
     "Weight",
     "append_kv",
+    "causal_conv",
     "combine_experts",
     "embedding",
     "expert_linear",
     "gate_and_up",
+    "gated_delta",
     "gelu",
     "gelu_mul",
     "layer_norm",
@@ -53,6 +56,9 @@ __all__ = [
     "route_tokens",
     "sample",
     "sampling_workspace_size",
+    "scale",
+    "scale_by_position",
+    "sigmoid_mul",
     "silu_mul",
     "token_logprobs",
     "weight_formats",

@@ -52,8 +52,8 @@ class PackedWeight:
         data: [ceil(out_features / 16), strip_bytes] uint8.
         format: "q2_k", "q3_k", "q4_0", "q4_1", "q4_k", "q5_0", "q5_1", "q5_k", "q6_k", "q8_0",
             "iq4_nl", "iq4_xs", "mxfp4" or "nvfp4" of GGUF; "int4_g32", "int4_g64", "int4_g128",
-            "int8_g128" (integers with a zero point for each 32 to 128) or "nvfp4_g128" (with a
-            factor of the tensor) of quantized safetensors, on the CPU only.
+            "int8_g128" (integers with a zero point for each 32 to 128), "nvfp4_g128" (with a
+            factor of the tensor) or "fp8_g128" (E4M3) of quantized safetensors.
         shape: (out_features, in_features).
     """
 
@@ -193,16 +193,9 @@ def gate_and_up(gate: _W, up: _W) -> _W:
     return replace(gate, data=data, shape=(2 * gate.shape[0], gate.shape[1]))
 
 
-def weight_formats(device: str = "cpu") -> list[str]:
-    """The packed formats of :class:`PackedWeight` that a device's kernels take.
-
-    Args:
-        device: "cpu" or "cuda".
-    """
-    check_scalar("device", device, str)
-    if device not in ("cpu", "cuda"):
-        raise ValueError(f"device: expected cpu or cuda, got {shown(device)}")
-    return _C.weight_formats(device == "cuda")
+def weight_formats() -> list[str]:
+    """The packed formats of :class:`PackedWeight`."""
+    return _C.weight_formats()
 
 
 def packed_strip_bytes(format: str, in_features: int) -> int:
@@ -272,7 +265,7 @@ def linear(
         activation_bits: precision of x, in groups of 32 inputs. For a packed weight x is rounded to
             integers of 8 or 16 bits, on CUDA always of 16. 9 (the mean) means 16 bits for the word
             of four inputs with the largest magnitude, and 8 bits, on the others' scale, for the
-            others.
+            others. Beside "fp8_g128" x is as it is; on CUDA as beside a bfloat16 weight, of 16.
             For a bfloat16 weight, on CPUs that multiply bfloat16, x is rounded to one bfloat16 (8
             significant bits) or to the sum of two (16). 16 has 1/256 of the error for twice the
             multiplications, which costs little if memory is the limit. Default: 8 for packed

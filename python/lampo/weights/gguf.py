@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 _MAX_FREQ_FACTORS = 4096
+_FREQ_FACTORS = {"rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"}
 
 
 class GGUFFile:
@@ -47,15 +48,17 @@ class GGUFFile:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: info.shape for name, info in self.header.tensors.items()}
 
-    def freq_factors(self) -> tuple[float, ...] | None:
-        """The content of rope_freqs.weight: divisors of the rotary frequencies."""
-        info = self.header.tensors.get("rope_freqs.weight")
-        if info is None:
-            return None
-        if info.type.name != "f32" or len(info.shape) != 1 or info.shape[0] > _MAX_FREQ_FACTORS:
-            got = f"{info.type.name} {info.shape}"
-            raise ValueError(f"{self.path}: tensor rope_freqs.weight: expected few f32, got {got}")
-        return struct.unpack(f"<{info.shape[0]}f", self._file.read_bytes(info.offset, info.nbytes))
+    def freq_factors(self) -> dict[str, tuple[float, ...]]:
+        """The content of rope_freqs.weight and the like: divisors of the rotary frequencies."""
+        found = {}
+        for name in _FREQ_FACTORS & self.header.tensors.keys():
+            info = self.header.tensors[name]
+            if info.type.name != "f32" or len(info.shape) != 1 or info.shape[0] > _MAX_FREQ_FACTORS:
+                got = f"{info.type.name} {info.shape}"
+                raise ValueError(f"{self.path}: tensor {name}: expected few f32, got {got}")
+            data = self._file.read_bytes(info.offset, info.nbytes)
+            found[name] = struct.unpack(f"<{info.shape[0]}f", data)
+        return found
 
     def load(self, name: str) -> torch.Tensor | QuantizedTensor:
         """The tensor, in memory of its own. Quantized matrices of experts lie one above the other.

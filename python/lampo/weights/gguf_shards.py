@@ -81,9 +81,9 @@ class GGUFShards:
         """Shapes of all tensors by name."""
         return {name: shape for file in self._files for name, shape in file.shapes().items()}
 
-    def freq_factors(self) -> tuple[float, ...] | None:
+    def freq_factors(self) -> dict[str, tuple[float, ...]]:
         """As :meth:`GGUFFile.freq_factors`."""
-        return self._places.get("rope_freqs.weight", self._files[0]).freq_factors()
+        return {name: f for file in self._files for name, f in file.freq_factors().items()}
 
     def load(self, name: str) -> torch.Tensor | QuantizedTensor:
         """As :meth:`GGUFFile.load`."""

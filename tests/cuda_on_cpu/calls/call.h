@@ -34,6 +34,7 @@ using Calls = std::map<std::string, void (*)(const Call&)>;
 
 // A file of calls/ each.
 extern const Calls kElementwiseCalls;
+extern const Calls kRecurrentCalls;
 extern const Calls kAttentionCalls;
 extern const Calls kSamplingCalls;
 extern const Calls kLinearCalls;

@@ -11,6 +11,9 @@ namespace lampo::cpu {
 void rms_norm(const RmsNormParams&) { refuse(); }
 void layer_norm(const LayerNormParams&) { refuse(); }
 void activation(const ActivationParams&) { refuse(); }
+void sigmoid_mul(const SigmoidMulParams&) { refuse(); }
+void causal_conv(const CausalConvParams&) { refuse(); }
+void gated_delta(const GatedDeltaParams&) { refuse(); }
 void append_kv(const AppendKvParams&) { refuse(); }
 void paged_attention(const PagedAttentionParams&) { refuse(); }
 int64_t paged_attention_workspace_size(int64_t, int64_t, int64_t) { refuse(); }

@@ -14,6 +14,15 @@ const Calls kElementwiseCalls = {
     {"silu_mul", [](const Call& c) { lampo::silu_mul(c["x"], c["out"]); }},
     {"gelu_mul", [](const Call& c) { lampo::gelu_mul(c["x"], c["out"], c.integer("tanh") != 0); }},
     {"gelu", [](const Call& c) { lampo::gelu(c["x"], c["out"], c.integer("tanh") != 0); }},
+    {"scale",
+     [](const Call& c) {
+       lampo::scale(c["x"], c["out"], c.number("factor"), c.number("soft_cap"));
+     }},
+    {"scale_by_position",
+     [](const Call& c) {
+       lampo::scale_by_position(c["x"], c["positions"], c["out"], c.number("beta"),
+                                c.integer("length"));
+     }},
     {"embedding",
      [](const Call& c) {
        lampo::embedding(c["token_ids"], c["table"], c["out"], c.integer("accumulate") != 0);

@@ -73,6 +73,13 @@ __device__ inline uint32_t multiply_add_pairs(uint32_t a, uint32_t b, uint32_t c
   return result;
 }
 
+/// `pointer` in registers: the compiler does not compute it again wherever it is used.
+template <class T>
+__device__ inline T* in_register(T* pointer) {
+  asm volatile("" : "+l"(pointer));
+  return pointer;
+}
+
 /// The float16 in the lower half of `bits`.
 __device__ inline float widen_f16(uint32_t bits) {
   float value;

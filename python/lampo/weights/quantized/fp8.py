@@ -14,11 +14,12 @@ rounds inputs by itself.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lampo.weights.fields import Fields
-from lampo.weights.formats import CodedMatrix
+from lampo.weights.formats import Blocks, CodedMatrix
 from lampo.weights.quantized.method import FLOATS, Method, Parts, read_ignored
 
 if TYPE_CHECKING:
@@ -55,6 +56,20 @@ class FP8Matrix(CodedMatrix):
         of_row = torch.arange(start, stop) // self.block[0]
         of_column = torch.arange(self.shape[1]) // self.block[1]
         return self.codes[start:stop].float() * self.scales[of_row][:, of_column]
+
+    def packed(self, formats: Collection[str]) -> Blocks | None:
+        import torch
+
+        rows, columns = self.shape
+        width = self.block[1]
+        if "fp8_g128" not in formats or columns % 128 or (width % 128 and width < columns):
+            return None
+        count = columns // 128
+        of_row = torch.arange(rows) // self.block[0]
+        of_block = torch.arange(count) * 128 // width
+        factors = self.scales[of_row][:, of_block, None].view(torch.uint8)
+        codes = self.codes.view(torch.uint8).view(rows, count, 128)
+        return Blocks(torch.cat([factors, codes], 2).flatten(1), "fp8_g128", self.shape)
 
 
 def fp8_shape(parts: Parts, block: tuple[int, int] | None) -> tuple[int, int]:

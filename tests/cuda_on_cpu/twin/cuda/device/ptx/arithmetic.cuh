@@ -52,6 +52,11 @@ inline uint32_t multiply_add_pairs(uint32_t a, uint32_t b, uint32_t c) {
   return result;
 }
 
+template <class T>
+inline T* in_register(T* pointer) {
+  return pointer;
+}
+
 inline float widen_f16(uint32_t bits) { return to_float(F16{static_cast<uint16_t>(bits)}); }
 
 }  // namespace lampo::cuda
