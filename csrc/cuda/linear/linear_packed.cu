@@ -19,7 +19,7 @@
 // Bytes: those of the strips, 10.5 (Q2_K) to 34 (Q8_0) per 32 weights.
 // Llama-3.1-8B's gate and up [28672, 4096] at 4.3 TB/s:
 //   Q4_0 66 MB  15 us;  Q4_K 68 MB  16 us;  Q6_K 96 MB  22 us;  Q8_0 125 MB  29 us
-// Instructions by benchmarks/gpu_model.py (docs/performance.md): for up to 8 tokens most formats fit
+// Instructions by benchmarks/gpu_model.py (docs/performance.md): up to 8 tokens most formats fit
 // beside an H200's memory at 4.3 TB/s; Q2_K and Q3_K, and most for 16 tokens, are bound by them.
 //
 // Limits: in_features a multiple of the format's block; more tokens are launches of 16 each, which
