@@ -309,7 +309,7 @@ struct RouteParams {
   int64_t stride_logits_token;
 };
 
-/// out[t] += sum over i of weights[t, i] y[rows[t, i]], or = if not accumulate; i ascending, in f32.
+/// out[t] (+)= sum over i of weights[t, i] y[rows[t, i]], in f32, i ascending; += if accumulate.
 struct CombineParams {
   DType dtype;    // of out
   DType y_dtype;  // float32 or dtype

@@ -28,7 +28,7 @@ TINY = {
     "merge_states": "--rows 3 --splits 4 --heads 2x16 --dtype bf16,f32",
     "linear": "--shape 96x64 --rows 1,5 --dtype q4_0,q4_1,q8_0,bf16,f16,f32 --activation-bits 8,16",
     "route_tokens": "--rows 1,5 --experts 6 --top-k 2",
-    "expert_linear": "--shape 32x256 --rows 1,5 --experts 6 --top-k 2 --dtype q8_0,q4_k,bf16,f32",
+    "expert_linear": "--shape 32x64 --rows 1,5 --experts 6 --top-k 2 --dtype q8_0,q4_0,bf16,f32",
     "combine_experts": "--rows 1,5 --size 96 --top-k 2 --dtype bf16,f32",
     "embedding": "--shape 96x64 --rows 5 --dtype q4_0,q4_1,q8_0,bf16",
     "sample": "--batch 2 --vocab 1000 --logits flat,zipf --dtype f32,bf16 --top-k 0,5",

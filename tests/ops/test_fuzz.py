@@ -308,6 +308,8 @@ def problem(name: str, seed: int) -> str:
     before = shown(arguments)
     call = getattr(ops, name.split()[0])
     names = {*arguments, *inspect.signature(call).parameters}
+    if "routing" in arguments:
+        names |= {"rows", "weights"}
     try:
         for changed, value in arguments.items():
             if callable(value):  # a packed weight, which checks its own fields

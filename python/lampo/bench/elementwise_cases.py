@@ -185,6 +185,13 @@ class ScaleByPosition(_Elementwise):
         x, positions = arguments["x"].cpu(), arguments["positions"].cpu()
         return {"out": reference.scale_by_position(x, positions, 0.1, 16384)}
 
+    def peers(self) -> dict[str, Peer]:
+        def peer(a: Arguments) -> Callable[[], torch.Tensor]:
+            x, positions = a["x"], a["positions"]
+            return lambda: x * (1 + 0.1 * torch.log1p(positions // 16384))[:, None].to(x.dtype)
+
+        return {"torch": peer}
+
 
 class SigmoidMul(_Elementwise):
     op = staticmethod(ops.sigmoid_mul)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from lampo import ops
 from lampo.bench import cost, reference
 from lampo.bench.axes import Shape
-from lampo.bench.cases import DTYPES, Arguments, Case, Tensors
+from lampo.bench.cases import DTYPES, Arguments, Case, Peer, Tensors
 from lampo.bench.linear_cases import Weights
 
 _ERRORS = {8: 5e-2, 9: 3e-2, 16: 1e-3}  # by the bits of the input
@@ -48,7 +49,21 @@ class RouteTokens(Case):
 
     def results(self, arguments: Arguments, returned: Any) -> Tensors:
         routing = arguments["out"]
+        if isinstance(returned, tuple):
+            return dict(zip(("experts", "weights"), returned, strict=True))
         return {"experts": routing.experts, "weights": routing.weights}
+
+    def peers(self) -> dict[str, Peer]:
+        def peer(a: Arguments) -> Callable[[], Any]:
+            logits, top_k = a["logits"], a["top_k"]
+
+            def route() -> tuple[torch.Tensor, torch.Tensor]:
+                largest, experts = logits.topk(top_k)
+                return experts, largest.softmax(1)
+
+            return route
+
+        return {"torch": peer}
 
     def bind(self, function: Any, arguments: Arguments) -> Any:
         call = super().bind(function, arguments)
@@ -105,8 +120,30 @@ class ExpertLinear(Weights):
     def results(self, arguments: Arguments, returned: Any) -> Tensors:
         return {"out": arguments["out"] if returned is None else returned}
 
+    def peers(self) -> dict[str, Peer]:
+        dtype = torch.bfloat16 if self.packed else DTYPES[self.dtype]
+
+        def peer(a: Arguments) -> Callable[[], torch.Tensor]:
+            weight = a["weight"]
+            if isinstance(weight, ops.PackedWeight):
+                weight = ops.embedding(torch.arange(weight.shape[0]), weight, dtype=dtype)
+            parts = weight.unflatten(0, (-1, self.of_one.out_features))
+            x, x_rows, counts = a["x"].to(dtype), a["x_rows"], a["offsets"].diff().tolist()
+
+            def multiply() -> torch.Tensor:
+                rows = x[x_rows].split(counts)
+                linear = torch.nn.functional.linear
+                return torch.cat(
+                    [linear(own, part) for own, part in zip(rows, parts, strict=True) if len(own)]
+                )
+
+            return multiply
+
+        return {f"torch {'bf16' if self.packed else self.dtype}": peer}
+
     def tolerance(self, name: str, found: torch.Tensor) -> float:
-        return _ERRORS[self.bits]
+        own = _ERRORS[self.bits]
+        return own if found.dtype == torch.float32 else max(own, super().tolerance(name, found))
 
 
 class CombineExperts(Case):
@@ -134,3 +171,10 @@ class CombineExperts(Case):
 
     def results(self, arguments: Arguments, returned: Any) -> Tensors:
         return {"out": arguments["out"] if returned is None else returned}
+
+    def peers(self) -> dict[str, Peer]:
+        def peer(a: Arguments) -> Callable[[], torch.Tensor]:
+            y, routing = a["y"], a["routing"]
+            return lambda: (y[routing.rows] * routing.weights[..., None].to(y.dtype)).sum(1)
+
+        return {"torch": peer}

@@ -130,7 +130,7 @@ class GatedDelta(_Recurrent):
                 decay, dt_bias = (a[name][head] for name in ("decay", "dt_bias"))
                 state = a["state"][seq, head]
                 out[rows, head], _ = reference.gated_delta(
-                    q, k, v, dt, b, decay, dt_bias, state, a["scale"]
+                    q, k, v, dt, b, decay, dt_bias, state, float(a["scale"])
                 )
         return {"out": out}
 

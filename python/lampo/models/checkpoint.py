@@ -32,7 +32,7 @@ logger = logging.getLogger("lampo")
 
 _MAX_CONFIG_BYTES = 4 << 20
 _QUANTIZATION = ("quantization_config", "compression_config")
-Folder = SafetensorsFolder | QuantizedFolder | ExpertsFolder
+Folder = SafetensorsFolder | QuantizedFolder | ExpertsFolder | TextPart
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -204,7 +204,7 @@ def _load_safetensors(folder: Path) -> Checkpoint:
             str(generation_path),
         )
     files = SafetensorsFolder(folder)
-    plain: SafetensorsFolder | QuantizedFolder | TextPart = files
+    plain: SafetensorsFolder | QuantizedFolder = files
     with ExitStack() as on_error:
         on_error.callback(files.close)
         fields = Fields(str(config_path), values)
@@ -214,10 +214,10 @@ def _load_safetensors(folder: Path) -> Checkpoint:
             # MXFP4 is of experts alone: an ExpertsFolder reads it.
             if quantization.get("quant_method") != "mxfp4":
                 plain = QuantizedFolder(files, quantization)
-        if is_multimodal(values):
-            plain = TextPart(plain)
         source: Folder = plain
-        if any(".experts." in name for name in plain.names()):
+        if is_multimodal(values):
+            source = TextPart(plain)
+        elif any(".experts." in name for name in plain.names()):
             source = ExpertsFolder(plain, by_turns=architecture.experts_by_turns)
         names = {name for name in source.names() if not architecture.is_unused(name, config)}
         config = _untied_if_stored(config, architecture, source, names)
@@ -229,7 +229,7 @@ def _load_safetensors(folder: Path) -> Checkpoint:
             for name, stored in architecture.tensors(config).items()
         }
         present = {name: source.shape(name) for name in names}
-        if not isinstance(source, SafetensorsFolder):
+        if isinstance(source, QuantizedFolder | ExpertsFolder):
             for place in places.values():
                 if place.is_converted and source.is_quantized(place.name):
                     raise ValueError(

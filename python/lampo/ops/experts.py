@@ -90,8 +90,9 @@ def route_tokens(
     Source: Shazeer et al., "Outrageously Large Neural Networks" (2017).
     """
     num_tokens, num_experts = tensor("logits", logits, 2).shape
+    top_k = check_size("top_k", top_k, high=_MAX_TOP_K)
     if out is None:
-        size = Routing.size(num_tokens, check_size("top_k", top_k, high=_MAX_TOP_K), num_experts)
+        size = Routing.size(num_tokens, top_k, num_experts)
         memory = torch.empty(size, dtype=torch.int32, device=logits.device)
         out = Routing.in_memory(memory, num_tokens, top_k, num_experts)
     elif not isinstance(out, Routing):
