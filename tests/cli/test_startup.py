@@ -92,7 +92,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("arguments", "message"),
     [
         (["-m", "head_dim"], "head_dim"),
-        (["-m", "architecture"], "model_type: expected one of "),
+        (["-m", "architecture"], "is not supported (`lampo models` lists what is)"),
         (["-m", "experts"], "num_experts"),
         (["-m", "tensors"], "not a safetensors file"),
         (["-m", "cut.gguf"], "run past the end"),

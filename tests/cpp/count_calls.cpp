@@ -188,6 +188,58 @@ void packed_linear(const std::string& format_name, int64_t rows, int bits) {
       [&] { lampo::embedding_packed(ids, weight, format, kRows, rows_out, false); });
 }
 
+void scales() {
+  Tensor x(DType::kBF16, {16, 4096}), out(DType::kBF16, {16, 4096}), positions(DType::kI64, {16});
+  randomize(x);
+  positions.fill<int64_t>([](int64_t i) { return 5000 * i; });
+  run("scale bf16", [&] { lampo::scale(x, out, 0.5, 30.0); });
+  run("scale_by_position bf16", [&] { lampo::scale_by_position(x, positions, out, 0.1, 16384); });
+}
+
+/// Ops of a sequence with a state, at its first 16 tokens.
+void recurrent() {
+  constexpr int64_t kTokens = 16, kHeads = 4, kSize = 128, kChannels = 1024;
+  const auto make = [](Shape shape) { return Tensor(DType::kBF16, shape); };
+  Tensor q = make({kTokens, kHeads, kSize}), k = make({kTokens, kHeads, kSize});
+  Tensor v = make({kTokens, kHeads, kSize}), out = make({kTokens, kHeads, kSize});
+  Tensor a = make({kTokens, kHeads}), b = make({kTokens, kHeads});
+  Tensor decay(DType::kF32, {kHeads}), state(DType::kF32, {1, kHeads, kSize, kSize});
+  Tensor slots(DType::kI64, {1}), lens(DType::kI32, {1}), cu(DType::kI32, {2});
+  randomize(q), randomize(k), randomize(v), randomize(a), randomize(b);
+  decay.fill<float>([](int64_t) { return -0.1f; });
+  lens.fill<int32_t>([](int64_t) { return static_cast<int32_t>(kTokens); });
+  cu.fill<int32_t>([](int64_t i) { return static_cast<int32_t>(kTokens * i); });
+  run("gated_delta bf16", [&] {
+    lampo::gated_delta(q, k, v, a, b, decay, decay, state, slots, lens, cu, false, 0.1, nullptr,
+                       nullptr, 0.0, out);
+  });
+  run("sigmoid_mul bf16", [&] { lampo::sigmoid_mul(q, k, out); });
+  Tensor x = make({kTokens, kChannels}), y = make({kTokens, kChannels});
+  Tensor weight(DType::kF32, {4, kChannels}), inputs(DType::kF32, {1, 3, kChannels});
+  randomize(x), randomize(weight);
+  run("causal_conv bf16", [&] {
+    lampo::causal_conv(x, weight, nullptr, inputs, slots, lens, cu, nullptr, nullptr, true, y);
+  });
+}
+
+void experts() {
+  constexpr int64_t kTokens = 4, kTopK = 2, kExperts = 8, kRows = 64, kColumns = 256;
+  Tensor logits(DType::kF32, {kTokens, kExperts}), weights(DType::kF32, {kTokens, kTopK});
+  Tensor chosen(DType::kI32, {kTokens, kTopK}), rows(DType::kI32, {kTokens, kTopK});
+  Tensor x_rows(DType::kI32, {kTokens * kTopK}), offsets(DType::kI32, {kExperts + 1});
+  randomize(logits);
+  run("route_tokens",
+      [&] { lampo::route_tokens(logits, true, {chosen, weights, rows, x_rows, offsets}); });
+  Tensor x(DType::kF32, {kTokens, kColumns}), weight(DType::kF32, {kExperts * kRows, kColumns});
+  Tensor y(DType::kF32, {kTokens * kTopK, kRows}), out(DType::kF32, {kTokens, kRows});
+  Tensor workspace(DType::kU8, {lampo::linear_workspace_size(kTokens * kTopK, kColumns)});
+  randomize(x), randomize(weight);
+  run("expert_linear f32", [&] {
+    lampo::expert_linear(x, weight, nullptr, nullptr, offsets, x_rows.get(), {}, y, workspace);
+  });
+  run("combine_experts f32", [&] { lampo::combine_experts(y, rows, weights, false, out); });
+}
+
 void sampling() {
   constexpr int64_t kRows = 2, kVocab = 32768;
   Tensor logits(DType::kF32, {kRows, kVocab}), ones(DType::kF32, {kRows}), p(DType::kF32, {kRows});
@@ -237,6 +289,9 @@ int main() {
       for (const int bits : {8, 9, 16}) packed_linear(format, rows, bits);
     }
   }
+  scales();
+  recurrent();
+  experts();
   sampling();
   return 0;
 }

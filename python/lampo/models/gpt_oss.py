@@ -23,6 +23,8 @@ _WINDOW = 128
 
 
 class GptOss(Architecture):
+    models = "gpt-oss"
+    features = ("experts", "sinks", "window", "biases")
     model_type = "gpt_oss"
     hf_class = "GptOssForCausalLM"
     hf_base_class = "GptOssModel"

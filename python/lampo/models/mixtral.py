@@ -12,6 +12,8 @@ from lampo.models.config_reader import ConfigReader
 
 
 class Mixtral(Architecture):
+    models = "Mixtral"
+    features = ("experts",)
     model_type = "mixtral"
     hf_class = "MixtralForCausalLM"
     hf_base_class = "MixtralModel"

@@ -14,6 +14,8 @@ from lampo.models.config_reader import MAX_LAYERS, ConfigReader
 
 
 class Qwen3MoE(Architecture):
+    models = "Qwen3, mixtures of experts"
+    features = ("experts", "q/k norms")
     model_type = "qwen3_moe"
     hf_class = "Qwen3MoeForCausalLM"
     hf_base_class = "Qwen3MoeModel"

@@ -34,8 +34,21 @@ _CHATML = ("<|im_end|>", "<|endoftext|>")
 
 CHAT_FAMILIES = (
     ChatFamily("Gemma 2, Gemma 3", ("gemma2", "gemma3_text"), ("<end_of_turn>", "<eos>")),
+    ChatFamily(
+        "gpt-oss (Harmony)",
+        ("gpt_oss",),
+        ("<|return|>", "<|call|>"),
+        ("<|channel|>analysis<|message|>", "<|end|>"),
+        ("<|channel|>commentary to=", "<|call|>"),
+    ),
     ChatFamily("GPT-2", ("gpt2",), ("<|endoftext|>",)),
     ChatFamily("Granite 3", ("granite",), ("<|end_of_text|>",), _THINK, ("<|tool_call|>", "")),
+    ChatFamily(
+        "LFM2",
+        ("lfm2",),
+        ("<|im_end|>",),
+        calls=("<|tool_call_start|>", "<|tool_call_end|>"),
+    ),
     ChatFamily(
         "Llama 3",
         ("llama",),
@@ -46,6 +59,7 @@ CHAT_FAMILIES = (
     ChatFamily(
         "Ministral 3", ("ministral3",), ("</s>",), ("[THINK]", "[/THINK]"), ("[TOOL_CALLS]", "")
     ),
+    ChatFamily("Mixtral", ("mixtral",), ("</s>",)),
     ChatFamily("OLMo 2", ("olmo2",), ("<|endoftext|>",)),
     ChatFamily("OLMo 3", ("olmo3",), _CHATML, _THINK, ("<function_calls>", "</function_calls>")),
     ChatFamily(
@@ -56,7 +70,8 @@ CHAT_FAMILIES = (
         ("<|tool_call|>", "<|/tool_call|>"),
     ),
     ChatFamily("Qwen2, Qwen2.5", ("qwen2",), _CHATML, calls=_TOOL_CALL),
-    ChatFamily("Qwen3", ("qwen3",), _CHATML, _THINK, _TOOL_CALL),
+    ChatFamily("Qwen3", ("qwen3", "qwen3_moe"), _CHATML, _THINK, _TOOL_CALL),
+    ChatFamily("Qwen3.5", ("qwen3_5", "qwen3_5_text"), _CHATML, _THINK, _TOOL_CALL),
     ChatFamily("SmolLM3", ("smollm3",), ("<|im_end|>",), _THINK, _TOOL_CALL),
 )
 
