@@ -74,7 +74,7 @@ def test_gguf_with_a_head_for_later_tokens(tmp_path: Path) -> None:
         ({"linear_key_head_dim": 300}, "linear_key_head_dim: expected .*256"),
         ({"linear_conv_kernel_dim": 5}, "linear_conv_kernel_dim: expected"),
         ({"attn_output_gate": False}, "attn_output_gate: expected true"),
-        ({"linear_value_head_dim": 40}, r"tensor model\.language_model\.layers\.0\.linear_attn\."),
+        ({"linear_value_head_dim": 40}, r"tensor model\.layers\.0\.linear_attn\."),
     ],
 )
 def test_configurations_that_are_refused(

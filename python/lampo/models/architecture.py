@@ -157,8 +157,6 @@ class Architecture(ABC):
         models: published models that have it, for lists.
         features: its differences from Llama, for lists.
         unused: pattern of the names of tensors in files that the model does not need.
-        nested: the field of config.json with the language model's configuration, in models that
-            have other parts too; None: config.json is that.
     """
 
     model_type: ClassVar[str]
@@ -174,7 +172,6 @@ class Architecture(ABC):
     head: ClassVar[tuple[str, str]] = ("lm_head", "output")
     experts_by_turns: ClassVar[bool] = False
     optional_prefix: ClassVar[str] = "model."
-    nested: ClassVar[str | None] = None
     models: ClassVar[str] = ""
     features: ClassVar[tuple[str, ...]] = ()
     # Tables that are computed, and copies of tied weights.

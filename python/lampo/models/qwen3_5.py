@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from lampo.models.architecture import (
     Architecture,
@@ -42,15 +42,15 @@ _MAX_DIM = 256  # of a head of linear attention, in the kernels
 _OF_IMAGES = ("mrope_section", "mrope_interleaved")  # equal positions on three axes in text
 
 
-class Qwen35Text(Architecture):
+class Qwen35(Architecture):
     models = "Qwen3.5, 3.6, 3.8, dense, text"
     features = ("linear attention", "gated attention", "q/k norms", "partial rope")
     model_type = "qwen3_5_text"
     hf_class = "Qwen3_5ForCausalLM"
     hf_base_class = "Qwen3_5TextModel"
-    gguf_name: ClassVar[str | None] = "qwen35"
-    # The head that predicts the token after the next, and the part for images.
-    unused = re.compile(rf"{Architecture.unused.pattern}|(mtp|model\.visual)\..*")
+    gguf_name = "qwen35"
+    # The head that predicts the token after the next.
+    unused = re.compile(rf"{Architecture.unused.pattern}|mtp\..*")
 
     def config(self, reader: ConfigReader) -> ModelConfig:
         f = reader.fields
@@ -131,19 +131,6 @@ class Qwen35Text(Architecture):
             loader.rms_norm("post_attention_layernorm"),
             loader.gated_feed_forward(layer.feed_forward),
         )
-
-
-class Qwen35(Qwen35Text):
-    """The published models: the same beside a part for images."""
-
-    model_type = "qwen3_5"
-    hf_class = "Qwen3_5ForConditionalGeneration"
-    hf_base_class = "Qwen3_5Model"
-    gguf_name = None
-    nested = "text_config"
-    embedding = ("model.language_model.embed_tokens", "token_embd")
-    layer = ("model.language_model.layers.{}.", "blk.{}.")
-    norm = ("model.language_model.norm", "output_norm")
 
 
 def _mixer(loader: WeightLoader, layer: LayerConfig) -> Mixer:

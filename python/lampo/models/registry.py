@@ -25,7 +25,7 @@ from lampo.models.olmo2 import Olmo2, Olmo3
 from lampo.models.phi3 import Phi3
 from lampo.models.qwen2 import Qwen2
 from lampo.models.qwen3 import Qwen3
-from lampo.models.qwen3_5 import Qwen35, Qwen35Text
+from lampo.models.qwen3_5 import Qwen35
 from lampo.models.qwen3_moe import Qwen3MoE
 from lampo.models.smollm3 import SmolLM3
 from lampo.weights.fields import Fields
@@ -45,7 +45,6 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     Phi3(),
     GPT2(),
     LFM2(),
-    Qwen35Text(),
     Qwen35(),
     Qwen3MoE(),
     Mixtral(),
@@ -64,9 +63,12 @@ _MAX_SHOWN = 8
 _BY_MODEL_TYPE = {a.model_type: a for a in ARCHITECTURES}
 _BY_GGUF_NAME = {a.gguf_name: a for a in ARCHITECTURES if a.gguf_name is not None}
 # Multimodal models whose text part is read: model_type -> the entry of `architectures`.
-_MULTIMODAL = {"mistral3": "Mistral3ForConditionalGeneration"}
+_MULTIMODAL = {
+    "mistral3": "Mistral3ForConditionalGeneration",
+    "qwen3_5": "Qwen3_5ForConditionalGeneration",
+}
 # Architectures without GGUF files of their own.
-_READ_BY = {"mistral": "llama", "mixtral": "llama", "olmo3": "olmo2", "qwen3_5": "qwen35"}
+_READ_BY = {"mistral": "llama", "mixtral": "llama", "olmo3": "olmo2"}
 
 
 def gguf_reader(architecture: Architecture) -> Architecture:
@@ -96,9 +98,6 @@ def config_from_hf(
         raise _unknown(fields, "model_type", name, _BY_MODEL_TYPE, reader)
     model_type = fields.choice("model_type", tuple(_BY_MODEL_TYPE))
     architecture = _BY_MODEL_TYPE[model_type]
-    if architecture.nested is not None:
-        inner = {**fields.mapping(architecture.nested), **_outer_fields(values)}
-        fields = hf_fields(inner, f"{source}: {architecture.nested}")
     names = fields.get("architectures")
     known = known or (architecture.hf_class, architecture.hf_base_class)
     if names is not None and not (isinstance(names, list) and any(n in names for n in known)):
@@ -108,12 +107,6 @@ def config_from_hf(
         )
     fields.names = architecture.field_names
     return architecture, architecture.config(ConfigReader(fields, model_type))
-
-
-def _outer_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a model of several parts that hold for its language model."""
-    names = ("architectures", "tie_word_embeddings")
-    return {name: values[name] for name in names if name in values}
 
 
 def is_multimodal(values: Mapping[str, Any]) -> bool:

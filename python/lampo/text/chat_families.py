@@ -71,7 +71,7 @@ CHAT_FAMILIES = (
     ),
     ChatFamily("Qwen2, Qwen2.5", ("qwen2",), _CHATML, calls=_TOOL_CALL),
     ChatFamily("Qwen3", ("qwen3", "qwen3_moe"), _CHATML, _THINK, _TOOL_CALL),
-    ChatFamily("Qwen3.5", ("qwen3_5", "qwen3_5_text"), _CHATML, _THINK, _TOOL_CALL),
+    ChatFamily("Qwen3.5", ("qwen3_5_text",), _CHATML, _THINK, _TOOL_CALL),
     ChatFamily("SmolLM3", ("smollm3",), ("<|im_end|>",), _THINK, _TOOL_CALL),
 )
 
