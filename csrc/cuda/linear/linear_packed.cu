@@ -152,10 +152,11 @@ template <class Format, int kStrips>
 struct PackedProduct {
   using Piece = PackedPiece<Format>;
   using Group = StripGroup<Format>;
-  // Two strips with two sets of scales have fewer where ptxas would spill; turns of half as many
-  // rounds divide those that the host plans.
+  // Formats with two sets of scales have fewer where ptxas would spill: two strips, and codes of 3
+  // bits. Turns of half as many rounds divide those that the host plans.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-  static constexpr int kFewer = kStrips == 2 && Group::kScales == 2 ? 2 : 1;
+  static constexpr int kFewer =
+      Group::kScales == 2 && (kStrips == 2 || Format::kCodeBits == 3) ? 2 : 1;
 #else
   static constexpr int kFewer = 1;
 #endif
