@@ -30,7 +30,7 @@ from lampo.ops._registry import NativeOp
 
 OPS = [
     f"lampo.ops.{name}"
-    for name in ("activation", "attention", "kv_cache", "linear", "norm", "sampling")
+    for name in ("activation", "attention", "kv_cache", "linear", "norm", "recurrent", "sampling")
 ]
 GPUS = [torch.device("cuda", 0), torch.device("cuda", 1)]
 GPU = GPUS[0]

@@ -181,11 +181,7 @@ TEMPLATES = {
     {%- if message.role == 'user' %}
         {{- '[INST]' ~ message.content ~ '[/INST]' }}
     {%- else %}
-        {%- set parts = message.content.split('</think>') %}
-        {%- if parts | length == 2 %}
-            {{- '[THINK]' ~ parts[0].split('<think>')[-1] ~ '[/THINK]' }}
-        {%- endif %}
-        {{- parts[-1] ~ eos_token }}
+        {{- message.content ~ eos_token }}
     {%- endif %}
 {%- endfor %}""",
 }
