@@ -23,7 +23,9 @@ def _routing(rows: int, experts: int, top_k: int) -> ops.Routing:
     return ops.route_tokens(torch.randn(rows, experts, generator=generator), top_k)
 
 
-def _check_top_k(experts: int, top_k: int) -> None:
+def _check(device: torch.device, experts: int, top_k: int) -> None:
+    if device.type != "cpu":
+        raise ValueError(f"device: experts are computed on cpu alone, got {device}")
     if not 1 <= top_k <= min(experts, 64):
         raise ValueError(f"top_k: expected 1 to {min(experts, 64)}, got {top_k}")
 
@@ -32,7 +34,7 @@ class RouteTokens(Case):
     op = staticmethod(ops.route_tokens)
 
     def prepare(self, rows: int, experts: int, top_k: int) -> None:
-        _check_top_k(experts, top_k)
+        _check(self.device, experts, top_k)
         self.rows, self.experts, self.top_k = rows, experts, top_k
 
     @property
@@ -80,7 +82,7 @@ class ExpertLinear(Weights):
     def prepare(
         self, shape: Shape, rows: int, experts: int, top_k: int, dtype: str, activation_bits: int
     ) -> None:
-        _check_top_k(experts, top_k)
+        _check(self.device, experts, top_k)
         if shape.out_features % 16:
             raise ValueError(f"shape: expected a multiple of 16 rows per expert, got {shape}")
         self._take(Shape(experts * shape.out_features, shape.in_features), rows, dtype)
@@ -150,7 +152,7 @@ class CombineExperts(Case):
     op = staticmethod(ops.combine_experts)
 
     def prepare(self, rows: int, size: int, top_k: int, dtype: str) -> None:
-        _check_top_k(2 * top_k, top_k)
+        _check(self.device, 2 * top_k, top_k)
         self.rows, self.size, self.top_k, self.dtype = rows, size, top_k, dtype
 
     @property
