@@ -122,8 +122,8 @@ class GeluMul(_Gate):
     exact = staticmethod(partial(reference.gelu, tanh_approximation=False))
 
 
-class Gelu(_Elementwise):
-    op = staticmethod(ops.gelu)
+class _OneToOne(_Elementwise):
+    """x and out, [rows, size] each."""
 
     def prepare(self, rows: int, size: int, dtype: str) -> None:
         self.rows, self.size, self.dtype = rows, size, dtype
@@ -131,6 +131,10 @@ class Gelu(_Elementwise):
     @property
     def cost(self) -> cost.Cost:
         return cost.gelu(self.rows, self.size, self.dtype)
+
+
+class Gelu(_OneToOne):
+    op = staticmethod(ops.gelu)
 
     def make(self) -> Arguments:
         x = self._tensor(self.rows, self.size)
@@ -143,17 +147,10 @@ class Gelu(_Elementwise):
         return {"torch": lambda a: lambda: torch.nn.functional.gelu(a["x"])}
 
 
-class Scale(_Elementwise):
+class Scale(_OneToOne):
     """With a soft cap, as of logits."""
 
     op = staticmethod(partial(ops.scale, factor=0.5, soft_cap=30.0))
-
-    def prepare(self, rows: int, size: int, dtype: str) -> None:
-        self.rows, self.size, self.dtype = rows, size, dtype
-
-    @property
-    def cost(self) -> cost.Cost:
-        return cost.gelu(self.rows, self.size, self.dtype)
 
     def make(self) -> Arguments:
         x = self._tensor(self.rows, self.size)
@@ -166,15 +163,8 @@ class Scale(_Elementwise):
         return {"torch": lambda a: lambda: 30.0 * torch.tanh(a["x"] * (0.5 / 30.0))}
 
 
-class ScaleByPosition(_Elementwise):
+class ScaleByPosition(_OneToOne):
     op = staticmethod(partial(ops.scale_by_position, beta=0.1, length=16384))
-
-    def prepare(self, rows: int, size: int, dtype: str) -> None:
-        self.rows, self.size, self.dtype = rows, size, dtype
-
-    @property
-    def cost(self) -> cost.Cost:
-        return cost.gelu(self.rows, self.size, self.dtype)
 
     def make(self) -> Arguments:
         x = self._tensor(self.rows, self.size)
@@ -193,11 +183,8 @@ class ScaleByPosition(_Elementwise):
         return {"torch": peer}
 
 
-class SigmoidMul(_Elementwise):
+class SigmoidMul(_OneToOne):
     op = staticmethod(ops.sigmoid_mul)
-
-    def prepare(self, rows: int, size: int, dtype: str) -> None:
-        self.rows, self.size, self.dtype = rows, size, dtype
 
     @property
     def cost(self) -> cost.Cost:
